@@ -1,0 +1,134 @@
+"""The physics of degradation: what a shorter acquisition leaves of k-space. NumPy and SciPy only.
+
+Volumes are (rows, columns, slices). The LR volume is the centre of the HR volume's k-space, so LR voxel i
+lies exactly on HR voxel scale·i (grid "fft"). Odd sizes are cropped to a multiple of the scale first.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import fft, ndimage
+
+Scale = tuple[int, int, int]
+Volume = NDArray[np.float32]
+
+
+class DegradationError(ValueError):
+    """A degradation that physics or the volume's size does not allow."""
+
+
+@dataclass(frozen=True)
+class Acquisition:
+    """How an LR scan is acquired.
+
+    scale: HR voxels per LR voxel along (row, column, slice).
+    partial_fourier: acquired share of k-space along columns (phase encoding), 0.5 < share <= 1, zero-filled.
+    elliptical: leave out the corners of k-space outside the inscribed ellipsoid.
+    noise: standard deviation of the complex noise's real and imaginary part, as a share of the volume's
+        99.9th percentile; the magnitude is then Rician.
+    """
+
+    scale: Scale = (2, 2, 2)
+    partial_fourier: float = 1.0
+    elliptical: bool = False
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not all(1 <= s <= 8 for s in self.scale) or max(self.scale) == 1:
+            raise DegradationError("The scale is three factors of 1 to 8, such as 2x2x2, not all 1.")
+        if not 0.5 < self.partial_fourier <= 1:
+            raise DegradationError("Partial Fourier is a share of k-space above 0.5 and at most 1.")
+        if not 0 <= self.noise < math.inf:
+            raise DegradationError("The noise level is zero or positive.")
+
+
+def crop(hr: NDArray[np.generic], scale: Scale) -> NDArray[np.generic]:
+    """Drop the last voxels of each axis that are no multiple of the scale."""
+    if any(n < 2 * s for n, s in zip(hr.shape, scale, strict=True)):
+        raise DegradationError(f"A volume of {hr.shape} voxels is too small for scale {scale}.")
+    return hr[tuple(slice(n - n % s) for n, s in zip(hr.shape, scale, strict=True))]
+
+
+def acquire(hr: Volume, acquisition: Acquisition, seed: int = 0) -> Volume:
+    """The magnitude LR volume, float32 in the HR volume's units, that this acquisition would yield.
+
+    hr: magnitude volume, its shape a multiple of the scale. seed: of the noise.
+    """
+    shape = tuple(n // s for n, s in zip(hr.shape, acquisition.scale, strict=True))
+    space = _resize_centre(_centred_fft(hr), shape) / math.prod(acquisition.scale)
+    image = fft.ifftn(fft.ifftshift(space * sampling_mask(shape, acquisition)))
+    if acquisition.noise:
+        rng = np.random.default_rng(seed)
+        level = acquisition.noise * np.percentile(hr, 99.9)
+        image = image + level * (rng.standard_normal(shape) + 1j * rng.standard_normal(shape))
+    return np.abs(image).astype(np.float32)
+
+
+def sampling_mask(shape: tuple[int, ...], acquisition: Acquisition) -> NDArray[np.bool_]:
+    """Which points of centred LR k-space are acquired."""
+    mask = np.ones(shape, bool)
+    if acquisition.elliptical:
+        axes = [(np.arange(n) - n // 2) / (n / 2) for n in shape]
+        mask &= sum(a**2 for a in np.meshgrid(*axes, indexing="ij", sparse=True)) <= 1
+    if acquisition.partial_fourier < 1:
+        mask[:, : shape[1] - round(acquisition.partial_fourier * shape[1])] = False
+    return mask
+
+
+def zero_fill(lr: Volume, scale: Scale) -> Volume:
+    """Sinc interpolation onto the HR grid: the LR volume's k-space in a frame of zeros; float32 magnitude."""
+    shape = tuple(n * s for n, s in zip(lr.shape, scale, strict=True))
+    space = _resize_centre(_centred_fft(lr), shape) * math.prod(scale)
+    image = fft.ifftn(fft.ifftshift(space))
+    return np.abs(image).astype(np.float32)
+
+
+def tricubic(lr: Volume, scale: Scale) -> Volume:
+    """Cubic spline interpolation onto the HR grid: HR voxel p at LR coordinate p/scale; float32."""
+    out = lr.astype(np.float32)
+    for axis, s in enumerate(scale):
+        if s == 1:
+            continue
+        spline = ndimage.spline_filter1d(out, 3, axis, mode="reflect", output=np.float32)
+        n = lr.shape[axis]
+        pad = [(4, 4) if a == axis else (0, 0) for a in range(3)]
+        out = np.empty((*out.shape[:axis], n * s, *out.shape[axis + 1 :]), np.float32)
+        spline = np.pad(spline, pad, mode="symmetric")
+        for phase in range(s):
+            weights = _bspline(np.arange(-1, 3) - phase / s)
+            taps = (np.take(spline, range(k + 4, k + 4 + n), axis) for k in range(-1, 3))
+            index = [slice(None)] * 3
+            index[axis] = slice(phase, None, s)
+            out[tuple(index)] = sum(w * tap for w, tap in zip(weights, taps, strict=True))
+    return out
+
+
+def data_consistency(sr: Volume, lr: Volume, scale: Scale) -> float:
+    """‖truncation(sr) − lr‖ / ‖lr‖: 0 where the SR volume explains every voxel of the LR one."""
+    again = acquire(sr, Acquisition(scale))
+    return float(np.linalg.norm(again - lr) / max(float(np.linalg.norm(lr)), 1e-12))
+
+
+def _bspline(t: NDArray[np.float64]) -> NDArray[np.float32]:
+    t = np.abs(t)
+    return np.where(t < 1, 2 / 3 - t**2 + t**3 / 2, np.clip(2 - t, 0, None) ** 3 / 6).astype(np.float32)
+
+
+def _centred_fft(volume: NDArray[np.generic]) -> NDArray[np.complex64]:
+    return fft.fftshift(fft.fftn(volume.astype(np.float32), workers=-1))
+
+
+def _resize_centre(space: NDArray[np.complex64], shape: tuple[int, ...]) -> NDArray[np.complex64]:
+    """Crop or zero-pad centred k-space about its zero frequency."""
+    out = np.zeros(shape, space.dtype)
+    here, there = [], []
+    for n, m in zip(space.shape, shape, strict=True):
+        keep = min(n, m)
+        here.append(slice(n // 2 - keep // 2, n // 2 - keep // 2 + keep))
+        there.append(slice(m // 2 - keep // 2, m // 2 - keep // 2 + keep))
+    out[tuple(there)] = space[tuple(here)]
+    return out

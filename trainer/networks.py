@@ -1,0 +1,303 @@
+"""The networks of UDEAN (Fig. 3): encoders, TS-RCAN decoders, VGG discriminators.
+
+All are 2-D networks over thin slabs: the channels of an image are consecutive slices. An LR slab has
+`slab` slices; the HR slab over it has `slab * scale[2]`. Feature maps lie on the LR grid.
+Spatial scale is the same along rows and columns.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SLAB = 3  # LR slices a network call sees, as in TS-RCAN
+
+
+class ArchitectureError(ValueError):
+    """The requested networks cannot be built."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Size and shape of the networks.
+
+    channels, groups, blocks: width, residual groups, residual blocks a group of the decoders.
+    discriminator: width of the discriminators' first convolution.
+    scale: (row, column, slice) factors; row and column are equal, 1 to 4; slice 1 to 4.
+    skip: "cubic": the features' first slab channels carry the LR image itself, and decoders add its
+        fixed interpolation to what they learn, on the FFT grid; "none": as published.
+    """
+
+    channels: int = 64
+    groups: int = 5
+    blocks: int = 5
+    discriminator: int = 64
+    scale: tuple[int, int, int] = (2, 2, 2)
+    skip: Literal["none", "cubic"] = "none"
+
+    def __post_init__(self) -> None:
+        if self.scale[0] != self.scale[1] or not 1 <= self.scale[0] <= 4 or not 1 <= self.scale[2] <= 4:
+            raise ArchitectureError(
+                f"Scale {'x'.join(map(str, self.scale))} is not supported: rows and columns take the same "
+                "factor, 1 to 4, and slices 1 to 4."
+            )
+        if min(self.groups, self.blocks, self.discriminator) < 1 or self.channels < 2 * SLAB:
+            raise ArchitectureError("Networks need at least 6 channels, 1 group, 1 block and 1 filter.")
+
+    @property
+    def slab(self) -> tuple[int, int]:
+        """(LR slices, HR slices) of one call."""
+        return SLAB, SLAB * self.scale[2]
+
+
+def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride, padding=1)
+
+
+class ChannelAttention(nn.Module):
+    """Squeeze and excitation: x (N, C, H, W) times a gate (N, C, 1, 1) computed from its mean."""
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__()
+        inner = max(4, channels // reduction)
+        self.gate = nn.Sequential(
+            nn.Conv2d(channels, inner, 1), nn.ReLU(), nn.Conv2d(inner, channels, 1), nn.Sigmoid()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        # A float32 island: the sum of a whole window overflows half precision.
+        mean = x.float().mean((2, 3), keepdim=True).to(x.dtype)
+        return x * self.gate(mean)
+
+
+class ResidualBlock(nn.Module):
+    """RCAB: conv, ReLU, conv, channel attention, skip; no normalisation."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            conv(channels, channels), nn.ReLU(), conv(channels, channels), ChannelAttention(channels)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class ResidualGroup(nn.Module):
+    """Residual blocks, a conv, and a skip over them."""
+
+    def __init__(self, channels: int, blocks: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*(ResidualBlock(channels) for _ in range(blocks)), conv(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class Encoder(nn.Module):
+    """Six 3×3 convolutions with LeakyReLU(0.2) between, none after the last.
+
+    slices: channels of the input slab. stride: 1 for the LR encoder; the in-plane scale factor for the
+    down-sampling feature extractor, taken by the third convolution, whose outputs centre on HR voxels
+    0, s, 2s, …: the FFT grid.
+    Input (N, slices, s·H, s·W), output (N, channels, H, W).
+    """
+
+    def __init__(self, slices: int, channels: int, stride: int = 1, anchor: nn.Module | None = None) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for i in range(6):
+            layers += [conv(channels if i else slices, channels, stride if i == 2 else 1), nn.LeakyReLU(0.2)]
+        self.body = nn.Sequential(*layers[:-1])
+        self.anchor = anchor
+        if anchor is not None:  # start with the plain image in the anchored channels
+            last = self.body[-1]
+            assert isinstance(last, nn.Conv2d) and last.bias is not None
+            nn.init.zeros_(last.weight[:SLAB])
+            nn.init.zeros_(last.bias[:SLAB])
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.body(x)
+        if self.anchor is None:
+            return features
+        image = self.anchor(x)
+        return torch.cat((features[:, :SLAB] + image, features[:, SLAB:]), 1)
+
+
+class Decoder(nn.Module):
+    """TS-RCAN: conv, residual groups, conv, long skip, optional upsampler, conv.
+
+    factor: in-plane magnification, 1 for the LR decoder. slices: channels of the output slab.
+    Input (N, channels, H, W), output (N, slices, factor·H, factor·W).
+    """
+
+    def __init__(self, arch: Architecture, slices: int, factor: int, skip: nn.Module | None = None) -> None:
+        super().__init__()
+        c = arch.channels
+        self.head = conv(c, c)
+        self.body = nn.Sequential(*(ResidualGroup(c, arch.blocks) for _ in range(arch.groups)), conv(c, c))
+        self.upsampler = upsampler(c, factor)
+        self.tail = conv(c, slices)
+        self.skip = skip
+        if skip is not None:  # start as the plain interpolation
+            nn.init.zeros_(self.tail.weight)
+            assert self.tail.bias is not None
+            nn.init.zeros_(self.tail.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        x = self.head(features)
+        image = self.tail(self.upsampler(x + self.body(x)))
+        return image if self.skip is None else image + self.skip(features[:, :SLAB])
+
+
+def upsampler(channels: int, factor: int) -> nn.Sequential:
+    """Convolutions and pixel shuffles that magnify by 1, 2, 3 or 4 (twice 2).
+
+    ICNR initialisation (arXiv 1707.02937): all sub-pixels of a new voxel start equal: no checkerboard.
+    """
+    steps = {1: (), 2: (2,), 3: (3,), 4: (2, 2)}[factor]
+    layers: list[nn.Module] = []
+    for step in steps:
+        layer = conv(channels, channels * step**2)
+        with torch.no_grad():
+            layer.weight.copy_(layer.weight[:: step**2].repeat_interleave(step**2, 0))
+            assert layer.bias is not None
+            layer.bias.copy_(layer.bias[:: step**2].repeat_interleave(step**2, 0))
+        layers += [layer, nn.PixelShuffle(step)]
+    return nn.Sequential(*layers)
+
+
+class Interpolation(nn.Module):
+    """Fixed interpolation of an LR slab onto the FFT grid: HR voxel p lies at LR coordinate p/s.
+
+    In plane: Keys' cubic convolution (a = -1/2); through plane: linear, held beyond the last slice.
+    Input (N, SLAB, H, W), output (N, SLAB·s_slice, s·H, s·W). One convolution and a pixel shuffle.
+    """
+
+    def __init__(self, scale: tuple[int, int, int]) -> None:
+        super().__init__()
+        s, through = scale[0], scale[2]
+        rows = torch.stack([_keys(torch.arange(-2.0, 3.0) - p / s) for p in range(s)])  # (s, 5)
+        plane = torch.einsum("ai,bj->abij", rows, rows)  # phase, phase, kernel, kernel
+        mix = torch.zeros(SLAB * through, SLAB)
+        for p in range(SLAB * through):
+            low = min(p // through, SLAB - 1)
+            high, t = min(low + 1, SLAB - 1), p % through / through
+            mix[p, low] += 1 - t
+            mix[p, high] += t
+        weight = torch.einsum("oc,abij->oabcij", mix, plane).reshape(-1, SLAB, 5, 5)
+        self.register_buffer("weight", weight, persistent=False)
+        self.shuffle = nn.PixelShuffle(s)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight: Tensor = self.weight  # type: ignore[assignment]
+        return self.shuffle(F.conv2d(F.pad(x, (2, 2, 2, 2), mode="replicate"), weight.to(x.dtype)))
+
+
+class Decimation(nn.Module):
+    """Fixed low-pass and decimation of an HR slab onto the LR grid, the skip's counterpart.
+
+    A Kaiser-windowed sinc in plane; through plane a triangle over the slices at hand.
+    Input (N, SLAB·s_slice, s·H, s·W), output (N, SLAB, H, W).
+    """
+
+    def __init__(self, scale: tuple[int, int, int]) -> None:
+        super().__init__()
+        s, through = scale[0], scale[2]
+        self.stride, self.radius = s, 4 * s if s > 1 else 0
+        n = torch.arange(-self.radius, self.radius + 1.0)
+        row = torch.special.sinc(n / s) * torch.kaiser_window(len(n), periodic=False, beta=5.0)
+        row = row / row.sum()
+        mix = torch.zeros(SLAB, SLAB * through)
+        for i in range(SLAB):
+            for p in range(SLAB * through):
+                mix[i, p] = max(0.0, 1 - abs(p - i * through) / through)
+        mix = mix / mix.sum(1, keepdim=True)
+        self.register_buffer("mix", mix[:, :, None, None], persistent=False)
+        self.register_buffer("row", row.expand(SLAB, 1, 1, -1).clone(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mix, row = self.mix.to(x.dtype), self.row.to(x.dtype)  # type: ignore[union-attr,operator]
+        r, s = self.radius, self.stride
+        x = F.pad(F.conv2d(x, mix), (r, r, r, r), mode="replicate")
+        x = F.conv2d(x, row, stride=(1, s), groups=SLAB)
+        return F.conv2d(x, row.transpose(2, 3), stride=(s, 1), groups=SLAB)
+
+
+def _keys(t: Tensor) -> Tensor:
+    """Keys' cubic convolution kernel with a = -1/2 (IEEE ASSP 29, 1981, eq. 15)."""
+    t = t.abs()
+    near = 1.5 * t**3 - 2.5 * t**2 + 1
+    far = -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2
+    return torch.where(t <= 1, near, torch.where(t < 2, far, torch.zeros_like(t)))
+
+
+def lr_encoder(arch: Architecture) -> Encoder:
+    anchor = nn.Identity() if arch.skip == "cubic" else None
+    return Encoder(arch.slab[0], arch.channels, anchor=anchor)
+
+
+def feature_extractor(arch: Architecture) -> Encoder:
+    """The down-sampling feature extractor: HR slab to features on the LR grid."""
+    anchor = Decimation(arch.scale) if arch.skip == "cubic" else None
+    return Encoder(arch.slab[1], arch.channels, stride=arch.scale[0], anchor=anchor)
+
+
+def lr_decoder(arch: Architecture) -> Decoder:
+    return Decoder(arch, arch.slab[0], 1, nn.Identity() if arch.skip == "cubic" else None)
+
+
+def sr_decoder(arch: Architecture) -> Decoder:
+    skip = Interpolation(arch.scale) if arch.skip == "cubic" else None
+    return Decoder(arch, arch.slab[1], arch.scale[0], skip)
+
+
+class SuperResolution(nn.Module):
+    """What inference needs: LR encoder and SR decoder, LR slab (N, 3, H, W) to SR slab."""
+
+    def __init__(self, encoder: Encoder, decoder: Decoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+
+    def forward(self, lr: Tensor) -> Tensor:
+        return self.decoder(self.encoder(lr))
+
+
+def super_resolution(arch: Architecture) -> SuperResolution:
+    return SuperResolution(lr_encoder(arch), sr_decoder(arch))
+
+
+class Discriminator(nn.Module):
+    """VGG: ten 3×3 convolutions, stride 1 and 2 by turns, linear to 100, linear to 1; no sigmoid.
+
+    Batch normalisation except on the first, LeakyReLU(0.2). size: rows (= columns) of its input.
+    Input (N, inputs, size, size), output (N,).
+    """
+
+    def __init__(self, inputs: int, width: int, size: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = inputs
+        for i, factor in enumerate((1, 1, 2, 2, 4, 4, 8, 8, 8, 8)):
+            layers.append(conv(channels, width * factor, 1 + i % 2))
+            channels = width * factor
+            if i:
+                layers.append(nn.BatchNorm2d(channels))
+            layers.append(nn.LeakyReLU(0.2))
+        self.features = nn.Sequential(*layers)
+        side = math.ceil(size / 2**5)
+        self.score = nn.Sequential(nn.Linear(channels * side**2, 100), nn.LeakyReLU(0.2), nn.Linear(100, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.score(self.features(x).flatten(1)).squeeze(1)
+
+
+def parameter_count(*modules: nn.Module) -> int:
+    """Number of learned values."""
+    return sum(p.numel() for module in modules for p in module.parameters())
