@@ -13,6 +13,8 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from .errors import RunError
+
 FORMAT = 1
 METADATA_KEY = "udean.card"
 INTENDED_USE = "research only, not for diagnosis"
@@ -21,7 +23,7 @@ Grid = Literal["fft", "center"]
 Precision = Literal["fp32", "fp16", "int8"]
 
 
-class CardError(ValueError):
+class CardError(RunError, ValueError):
     """The model has no card, or one that this version cannot read."""
 
 

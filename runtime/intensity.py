@@ -10,10 +10,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import RunError
+
 RULE = "percentile-99.9"
 
 
-class IntensityError(ValueError):
+class IntensityError(RunError, ValueError):
     """The volume cannot be brought to the network's range."""
 
 

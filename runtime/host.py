@@ -1,0 +1,243 @@
+"""The host pipeline: gather windows, run the network, blend; three stages, each ahead of the next.
+
+Gather and network run in a thread each, blending in the caller's, joined by queues of one item, so
+copies hide behind the network and memory is bounded by a few batches and one slab. Windows go through
+in one fixed order, whatever the threads do, so the result is the same bits every time.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import hashlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import RunError
+from .windows import Plan
+
+Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+Planes = NDArray[np.float32]
+T = TypeVar("T")
+
+BATCH_VOXELS = 4 * 64 * 64  # windows of one network call: activations of 64 channels then stay near 4 MB
+KEPT_OUTPUTS = 64  # outputs held for byte-identical windows to come
+
+
+@dataclass(frozen=True)
+class Volume:
+    """An LR volume as it lies in memory or in a memory map, and how it reads in the network's range.
+
+    voxels: (rows, columns, slices), any real dtype; the network sees float32 voxels·gain + offset.
+    """
+
+    voxels: NDArray[Any]
+    gain: float = 1.0
+    offset: float = 0.0
+
+
+@dataclass
+class Stopwatch:
+    """Seconds that each stage was busy, and how many windows went through."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: collections.defaultdict(float))
+    windows: int = 0
+    computed: int = 0
+
+    @contextlib.contextmanager
+    def time(self, stage: str) -> Iterator[None]:
+        """Add the block's duration to the stage; a stage belongs to one thread."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - start
+
+
+def resolve_slabs(
+    volume: Volume,
+    network: Network,
+    plan: Plan,
+    batch: int | None = None,
+    watch: Stopwatch | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[tuple[int, Planes]]:
+    """Yield finished HR slabs in order: (first HR slice, float32 (slices, rows, columns)), network's range.
+
+    The yielded planes are overwritten by the next step. network: float32 (N, slab, H, W) of the plan's
+    windows to float32 (N, slab·s, s·H, s·W). batch: windows a call. progress(done, all) is told of
+    windows blended. Raises RunError where the network yields another shape or non-finite values.
+    """
+    watch = watch or Stopwatch()
+    with watch.time("gather"):
+        sources = first_twins(windows(volume, plan))
+    last_use = {source: n for n, source in enumerate(sources)}
+    watch.windows, watch.computed = len(sources), len(last_use)
+    size = batch or max(1, BATCH_VOXELS // (plan.rows.window * plan.columns.window))
+
+    batches = ahead(_gather(volume, plan, sources, size, watch))
+    with contextlib.closing(ahead(_compute(batches, network, plan, watch))) as outputs:
+        arriving = (output for group in outputs for output in group)
+        kept: dict[int, Planes] = {}
+
+        def output_of(n: int) -> Planes:
+            source = sources[n]
+            new = next(arriving) if source == n else kept[source]
+            if last_use[source] > n:
+                kept[source] = new
+            else:
+                kept.pop(source, None)
+            if progress:
+                progress(n + 1, len(sources))
+            return new
+
+        yield from _blend(plan, output_of, watch)
+
+
+def windows(volume: Volume, plan: Plan) -> Iterator[Planes]:
+    """The LR windows (slab, rows, columns) of a plan, in its order; views, valid until the next one."""
+    rows, columns = plan.rows, plan.columns
+    margins = ((0, 0), rows.margins, columns.margins)
+    for k in range(len(plan.slices.starts)):
+        slab = np.moveaxis(volume.voxels[:, :, plan.slices.source(k)], 2, 0).astype(np.float32, order="C")
+        slab *= np.float32(volume.gain)
+        slab += np.float32(volume.offset)
+        if any(map(any, margins)):
+            slab = np.pad(slab, margins, mode="reflect")
+        for row in rows.starts:
+            for column in columns.starts:
+                top, left = row - rows.starts[0], column - columns.starts[0]
+                yield slab[:, top : top + rows.window, left : left + columns.window]
+
+
+def first_twins(items: Iterable[Planes]) -> list[int]:
+    """For each window the number of the first one with the same bytes: air is computed once.
+
+    Only the most frequent contents count as twins, so that few outputs have to be kept.
+    """
+    digests = [hashlib.blake2b(item.tobytes(), digest_size=16).digest() for item in items]
+    common = {d for d, count in collections.Counter(digests).most_common(KEPT_OUTPUTS) if count > 1}
+    first: dict[bytes, int] = {}
+    return [first.setdefault(d, n) if d in common else n for n, d in enumerate(digests)]
+
+
+def _gather(
+    volume: Volume, plan: Plan, sources: list[int], size: int, watch: Stopwatch
+) -> Iterator[NDArray[np.float32]]:
+    """Batches (n <= size, slab, H, W) of the windows to be computed.
+
+    Three buffers by turns: one with the network, one waiting in the queue, one being filled.
+    """
+    shape = (size, plan.slices.window, plan.rows.window, plan.columns.window)
+    ring = [np.empty(shape, np.float32) for _ in range(3)]
+    turn = filled = 0
+    every = enumerate(windows(volume, plan))
+    while True:
+        with watch.time("gather"):
+            while filled < size and (item := next(every, None)):
+                if sources[item[0]] == item[0]:
+                    ring[turn][filled] = item[1]
+                    filled += 1
+        if not filled:
+            return
+        yield ring[turn][:filled]
+        turn, filled = (turn + 1) % len(ring), 0
+
+
+def _compute(
+    batches: Generator[NDArray[np.float32], None, None], network: Network, plan: Plan, watch: Stopwatch
+) -> Iterator[NDArray[np.float32]]:
+    """The network's outputs, batch by batch."""
+    axes = (plan.slices, plan.rows, plan.columns)
+    fine = tuple(axis.window * axis.scale for axis in axes)
+    with contextlib.closing(batches):
+        for batch in batches:
+            with watch.time("network"):
+                output = network(batch)
+            if output.shape != (len(batch), *fine):
+                raise RunError(
+                    f"The network returned {output.shape} for an input {batch.shape}; its model card "
+                    f"promises {(len(batch), *fine)}: export the model again."
+                )
+            yield output
+
+
+def _blend(plan: Plan, output_of: Callable[[int], Planes], watch: Stopwatch) -> Iterator[tuple[int, Planes]]:
+    """Blend columns into a band, bands into a slab, slabs into the HR planes still unfinished."""
+    rows, columns, slices = plan.rows, plan.columns, plan.slices
+    depth = slices.window * slices.scale
+    fine_rows, fine_columns, fine_slices = plan.fine_shape
+    band = np.empty((depth, rows.window * rows.scale, fine_columns), np.float32)
+    slab = np.empty((depth, fine_rows, fine_columns), np.float32)
+    mean = np.empty_like(slab)
+    n = first = 0
+    for k in range(len(slices.starts)):
+        for i in range(len(rows.starts)):
+            for j in range(len(columns.starts)):
+                new = output_of(n)
+                n += 1
+                with watch.time("blend"):
+                    columns.blend(j, new, band, dim=2)
+            with watch.time("blend"):
+                rows.blend(i, band, slab, dim=1)
+        with watch.time("blend"):
+            slices.blend(k, slab, mean, dim=0, first=first)
+            last = k + 1 == len(slices.starts)
+            finished = (fine_slices if last else slices.span(k + 1)[0]) - first
+            if not np.isfinite(mean[:finished]).all():
+                raise RunError(
+                    "The network returned NaN or infinite values: its precision does not carry this scan, "
+                    "try --precision fp32."
+                )
+        yield first, mean[:finished]
+        with watch.time("blend"):
+            unfinished = slices.span(k)[1] - first - finished
+            mean[:unfinished] = mean[finished : finished + unfinished].copy()
+            first += finished
+
+
+def ahead(items: Iterable[T]) -> Generator[T, None, None]:
+    """Run an iterator in a thread of its own, one item ahead of the consumer.
+
+    Its exception is raised here; closing this generator stops the thread and closes the iterator.
+    """
+    ready: queue.Queue[tuple[str, Any]] = queue.Queue(1)
+    stop = threading.Event()
+
+    def work() -> None:
+        end: tuple[str, Any] = ("end", None)
+        try:
+            for item in items:
+                ready.put(("item", item))
+                if stop.is_set():
+                    break
+        except BaseException as error:  # carried to the consumer, whatever it is
+            end = ("error", error)
+        finally:
+            if isinstance(items, Generator):
+                items.close()
+        ready.put(end)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, value = ready.get()
+            if kind == "error":
+                raise value
+            if kind == "end":
+                return
+            yield value
+    finally:
+        stop.set()
+        while thread.is_alive():
+            with contextlib.suppress(queue.Empty):
+                ready.get(timeout=0.01)
+        thread.join()

@@ -1,0 +1,179 @@
+"""Overlapped windows over (row, column, slice): where they lie and how their outputs are blended.
+
+Blending is a *running weighted mean*, one axis after the other. When window n arrives, the mean so far
+moves toward it by the share of n in the weight gathered up to and including n:
+
+    mean += share · (new - mean),    share = w_n / (w_0 + … + w_n)
+
+This equals dividing a weighted sum by the sum of weights, needs no second buffer for that sum, and is
+exact by construction: where windows agree `new - mean` is 0, so an identity (or nearest-neighbour)
+network gives the volume back bit for bit. Weights are separable, hence so is the mean: columns are
+blended into a band, bands into a slab, slabs into the volume, each with shares along one axis only.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .card import Grid, ModelCard
+from .errors import RunError
+
+Weighting = Literal["gaussian", "hann", "constant"]
+OVERLAP = 0.25  # at least: 16 of 64 voxels in plane, 1 of 3 slices
+SIGMA = 0.125  # of the gaussian, in window lengths, the usual choice of sliding-window inference
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The windows along one axis.
+
+    size, window: LR voxels of the volume and of one window. scale: HR voxels per LR voxel.
+    starts: first LR voxel of each window, ascending. Negative where the volume is smaller than a
+        window: what lies outside the volume is its reflection and is cropped after the network.
+    shares: for each window, float32, of its HR voxels that an earlier window has reached already.
+    """
+
+    size: int
+    window: int
+    scale: int
+    starts: tuple[int, ...]
+    shares: tuple[NDArray[np.float32], ...]
+
+    def source(self, n: int) -> NDArray[np.intp]:
+        """The LR voxels (window,) that window n reads, reflected at the volume's ends."""
+        return reflect(np.arange(self.starts[n], self.starts[n] + self.window), self.size)
+
+    @property
+    def margins(self) -> tuple[int, int]:
+        """LR voxels of reflection before and after the volume, 0 unless it is smaller than a window."""
+        return -min(0, self.starts[0]), max(0, self.starts[-1] + self.window - self.size)
+
+    def span(self, n: int) -> tuple[int, int]:
+        """First and past-the-end HR voxel that window n contributes to."""
+        return _span(self.starts[n], self.window, self.size, self.scale)
+
+    def blend(
+        self, n: int, new: NDArray[np.float32], mean: NDArray[np.float32], dim: int, first: int = 0
+    ) -> None:
+        """Take window n into the running mean along dimension `dim`; windows come in ascending order.
+
+        new: the window's HR output, window·scale long along dim. mean: changed in place; its voxel 0
+        along dim is the volume's HR voxel `first`. Other dimensions agree.
+        """
+        new, mean = np.moveaxis(new, dim, -1), np.moveaxis(mean, dim, -1)
+        low, high = self.span(n)
+        seen = low + self.shares[n].size
+        skip = self.starts[n] * self.scale
+        mean[..., seen - first : high - first] = new[..., seen - skip : high - skip]
+        if seen > low:
+            before = mean[..., low - first : seen - first]
+            step = new[..., low - skip : seen - skip] - before
+            step *= self.shares[n]
+            before += step
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All windows of a volume, computed and blended in one order: by slice, then row, column fastest."""
+
+    rows: Axis
+    columns: Axis
+    slices: Axis
+
+    def __len__(self) -> int:
+        return len(self.rows.starts) * len(self.columns.starts) * len(self.slices.starts)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The LR volume's (rows, columns, slices)."""
+        return self.rows.size, self.columns.size, self.slices.size
+
+    @property
+    def fine_shape(self) -> tuple[int, int, int]:
+        """The HR volume's (rows, columns, slices)."""
+        rows, columns, slices = (a.size * a.scale for a in (self.rows, self.columns, self.slices))
+        return rows, columns, slices
+
+
+def plan_windows(
+    shape: tuple[int, int, int],
+    card: ModelCard,
+    overlap: float = OVERLAP,
+    window: tuple[int, int] | None = None,
+    weighting: Weighting = "gaussian",
+) -> Plan:
+    """Cover an LR volume (rows, columns, slices) by windows of the card's slab.
+
+    overlap: least fraction of a window, along every axis, that it shares with the next; 0 <= overlap < 1.
+    window: LR (rows, columns), by default the card's training window: a network with channel attention
+        is another function at another window size. Raises RunError for values out of range.
+    """
+    if not 0 <= overlap < 1:
+        raise RunError(f"The overlap must be at least 0 and less than 1, not {overlap}.")
+    if weighting not in get_args(Weighting):
+        raise RunError(f"The weighting must be one of {', '.join(get_args(Weighting))}, not '{weighting}'.")
+    rows, columns = window or card.window
+    if min(rows, columns) < 1:
+        raise RunError(f"A window must have at least one row and one column, not {rows}x{columns}.")
+    return Plan(
+        *(
+            plan_axis(size, length, scale, card.grid, overlap, weighting)
+            for size, length, scale in zip(shape, (rows, columns, card.slab[0]), card.scale, strict=True)
+        )
+    )
+
+
+def plan_axis(size: int, window: int, scale: int, grid: Grid, overlap: float, weighting: Weighting) -> Axis:
+    """The fewest windows with at least this overlap, evenly spaced to within one voxel."""
+    if size <= window:
+        starts = ((size - window) // 2,)
+    else:
+        step = max(1, math.floor(window * (1 - overlap) + 1e-9))
+        count = math.ceil((size - window) / step) + 1
+        starts = tuple(round(n * (size - window) / (count - 1)) for n in range(count))
+    weight = profile(window, scale, grid, weighting)
+    total = np.zeros(size * scale)
+    shares, seen = [], 0
+    for start in starts:
+        low, high = _span(start, window, size, scale)
+        seen = max(seen, low)
+        total[low:high] += weight[low - start * scale : high - start * scale]
+        shares.append(
+            (weight[low - start * scale : seen - start * scale] / total[low:seen]).astype(np.float32)
+        )
+        seen = high
+    return Axis(size, window, scale, starts, tuple(shares))
+
+
+def profile(window: int, scale: int, grid: Grid, weighting: Weighting) -> NDArray[np.float64]:
+    """The weight (window·scale,) > 0 of a window's HR voxels along one axis, 1 at the window's centre.
+
+    HR voxel p lies at LR coordinate p/scale on the "fft" grid and at (p + ½)/scale - ½ on the "center"
+    grid. The centre is that of the LR voxels, so on the "fft" grid the last HR voxels, which lie beyond
+    the last LR voxel and are extrapolated by the network, weigh least.
+    """
+    fine = np.arange(window * scale)
+    position = fine / scale if grid == "fft" else (fine + 0.5) / scale - 0.5
+    distance = position - (window - 1) / 2
+    if weighting == "gaussian":
+        return np.exp(-0.5 * (distance / (SIGMA * window)) ** 2)
+    if weighting == "hann":
+        return np.cos(np.pi / 2 * distance / ((window + 1) / 2)) ** 2
+    return np.ones_like(distance)
+
+
+def reflect(index: NDArray[np.intp], size: int) -> NDArray[np.intp]:
+    """Voxel numbers outside 0..size-1 replaced by their mirror image about the end voxels' centres."""
+    if size == 1:
+        return np.zeros_like(index)
+    folded = np.abs(index) % (2 * size - 2)
+    return np.minimum(folded, 2 * size - 2 - folded)
+
+
+def _span(start: int, window: int, size: int, scale: int) -> tuple[int, int]:
+    return max(start, 0) * scale, min(start + window, size) * scale
