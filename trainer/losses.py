@@ -54,4 +54,6 @@ def confusion(*scores: Tensor) -> Tensor:
     Squared distance, as in USR-DA (ICCV 2021), whose eqs these are; the absolute one gives a
     discriminator at rest no smaller pull than a confident one.
     """
-    return sum((((s.float() - 0.5) ** 2).mean() for s in scores), start=scores[0].new_zeros((), dtype=torch.float32))
+    return sum(
+        (((s.float() - 0.5) ** 2).mean() for s in scores), start=scores[0].new_zeros((), dtype=torch.float32)
+    )

@@ -1,0 +1,91 @@
+"""Checkpoints: one file with the deployed network, its card, and all that training needs to go on.
+
+A checkpoint is a dict of tensors, numbers and text, read with `weights_only=True` and in no other way:
+code in a pickle is refused, not run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..runtime.card import CardError, ModelCard
+from ..runtime.files import atomic
+from .networks import Architecture, SuperResolution, super_resolution
+
+FORMAT = 1
+
+
+class CheckpointError(ValueError):
+    """The file is no checkpoint that this version can use."""
+
+
+def save(
+    path: Path,
+    card: ModelCard,
+    arch: Architecture,
+    deployed: SuperResolution,
+    training: dict[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint atomically; a checkpoint already there survives any failure.
+
+    training: state that only `udean-train --resume` reads (all networks, optimisers, step).
+    """
+    contents = {
+        "format": FORMAT,
+        "card": card.to_json(),
+        "architecture": dataclasses.asdict(arch),
+        "deployed": deployed.state_dict(),
+        "training": training or {},
+    }
+    with atomic(path) as file:
+        torch.save(contents, file)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The checkpoint's contents, tensors on the CPU. Raises CheckpointError in one clear sentence."""
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"There is no checkpoint {path}.") from None
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{path} holds Python code or objects besides tensors; udean does not run it. "
+            "It is damaged or no udean checkpoint."
+        ) from None
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {reason}.") from None
+    if not isinstance(contents, dict) or "format" not in contents or "deployed" not in contents:
+        raise CheckpointError(f"{path} is no udean checkpoint: train one with `udean-train`.")
+    if contents["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path} has checkpoint format {contents['format']}, this version of udean reads {FORMAT}: "
+            "use the version that wrote it."
+        )
+    return contents
+
+
+def load_generator(path: Path) -> tuple[SuperResolution, ModelCard]:
+    """LR encoder and SR decoder in float32 and eval mode, and the card.
+
+    The network maps (N, slab in, H, W) to (N, slab out, s·H, s·W).
+    """
+    contents = load(path)
+    try:
+        card = ModelCard.from_json(contents["card"], str(path))
+        architecture = contents["architecture"] | {"scale": tuple(contents["architecture"]["scale"])}
+        network = super_resolution(Architecture(**architecture))
+        network.load_state_dict(contents["deployed"])
+    except CardError as error:
+        raise CheckpointError(str(error)) from None
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} does not hold the network it names: {str(error).splitlines()[0]}."
+        ) from None
+    return network.float().eval(), card
