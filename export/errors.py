@@ -1,0 +1,5 @@
+"""The one exception of this room: something that the user can mend, said in one sentence."""
+
+
+class ExportError(Exception):
+    """What is wrong, with which file, and what to do. Shown to the user as it is, without a traceback."""

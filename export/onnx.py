@@ -1,0 +1,146 @@
+"""From a network to an ONNX file: one self-contained, deterministic, self-describing file.
+
+The graph holds the LR encoder and the SR decoder and nothing else. Its precision is written in it: every
+tensor has the type in which it is computed, so engines need no flags. No external data, no stack traces.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+from google.protobuf.message import DecodeError, Message
+
+from ..runtime.card import METADATA_KEY, ModelCard
+from ..runtime.errors import RunError
+from ..runtime.files import atomic
+from .errors import ExportError
+
+if TYPE_CHECKING:
+    from ..trainer.networks import SuperResolution
+
+# The opset in which PyTorch's exporter itself writes; any other one passes through a version converter.
+# It has all that the network needs, and ONNX Runtime 1.14, OpenVINO 2023 and TensorRT 8.6 already read it.
+OPSET = 18
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A fixed input: batch, rows and columns (LR voxels)."""
+
+    batch: int
+    rows: int
+    columns: int
+
+
+def to_onnx(
+    network: SuperResolution, slab: int, *, half: bool, shape: Shape | None = None
+) -> onnx.ModelProto:
+    """The network as a checked ONNX graph, `lr` (N, slab, H, W) to `sr`; the network is left as it is.
+
+    half: float16 weights, activations, input and output, with the float32 islands that the network has.
+    shape: fixed N, H, W; without it all three are dynamic.
+    """
+    import torch
+
+    network = copy.deepcopy(network).eval()
+    network = network.half() if half else network.float()
+    # Batch 2 and unequal sides: the exporter takes a 1 for a constant, and equal sizes for one symbol.
+    size = shape or Shape(2, 32, 40)
+    example = torch.zeros(
+        size.batch, slab, size.rows, size.columns, dtype=torch.float16 if half else torch.float32
+    )
+    with warnings.catch_warnings(), _quiet("torch.onnx"):
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            network,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            external_data=False,
+            input_names=["lr"],
+            output_names=["sr"],
+            dynamic_shapes=None if shape else ({0: "batch", 2: "rows", 3: "columns"},),
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    _strip(model)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def serialize(model: onnx.ModelProto, card: ModelCard) -> bytes:
+    """The model with its card as bytes; equal models and cards are equal bytes."""
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, {METADATA_KEY: card.to_json()})
+    return model.SerializeToString(deterministic=True)
+
+
+def write(contents: bytes, path: Path) -> None:
+    """Write a file atomically. Raises ExportError where the folder does not allow it."""
+    try:
+        with atomic(path) as file:
+            file.write(contents)
+    except RunError as error:
+        raise ExportError(f"{error} Choose another folder with -o.") from None
+
+
+def read(path: Path) -> tuple[onnx.ModelProto, ModelCard]:
+    """A model and its card. Raises ExportError or CardError where the file is no model of this toolkit."""
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model, full_check=True)
+    except FileNotFoundError:
+        raise ExportError(f"There is no model {path}.") from None
+    except OSError as error:
+        raise ExportError(f"{path} cannot be read: {error.strerror}.") from None
+    except DecodeError:
+        raise ExportError(f"{path} is no ONNX model, or damaged: export it again.") from None
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"{path} is no valid ONNX model: {str(error).splitlines()[0]}") from None
+    props = {p.key: p.value for p in model.metadata_props}
+    card = ModelCard.from_json(props.get(METADATA_KEY, ""), str(path))
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    if not OPSET <= opset <= onnx.defs.onnx_opset_version():
+        raise ExportError(
+            f"{path} uses ONNX opset {opset}; this version of udean handles {OPSET} to "
+            f"{onnx.defs.onnx_opset_version()}: export the checkpoint again."
+        )
+    return model, card
+
+
+def _strip(message: Message) -> None:
+    """Remove what the exporter notes about its run: stack traces with local paths, Python names."""
+    for field in ("metadata_props", "doc_string"):
+        if field in message.DESCRIPTOR.fields_by_name:
+            message.ClearField(field)
+    for child in _children(message):
+        _strip(child)
+
+
+def _children(message: Message) -> Iterator[Message]:
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            repeated: Any = value if field.is_repeated else (value,)
+            yield from repeated
+
+
+class _quiet:
+    """Only errors of a logger are heard inside this block; the exporter tells of libraries we do not use."""
+
+    def __init__(self, name: str) -> None:
+        self.logger = logging.getLogger(name)
+
+    def __enter__(self) -> None:
+        self.level = self.logger.level
+        self.logger.setLevel(logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        self.logger.setLevel(self.level)

@@ -1,0 +1,165 @@
+"""Parity: how far an exported model lies from the float32 network, on noise and on a real brain.
+
+Errors are measured on windows of random intensities (every frequency, two window sizes) and on windows of
+the ICBM152 T1, truncated in k-space to the model's LR grid. A model beyond the limits is not written.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..runtime import intensity
+from ..runtime.card import ModelCard, Precision
+from .errors import ExportError
+
+Windows = NDArray[np.float32]
+Network = Callable[[Windows], Windows]
+
+SEED = 0
+BRAIN_WINDOWS = 6
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far an output lies from the reference.
+
+    max_error: largest absolute difference, in the network's intensities.
+    relative: that, over the largest absolute value of the reference.
+    psnr: dB over the range of the reference; at most 200.
+    """
+
+    max_error: float
+    relative: float
+    psnr: float
+
+    def rounded(self) -> dict[str, float]:
+        """Bounds that hold, for the card: errors up to one digit, PSNR down to whole dB.
+
+        Last digits depend on the processor; a card, and so the model's bytes, should not.
+        """
+        return {
+            "max_error": _round_up(self.max_error),
+            "relative": _round_up(self.relative),
+            "psnr": float(math.floor(self.psnr)),
+        }
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a precision must reach on every set of windows: largest relative error, least PSNR (dB)."""
+
+    relative: float
+    psnr: float
+
+
+LIMITS: dict[Precision, Limit] = {
+    "fp32": Limit(relative=1e-5, psnr=100.0),
+    "fp16": Limit(relative=1e-2, psnr=60.0),
+    # Eight bits: single voxels may be off, the image may not.
+    "int8": Limit(relative=1.0, psnr=45.0),
+}
+
+
+def deviation(output: Windows, reference: Windows) -> Deviation:
+    """Compare an output with the reference, both float32 of one shape; not finite counts as infinite."""
+    if output.shape != reference.shape:
+        raise ExportError(f"The model yields shape {output.shape} where {reference.shape} is expected.")
+    error = np.abs(output.astype(np.float64) - reference)
+    if not np.isfinite(error).all():
+        return Deviation(math.inf, math.inf, 0.0)
+    largest = float(error.max())
+    span = float(np.ptp(reference)) or 1.0
+    rmse = float(np.sqrt(np.mean(error**2)))
+    psnr = 200.0 if rmse == 0 else min(200.0, 20 * math.log10(span / rmse))
+    return Deviation(largest, largest / (float(np.abs(reference).max()) or 1.0), psnr)
+
+
+def probe_windows(card: ModelCard, size: tuple[int, int, int] | None = None) -> dict[str, list[Windows]]:
+    """Batches (N, slab, H, W) by name: "random" and "brain". size: the only (N, H, W) a model takes.
+
+    Without size the random windows have the training size and an odd one.
+    """
+    rng = np.random.default_rng(SEED)
+    slab = card.slab[0]
+    sizes = [size] if size else [(2, *card.window), (1, 37, 29)]
+    random = [rng.random((n, slab, h, w), dtype=np.float32) for n, h, w in sizes]
+    n, h, w = size or (BRAIN_WINDOWS, *card.window)
+    return {"random": random, "brain": [brain_windows(card, n, h, w)]}
+
+
+def brain_windows(card: ModelCard, count: int, rows: int, columns: int) -> Windows:
+    """Windows (count, slab, rows, columns) of the ICBM152 T1 on the card's LR grid, in the network's range.
+
+    They lie along the middle of the head from bottom to top. Smaller volumes are padded by reflection.
+    """
+    lr = _brain(card.scale, card.intensity)
+    short = [max(0, want - n) for want, n in zip((rows, columns, 0), lr.shape, strict=True)]
+    lr = np.pad(lr, [(s // 2, s - s // 2) for s in short], mode="symmetric")
+    top, left = (lr.shape[0] - rows) // 2, (lr.shape[1] - columns) // 2
+    starts = np.linspace(lr.shape[2] * 0.2, lr.shape[2] * 0.8 - card.slab[0], count).astype(int)
+    slabs = [lr[top : top + rows, left : left + columns, k : k + card.slab[0]] for k in starts]
+    return np.ascontiguousarray(np.moveaxis(np.stack(slabs), 3, 1), np.float32)
+
+
+@functools.cache
+def _brain(scale: tuple[int, int, int], rule: str) -> Windows:
+    """The ICBM152 T1 (rows, columns, slices), truncated by the scale, its intensities by the rule."""
+    from nilearn import datasets
+
+    from ..trainer import kspace
+
+    brain = np.asarray(datasets.load_mni152_template(resolution=1).dataobj, np.float32)
+    if max(scale) > 1:
+        even = np.asarray(kspace.crop(brain, scale), np.float32)
+        brain = kspace.acquire(even, kspace.Acquisition(scale))
+    return brain / np.float32(intensity.unit(brain, rule))
+
+
+def measure(network: Network, windows: dict[str, list[Windows]], reference: Network) -> dict[str, Deviation]:
+    """The worst deviation from the reference on each set of windows."""
+    found: dict[str, Deviation] = {}
+    for name, batches in windows.items():
+        each = [deviation(network(batch), reference(batch)) for batch in batches]
+        found[name] = Deviation(
+            max(d.max_error for d in each), max(d.relative for d in each), min(d.psnr for d in each)
+        )
+    return found
+
+
+def enforce(found: dict[str, Deviation], precision: Precision, engine: str) -> None:
+    """Raise ExportError where a deviation is beyond the limit of the precision."""
+    limit = LIMITS[precision]
+    for name, d in found.items():
+        if d.relative > limit.relative or d.psnr < limit.psnr:
+            raise ExportError(
+                f"The {precision} model in {engine} is off by {d.relative:.1e} relative, {d.psnr:.1f} dB, on "
+                f"{name} windows; the limit is {limit.relative:.0e} and {limit.psnr:.0f} dB."
+            )
+
+
+def onnxruntime_network(model: bytes) -> Network:
+    """An ONNX model run by ONNX Runtime on the CPU: float32 windows in and out whatever its precision."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    dtype = np.float16 if session.get_inputs()[0].type == "tensor(float16)" else np.float32
+
+    def run(lr: Windows) -> Windows:
+        return np.asarray(session.run(["sr"], {"lr": lr.astype(dtype)})[0], np.float32)
+
+    return run
+
+
+def _round_up(value: float) -> float:
+    if not 0 < value < math.inf:
+        return value
+    step = 10.0 ** math.floor(math.log10(value))
+    return float(f"{math.ceil(value / step) * step:.0e}")

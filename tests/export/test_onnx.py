@@ -1,0 +1,100 @@
+"""An exported file is whole, right, self-describing, and the same every time."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from udean.export.artefacts import Artefact, export_onnx
+from udean.export.onnx import OPSET, read
+from udean.trainer.checkpoint import load_generator
+from udean.trainer.networks import Architecture
+
+from .conftest import TINY, write_checkpoint
+
+
+def session(path: Path) -> ort.InferenceSession:
+    return ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize(
+    "arch",
+    [
+        TINY,
+        Architecture(channels=8, groups=1, blocks=1, scale=(2, 2, 1)),
+        Architecture(channels=8, groups=1, blocks=1, scale=(3, 3, 1), skip="cubic"),
+        Architecture(channels=8, groups=1, blocks=1, scale=(4, 4, 2)),
+        Architecture(channels=8, groups=1, blocks=1, scale=(1, 1, 3)),
+    ],
+    ids=lambda arch: "x".join(map(str, arch.scale)) + "-" + arch.skip,
+)
+def test_both_precisions_agree_with_pytorch_at_other_sizes(tmp_path: Path, arch: Architecture) -> None:
+    written = export_onnx(write_checkpoint(tmp_path / "m.pt", arch), tmp_path)
+    assert [a.path.name for a in written] == ["m.onnx", "m.fp16.onnx"]
+    network, _ = load_generator(tmp_path / "m.pt")
+    lr = np.random.default_rng(1).random((3, 3, 23, 18), dtype=np.float32)
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(lr)).numpy()
+    fp32 = session(written[0].path).run(None, {"lr": lr})[0]
+    fp16 = session(written[1].path).run(None, {"lr": lr.astype(np.float16)})[0]
+    peak = np.abs(expected).max()
+    assert np.abs(fp32 - expected).max() <= 1e-5 * peak
+    assert fp16.dtype == np.float16
+    assert 0 < np.abs(fp16 - expected).max() <= 1e-2 * peak
+
+
+def test_a_file_holds_encoder_and_decoder_and_nothing_else(
+    checkpoint: Path, exported: dict[str, Artefact]
+) -> None:
+    network, card = load_generator(checkpoint)
+    for artefact in exported.values():
+        model = onnx.load(artefact.path)
+        learned = {i.name: i for i in model.graph.initializer if i.name in network.state_dict()}
+        assert sum(int(np.prod(i.dims)) for i in learned.values()) == card.parameters
+        others = [i for i in model.graph.initializer if i.name not in learned]
+        # besides them: the fixed interpolation (24 filters of 3×5×5), pads, axes and slice bounds
+        assert sum(int(np.prod(i.dims)) for i in others) < 24 * 75 + 50
+
+
+def test_a_file_says_nothing_of_the_machine_that_made_it(exported: dict[str, Artefact]) -> None:
+    for artefact in exported.values():
+        contents = artefact.path.read_bytes()
+        for trace in (b"stack_trace", b".py", str(Path.cwd()).encode(), b"torch.nn"):
+            assert trace not in contents
+        model = onnx.load(artefact.path, load_external_data=False)
+        assert not any(i.external_data for i in model.graph.initializer)
+        assert [(o.domain, o.version) for o in model.opset_import] == [("", OPSET)]
+
+
+def test_equal_checkpoints_are_equal_bytes_whatever_the_threads(
+    tmp_path: Path, checkpoint: Path, exported: dict[str, Artefact]
+) -> None:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3 - min(threads, 2))
+        again = export_onnx(checkpoint, tmp_path)
+    finally:
+        torch.set_num_threads(threads)
+    for artefact in again:
+        assert artefact.path.read_bytes() == exported[artefact.card.precision].path.read_bytes()
+
+
+def test_the_card_travels_with_precision_source_and_parity(
+    checkpoint: Path, exported: dict[str, Artefact]
+) -> None:
+    _, source = load_generator(checkpoint)
+    assert set(exported) == {"fp32", "fp16"}
+    for precision, artefact in exported.items():
+        _, card = read(artefact.path)
+        assert card.precision == precision
+        assert card.checkpoint == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+        assert set(card.parity) == {"onnxruntime-cpu/random", "onnxruntime-cpu/brain"}
+        found = artefact.found["onnxruntime-cpu"]["brain"]
+        noted = card.parity["onnxruntime-cpu/brain"]
+        assert found.max_error <= noted["max_error"] and found.psnr >= noted["psnr"]
+        assert card.replace(precision="fp32", checkpoint="", parity={}) == source
