@@ -1,0 +1,128 @@
+"""Engines: a trained network that turns LR windows into HR windows, whatever library runs it.
+
+`open_engine` chooses by the model file's kind and by what is installed. An engine's library is imported
+in that engine's file when it is opened, so that the runtime itself needs none of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from types import ModuleType
+from typing import Literal, Protocol, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..card import ModelCard
+from ..errors import RunError
+from ..files import sha256
+
+Library = Literal["auto", "openvino", "onnxruntime"]
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
+EMBEDDED = "embedded"
+CHECKPOINTS = (".pt", ".pth", ".ckpt")
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What runs the network, for the user's eyes and for sidecars.
+
+    precision: of the arithmetic, such as "bf16". model: file name, or "embedded". sha256: of its file.
+    """
+
+    library: str
+    version: str
+    device: str
+    precision: str
+    model: str
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.library} {self.version} on {self.device}, {self.precision}"
+
+
+class Engine(Protocol):
+    """A network on a device, ready to run."""
+
+    @property
+    def card(self) -> ModelCard: ...
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    def __call__(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """LR windows (N, slab, H, W) in the network's range to new HR windows (N, slab·s, s·H, s·W).
+
+        Called from one thread at a time, from any thread. The input is not kept, the output not reused.
+        """
+        ...
+
+
+def open_engine(
+    path: str | Path | None = None,
+    device: str = "auto",
+    precision: Precision = "auto",
+    threads: int | None = None,
+    library: Library = "auto",
+) -> Engine:
+    """Load a model: `.onnx` or a checkpoint (`.pt`), without path the model embedded in this package.
+
+    device: "auto" or "cpu". precision: of the arithmetic; "auto" is bf16 for OpenVINO where the processor
+    has it, else that of the model. threads: of the network, by default all cores. library: which one runs
+    an .onnx; "auto" takes OpenVINO where installed, else ONNX Runtime. Raises RunError (or CardError, a
+    kind of it) with what the user can do.
+    """
+    if device not in ("auto", "cpu"):
+        raise RunError(f"Device '{device}' is not one of auto, cpu.")
+    for value, choices in ((precision, Precision), (library, Library)):
+        if value not in get_args(choices):
+            raise RunError(f"'{value}' is not one of {', '.join(get_args(choices))}.")
+    if threads is not None and threads < 1:
+        raise RunError(f"The number of threads must be at least 1, not {threads}.")
+    with _model_file(path) as (file, name):
+        digest = sha256(file)
+        if file.suffix.lower() in CHECKPOINTS:
+            from .torch import TorchEngine
+
+            return TorchEngine(file, name, digest, precision, threads)
+        if file.suffix.lower() != ".onnx":
+            raise RunError(f"{file} is no model that can be run: give an .onnx file or a checkpoint (.pt).")
+        if library == "openvino" or (library == "auto" and importlib.util.find_spec("openvino")):
+            from .openvino import OpenVinoEngine
+
+            return OpenVinoEngine(file, name, digest, precision, threads)
+        from .onnxruntime import OnnxRuntimeEngine
+
+        return OnnxRuntimeEngine(file, name, digest, precision, threads)
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an engine's library, or say how to get it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise RunError(
+            f"This model needs {module}, which cannot be imported ({error}): pip install 'udean[{extra}]'"
+        ) from error
+
+
+@contextlib.contextmanager
+def _model_file(path: str | Path | None) -> Iterator[tuple[Path, str]]:
+    """The model's file and its name; a package inside an archive is unpacked for the while."""
+    if path is not None:
+        file = Path(path)
+        if not file.is_file():
+            raise RunError(f"The model {file} does not exist.")
+        yield file, file.name
+        return
+    resource = files("udean.runtime") / "models" / "default.onnx"
+    if not resource.is_file():
+        raise RunError("This installation holds no embedded model: name one with --engine.")
+    with as_file(resource) as file:
+        yield file, EMBEDDED

@@ -1,0 +1,49 @@
+"""ONNX Runtime on the CPU: runs the graph as it is, in the graph's own precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..card import METADATA_KEY, ModelCard
+from ..errors import RunError
+from . import EngineInfo, Precision, require
+
+
+class OnnxRuntimeEngine:
+    """An ONNX model in an inference session of its own."""
+
+    card: ModelCard
+    info: EngineInfo
+
+    def __init__(self, file: Path, name: str, sha256: str, precision: Precision, threads: int | None) -> None:
+        ort: Any = require("onnxruntime", "cpu")
+        options = ort.SessionOptions()
+        options.log_severity_level = 3  # errors: warnings are about graph details that no user can mend
+        if threads:
+            options.intra_op_num_threads = threads
+        try:
+            self._session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the library's own exceptions share no base class
+            raise RunError(f"ONNX Runtime cannot load {file}: {_first_line(error)}") from error
+        text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "")
+        self.card = ModelCard.from_json(text, str(file))
+        if precision not in ("auto", self.card.precision):
+            raise RunError(
+                f"ONNX Runtime computes in the model's own precision and {file} is {self.card.precision}: "
+                f"give a model exported in {precision}, or --precision auto."
+            )
+        self._input = self._session.get_inputs()[0]
+        self._dtype = np.float16 if self._input.type == "tensor(float16)" else np.float32
+        self.info = EngineInfo("onnxruntime", ort.__version__, "cpu", self.card.precision, name, sha256)
+
+    def __call__(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        (output,) = self._session.run(None, {self._input.name: windows.astype(self._dtype, copy=False)})
+        return output.astype(np.float32, copy=False)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,48 @@
+"""PyTorch on the CPU: runs a training checkpoint without exporting it.
+
+The single place where the runtime reaches up to the trainer, whose `checkpoint` knows how to rebuild the
+network; both are imported when such an engine is opened.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..card import ModelCard
+from ..errors import RunError
+from . import EngineInfo, Precision, require
+
+
+class TorchEngine:
+    """The LR encoder and SR decoder of a checkpoint, in float32 or bfloat16."""
+
+    card: ModelCard
+    info: EngineInfo
+
+    def __init__(self, file: Path, name: str, sha256: str, precision: Precision, threads: int | None) -> None:
+        self._torch: Any = require("torch", "train")
+        if precision == "fp16":
+            raise RunError("PyTorch computes in fp32 or bf16 on a CPU: use --precision fp32, bf16 or auto.")
+        precision = "fp32" if precision == "auto" else precision
+        from ...trainer.checkpoint import CheckpointError, load_generator
+
+        network: Any
+        try:
+            network, self.card = load_generator(file)
+        except CheckpointError as error:
+            raise RunError(str(error)) from error
+        if threads:
+            self._torch.set_num_threads(threads)
+        self._dtype = self._torch.bfloat16 if precision == "bf16" else self._torch.float32
+        self._network = network.eval().to(self._dtype, memory_format=self._torch.channels_last)
+        self.info = EngineInfo("torch", self._torch.__version__, "cpu", precision, name, sha256)
+
+    def __call__(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        torch = self._torch
+        with torch.inference_mode():
+            lr = torch.from_numpy(windows).to(self._dtype, memory_format=torch.channels_last)
+            return self._network(lr).float().contiguous().numpy()

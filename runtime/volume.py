@@ -1,0 +1,334 @@
+"""NIfTI scans: a checked header first, voxels when asked for, and SR volumes with the right geometry.
+
+`open_scan` reads and judges the header only; a file that cannot be resolved is refused before memory is
+taken. Voxels stay as stored (memory map or array, unscaled); `slope` and `inter` give their units. An SR
+header is made from its scan's by `Scan.fine_header`, so what does not depend on the grid survives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias, cast
+
+import nibabel as nib
+import numpy as np
+from isal import igzip, igzip_threaded
+from isal.igzip_lib import IsalError
+from nibabel.nifti1 import Nifti1Image
+from nibabel.spatialimages import HeaderDataError, SpatialImage
+from numpy.typing import NDArray
+
+from .card import Grid
+from .errors import RunError
+from .files import atomic
+from .geometry import Factors, fine_affine, is_singular
+
+Header: TypeAlias = Any  # nibabel's NIfTI-1 or NIfTI-2 header: fields by their standard names
+
+SUFFIXES = (".nii", ".nii.gz")
+MAGIC = {(348, b"n+1\0"): nib.Nifti1Header, (540, b"n+2\0\r\n\x1a\n"): nib.Nifti2Header}
+INFLATION = 1032  # deflate cannot expand further (RFC 1951: 258 bytes from 2 bits)
+HEADER_LIMIT = 64 << 20  # header extensions are kilobytes
+CHUNK = 4 << 20
+DAMAGE: tuple[type[Exception], ...] = (gzip.BadGzipFile, cast(Any, IsalError))
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A 3-D scan whose header has been checked.
+
+    name: what errors call it. header: NIfTI, little-endian. shape: voxels (i, j, k). dtype: as stored.
+    slope, inter: stored voxels · slope + inter are in the scan's units.
+    """
+
+    name: str
+    header: Header
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+    slope: float
+    inter: float
+    path: Path | None = None
+    image: SpatialImage | None = None
+
+    @property
+    def zooms(self) -> tuple[float, float, float]:
+        """Voxel sizes along (i, j, k), mm as a rule."""
+        i, j, k = self.header["pixdim"][1:4].astype(float)
+        return i, j, k
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """Voxels to world, (4, 4): sform, else qform, else nibabel's fallback."""
+        return self.header.get_best_affine()
+
+    def voxels(self) -> NDArray[Any]:
+        """The stored voxels (i, j, k), Fortran order where read from a file; a memory map if uncompressed."""
+        if self.image is not None:
+            proxy: Any = self.image.dataobj
+            stored = proxy.get_unscaled() if hasattr(proxy, "get_unscaled") else proxy
+            return np.asanyarray(stored).reshape(self.shape)
+        assert self.path is not None
+        offset = int(self.header["vox_offset"])
+        with _reading(self.path):
+            if _is_gzip(self.path):
+                return _inflate(self.path, offset, self.shape, self.dtype)
+            return np.memmap(self.path, self.dtype, "r", offset, self.shape, order="F")
+
+    def fine_header(self, factors: Factors, grid: Grid, dtype: np.dtype[Any]) -> Header:
+        """The header of the SR volume whose voxels are stored as `dtype`.
+
+        qform and sform keep their codes and are refined independently, also where they differ. A scan
+        with neither gets its fallback affine as an sform: that fallback depends on the shape, so the SR
+        volume would not lie on its scan without. Floating-point voxels are stored in the scan's units,
+        integers with the scan's own slope and intercept. Slice timing does not hold for SR slices.
+        """
+        header = self.header.copy()
+        header.set_data_shape(tuple(n * f for n, f in zip(self.shape, factors, strict=True)))
+        header.set_data_dtype(dtype)
+        scaled = np.issubdtype(dtype, np.integer)
+        header["scl_slope"], header["scl_inter"] = (self.slope, self.inter) if scaled else (1, 0)
+        header["pixdim"][1:4] = self.header["pixdim"][1:4] / factors
+        if header["qform_code"] > 0:
+            origin = fine_affine(self.header.get_qform(), factors, grid)[:3, 3]
+            for name, value in zip(("qoffset_x", "qoffset_y", "qoffset_z"), origin, strict=True):
+                header[name] = value
+        if header["sform_code"] > 0 or header["qform_code"] <= 0:
+            code = int(header["sform_code"]) if header["sform_code"] > 0 else "aligned"
+            header.set_sform(fine_affine(_sform(self.header), factors, grid), code)
+        header["slice_start"] = header["slice_end"] = header["slice_duration"] = header["slice_code"] = 0
+        header["vox_offset"] = 0  # set when written
+        return header
+
+    def fine_nbytes(self, factors: Factors, dtype: np.dtype[Any]) -> int:
+        """Bytes of the SR volume's voxels."""
+        return math.prod(self.shape) * math.prod(factors) * dtype.itemsize
+
+
+def open_scan(path: Path) -> Scan:
+    """Read and check a NIfTI file's header; no voxel is read.
+
+    Raises RunError for what cannot be resolved: a missing or foreign file, not 3-D, complex or colour
+    voxels, voxel sizes that are no sizes, a singular affine, more voxels than the file can hold.
+    """
+    with _reading(path):
+        if not path.is_file():
+            raise RunError(f"{path} does not exist." if not path.exists() else f"{path} is not a file.")
+        packed = _is_gzip(path)
+        with _unpacking(path) if packed else open(path, "rb") as file:
+            start = file.read(540)
+            header = _parse(start, path)
+            offset = float(header["vox_offset"])
+            offset = 0 if not math.isfinite(offset) else max(int(offset), int(header["sizeof_hdr"]) + 4)
+            if offset > HEADER_LIMIT:
+                raise RunError(f"{path} has a damaged header: its voxels would begin at byte {offset}.")
+            block = start + file.read(max(0, offset - len(start)))
+        header = type(header).from_fileobj(io.BytesIO(block[:offset]), header.endianness, check=False)
+        stored = _stored_dtype(header, path)  # in the file's byte order, unlike the SR volume's header
+        header = _little_endian(header)
+        header["vox_offset"] = offset
+        scan = _checked(str(path), header, stored, path=path)
+        claimed, size = math.prod(scan.shape) * stored.itemsize, path.stat().st_size
+        if claimed > (size * INFLATION if packed else size - offset):
+            raise RunError(
+                f"{path} is truncated or its header damaged: {' x '.join(map(str, scan.shape))} voxels need "
+                f"{claimed} bytes and the file has {size}{' compressed' if packed else ''}."
+            )
+    return scan
+
+
+def image_scan(image: SpatialImage) -> Scan:
+    """A nibabel image as a scan, checked as a file is. Images of other formats take a NIfTI-1 header."""
+    nifti = image if isinstance(image, nib.Nifti1Pair) else Nifti1Image.from_image(image)
+    proxy: Any = image.dataobj
+    name = image.get_filename() or "The image"
+    header = _little_endian(nifti.header)
+    header.set_slope_inter(getattr(proxy, "slope", 1.0), getattr(proxy, "inter", 0.0))
+    stored = np.dtype(proxy.dtype) if hasattr(proxy, "dtype") else np.asanyarray(proxy).dtype
+    if stored == np.bool_ or stored == np.float16:
+        raise RunError(f"{name} has {stored} voxels, which NIfTI cannot store: convert it to float32.")
+    header.set_data_shape(image.shape)
+    header.set_data_dtype(stored)
+    return _checked(name, header, stored, image=image)
+
+
+def write_scan(path: Path, header: Header, voxels: NDArray[Any]) -> None:
+    """Write stored voxels (i, j, k) under a header of their shape and dtype, atomically.
+
+    `.gz` in the name compresses (level 1, two threads: a fifth of zlib's time at its own level 1). Equal
+    content gives equal bytes. Raises RunError where the file cannot be written.
+    """
+    header = header.copy()
+    header["magic"] = header.single_magic
+    header["vox_offset"] = offset = _data_offset(header)
+    head = io.BytesIO()
+    header.write_to(head)
+    data = np.asfortranarray(voxels, header.get_data_dtype())
+    with atomic(path) as raw, _packing(raw, path.name.endswith(".gz")) as file:
+        file.write(head.getvalue().ljust(offset, b"\0"))
+        flat = data.T.reshape(-1).view(np.uint8).data
+        for start in range(0, len(flat), CHUNK):
+            file.write(flat[start : start + CHUNK])
+
+
+def fine_image(header: Header, voxels: NDArray[Any]) -> Nifti1Image:
+    """An SR volume as a nibabel image; stored integers with a slope become float32 in the scan's units."""
+    slope, inter = header.get_slope_inter()
+    header = header.copy()
+    if (slope or 1, inter or 0) != (1, 0):
+        voxels = voxels.astype(np.float32) * np.float32(slope) + np.float32(inter)
+        header.set_data_dtype(np.float32)
+    header.set_slope_inter(1, 0)
+    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else Nifti1Image
+    image = kind(voxels, header.get_best_affine(), header)
+    image.header["scl_slope"], image.header["scl_inter"] = 1, 0
+    return image
+
+
+def _little_endian(header: Header) -> Header:
+    """A copy in little-endian order, with the extensions that nibabel's own conversion drops."""
+    swapped = header.as_byteswapped("<")
+    swapped.extensions = type(header.extensions)(header.extensions)
+    return swapped
+
+
+def _parse(start: bytes, path: Path) -> Header:
+    """The header class that fits the first bytes, filled from them."""
+    for (size, magic), kind in MAGIC.items():
+        at = 344 if size == 348 else 4
+        if len(start) >= size and start[at : at + len(magic)] == magic:
+            # nibabel tells the byte order from dim[0], which may be damaged; the size is a constant.
+            order = "<" if start[:4] == size.to_bytes(4, "little") else ">"
+            return kind(start[:size], order, check=False)
+    if start[344:348] == b"ni1\0":
+        raise RunError(
+            f"{path} is a NIfTI header without its voxels: join the pair into one .nii file first."
+        )
+    raise RunError(f"{path} is not a NIfTI file.")
+
+
+def _stored_dtype(header: Header, path: Path) -> np.dtype[Any]:
+    try:
+        return header.get_data_dtype()
+    except KeyError:
+        raise RunError(f"{path} has a damaged header: its datatype is {header['datatype']}.") from None
+
+
+def _checked(
+    name: str,
+    header: Header,
+    dtype: np.dtype[Any],
+    path: Path | None = None,
+    image: SpatialImage | None = None,
+) -> Scan:
+    """A scan, once its header has passed all checks."""
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        what = {"c": "complex", "V": "colour"}.get(dtype.kind, str(dtype))
+        raise RunError(f"{name} has {what} voxels: give a real-valued volume, for instance its magnitude.")
+    raw = [int(n) for n in header["dim"]]
+    if not 1 <= raw[0] <= 7 or min(raw[1 : raw[0] + 1]) < 1:
+        raise RunError(f"{name} has a damaged header: its dimensions are {raw}.")
+    shape = raw[1 : raw[0] + 1]
+    while len(shape) > 3 and shape[-1] == 1:
+        shape.pop()
+    if len(shape) != 3:
+        size = " x ".join(map(str, shape))
+        raise RunError(f"{name} is {len(shape)}-D ({size}): give one 3-D volume at a time.")
+    zooms = header["pixdim"][1:4]
+    if not np.isfinite(zooms).all() or (zooms <= 0).any():
+        raise RunError(
+            f"{name} has no usable voxel size in its header ({', '.join(map(str, zooms))}): set pixdim."
+        )
+    header.set_data_shape(shape)
+    _check_affines(name, header)
+    try:
+        slope, inter = header.get_slope_inter()
+    except HeaderDataError:
+        raise RunError(f"{name} has a damaged header: scl_inter is {header['scl_inter']}.") from None
+    i, j, k = shape
+    return Scan(
+        name, header, (i, j, k), dtype, 1.0 if slope is None else slope, inter or 0.0, path=path, image=image
+    )
+
+
+def _check_affines(name: str, header: Header) -> None:
+    for form, code, read in (
+        ("sform", "sform_code", _sform),
+        ("qform", "qform_code", _qform),
+    ):
+        if header[code] > 0:
+            try:
+                broken = is_singular(read(header))
+            except (HeaderDataError, ValueError):
+                broken = True
+            if broken:
+                raise RunError(f"{name} has a singular or damaged affine ({form}): repair its header first.")
+
+
+def _sform(header: Header) -> NDArray[np.float64]:
+    """The sform where one is set, else the affine that nibabel falls back to."""
+    return header.get_sform() if header["sform_code"] > 0 else header.get_best_affine()
+
+
+def _qform(header: Header) -> NDArray[np.float64]:
+    return header.get_qform()
+
+
+def _is_gzip(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
+def _inflate(path: Path, offset: int, shape: tuple[int, int, int], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The voxels of a compressed file, never more bytes than its header claims."""
+    voxels = np.empty(math.prod(shape), dtype)
+    target, filled = voxels.view(np.uint8).data, 0
+    with _unpacking(path) as file:
+        file.read(offset)
+        while filled < len(target):
+            chunk = file.read(min(CHUNK, len(target) - filled))
+            if not chunk:
+                raise EOFError
+            target[filled : filled + len(chunk)] = chunk
+            filled += len(chunk)
+        file.read(1)  # the end of the stream, where its checksum is compared
+    return voxels.reshape(shape, order="F")
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while reading into a sentence."""
+    try:
+        yield
+    except EOFError:
+        raise RunError(f"{path} is truncated: its compressed data end too early. Copy it again.") from None
+    except DAMAGE:
+        raise RunError(f"{path} is damaged: its compressed data cannot be unpacked. Copy it again.") from None
+    except HeaderDataError as error:
+        raise RunError(f"{path} has a damaged header: {error}.") from None
+    except OSError as error:
+        raise RunError(f"Cannot read {path}: {error.strerror or error}.") from error
+
+
+def _unpacking(path: Path) -> BinaryIO:
+    return cast(BinaryIO, igzip.open(path))
+
+
+@contextlib.contextmanager
+def _packing(raw: BinaryIO, compress: bool) -> Iterator[BinaryIO]:
+    if not compress:
+        yield raw
+        return
+    with igzip_threaded.open(raw, "wb", compresslevel=1, threads=min(2, os.cpu_count() or 1)) as file:
+        yield cast(BinaryIO, file)
+
+
+def _data_offset(header: Header) -> int:
+    """Bytes of header, flag and extensions, to the next multiple of 16."""
+    return -(-(int(header["sizeof_hdr"]) + 4 + int(header.extensions.get_sizeondisk())) // 16) * 16

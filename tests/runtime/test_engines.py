@@ -1,0 +1,163 @@
+"""Every engine against the reference, by the same test; and what each says when it cannot start."""
+
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from udean.runtime import CardError, RunError, SuperResolver, engines, open_engine
+from udean.trainer import checkpoint, networks
+
+from .fakes import card, nearest, onnx_model
+
+CARD = dataclasses.replace(card((2, 2, 2), 3, (16, 16)), name="little")
+WINDOWS = np.random.default_rng(1).uniform(0, 1, (2, 3, 17, 20)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    onnx_model(folder / "conv.onnx", CARD, "conv")
+    onnx_model(folder / "conv.fp16.onnx", CARD.replace(precision="fp16"), "conv")
+    onnx_model(folder / "nearest.onnx", CARD)
+    onnx_model(folder / "bare.onnx", None)
+    (folder / "broken.onnx").write_bytes(b"\x08\x0anot a graph at all")
+    (folder / "broken.pt").write_bytes(b"nothing")
+    return folder
+
+
+def reference(folder):
+    """The little network in float64 PyTorch, from the weights in its ONNX file."""
+    values = [
+        torch.tensor(numpy_helper.to_array(node.attribute[0].t)).double()
+        for node in onnx.load(folder / "conv.onnx").graph.node
+        if node.op_type == "Constant"
+    ]
+    x = torch.nn.functional.conv2d(torch.tensor(WINDOWS).double(), values[0], padding=1)
+    x = torch.nn.functional.conv2d(torch.nn.functional.leaky_relu(x, 0.2), values[1], padding=1)
+    return torch.nn.functional.pixel_shuffle(x, 2).numpy()
+
+
+def relative(found, wanted):
+    return np.abs(found - wanted).max() / np.abs(wanted).max()
+
+
+@pytest.mark.parametrize(
+    ("library", "file", "precision", "tolerance"),
+    [
+        ("onnxruntime", "conv.onnx", "fp32", 1e-5),
+        ("onnxruntime", "conv.fp16.onnx", "auto", 1e-2),
+        ("openvino", "conv.onnx", "fp32", 1e-5),
+        ("openvino", "conv.onnx", "bf16", 1e-2),
+        ("openvino", "conv.fp16.onnx", "fp32", 1e-2),
+    ],
+)
+def test_onnx_engine_agrees_with_the_reference(folder, library, file, precision, tolerance):
+    engine = open_engine(folder / file, "cpu", precision, 1, library)
+    found = engine(WINDOWS)
+    assert found.dtype == np.float32 and engine.info.library == library
+    assert relative(found, reference(folder)) < tolerance
+    np.testing.assert_array_equal(found, engine(WINDOWS))  # run to run
+    assert engine.card.name == "little"
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 1e-2)])
+def test_torch_engine_runs_a_checkpoint(tmp_path, precision, tolerance):
+    file, network = tiny_checkpoint(tmp_path / "tiny.pt")
+    engine = open_engine(file, precision=precision)
+    with torch.inference_mode():
+        wanted = network(torch.tensor(WINDOWS)).numpy()
+    assert relative(engine(WINDOWS), wanted) < tolerance
+    assert engine.info.precision == precision and engine.info.library == "torch"
+
+
+def test_nearest_is_the_same_on_every_library(folder):
+    for library in ("onnxruntime", "openvino"):
+        engine = open_engine(folder / "nearest.onnx", "cpu", "fp32", 1, library)
+        np.testing.assert_array_equal(engine(WINDOWS), nearest(WINDOWS, (2, 2, 2)))
+
+
+def test_auto_takes_openvino_and_says_so(folder):
+    info = open_engine(folder / "conv.onnx").info
+    assert info.library == "openvino" and info.precision in ("fp32", "bf16")
+    assert str(info).startswith("openvino 20") and len(info.sha256) == 64
+
+
+def test_auto_takes_onnxruntime_where_openvino_is_missing(folder, monkeypatch):
+    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
+    assert open_engine(folder / "conv.onnx").info.library == "onnxruntime"
+
+
+@pytest.mark.parametrize("library", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize(
+    ("file", "error", "sentence"),
+    [
+        ("bare.onnx", CardError, "udean-export"),
+        ("broken.onnx", RunError, "broken.onnx"),
+        ("missing.onnx", RunError, "does not exist"),
+    ],
+)
+def test_a_model_that_cannot_run_is_refused_with_a_sentence(folder, library, file, error, sentence):
+    with pytest.raises(error, match=sentence):
+        open_engine(folder / file, library=library)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"device": "tpu"}, "tpu"),
+        ({"precision": "fp8"}, "fp8"),
+        ({"library": "onnxruntime", "precision": "bf16"}, "own precision"),
+        ({"library": "openvino", "precision": "fp16"}, "fp32 or bf16"),
+        ({"threads": 0}, "at least 1"),
+    ],
+)
+def test_an_impossible_choice_is_refused_with_a_sentence(folder, options, sentence):
+    with pytest.raises(RunError, match=sentence):
+        open_engine(folder / "conv.onnx", **options)
+
+
+@pytest.mark.parametrize("name", ["broken.pt", "conv.txt"])
+def test_foreign_files_are_refused(folder, name):
+    (folder / "conv.txt").touch()
+    with pytest.raises(RunError, match=name):
+        open_engine(folder / name)
+
+
+def test_a_missing_library_is_named_with_its_remedy(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(RunError, match=r"pip install 'udean\[cpu\]'"):
+        open_engine(folder / "conv.onnx", library="onnxruntime")
+
+
+@pytest.mark.parametrize("library", ["openvino", "onnxruntime"])
+def test_threads_and_runs_do_not_change_a_volume(folder, library):
+    volume = np.random.default_rng(2).uniform(0, 900, (37, 29, 8)).astype(np.float32)
+    results = [
+        SuperResolver(folder / "conv.onnx", precision="fp32", threads=n, library=library)(volume)
+        for n in (1, 1, 2)
+    ]
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+
+
+def test_importing_the_runtime_imports_no_engine():
+    code = (
+        "import sys, udean.runtime; "
+        "print({'torch', 'onnxruntime', 'openvino', 'onnx', 'typer', 'rich'} & set(sys.modules))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
+
+
+def tiny_checkpoint(path):
+    """An untrained network of the trainer's own kind, saved as it saves them; returns both."""
+    torch.manual_seed(0)
+    arch = networks.Architecture(channels=8, groups=1, blocks=1, discriminator=4)
+    network = networks.super_resolution(arch).eval()
+    checkpoint.save(path, CARD, arch, network)
+    return path, network

@@ -1,0 +1,120 @@
+"""Volumes in, volumes out: units, dtypes, constants, images."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+from udean.runtime import RunError, SuperResolver
+from udean.runtime.volume import open_scan
+
+from .fakes import FakeEngine, card, nearest
+
+CARD = card((2, 2, 2), 3, (8, 8))
+RANDOM = np.random.default_rng(0)
+
+
+@pytest.fixture
+def resolve():
+    return SuperResolver(FakeEngine(lambda x: nearest(x, (2, 2, 2)), CARD))
+
+
+@pytest.mark.parametrize(
+    "dtype", ["uint8", "int8", "int16", "uint16", "int32", "int64", "float32", "float64", ">i2"]
+)
+@pytest.mark.parametrize("shape", [(11, 13, 7), (2, 9, 1), (1, 1, 2)])
+def test_units_and_dtype_of_the_volume_are_kept(resolve, dtype, shape):
+    volume = RANDOM.integers(0, 120, shape).astype(dtype)
+    sr = resolve(volume)
+    assert sr.dtype == np.dtype(dtype).newbyteorder("=")
+    if sr.dtype.kind == "f":
+        np.testing.assert_allclose(sr, nearest(volume, CARD.scale), rtol=1e-6)
+    else:
+        np.testing.assert_array_equal(sr, nearest(volume, CARD.scale))
+    assert resolve(volume, dtype="float32").dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "int32", "uint32", "int64", "uint64"])
+def test_integers_are_rounded_and_clipped_not_wrapped(dtype):
+    overshooting = SuperResolver(FakeEngine(lambda x: 5 * nearest(x, (2, 2, 2)) - 2, CARD))
+    info = np.iinfo(dtype)
+    volume = RANDOM.integers(info.min, info.max, (9, 9, 9), dtype, endpoint=True)
+    sr = overshooting(volume)
+    assert sr.min() >= volume.min() and sr.max() <= volume.max()
+    assert np.median(sr.astype(float)) != 0 or dtype == "uint8"
+
+
+@pytest.mark.parametrize("value", [0, 7, -3])
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+def test_a_constant_scan_stays_constant(dtype, value):
+    def network(windows):
+        raise AssertionError("there is nothing to restore")
+
+    sr = SuperResolver(FakeEngine(network, CARD))(np.full((5, 6, 7), value, dtype))
+    assert sr.shape == (10, 12, 14) and sr.dtype == dtype and (sr == value).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_voxels_that_are_no_numbers_are_refused(resolve, bad):
+    volume = np.ones((5, 5, 5), np.float32)
+    volume[2, 2, 2] = bad
+    with pytest.raises(RunError, match="NaN or infinite"):
+        resolve(volume)
+
+
+@pytest.mark.parametrize("volume", [np.ones((3, 3)), np.ones((3, 3, 0)), np.ones((3, 3, 3), complex)])
+def test_other_arrays_are_refused(resolve, volume):
+    with pytest.raises(RunError, match="3-D and real"):
+        resolve(volume)
+
+
+def test_images_keep_scaled_units(resolve, tmp_path):
+    data = RANDOM.integers(0, 1000, (9, 8, 7)).astype(np.int16)
+    image = nib.Nifti1Image(data, np.diag([1, 1, 2, 1]))
+    image.header.set_slope_inter(0.25, -30)
+    nib.save(image, tmp_path / "scaled.nii.gz")
+    loaded = nib.load(tmp_path / "scaled.nii.gz")
+    sr = resolve.image(loaded)
+    np.testing.assert_allclose(sr.get_fdata(), nearest(loaded.get_fdata(), CARD.scale), atol=1e-4)
+    header, stored = resolve.scan(open_scan(tmp_path / "scaled.nii.gz"))
+    np.testing.assert_array_equal(stored, nearest(data, CARD.scale))
+    assert header.get_slope_inter() == (0.25, -30)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32, np.float64])
+def test_images_survive_saving(resolve, tmp_path, dtype):
+    data = RANDOM.integers(0, 1000, (9, 8, 7)).astype(dtype)
+    sr = resolve.image(nib.Nifti1Image(data, np.diag([1, 1, 2, 1])))
+    nib.save(sr, tmp_path / "sr.nii.gz")
+    back = nib.load(tmp_path / "sr.nii.gz")
+    assert back.get_data_dtype() == dtype and back.dataobj.slope == 1
+    np.testing.assert_allclose(back.get_fdata(), nearest(data, CARD.scale), rtol=1e-6)
+
+
+def test_slab_axis_moves_the_slices(resolve):
+    seen = []
+    resolve.engine.network = lambda x: seen.append(x.shape) or nearest(x, (2, 2, 2))
+    data = RANDOM.normal(size=(3, 8, 8)).astype(np.float32)
+    sr = resolve.image(nib.Nifti1Image(data, np.diag([5, 1, 1, 1])))
+    np.testing.assert_allclose(sr.get_fdata(), nearest(data, CARD.scale), rtol=1e-6)
+    assert seen == [(1, 3, 8, 8)]
+
+
+def test_a_volume_beyond_the_machine_is_refused_unread(resolve, tmp_path):
+    path = tmp_path / "sparse.nii"
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.uint8)
+    header.set_data_shape((30000, 30000, 1000))
+    header.set_sform(np.eye(4), 1)
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    path.write_bytes(header.binaryblock)
+    with open(path, "r+b") as file:
+        file.truncate(352 + 30000 * 30000 * 1000)  # sparse
+    with pytest.raises(RunError, match="machine"):
+        resolve.scan(open_scan(path))
+
+
+def test_timings_tell_of_the_last_volume(resolve):
+    assert resolve.timings is None
+    resolve(RANDOM.normal(size=(20, 20, 9)).astype(np.float32))
+    timings = resolve.timings
+    assert timings.windows == timings.computed == 3 * 3 * 4
+    assert timings.total >= max(timings.gather, timings.network, timings.blend) > 0
