@@ -196,7 +196,7 @@ class _Metrics:
     def write(self, step: int, values: dict[str, float]) -> None:
         row = {"step": str(step)} | {k: f"{v:.6g}" for k, v in values.items()}
         with open(self.path, "a", newline="") as stream:
-            csv.DictWriter(stream, self.COLUMNS, restval="").writerow(row)
+            csv.DictWriter(stream, self.COLUMNS, restval="", lineterminator="\n").writerow(row)
 
 
 __all__ = ["CohortError", "DivergenceError", "fit"]

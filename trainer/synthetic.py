@@ -56,10 +56,11 @@ def head(seed: int) -> tuple[Array, bool]:
         image = _dress(rng, image, mask, bright=max(g, w, f))
     image *= np.exp(rng.uniform(0.0, 0.2) * _field(rng, image.shape, 40.0))
 
-    noise = rng.uniform(0.0, 0.02)
-    if noise:  # Rician, as in magnitude images
-        real, imaginary = rng.standard_normal((2, *image.shape), np.float32) * np.float32(noise)
-        image = np.hypot(image + real, imaginary)
+    image = ndimage.gaussian_filter(image, rng.uniform(0.0, 0.7))  # the scanner's point spread
+
+    noise = np.float32(rng.uniform(0.0, 0.01))
+    real, imaginary = rng.standard_normal((2, *image.shape), np.float32) * noise
+    image = np.hypot(image + real, imaginary)  # Rician, as in magnitude images
     if stripped:
         image *= mask
     return (image / np.percentile(image, 99.9)).astype(np.float32), stripped
