@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from . import intensity
 from .engines import Engine, Library, Precision, open_engine
 from .errors import RunError
-from .geometry import slab_axis, voxel_factors
+from .geometry import Factors, slab_axis, voxel_factors
 from .host import Planes, Stopwatch, Volume, resolve_slabs
 from .volume import Header, Scan, fine_image, image_scan
 from .windows import OVERLAP, Plan, Weighting, plan_windows
@@ -88,7 +88,10 @@ class SuperResolver:
         if volume.ndim != 3 or not volume.size or volume.dtype.kind not in "iuf":
             raise RunError(f"A volume must be 3-D and real, not {volume.dtype} of shape {volume.shape}.")
         start, watch = time.perf_counter(), Stopwatch()
-        sr = self._resolve(volume, 1.0, 0.0, _stored_dtype(volume.dtype, dtype), 2, watch, progress)
+        rows, columns, slices = volume.shape
+        plan = self.plan((rows, columns, slices))
+        stored = _stored_dtype(volume.dtype, dtype)
+        sr = self._resolve(volume, 1.0, 0.0, stored, 2, plan, watch, progress)
         self._note(start, watch)
         return sr
 
@@ -101,14 +104,13 @@ class SuperResolver:
     ) -> tuple[Header, NDArray[Any]]:
         """Resolve a scan; returns the SR volume's header and its voxels as stored, (i, j, k)."""
         start, watch = time.perf_counter(), Stopwatch()
-        axis = slab_axis(scan.zooms) if axis is None else axis
-        factors = voxel_factors(self.card.scale, axis)
+        axis, factors, plan = self.layout(scan, axis)
         stored = _stored_dtype(scan.dtype, dtype)
         _check_memory(scan, scan.fine_nbytes(factors, stored))
         with watch.time("read"):
             voxels = scan.voxels()
         try:
-            sr = self._resolve(voxels, scan.slope, scan.inter, stored, axis, watch, progress)
+            sr = self._resolve(voxels, scan.slope, scan.inter, stored, axis, plan, watch, progress)
         except intensity.IntensityError:
             raise RunError(f"{scan.name} has NaN or infinite voxels: mask or repair them first.") from None
         header = scan.fine_header(factors, self.card.grid, stored)
@@ -119,6 +121,12 @@ class SuperResolver:
         """The windows of an LR volume (rows, columns, slices)."""
         return plan_windows(shape, self.card, self.overlap, self.window, self.weighting)
 
+    def layout(self, scan: Scan, axis: int | None = None) -> tuple[int, Factors, Plan]:
+        """How a scan will be resolved: slab axis, HR voxels per LR voxel along (i, j, k), windows."""
+        axis = slab_axis(scan.zooms) if axis is None else axis
+        rows, columns, slices = (scan.shape[n] for n in _order(axis))
+        return axis, voxel_factors(self.card.scale, axis), self.plan((rows, columns, slices))
+
     def _resolve(
         self,
         voxels: NDArray[Any],
@@ -126,6 +134,7 @@ class SuperResolver:
         inter: float,
         dtype: np.dtype[Any],
         axis: int,
+        plan: Plan,
         watch: Stopwatch,
         progress: Progress | None,
     ) -> NDArray[Any]:
@@ -134,7 +143,6 @@ class SuperResolver:
         A constant volume holds nothing to restore and stays constant; the network does not see it.
         """
         lr = np.moveaxis(voxels, axis, 2)
-        plan = self.plan(lr.shape)
         sr = np.empty([plan.fine_shape[n] for n in np.argsort(_order(axis))], dtype, order="F")
         low, high = _finite_range(lr)
         integer = dtype.kind in "iu"
