@@ -31,19 +31,19 @@ def run(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", help="Output folder. [default: FOLDER-sr beside a folder, sr/ beside files]"
+            "--out", "-o", help="Output folder. (default: FOLDER-sr beside a folder, sr/ beside files)"
         ),
     ] = None,
     engine: Annotated[
-        Path | None, typer.Option(help="Model: .onnx or a checkpoint. [default: the embedded model]")
+        Path | None, typer.Option(help="Model: .onnx or a checkpoint. (default: the embedded model)")
     ] = None,
     library: Annotated[Library, typer.Option(help="What runs an .onnx.")] = "auto",
     device: Annotated[Literal["auto", "cpu"], typer.Option(help="Where the network runs.")] = "auto",
     precision: Annotated[Precision, typer.Option(help="Of the network's arithmetic.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="Of the network. [default: all cores]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of the network. (default: all cores)")] = None,
     overlap: Annotated[float, typer.Option(help="Least fraction that neighbouring windows share.")] = OVERLAP,
     window: Annotated[
-        str | None, typer.Option(help="LR rows x columns, as 64x64. [default: the model's training window]")
+        str | None, typer.Option(help="LR rows x columns, as 64x64. (default: the model's training window)")
     ] = None,
     weighting: Annotated[Weighting, typer.Option(help="Of overlapping windows.")] = "gaussian",
     slab_axis: Annotated[

@@ -79,7 +79,8 @@ def find_scans(inputs: Sequence[str], out: Path | None = None) -> list[Job]:
     for text in inputs:
         path = Path(text)
         if path.is_dir():
-            root = out or path.resolve().with_name(path.resolve().name + "-sr")
+            named = path if path.name.strip(".") else path.resolve()  # "." and ".." have no name
+            root = out or named.with_name(named.name + "-sr")
             sources = sorted(p for p in path.rglob("*") if _is_scan(p, path))
             found = [_job(source, root, source.relative_to(path).parent) for source in sources]
         else:

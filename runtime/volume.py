@@ -12,8 +12,9 @@ import gzip
 import io
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
 
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 from .card import Grid
 from .errors import RunError
 from .files import atomic
-from .geometry import Factors, fine_affine, is_singular
+from .geometry import Factors, coarse_affine, fine_affine, is_singular
 
 Header: TypeAlias = Any  # nibabel's NIfTI-1 or NIfTI-2 header: fields by their standard names
 
@@ -82,26 +83,41 @@ class Scan:
             return np.memmap(self.path, self.dtype, "r", offset, self.shape, order="F")
 
     def fine_header(self, factors: Factors, grid: Grid, dtype: np.dtype[Any]) -> Header:
-        """The header of the SR volume whose voxels are stored as `dtype`.
+        """The header of the SR volume whose voxels are stored as `dtype`; see `_regridded`."""
+        shape = [n * f for n, f in zip(self.shape, factors, strict=True)]
+        return self._regridded(shape, partial(fine_affine, factors=factors, grid=grid), dtype)
 
-        qform and sform keep their codes and are refined independently, also where they differ. A scan
-        with neither gets its fallback affine as an sform: that fallback depends on the shape, so the SR
+    def coarse_header(self, factors: Factors, grid: Grid, dtype: np.dtype[Any]) -> Header:
+        """The header of an LR volume made from this scan; see `_regridded`."""
+        shape = [n // f for n, f in zip(self.shape, factors, strict=True)]
+        return self._regridded(shape, partial(coarse_affine, factors=factors, grid=grid), dtype)
+
+    def _regridded(
+        self,
+        shape: list[int],
+        move: Callable[[NDArray[np.floating]], NDArray[np.float64]],
+        dtype: np.dtype[Any],
+    ) -> Header:
+        """This scan's header for another grid; `move` takes an affine of this grid to the new one.
+
+        qform and sform keep their codes and are moved independently, also where they differ. A scan
+        with neither gets its fallback affine as an sform: that fallback depends on the shape, so the new
         volume would not lie on its scan without. Floating-point voxels are stored in the scan's units,
-        integers with the scan's own slope and intercept. Slice timing does not hold for SR slices.
+        integers with the scan's own slope and intercept. Slice timing does not hold for other slices.
         """
         header = self.header.copy()
-        header.set_data_shape(tuple(n * f for n, f in zip(self.shape, factors, strict=True)))
+        header.set_data_shape(shape)
         header.set_data_dtype(dtype)
         scaled = np.issubdtype(dtype, np.integer)
         header["scl_slope"], header["scl_inter"] = (self.slope, self.inter) if scaled else (1, 0)
-        header["pixdim"][1:4] = self.header["pixdim"][1:4] / factors
+        header["pixdim"][1:4] = self.header["pixdim"][1:4] * np.diag(move(np.eye(4)))[:3]
         if header["qform_code"] > 0:
-            origin = fine_affine(self.header.get_qform(), factors, grid)[:3, 3]
+            origin = move(self.header.get_qform())[:3, 3]
             for name, value in zip(("qoffset_x", "qoffset_y", "qoffset_z"), origin, strict=True):
                 header[name] = value
         if header["sform_code"] > 0 or header["qform_code"] <= 0:
             code = int(header["sform_code"]) if header["sform_code"] > 0 else "aligned"
-            header.set_sform(fine_affine(_sform(self.header), factors, grid), code)
+            header.set_sform(move(_sform(self.header)), code)
         header["slice_start"] = header["slice_end"] = header["slice_duration"] = header["slice_code"] = 0
         header["vox_offset"] = 0  # set when written
         return header

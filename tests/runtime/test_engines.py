@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -161,3 +162,15 @@ def tiny_checkpoint(path):
     network = networks.super_resolution(arch).eval()
     checkpoint.save(path, CARD, arch, network)
     return path, network
+
+
+@pytest.mark.skipif(
+    not Path(engines.__file__).parents[1].joinpath("models", "default.onnx").exists(),
+    reason="the embedded model is made by `make default-model`",
+)
+@pytest.mark.parametrize("library", ["openvino", "onnxruntime"])
+def test_the_embedded_model_runs_without_a_path(library):
+    engine = open_engine(library=library)
+    assert engine.info.model == "embedded" and engine.card.scale == (2, 2, 2)
+    sr = SuperResolver(engine)(np.random.default_rng(0).uniform(0, 900, (20, 20, 6)).astype(np.float32))
+    assert sr.shape == (40, 40, 12)
