@@ -15,13 +15,14 @@ from typing import Any
 import torch
 
 from ..runtime.card import CardError, ModelCard
+from ..runtime.errors import RunError
 from ..runtime.files import atomic
 from .networks import Architecture, SuperResolution, super_resolution
 
 FORMAT = 1
 
 
-class CheckpointError(ValueError):
+class CheckpointError(RunError):
     """The file is no checkpoint that this version can use."""
 
 
@@ -84,7 +85,7 @@ def load_generator(path: Path) -> tuple[SuperResolution, ModelCard]:
         network.load_state_dict(contents["deployed"])
     except CardError as error:
         raise CheckpointError(str(error)) from None
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, RunError) as error:
         raise CheckpointError(
             f"{path} does not hold the network it names: {str(error).splitlines()[0]}."
         ) from None

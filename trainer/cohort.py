@@ -12,19 +12,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
+from typing import Any
 
-import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime import intensity
+from ..runtime.errors import RunError
 from ..runtime.files import atomic
+from ..runtime.volume import open_scan
 
 FOREGROUND = 0.1  # share of the network's range above which a voxel shows tissue
-Volume = NDArray[np.float16]
+Volume = NDArray[Any]  # float16
 
 
-class CohortError(ValueError):
+class CohortError(RunError):
     """A group of scans that cannot be trained on."""
 
 
@@ -50,15 +52,9 @@ def cached(path: Path) -> Volume:
     folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "udean" / "volumes"
     file = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
     if not file.exists():
-        try:
-            volume = np.asarray(nib.load(path).dataobj, np.float32)  # type: ignore[attr-defined]
-            if volume.ndim != 3:
-                raise CohortError(f"{path} is {volume.ndim}-D; training takes 3-D scans.")
-            volume = volume / intensity.unit(volume)
-        except (OSError, EOFError, nib.filebasedimages.ImageFileError, intensity.IntensityError) as error:
-            raise CohortError(f"{path} cannot be read: {error}") from None
+        volume = _voxels(path)
         with atomic(file) as stream:
-            np.save(stream, volume.astype(np.float16))
+            np.save(stream, (volume / _unit(path, volume)).astype(np.float16))
     return np.load(file, mmap_mode="r")
 
 
@@ -86,7 +82,7 @@ class Group:
         slab: tuple[int, int, int],
         axes: Sequence[int] = (2,),
         augment: bool = True,
-    ) -> NDArray[np.float32]:
+    ) -> NDArray[Any]:
         """Slabs (count, slices, rows, columns) centred on tissue; slab is (rows, columns, slices)."""
         rows, columns, slices = slab
         batch = np.empty((count, slices, rows, columns), np.float32)
@@ -104,9 +100,9 @@ class Group:
         return batch
 
     @staticmethod
-    def _corner(rng: np.random.Generator, volume: Volume, slab: tuple[int, int, int]) -> NDArray[np.int64]:
+    def _corner(rng: np.random.Generator, volume: Volume, slab: tuple[int, int, int]) -> NDArray[Any]:
         """Corner of a slab whose centre shows tissue; of any slab after 100 vain tries (an empty scan)."""
-        room = np.asarray(volume.shape) - slab
+        room = np.asarray(volume.shape) - np.asarray(slab)
         corner = rng.integers(0, room + 1)
         for _ in range(100):
             if volume[tuple(corner + np.asarray(slab) // 2)] > FOREGROUND:
@@ -121,29 +117,40 @@ def validation_windows(
     scale: tuple[int, int, int],
     slab: tuple[int, int, int],
     count: int = 64,
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """Aligned windows of held-out pairs: LR (count, slices, rows, columns) and HR on the FFT grid.
 
     slab: of the LR window. Both sides in units of the LR scan. Pairs go by sorted file name.
     """
-    pairs = list(zip(find_scans(hr), find_scans(lr), strict=True))
     rng = np.random.default_rng(0)
-    windows: tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]] = ([], [])
-    for i in range(count):
-        hr_path, lr_path = pairs[i % len(pairs)]
-        hr_volume, lr_volume = cached(hr_path), cached(lr_path)
-        if any(h // s != n for h, s, n in zip(hr_volume.shape, scale, lr_volume.shape, strict=True)):
+    pairs = []
+    for hr_path, lr_path in zip(find_scans(hr), find_scans(lr), strict=True):
+        volumes = cached(lr_path), cached(hr_path)
+        if any(h // s != n for n, h, s in zip(volumes[0].shape, volumes[1].shape, scale, strict=True)):
             raise CohortError(
-                f"{lr_path} {lr_volume.shape} is not {hr_path} {hr_volume.shape} at scale {scale}."
+                f"{lr_path} {volumes[0].shape} is not {hr_path} {volumes[1].shape} at scale {scale}."
             )
-        ratio = _unit(hr_path) / _unit(lr_path)
+        ratio = _unit(hr_path, _voxels(hr_path)) / _unit(lr_path, _voxels(lr_path))
+        pairs.append((*volumes, np.float32(ratio)))
+    lr_windows, hr_windows = [], []
+    for i in range(count):
+        lr_volume, hr_volume, ratio = pairs[i % len(pairs)]
         corner = Group._corner(rng, lr_volume, slab)
-        fine = tuple(slice(a * s, (a + n) * s) for a, s, n in zip(corner, scale, slab, strict=True))
         coarse = tuple(slice(a, a + n) for a, n in zip(corner, slab, strict=True))
-        windows[0].append(np.moveaxis(lr_volume[coarse], 2, 0).astype(np.float32))
-        windows[1].append(np.moveaxis(hr_volume[fine], 2, 0).astype(np.float32) * np.float32(ratio))
-    return np.stack(windows[0]), np.stack(windows[1])
+        fine = tuple(slice(a * s, (a + n) * s) for a, s, n in zip(corner, scale, slab, strict=True))
+        lr_windows.append(np.moveaxis(lr_volume[coarse], 2, 0).astype(np.float32))
+        hr_windows.append(np.moveaxis(hr_volume[fine], 2, 0).astype(np.float32) * ratio)
+    return np.stack(lr_windows), np.stack(hr_windows)
 
 
-def _unit(path: Path) -> float:
-    return intensity.unit(np.asarray(nib.load(path).dataobj))  # type: ignore[attr-defined]
+def _voxels(path: Path) -> NDArray[Any]:
+    """A scan's voxels (rows, columns, slices), float32, in its units."""
+    scan = open_scan(path)
+    return scan.voxels() * np.float32(scan.slope) + np.float32(scan.inter)
+
+
+def _unit(path: Path, volume: NDArray[Any]) -> float:
+    try:
+        return intensity.unit(volume)
+    except intensity.IntensityError as error:
+        raise CohortError(f"{path}: {error}") from None

@@ -15,13 +15,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+from ..runtime.errors import RunError
 from .methods.udean import Weights
-from .networks import Architecture
+from .networks import Architecture, ArchitectureError
 
 PRESETS = ("paper", "compact")
 
 
-class ConfigError(ValueError):
+class ConfigError(RunError):
     """The configuration cannot be used."""
 
 
@@ -90,7 +91,7 @@ def load(preset: str, file: Path | None = None, options: dict[str, Any] | None =
     if preset not in PRESETS:
         raise ConfigError(f"There is no preset '{preset}': choose {' or '.join(PRESETS)}.")
     layers = [
-        (f"preset {preset}", resources.files(__package__).joinpath(f"presets/{preset}.toml").read_text())
+        (f"preset {preset}", resources.files("udean.trainer").joinpath(f"presets/{preset}.toml").read_text())
     ]
     if file is not None:
         try:
@@ -146,7 +147,7 @@ def _build(kind: type, values: Any, where: str) -> Any:
     }
     try:
         return kind(**arguments)
-    except ValueError as error:
+    except ArchitectureError as error:
         raise ConfigError(str(error)) from None
 
 

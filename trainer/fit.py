@@ -20,9 +20,10 @@ from torch import Tensor
 from .. import __version__
 from ..runtime import intensity
 from ..runtime.card import ModelCard
+from ..runtime.errors import RunError
 from . import checkpoint, losses
-from .cohort import CohortError, Group, validation_windows
-from .config import Config
+from .cohort import Group, validation_windows
+from .config import Config, ConfigError
 from .methods.udean import Udean
 from .networks import SuperResolution, parameter_count
 
@@ -30,7 +31,7 @@ ADAM = {"betas": (0.9, 0.99), "eps": 1e-8}  # section II-E
 Report = Callable[[int, dict[str, float]], None]
 
 
-class DivergenceError(RuntimeError):
+class DivergenceError(RunError):
     """The losses are no longer finite."""
 
 
@@ -43,8 +44,13 @@ def fit(config: Config, run: Path, resume: bool = False, report: Report = lambda
     schedule, arch = config.schedule, config.network
     fabric = Fabric(accelerator="auto", devices=1, precision=schedule.precision)
     fabric.seed_everything(schedule.seed, verbose=False)
+    for group in ("source", "target"):
+        if not getattr(config.data, group):
+            raise ConfigError(
+                f"There are no {group} scans: name them with --{group} or in the configuration."
+            )
     lr_slab = (schedule.patch, schedule.patch, arch.slab[0])
-    hr_slab = tuple(n * s for n, s in zip(lr_slab, arch.scale, strict=True))
+    hr_slab = (schedule.patch * arch.scale[0], schedule.patch * arch.scale[1], arch.slab[1])
     source = Group.load(config.data.source, hr_slab)
     target = Group.load(config.data.target, lr_slab)
     watch = None
@@ -58,6 +64,7 @@ def fit(config: Config, run: Path, resume: bool = False, report: Report = lambda
         for part in (method.generators, method.discriminators)
     ]
     start, best = 0, -math.inf
+    run.mkdir(parents=True, exist_ok=True)
     if resume:
         start, best = _restore(run / "checkpoint.pt", method, optimisers)
     (run / "config.toml").write_text(config.to_toml())
@@ -119,8 +126,8 @@ def _step(
     with fabric.autocast():
         scores = method.discriminator_losses(hr, lr, judged)
     _descend(fabric, optimisers[1], scores["total"])
-    values |= {name: float(term) for name, term in terms.items() if name != "total"}
-    values |= {name: float(term) for name, term in scores.items() if name != "total"}
+    values |= {name: float(term.detach()) for name, term in terms.items() if name != "total"}
+    values |= {name: float(term.detach()) for name, term in scores.items() if name != "total"}
     return values
 
 
@@ -132,9 +139,9 @@ def _descend(fabric: Fabric, optimiser: torch.optim.Adam, loss: Tensor) -> None:
 
 @torch.no_grad()
 def validate(network: SuperResolution, lr: Tensor, hr: Tensor, fabric: Fabric) -> dict[str, float]:
-    """PSNR (dB, over the range 0..1) and SSIM of the deployed path on aligned windows, their rims left out."""
+    """PSNR (dB, over 0..1) and SSIM of the deployed path on aligned windows, without their rims."""
     network.eval()
-    rim = 8 * hr.shape[-1] // lr.shape[-1]
+    rim = hr.shape[-1] // 8
     inside = (slice(None), slice(None), slice(rim, -rim), slice(rim, -rim))
     error, similarity = [], []
     for x, y in zip(lr.split(8), hr.split(8), strict=True):
@@ -197,6 +204,3 @@ class _Metrics:
         row = {"step": str(step)} | {k: f"{v:.6g}" for k, v in values.items()}
         with open(self.path, "a", newline="") as stream:
             csv.DictWriter(stream, self.COLUMNS, restval="", lineterminator="\n").writerow(row)
-
-
-__all__ = ["CohortError", "DivergenceError", "fit"]

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 
+from ..runtime.errors import RunError
+
 Scale = tuple[int, int, int]
-Volume = NDArray[np.float32]
+Volume = NDArray[Any]  # float32, real
 
 
-class DegradationError(ValueError):
+class DegradationError(RunError):
     """A degradation that physics or the volume's size does not allow."""
 
 
@@ -46,7 +49,7 @@ class Acquisition:
             raise DegradationError("The noise level is zero or positive.")
 
 
-def crop(hr: NDArray[np.generic], scale: Scale) -> NDArray[np.generic]:
+def crop(hr: NDArray[Any], scale: Scale) -> NDArray[Any]:
     """Drop the last voxels of each axis that are no multiple of the scale."""
     if any(n < 2 * s for n, s in zip(hr.shape, scale, strict=True)):
         raise DegradationError(f"A volume of {hr.shape} voxels is too small for scale {scale}.")
@@ -113,16 +116,16 @@ def data_consistency(sr: Volume, lr: Volume, scale: Scale) -> float:
     return float(np.linalg.norm(again - lr) / max(float(np.linalg.norm(lr)), 1e-12))
 
 
-def _bspline(t: NDArray[np.float64]) -> NDArray[np.float32]:
+def _bspline(t: NDArray[Any]) -> NDArray[Any]:
     t = np.abs(t)
     return np.where(t < 1, 2 / 3 - t**2 + t**3 / 2, np.clip(2 - t, 0, None) ** 3 / 6).astype(np.float32)
 
 
-def _centred_fft(volume: NDArray[np.generic]) -> NDArray[np.complex64]:
+def _centred_fft(volume: NDArray[Any]) -> NDArray[Any]:
     return fft.fftshift(fft.fftn(volume.astype(np.float32), workers=-1))
 
 
-def _resize_centre(space: NDArray[np.complex64], shape: tuple[int, ...]) -> NDArray[np.complex64]:
+def _resize_centre(space: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     """Crop or zero-pad centred k-space about its zero frequency."""
     out = np.zeros(shape, space.dtype)
     here, there = [], []

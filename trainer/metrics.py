@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
-Volume = NDArray[np.float32]
+Volume = NDArray[Any]  # float32
 # Wang et al. 2004: 11×11 (or 11×11×11) Gaussian of σ 1.5, population covariance.
 GAUSSIAN = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
 
@@ -46,4 +47,5 @@ def psnr(sr: Volume, hr: Volume, data_range: float) -> float:
 
 def ssim(sr: Volume, hr: Volume, data_range: float) -> float:
     """Structural similarity of two images or volumes."""
-    return float(structural_similarity(sr, hr, data_range=data_range, **GAUSSIAN))
+    index: Any = structural_similarity(sr, hr, data_range=data_range, **GAUSSIAN)
+    return float(index)

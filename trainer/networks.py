@@ -15,10 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..runtime.errors import RunError
+
 SLAB = 3  # LR slices a network call sees, as in TS-RCAN
 
 
-class ArchitectureError(ValueError):
+class ArchitectureError(RunError):
     """The requested networks cannot be built."""
 
 
@@ -191,12 +193,13 @@ class Interpolation(nn.Module):
             mix[p, low] += 1 - t
             mix[p, high] += t
         weight = torch.einsum("oc,abij->oabcij", mix, plane).reshape(-1, SLAB, 5, 5)
+        self.weight: Tensor
         self.register_buffer("weight", weight, persistent=False)
         self.shuffle = nn.PixelShuffle(s)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight: Tensor = self.weight  # type: ignore[assignment]
-        return self.shuffle(F.conv2d(F.pad(x, (2, 2, 2, 2), mode="replicate"), weight.to(x.dtype)))
+        x = F.pad(x, (2, 2, 2, 2), mode="replicate")
+        return self.shuffle(F.conv2d(x, self.weight.to(x.dtype)))
 
 
 class Decimation(nn.Module):
@@ -218,11 +221,13 @@ class Decimation(nn.Module):
             for p in range(SLAB * through):
                 mix[i, p] = max(0.0, 1 - abs(p - i * through) / through)
         mix = mix / mix.sum(1, keepdim=True)
+        self.mix: Tensor
+        self.row: Tensor
         self.register_buffer("mix", mix[:, :, None, None], persistent=False)
         self.register_buffer("row", row.expand(SLAB, 1, 1, -1).clone(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        mix, row = self.mix.to(x.dtype), self.row.to(x.dtype)  # type: ignore[union-attr,operator]
+        mix, row = self.mix.to(x.dtype), self.row.to(x.dtype)
         r, s = self.radius, self.stride
         x = F.pad(F.conv2d(x, mix), (r, r, r, r), mode="replicate")
         x = F.conv2d(x, row, stride=(1, s), groups=SLAB)

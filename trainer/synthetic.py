@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import nibabel as nib
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 from scipy import ndimage
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]  # float32
 
 
 @cache
@@ -105,7 +105,7 @@ def _field(rng: np.random.Generator, shape: tuple[int, ...], width: float) -> Ar
         return field[tuple(slice(n) for n in shape)]
     for axis, n in enumerate(shape):  # separable linear interpolation
         at = np.arange(n) / step + 2
-        low = at.astype(int)
+        low = np.floor(at).astype(int)
         t = np.expand_dims((at - low).astype(np.float32), [a for a in range(3) if a != axis])
         field = np.take(field, low, axis) * (1 - t) + np.take(field, low + 1, axis) * t
     return field

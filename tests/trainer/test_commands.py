@@ -1,0 +1,146 @@
+"""The trainer's commands as real processes: what they write, and their sentences for mistakes."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from udean.trainer import checkpoint
+
+BIN = Path(sys.executable).parent
+TINY = """
+[network]
+channels = 8
+groups = 1
+blocks = 1
+discriminator = 4
+skip = "cubic"
+[schedule]
+steps = 6
+batch = 2
+patch = 16
+validate_every = 3
+checkpoint_every = 2
+precision = "32-true"
+"""
+
+
+def run(command, *arguments, cwd, **environment):
+    env = os.environ | {"XDG_CACHE_HOME": str(cwd / "cache"), "COLUMNS": "200"} | environment
+    line = [BIN / command, *map(str, arguments)]
+    return subprocess.run(line, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    """Four oblique int16 HR scans and their LR scans, made by `udean-simulate`."""
+    root = tmp_path_factory.mktemp("cohort")
+    affine = np.array([[0, 0.9, 0.1, 5], [-1, 0, 0, -7], [0, 0.1, -0.9, 3], [0, 0, 0, 1.0]])
+    for i in range(4):
+        rng = np.random.default_rng(i)
+        coarse = rng.random((9, 9, 9))
+        volume = np.asarray(np.kron(coarse, np.ones((5, 5, 5))) * 900 + 50, np.int16)
+        image = nib.Nifti1Image(volume, affine)
+        image.set_qform(affine, 1)
+        (root / "hr").mkdir(exist_ok=True)
+        nib.save(image, root / "hr" / f"sub-{i}.nii.gz")
+    done = run("udean-simulate", "hr", "-o", "lr", "--noise", "0.01", cwd=root)
+    assert done.returncode == 0, done.stderr
+    (root / "tiny.toml").write_text(TINY)
+    return root
+
+
+def test_simulated_scans_keep_geometry_units_and_dtype(cohort):
+    hr, lr = (nib.load(cohort / side / "sub-0.nii.gz") for side in ("hr", "lr"))
+    assert lr.shape == (22, 22, 22) and lr.get_data_dtype() == np.int16
+    np.testing.assert_allclose(lr.affine, hr.affine @ np.diag([2, 2, 2, 1]), atol=1e-6)
+    np.testing.assert_allclose(lr.header.get_qform(), lr.affine, atol=1e-5)
+    np.testing.assert_allclose(lr.header.get_zooms(), 2 * np.asarray(hr.header.get_zooms()), rtol=1e-6)
+    assert np.asarray(lr.dataobj).mean() == pytest.approx(
+        np.asarray(hr.dataobj)[:44, :44, :44].mean(), rel=0.01
+    )
+    assert json.loads((cohort / "lr" / "sub-0.json").read_text())["scale"] == [2, 2, 2]
+
+
+def test_eval_of_the_truth_is_perfect_and_of_another_scan_is_not(cohort):
+    done = run("udean-eval", "--sr", "hr", "--hr", "hr", "--json", "q.json", cwd=cohort)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((cohort / "q.json").read_text())
+    assert figures["mean"]["ssim"] == 1 and len(figures["scans"]) == 4
+    done = run("udean-eval", "--sr", "hr/sub-0.nii.gz", "--hr", "hr/sub-1.nii.gz", cwd=cohort)
+    assert done.returncode == 0 and "sub-0" in done.stdout
+    done = run("udean-eval", "--sr", "lr", "--hr", "hr", cwd=cohort)
+    assert done.returncode == 2 and "do not lie on one grid" in done.stderr
+
+
+def train(cohort, out, *more):
+    groups = ("--source", "hr", "--target", "lr")
+    return run("udean-train", *groups, "--config", "tiny.toml", "--out", out, *more, cwd=cohort)
+
+
+@pytest.fixture(scope="module")
+def trained(cohort):
+    with open(cohort / "tiny.toml", "a") as file:
+        file.write('[data]\nvalidation_hr = ["hr/sub-3.nii.gz"]\nvalidation_lr = ["lr/sub-3.nii.gz"]\n')
+    done = train(cohort, "run")
+    assert done.returncode == 0, done.stderr
+    return cohort
+
+
+def test_training_writes_checkpoints_metrics_and_configuration(trained):
+    run_folder = trained / "run"
+    network, card = checkpoint.load_generator(run_folder / "best.pt")
+    assert network(torch.rand(1, 3, 8, 8)).shape == (1, 6, 16, 16)
+    assert card.method == "udean" and card.quality["validation_psnr"] > 0
+    rows = list(csv.DictReader(open(run_folder / "metrics.csv")))
+    assert [row["step"] for row in rows] == list("123456")
+    assert rows[5]["validation_psnr"] and not rows[4]["validation_psnr"]
+    assert "steps = 6" in (run_folder / "config.toml").read_text()
+
+
+def test_a_killed_run_resumes_to_the_weights_of_an_unbroken_one(trained):
+    env = os.environ | {"XDG_CACHE_HOME": str(trained / "cache")}
+    line = [BIN / "udean-train", "--source", "hr", "--target", "lr", "--config", "tiny.toml", "--out", "cut"]
+    process = subprocess.Popen(line, cwd=trained, env=env, stderr=subprocess.DEVNULL)
+    while not (trained / "cut" / "checkpoint.pt").exists():
+        time.sleep(0.02)
+        assert process.poll() is None or (trained / "cut" / "checkpoint.pt").exists()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = train(trained, "cut", "--resume")
+    assert done.returncode == 0, done.stderr
+    whole, cut = (checkpoint.load(trained / name / "checkpoint.pt") for name in ("run", "cut"))
+    assert cut["training"]["step"] == 6
+    for name, value in whole["deployed"].items():
+        assert torch.equal(value, cut["deployed"][name]), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--source", "nowhere"], "holds no .nii"),
+        (["--scale", "9x9x1"], "not supported"),
+        (["--resume", "--out", "never"], "no checkpoint"),
+    ],
+)
+def test_mistakes_end_with_one_sentence_and_exit_code_2(cohort, arguments, sentence):
+    done = train(cohort, "wrong", *arguments)
+    assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
+
+
+def test_training_without_scans_says_which_option_is_missing(cohort):
+    done = run("udean-train", "--target", "lr", cwd=cohort)
+    assert done.returncode == 2 and "--source" in done.stderr
+
+
+def test_simulate_never_writes_among_its_inputs(cohort):
+    done = run("udean-simulate", "hr", "-o", "hr", cwd=cohort)
+    assert done.returncode == 2 and "another folder" in done.stderr
