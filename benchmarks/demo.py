@@ -92,7 +92,7 @@ def demo(
 def draw(
     path: Path, lr: Volume, results: dict[str, Volume], hr: Volume, measured: dict[str, Quality]
 ) -> None:
-    """The middle of three orientations: LR as acquired, tricubic, SR, HR, and both error maps in one scale."""
+    """The middle of three orientations: LR as acquired, tricubic, SR, HR, errors in one scale."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
@@ -20,7 +20,10 @@ from numpy.typing import NDArray
 from ..runtime import intensity
 from ..runtime.errors import RunError
 from ..runtime.files import atomic
+from ..runtime.geometry import voxel_factors
 from ..runtime.volume import open_scan
+from . import kspace
+from .kspace import Scale
 
 FOREGROUND = 0.1  # share of the network's range above which a voxel shows tissue
 Volume = NDArray[Any]  # float16
@@ -46,101 +49,128 @@ def find_scans(entries: Sequence[str | Path]) -> list[Path]:
 
 
 def cached(path: Path) -> Volume:
-    """A scan as a memory map (rows, columns, slices), float16, in units of its own `intensity.unit`."""
+    """A scan as a memory map (i, j, k), float16, in units of its own `intensity.unit`."""
+
+    def make() -> NDArray[Any]:
+        volume = _voxels(path)
+        return volume / _unit(path, volume)
+
+    return _cache(path, "", make)
+
+
+def truncated(path: Path, factors: Scale) -> Volume:
+    """The k-space truncation of `cached(path)`, noise-free, by factors along (i, j, k)."""
+
+    def make() -> NDArray[Any]:
+        return kspace.acquire(
+            kspace.crop(cached(path).astype(np.float32), factors), kspace.Acquisition(factors)
+        )
+
+    return _cache(path, f"truncated {factors}", make)
+
+
+def _cache(path: Path, what: str, make: Callable[[], NDArray[Any]]) -> Volume:
     stat = path.stat()
-    key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {intensity.RULE}"
+    key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {intensity.RULE} {what}"
     folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "udean" / "volumes"
     file = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
     if not file.exists():
-        volume = _voxels(path)
         with atomic(file) as stream:
-            np.save(stream, (volume / _unit(path, volume)).astype(np.float16))
+            np.save(stream, make().astype(np.float16))
     return np.load(file, mmap_mode="r")
 
 
 @dataclass(frozen=True)
-class Group:
-    """The volumes of the source or the target group."""
+class Aligned:
+    """One scan on one or more grids of a common origin, slices last.
+
+    factors: voxels of each volume per LR voxel along (row, column, slice); the first are (1, 1, 1).
+    """
 
     volumes: tuple[Volume, ...]
+    factors: tuple[Scale, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Scans to draw slabs from. Each slab axis of a scan counts as a member."""
+
+    members: tuple[Aligned, ...]
 
     @classmethod
-    def load(cls, entries: Sequence[str | Path], slab: tuple[int, int, int]) -> Group:
-        """Open a group; every volume must hold a slab (rows, columns, slices) along any axis."""
-        volumes = []
+    def target(cls, entries: Sequence[str | Path], axes: Sequence[int] = (2,)) -> Group:
+        """LR scans."""
+        return cls(
+            tuple(
+                Aligned((np.moveaxis(cached(path), axis, 2),), ((1, 1, 1),))
+                for path in find_scans(entries)
+                for axis in axes
+            )
+        )
+
+    @classmethod
+    def source(cls, entries: Sequence[str | Path], scale: Scale, axes: Sequence[int] = (2,)) -> Group:
+        """HR scans, each with its k-space truncation on the LR grid: (truncated, hr)."""
+        members = []
         for path in find_scans(entries):
-            volume = cached(path)
-            if min(volume.shape) < max(slab):
-                raise CohortError(f"{path} has {volume.shape} voxels; a training patch needs {max(slab)}.")
-            volumes.append(volume)
-        return cls(tuple(volumes))
+            for axis in axes:
+                pair = (truncated(path, voxel_factors(scale, axis)), cached(path))
+                members.append(Aligned(tuple(np.moveaxis(v, axis, 2) for v in pair), ((1, 1, 1), scale)))
+        return cls(tuple(members))
+
+    @classmethod
+    def pairs(cls, hr: Sequence[str | Path], lr: Sequence[str | Path], scale: Scale) -> Group:
+        """(lr, hr) of the same heads, matched by sorted file name, in units of the LR scan."""
+        members = []
+        for hr_path, lr_path in zip(find_scans(hr), find_scans(lr), strict=True):
+            low, high = cached(lr_path), cached(hr_path)
+            if any(h // s != n for n, h, s in zip(low.shape, high.shape, scale, strict=True)):
+                raise CohortError(f"{lr_path} {low.shape} is not {hr_path} {high.shape} at scale {scale}.")
+            ratio = _unit(hr_path, _voxels(hr_path)) / _unit(lr_path, _voxels(lr_path))
+            members.append(Aligned((low, high * np.float16(ratio)), ((1, 1, 1), scale)))
+        return cls(tuple(members))
 
     def draw(
-        self,
-        rng: np.random.Generator,
-        count: int,
-        slab: tuple[int, int, int],
-        axes: Sequence[int] = (2,),
-        augment: bool = True,
-    ) -> NDArray[Any]:
-        """Slabs (count, slices, rows, columns) centred on tissue; slab is (rows, columns, slices)."""
-        rows, columns, slices = slab
-        batch = np.empty((count, slices, rows, columns), np.float32)
-        for item in batch:
-            volume = np.moveaxis(self.volumes[rng.integers(len(self.volumes))], rng.choice(axes), 2)
-            start = self._corner(rng, volume, slab)
-            patch = volume[tuple(slice(a, a + n) for a, n in zip(start, slab, strict=True))]
-            patch = np.moveaxis(patch, 2, 0)
-            if augment:
-                flip_rows, flip_columns, transpose = rng.random(3) < 0.5
-                patch = patch[:, :: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
-                if transpose and rows == columns:
-                    patch = patch.swapaxes(1, 2)
-            item[...] = patch
-        return batch
+        self, rng: np.random.Generator, count: int, slab: tuple[int, int, int], augment: bool = False
+    ) -> tuple[NDArray[Any], ...]:
+        """Slabs centred on tissue, float32 (count, slices, rows, columns), one array for each grid.
 
-    @staticmethod
-    def _corner(rng: np.random.Generator, volume: Volume, slab: tuple[int, int, int]) -> NDArray[Any]:
-        """Corner of a slab whose centre shows tissue; of any slab after 100 vain tries (an empty scan)."""
-        room = np.asarray(volume.shape) - np.asarray(slab)
+        slab: (rows, columns, slices) on the LR grid. augment: random flips and transposition in plane.
+        Raises CohortError where a scan is smaller than a slab.
+        """
+        drawn = [self._one(rng, slab, augment) for _ in range(count)]
+        return tuple(np.stack(arrays) for arrays in zip(*drawn, strict=True))
+
+    def _one(self, rng: np.random.Generator, slab: tuple[int, int, int], augment: bool) -> list[NDArray[Any]]:
+        member = self.members[rng.integers(len(self.members))]
+        # A flip about an LR voxel keeps the grids aligned: it takes one voxel more on the far side.
+        need = np.add(slab, (1, 1, 0))
+        corner = _tissue_corner(rng, member.volumes[0], need)
+        flips = (rng.random(2) < 0.5) & augment
+        transpose = augment and slab[0] == slab[1] and rng.random() < 0.5
+        patches = []
+        for volume, factors in zip(member.volumes, member.factors, strict=True):
+            index = []
+            for a, n, s, flip in zip(corner, slab, factors, (*flips, False), strict=True):
+                index.append(slice((a + n) * s, a * s, -1) if flip else slice(a * s, (a + n) * s))
+            patch = np.moveaxis(volume[tuple(index)], 2, 0)
+            patches.append((patch.swapaxes(1, 2) if transpose else patch).astype(np.float32))
+        return patches
+
+
+def _tissue_corner(rng: np.random.Generator, volume: Volume, need: NDArray[Any]) -> NDArray[Any]:
+    """Corner of a box whose centre shows tissue; of any box after 1000 vain tries (an empty scan)."""
+    room = np.asarray(volume.shape) - need
+    if room.min() < 0:
+        raise CohortError(
+            f"A scan of {volume.shape} LR voxels is smaller than a training patch of {tuple(need.tolist())}."
+        )
+    corner = rng.integers(0, room + 1)
+    for _ in range(1000):
+        if volume[tuple(corner + need // 2)] > FOREGROUND:
+            break
         corner = rng.integers(0, room + 1)
-        for _ in range(100):
-            if volume[tuple(corner + np.asarray(slab) // 2)] > FOREGROUND:
-                break
-            corner = rng.integers(0, room + 1)
-        return corner
-
-
-def validation_windows(
-    hr: Sequence[str],
-    lr: Sequence[str],
-    scale: tuple[int, int, int],
-    slab: tuple[int, int, int],
-    count: int = 64,
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Aligned windows of held-out pairs: LR (count, slices, rows, columns) and HR on the FFT grid.
-
-    slab: of the LR window. Both sides in units of the LR scan. Pairs go by sorted file name.
-    """
-    rng = np.random.default_rng(0)
-    pairs = []
-    for hr_path, lr_path in zip(find_scans(hr), find_scans(lr), strict=True):
-        volumes = cached(lr_path), cached(hr_path)
-        if any(h // s != n for n, h, s in zip(volumes[0].shape, volumes[1].shape, scale, strict=True)):
-            raise CohortError(
-                f"{lr_path} {volumes[0].shape} is not {hr_path} {volumes[1].shape} at scale {scale}."
-            )
-        ratio = _unit(hr_path, _voxels(hr_path)) / _unit(lr_path, _voxels(lr_path))
-        pairs.append((*volumes, np.float32(ratio)))
-    lr_windows, hr_windows = [], []
-    for i in range(count):
-        lr_volume, hr_volume, ratio = pairs[i % len(pairs)]
-        corner = Group._corner(rng, lr_volume, slab)
-        coarse = tuple(slice(a, a + n) for a, n in zip(corner, slab, strict=True))
-        fine = tuple(slice(a * s, (a + n) * s) for a, s, n in zip(corner, scale, slab, strict=True))
-        lr_windows.append(np.moveaxis(lr_volume[coarse], 2, 0).astype(np.float32))
-        hr_windows.append(np.moveaxis(hr_volume[fine], 2, 0).astype(np.float32) * ratio)
-    return np.stack(lr_windows), np.stack(hr_windows)
+    return corner
 
 
 def _voxels(path: Path) -> NDArray[Any]:

@@ -22,7 +22,7 @@ from ..runtime import intensity
 from ..runtime.card import ModelCard
 from ..runtime.errors import RunError
 from . import checkpoint, losses
-from .cohort import Group, validation_windows
+from .cohort import Group
 from .config import Config, ConfigError
 from .methods.udean import Udean
 from .networks import SuperResolution, parameter_count
@@ -50,13 +50,12 @@ def fit(config: Config, run: Path, resume: bool = False, report: Report = lambda
                 f"There are no {group} scans: name them with --{group} or in the configuration."
             )
     lr_slab = (schedule.patch, schedule.patch, arch.slab[0])
-    hr_slab = (schedule.patch * arch.scale[0], schedule.patch * arch.scale[1], arch.slab[1])
-    source = Group.load(config.data.source, hr_slab)
-    target = Group.load(config.data.target, lr_slab)
+    source = Group.source(config.data.source, arch.scale, config.data.slab_axes)
+    target = Group.target(config.data.target, config.data.slab_axes)
     watch = None
     if config.data.validation_hr:
-        pairs = (config.data.validation_hr, config.data.validation_lr)
-        watch = [torch.from_numpy(w) for w in validation_windows(*pairs, arch.scale, lr_slab)]
+        pairs = Group.pairs(config.data.validation_hr, config.data.validation_lr, arch.scale)
+        watch = [torch.from_numpy(a) for a in pairs.draw(np.random.default_rng(0), 64, lr_slab)]
 
     method = Udean(arch, schedule.patch, config.weights).to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimisers = [
@@ -70,17 +69,18 @@ def fit(config: Config, run: Path, resume: bool = False, report: Report = lambda
     (run / "config.toml").write_text(config.to_toml())
     metrics = _Metrics(run / "metrics.csv", resume)
 
-    def draw(group: Group, step: int, salt: int, slab: tuple[int, int, int]) -> Tensor:
+    def draw(group: Group, step: int, salt: int) -> list[Tensor]:
         rng = np.random.default_rng((schedule.seed, step, salt))
-        batch = group.draw(rng, schedule.batch, slab, config.data.slab_axes, config.data.augment)
-        return torch.from_numpy(batch).to(fabric.device, memory_format=torch.channels_last)
+        arrays = group.draw(rng, schedule.batch, lr_slab, config.data.augment)
+        channels_last = torch.channels_last
+        return [torch.from_numpy(a).to(fabric.device, memory_format=channels_last) for a in arrays]
 
     for step in range(start, schedule.steps):
         rate = learning_rate(config, step)
         for optimiser in optimisers:
             optimiser.param_groups[0]["lr"] = rate
-        hr, lr = draw(source, step, 0, hr_slab), draw(target, step, 1, lr_slab)
-        values = _step(fabric, method, optimisers, hr, lr)
+        (truncated, hr), (lr,) = draw(source, step, 0), draw(target, step, 1)
+        values = _step(fabric, method, optimisers, hr, truncated, lr)
         if not all(map(math.isfinite, values.values())):
             raise DivergenceError(f"The losses are not finite at step {step}: {values}; lower learning_rate.")
 
@@ -113,14 +113,19 @@ def learning_rate(config: Config, step: int) -> float:
 
 
 def _step(
-    fabric: Fabric, method: Udean, optimisers: list[torch.optim.Adam], hr: Tensor, lr: Tensor
+    fabric: Fabric,
+    method: Udean,
+    optimisers: list[torch.optim.Adam],
+    hr: Tensor,
+    truncated: Tensor,
+    lr: Tensor,
 ) -> dict[str, float]:
     """One alternation 1:1 of generators and discriminators; the losses by name."""
     values: dict[str, float] = {}
     # The generators' losses pass through the discriminators without asking for their gradients.
     method.discriminators.requires_grad_(False)
     with fabric.autocast():
-        terms, judged = method.generator_losses(hr, lr)
+        terms, judged = method.generator_losses(hr, truncated, lr)
     _descend(fabric, optimisers[0], terms["total"])
     method.discriminators.requires_grad_(True)
     with fabric.autocast():

@@ -31,8 +31,10 @@ class Architecture:
     channels, groups, blocks: width, residual groups, residual blocks a group of the decoders.
     discriminator: width of the discriminators' first convolution.
     scale: (row, column, slice) factors; row and column are equal, 1 to 4; slice 1 to 4.
-    skip: "cubic": the features' first slab channels carry the LR image itself, and decoders add its
-        fixed interpolation to what they learn, on the FFT grid; "none": as published.
+    skip: "none": as published. "cubic": the features' first slab channels carry an image on the LR grid,
+        to which encoders add what they learn and whose fixed interpolation decoders add to what they
+        learn. It is the LR scan itself or, for a source scan, its k-space truncation: the degradation
+        that the field predefines, from which the networks learn to depart.
     """
 
     channels: int = 64
@@ -110,25 +112,25 @@ class Encoder(nn.Module):
     Input (N, slices, s·H, s·W), output (N, channels, H, W).
     """
 
-    def __init__(self, slices: int, channels: int, stride: int = 1, anchor: nn.Module | None = None) -> None:
+    def __init__(self, slices: int, channels: int, stride: int = 1, anchored: bool = False) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for i in range(6):
             layers += [conv(channels if i else slices, channels, stride if i == 2 else 1), nn.LeakyReLU(0.2)]
         self.body = nn.Sequential(*layers[:-1])
-        self.anchor = anchor
-        if anchor is not None:  # start with the plain image in the anchored channels
+        self.anchored = anchored
+        if anchored:  # start with the plain image in the anchored channels
             last = self.body[-1]
             assert isinstance(last, nn.Conv2d) and last.bias is not None
             nn.init.zeros_(last.weight[:SLAB])
             nn.init.zeros_(last.bias[:SLAB])
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, lr: Tensor | None = None) -> Tensor:
+        """lr: the image on the LR grid that anchors the features; x itself by default."""
         features = self.body(x)
-        if self.anchor is None:
+        if not self.anchored:
             return features
-        image = self.anchor(x)
-        return torch.cat((features[:, :SLAB] + image, features[:, SLAB:]), 1)
+        return torch.cat((features[:, :SLAB] + (x if lr is None else lr), features[:, SLAB:]), 1)
 
 
 class Decoder(nn.Module):
@@ -202,38 +204,6 @@ class Interpolation(nn.Module):
         return self.shuffle(F.conv2d(x, self.weight.to(x.dtype)))
 
 
-class Decimation(nn.Module):
-    """Fixed low-pass and decimation of an HR slab onto the LR grid, the skip's counterpart.
-
-    A Kaiser-windowed sinc in plane; through plane a triangle over the slices at hand.
-    Input (N, SLAB·s_slice, s·H, s·W), output (N, SLAB, H, W).
-    """
-
-    def __init__(self, scale: tuple[int, int, int]) -> None:
-        super().__init__()
-        s, through = scale[0], scale[2]
-        self.stride, self.radius = s, 4 * s if s > 1 else 0
-        n = torch.arange(-self.radius, self.radius + 1.0)
-        row = torch.special.sinc(n / s) * torch.kaiser_window(len(n), periodic=False, beta=5.0)
-        row = row / row.sum()
-        mix = torch.zeros(SLAB, SLAB * through)
-        for i in range(SLAB):
-            for p in range(SLAB * through):
-                mix[i, p] = max(0.0, 1 - abs(p - i * through) / through)
-        mix = mix / mix.sum(1, keepdim=True)
-        self.mix: Tensor
-        self.row: Tensor
-        self.register_buffer("mix", mix[:, :, None, None], persistent=False)
-        self.register_buffer("row", row.expand(SLAB, 1, 1, -1).clone(), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        mix, row = self.mix.to(x.dtype), self.row.to(x.dtype)
-        r, s = self.radius, self.stride
-        x = F.pad(F.conv2d(x, mix), (r, r, r, r), mode="replicate")
-        x = F.conv2d(x, row, stride=(1, s), groups=SLAB)
-        return F.conv2d(x, row.transpose(2, 3), stride=(s, 1), groups=SLAB)
-
-
 def _keys(t: Tensor) -> Tensor:
     """Keys' cubic convolution kernel with a = -1/2 (IEEE ASSP 29, 1981, eq. 15)."""
     t = t.abs()
@@ -243,14 +213,12 @@ def _keys(t: Tensor) -> Tensor:
 
 
 def lr_encoder(arch: Architecture) -> Encoder:
-    anchor = nn.Identity() if arch.skip == "cubic" else None
-    return Encoder(arch.slab[0], arch.channels, anchor=anchor)
+    return Encoder(arch.slab[0], arch.channels, anchored=arch.skip == "cubic")
 
 
 def feature_extractor(arch: Architecture) -> Encoder:
     """The down-sampling feature extractor: HR slab to features on the LR grid."""
-    anchor = Decimation(arch.scale) if arch.skip == "cubic" else None
-    return Encoder(arch.slab[1], arch.channels, stride=arch.scale[0], anchor=anchor)
+    return Encoder(arch.slab[1], arch.channels, stride=arch.scale[0], anchored=arch.skip == "cubic")
 
 
 def lr_decoder(arch: Architecture) -> Decoder:

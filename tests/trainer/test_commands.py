@@ -100,7 +100,8 @@ def test_training_writes_checkpoints_metrics_and_configuration(trained):
     network, card = checkpoint.load_generator(run_folder / "best.pt")
     assert network(torch.rand(1, 3, 8, 8)).shape == (1, 6, 16, 16)
     assert card.method == "udean" and card.quality["validation_psnr"] > 0
-    rows = list(csv.DictReader(open(run_folder / "metrics.csv")))
+    with open(run_folder / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == list("123456")
     assert rows[5]["validation_psnr"] and not rows[4]["validation_psnr"]
     assert "steps = 6" in (run_folder / "config.toml").read_text()

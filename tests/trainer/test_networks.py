@@ -7,7 +7,6 @@ from scipy import ndimage
 from udean.trainer.networks import (
     Architecture,
     ArchitectureError,
-    Decimation,
     Discriminator,
     Interpolation,
     feature_extractor,
@@ -34,7 +33,7 @@ def test_every_part_maps_between_the_grids(scale, skip):
     lr, hr = torch.rand(2, 3, 8, 12), torch.rand(2, 3 * through, 8 * s, 12 * s)
     features = lr_encoder(arch)(lr)
     assert features.shape == (2, 8, 8, 12)
-    assert feature_extractor(arch)(hr).shape == features.shape
+    assert feature_extractor(arch)(hr, lr).shape == features.shape
     assert lr_decoder(arch)(features).shape == lr.shape
     assert sr_decoder(arch)(features).shape == hr.shape
     assert super_resolution(arch)(lr).shape == hr.shape
@@ -64,16 +63,6 @@ def test_skip_interpolates_slices_linearly_and_holds_the_last():
     lr = torch.tensor([1.0, 3.0, 7.0])[None, :, None, None].expand(1, 3, 4, 4)
     sr = Interpolation((1, 1, 2))(lr)
     np.testing.assert_allclose(sr[0, :, 2, 2], [1, 2, 3, 5, 7, 7], rtol=1e-6)
-
-
-def test_decimation_keeps_the_grid_and_constants():
-    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
-    smooth = torch.exp(-((y - 30) ** 2 + (x - 34) ** 2) / 200)
-    lr = Decimation((2, 2, 2))(smooth.expand(1, 6, 64, 64))
-    torch.testing.assert_close(lr[0, 1, 5:27, 5:27], smooth[::2, ::2][5:27, 5:27], rtol=0, atol=5e-3)
-    torch.testing.assert_close(
-        Decimation((3, 3, 1))(torch.full((1, 3, 24, 24), 0.7)), torch.full((1, 3, 8, 8), 0.7)
-    )
 
 
 def test_network_with_skip_starts_as_interpolation():

@@ -64,15 +64,18 @@ class Udean(nn.Module):
         """The parts that inference needs; they share weights with this model."""
         return SuperResolution(self.generators["lr_encoder"], self.generators["sr_decoder"])  # type: ignore[arg-type]
 
-    def generator_losses(self, hr: Tensor, lr: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def generator_losses(
+        self, hr: Tensor, truncated: Tensor, lr: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Eqs 4-10 for one batch.
 
-        hr (N, HR slices, s·P, s·P) and lr (N, LR slices, P, P) need not show the same anatomy.
+        hr (N, HR slices, s·P, s·P) and lr (N, LR slices, P, P) need not show the same anatomy. truncated,
+        shaped as lr, is hr's k-space truncation; only networks with a skip look at it.
         Returns the losses by name, "total" among them, and the images and features that the
         discriminators judge, detached.
         """
         g, d, w = self.generators, self.discriminators, self.weights
-        features_s = g["extractor"](hr)
+        features_s = g["extractor"](hr, truncated)
         features_t = g["lr_encoder"](lr)
         hr_same = g["sr_decoder"](features_s)
         lr_same = g["lr_decoder"](features_t)
