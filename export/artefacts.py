@@ -1,8 +1,9 @@
-"""From a checkpoint to its files: export each precision, hold it to the float32 network, write it."""
+"""From a checkpoint to its ONNX files: export each precision, hold it to the float32 network, write it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,11 @@ from . import parity
 from .errors import ExportError
 
 if TYPE_CHECKING:
+    import onnx
+
     from ..trainer.networks import SuperResolution
+
+SUFFIXES: dict[Precision, str] = {"fp32": ".onnx", "fp16": ".fp16.onnx", "int8": ".int8.onnx"}
 
 # Activations grow with the scan's brightest voxels, which lie above the percentile that becomes 1.
 HEADROOM = 2.0
@@ -24,51 +29,89 @@ HEADROOM = 2.0
 
 @dataclass(frozen=True)
 class Artefact:
-    """A written model: its file, its card, and what parity found by engine and windows."""
+    """A written model: its file, its card, what parity found by engine and windows, and a remark."""
 
     path: Path
     card: ModelCard
     found: dict[str, dict[str, parity.Deviation]]
+    remark: str = ""
+
+
+Tell = Callable[[Artefact | ExportError], None]
 
 
 def export_onnx(
     checkpoint: Path,
     folder: Path,
     shape: graph.Shape | None = None,
-    tell: Callable[[Artefact | ExportError], None] = lambda _: None,
+    scans: Sequence[Path] = (),
+    tell: Tell = lambda _: None,
 ) -> list[Artefact]:
-    """Write NAME.onnx and NAME.fp16.onnx, NAME being the checkpoint's, into the folder.
+    """Write NAME.onnx, NAME.fp16.onnx and, with scans to calibrate on, NAME.int8.onnx into the folder.
 
-    tell: hears of each file, or of why it was refused, as it happens. A refused precision is not written
-    and not in the result. Raises ExportError or CheckpointError where nothing can start.
+    shape: fixed input sizes. tell: hears of each file, or of why it was refused, as it happens. A refused
+    precision is not written and not in the result. Raises ExportError, RunError or CheckpointError where
+    nothing can start.
     """
     from ..trainer.checkpoint import load_generator
 
     network, card = load_generator(checkpoint)
     card = card.replace(checkpoint=sha256(checkpoint))
-    size = (shape.batch, shape.rows, shape.columns) if shape else None
-    windows = parity.probe_windows(card, size)
-    reference = _remembered(torch_network(network))
+    if shape:
+        card = card.replace(window=(shape.rows, shape.columns))
+    windows = parity.probe_windows(card, [(shape.batch, shape.rows, shape.columns)] if shape else ())
+    reference = parity.remembered(torch_network(network))
     written: list[Artefact] = []
-    precisions: tuple[tuple[Precision, str], ...] = (("fp32", ".onnx"), ("fp16", ".fp16.onnx"))
-    for precision, suffix in precisions:
+
+    def finish(precision: Precision, make: Callable[[], tuple[onnx.ModelProto, str]]) -> None:
+        path = folder / (checkpoint.stem + SUFFIXES[precision])
         try:
-            if precision == "fp16":
-                refuse_overflow(network, windows)
-            model = graph.to_onnx(network, card.slab[0], half=precision == "fp16", shape=shape)
-            run = parity.onnxruntime_network(model.SerializeToString())
-            found = {"onnxruntime-cpu": parity.measure(run, windows, reference)}
-            parity.enforce(found["onnxruntime-cpu"], precision, "ONNX Runtime")
+            model, remark = make()
+            own = card.replace(precision=precision)
+            found = _measure(graph.serialize(model, own), precision, windows, reference)
         except ExportError as refusal:
-            tell(refusal)
-            continue
-        figures = {f"{e}/{w}": d.rounded() for e, sets in found.items() for w, d in sets.items()}
-        own = card.replace(precision=precision, parity=figures)
-        path = folder / (checkpoint.stem + suffix)
+            tell(ExportError(f"{path} is not written: {refusal}"))
+            return
+        own = own.replace(parity=parity.figures(found))
         graph.write(graph.serialize(model, own), path)
-        written.append(Artefact(path, own, found))
+        written.append(Artefact(path, own, found, remark))
         tell(written[-1])
+
+    def fp32() -> tuple[onnx.ModelProto, str]:
+        return graph.to_onnx(network, card.slab[0], half=False, shape=shape), ""
+
+    def fp16() -> tuple[onnx.ModelProto, str]:
+        refuse_overflow(network, windows)
+        return graph.to_onnx(network, card.slab[0], half=True, shape=shape), ""
+
+    finish("fp32", fp32)
+    finish("fp16", fp16)
+    if scans:
+        from . import quantize
+
+        calibration = quantize.scan_windows(scans, card)  # scans that cannot be read end the command
+
+        def int8() -> tuple[onnx.ModelProto, str]:
+            model = graph.to_onnx(network, card.slab[0], half=False, shape=shape)
+            small = quantize.quantize(model, calibration)
+            return small, quantize.speed(model, small, card, windows["brain"][0])
+
+        finish("int8", int8)
     return written
+
+
+def _measure(
+    contents: bytes, precision: Precision, windows: dict[str, list[parity.Windows]], reference: parity.Network
+) -> dict[str, dict[str, parity.Deviation]]:
+    """Deviations by engine and windows, of a model that is not yet anywhere; ExportError beyond the limit."""
+    found: dict[str, dict[str, parity.Deviation]] = {}
+    with tempfile.TemporaryDirectory(prefix="udean-") as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(contents)
+        for engine, network in parity.engines(path):
+            found[engine] = parity.measure(network, windows, reference)
+            parity.enforce(found[engine], precision, engine)
+    return found
 
 
 def torch_network(network: SuperResolution) -> parity.Network:
@@ -106,18 +149,6 @@ def refuse_overflow(network: SuperResolution, windows: dict[str, list[parity.Win
     name = max(largest, key=lambda n: largest[n])
     if not largest[name] * HEADROOM < float(np.finfo(np.float16).max):
         raise ExportError(
-            f"Half precision overflows: activations of {name} reach {largest[name]:.3g}, and 65504 is its "
-            "largest number. Use the fp32 model."
+            f"half precision overflows, activations of {name} reach {largest[name]:.3g} and its largest "
+            "number is 65504; use the fp32 model."
         )
-
-
-def _remembered(network: parity.Network) -> parity.Network:
-    """The same function, each batch computed once: the reference serves every precision."""
-    known: dict[int, parity.Windows] = {}
-
-    def run(lr: parity.Windows) -> parity.Windows:
-        if id(lr) not in known:
-            known[id(lr)] = network(lr)
-        return known[id(lr)]
-
-    return run

@@ -1,56 +1,224 @@
-"""The command `udean-export`."""
+"""The command `udean-export`, and `udean-export inspect`."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
+import numpy as np
 import typer
 
-from ..runtime.card import CardError
 from ..runtime.errors import RunError
 from .errors import ExportError
+from .tensorrt import BuildOptions
+
+if TYPE_CHECKING:
+    from .artefacts import Artefact
+    from .onnx import Shape
+    from .parity import Deviation
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+inspection = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+PLAN = "TensorRT plan"
+T = TypeVar("T", int, tuple[int, int])
 
 
-@app.command()
-def _export(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of udean-train.")],
+@app.command(epilog="udean-export inspect FILE tells what a checkpoint, an .onnx or a .plan is.")
+def export(
+    checkpoint: Annotated[Path | None, typer.Argument(help="A checkpoint of udean-train.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; default: the input's.")] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    static: Annotated[str, typer.Option(help="Fixed window, rows x columns, such as 64x64.")] = "",
+    batch: Annotated[int, typer.Option(min=1, help="Fixed number of windows a call, with --static.")] = 1,
+    int8: Annotated[
+        list[Path] | None, typer.Option(help="Also an int8 model, calibrated on this LR scan or folder.")
+    ] = None,
+    trt: Annotated[bool, typer.Option("--trt", help="Also a TensorRT plan for this machine's GPU.")] = False,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="Build the plan from this .onnx, without a checkpoint.")
+    ] = None,
+    verify: Annotated[
+        Path | None, typer.Option(help="Measure this .onnx or .plan here, against its float32 model.")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="The float32 model, .onnx or checkpoint; default: the one beside.")
+    ] = None,
+    batches: Annotated[
+        str, typer.Option(help="Least, usual and largest batch.", rich_help_panel=PLAN)
+    ] = "1:8:16",
+    windows: Annotated[
+        str,
+        typer.Option(
+            help="The same of windows, such as 32x32:64x64:128x128; default: the training window.",
+            rich_help_panel=PLAN,
+        ),
+    ] = "",
+    streams: Annotated[
+        int, typer.Option(min=1, help="Batches in flight, a profile each.", rich_help_panel=PLAN)
+    ] = 2,
+    workspace: Annotated[
+        float, typer.Option(min=0.01, help="Scratch memory in GB.", rich_help_panel=PLAN)
+    ] = 4.0,
+    optimization_level: Annotated[
+        int, typer.Option(min=0, max=5, help="0: built soonest, 5: searched longest.", rich_help_panel=PLAN)
+    ] = 3,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="For later versions too.", rich_help_panel=PLAN)
+    ] = False,
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="For all of Ampere and newer.", rich_help_panel=PLAN)
+    ] = False,
+    strip_weights: Annotated[
+        bool,
+        typer.Option("--strip-weights", help="Leave the weights in the .onnx beside.", rich_help_panel=PLAN),
+    ] = False,
+    refit: Annotated[
+        bool,
+        typer.Option(
+            "--refit",
+            help="Exchangeable weights; exchange them where such a plan lies.",
+            rich_help_panel=PLAN,
+        ),
+    ] = False,
+    layers: Annotated[
+        Path | None, typer.Option(help="Write a report of the layers, JSON.", rich_help_panel=PLAN)
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and TensorRT's log.")] = False,
 ) -> None:
-    """Turn a checkpoint into models that run without PyTorch."""
-    from .artefacts import Artefact, export_onnx
+    """Turn a checkpoint into models that run without PyTorch: NAME.onnx, NAME.fp16.onnx, NAME.plan."""
+    if sum(given is not None for given in (checkpoint, source, verify)) != 1:
+        raise ExportError("Name one of CHECKPOINT, --from MODEL.onnx and --verify MODEL; see --help.")
+    if verify is not None:
+        _verify(verify, against)
+        return
+    if batch > 1 and not static:
+        raise ExportError("--batch fixes the batch of a model with --static ROWSxCOLUMNS; name that too.")
+    if strip_weights and refit:
+        raise ExportError("Choose one of --strip-weights and --refit: stripped weights cannot be exchanged.")
+    batch_sizes = _three(batches, "--batches", int)
+    window_sizes = _three(windows, "--windows", _window) if windows else None
+    shape = _shape(static, batch) if static else None
+    options = BuildOptions(
+        workspace=int(workspace * 1e9),
+        level=optimization_level,
+        version_compatible=version_compatible,
+        hardware="ampere" if hardware_compatible else "same",
+        weights="stripped" if strip_weights else "refittable" if refit else "fixed",
+        layers=layers is not None,
+    )
 
-    refused = False
+    if trt or source:  # the plan's needs are known before the minute of an export, not after it
+        from . import plans
 
-    def tell(result: Artefact | ExportError) -> None:
-        nonlocal refused
-        if isinstance(result, ExportError):
-            refused = True
-            typer.echo(f"Not written: {result}", err=True)
-            return
-        print(f"{result.path}  {result.path.stat().st_size / 1e6:.1f} MB, {result.card.precision}")
-        for engine, sets in result.found.items():
-            for windows, d in sets.items():
-                print(
-                    f"  {engine} on {windows} windows: max error {d.max_error:.1e}, "
-                    f"relative {d.relative:.1e}, PSNR {d.psnr:.1f} dB"
-                )
+        plans.check_host()
+    written, complete = 0, True
+    if checkpoint is not None:
 
-    written = export_onnx(checkpoint, out or checkpoint.parent, tell=tell)
-    if refused:
+        def tell(result: Artefact | ExportError) -> None:
+            nonlocal written, complete
+            if isinstance(result, ExportError):
+                complete = False
+                typer.echo(str(result), err=True)
+            else:
+                written += 1
+                _show(result)
+
+        from .artefacts import export_onnx
+
+        models = export_onnx(checkpoint, out or checkpoint.parent, shape, int8 or [], tell)
+        source = next((a.path for a in models if a.card.precision == "fp16"), None) if trt else None
+    if source is not None:
+        from . import plans
+
+        sizes = plans.Sizes(batch_sizes, window_sizes, streams)
+        _show(plans.build_plan(source, out or source.parent, sizes, options, layers, against, debug))
+    if not complete:
         raise typer.Exit(1 if written else 2)
 
 
+@inspection.command("inspect")
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A checkpoint, an .onnx or a .plan.")],
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Tell what a model is: its card, inputs, profiles, sizes and operators."""
+    from .describe import describe
+
+    lines = list(describe(file))
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        print(f"{name:<{width}}  {value}")
+
+
 def main() -> None:
-    """Run the command; what the user can mend is one sentence and exit code 2."""
+    """Run the command. What the user can mend is one sentence on stderr and exit code 2."""
     try:
-        app()
-    except (ExportError, CardError, RunError, ValueError) as error:
+        if sys.argv[1:2] == ["inspect"]:
+            inspection(sys.argv[2:], prog_name="udean-export inspect")
+        else:
+            app(prog_name="udean-export")
+    except (ExportError, RunError, ModuleNotFoundError) as error:
         if "--debug" in sys.argv:
             raise
-        typer.echo(f"Error: {error}", err=True)
+        typer.echo(f"Error: {_sentence(error)}", err=True)
         raise SystemExit(2) from None
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        extra = "train" if error.name == "torch" else "export"
+        return f"This needs {error.name}, which is not installed: pip install 'udean[{extra}]'"
+    return str(error)
+
+
+def _verify(path: Path, against: Path | None) -> None:
+    from .verify import verify
+
+    print(path)
+    for engine, found in verify(path, against):
+        _show_deviations(engine, found)
+
+
+def _show(artefact: Artefact) -> None:
+    size = artefact.path.stat().st_size / 1e6
+    remark = f", {artefact.remark}" if artefact.remark else ""
+    print(f"{artefact.path}  {size:.1f} MB, {artefact.card.precision}{remark}")
+    for engine, found in artefact.found.items():
+        _show_deviations(engine, found)
+
+
+def _show_deviations(engine: str, found: dict[str, Deviation]) -> None:
+    for windows, d in found.items():
+        print(
+            f"  {engine} on {windows} windows: max error {d.max_error:.1e}, relative {d.relative:.1e}, "
+            f"PSNR {d.psnr:.1f} dB"
+        )
+
+
+def _three(text: str, option: str, read: Callable[[str], T]) -> tuple[T, T, T]:
+    """Three increasing sizes, "least:usual:largest"; one alone stands for all three."""
+    parts = text.split(":")
+    try:
+        least, usual, largest = map(read, parts * 3 if len(parts) == 1 else parts)
+        low, middle, high = (np.atleast_1d(np.array(size)) for size in (least, usual, largest))
+        if (low < 1).any() or (low > middle).any() or (middle > high).any():
+            raise ValueError
+    except ValueError:
+        raise ExportError(f"{option} takes three increasing sizes, or one for all; not '{text}'.") from None
+    return least, usual, largest
+
+
+def _shape(static: str, batch: int) -> Shape:
+    try:
+        return Shape(batch, *_window(static))
+    except ValueError:
+        raise ExportError(f"--static takes a window such as 64x64, not '{static}'.") from None
+
+
+def _window(text: str) -> tuple[int, int]:
+    rows, columns = map(int, text.lower().split("x"))
+    if min(rows, columns) < 1:
+        raise ValueError(text)
+    return rows, columns

@@ -116,6 +116,17 @@ def read(path: Path) -> tuple[onnx.ModelProto, ModelCard]:
     return model, card
 
 
+def fixed_size(model: onnx.ModelProto) -> tuple[int, int, int] | None:
+    """The only input size (N, H, W) of a graph, None where any of them is dynamic."""
+    n, _, h, w = (d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim)
+    return (n, h, w) if n and h and w else None
+
+
+def type_name(element: int) -> str:
+    """ONNX's name of an element type, such as "float16" for 10."""
+    return onnx.TensorProto.DataType.Name(element).lower()  # type: ignore[arg-type]
+
+
 def _strip(message: Message) -> None:
     """Remove what the exporter notes about its run: stack traces with local paths, Python names."""
     for field in ("metadata_props", "doc_string"):

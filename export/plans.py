@@ -1,0 +1,209 @@
+"""TensorRT plans as files: build one on this GPU or renew its weights, measure it, write it with its card."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from ..runtime.card import ModelCard
+from ..runtime.engines import require
+from ..runtime.errors import RunError
+from ..runtime.files import atomic
+from ..runtime.plan import (
+    PlanCard,
+    Profile,
+    deserialize,
+    logger,
+    read_plan,
+    refit,
+    write_plan,
+)
+from . import onnx as graph
+from . import parity, verify
+from .artefacts import Artefact
+from .errors import ExportError
+from .gpu import Gpu, PlanNetwork, gpu
+from .tensorrt import BuildOptions, build, layer_report
+
+Window = tuple[int, int]
+FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Input sizes of a dynamic graph: batches and windows (rows, columns), each least, usual and largest.
+
+    windows: None for the training window. streams: batches in flight, each with a profile of its own.
+    """
+
+    batches: tuple[int, int, int] = (1, 8, 16)
+    windows: tuple[Window, Window, Window] | None = None
+    streams: int = 2
+
+
+@dataclass(frozen=True)
+class Source:
+    """The ONNX model that a plan is made of. path: its file."""
+
+    path: Path
+    contents: bytes
+    model: onnx.ModelProto
+    card: ModelCard
+
+
+def check_host() -> None:
+    """Raise RunError or ExportError, with what to install, where no plan can be built."""
+    require("tensorrt", "trt")
+    with gpu():
+        pass
+
+
+def build_plan(
+    path: Path,
+    folder: Path,
+    sizes: Sizes,
+    options: BuildOptions,
+    layers: Path | None = None,
+    against: Path | None = None,
+    debug: bool = False,
+) -> Artefact:
+    """Write NAME.plan and NAME.plan.json into the folder, from NAME.onnx or NAME.fp16.onnx.
+
+    sizes: of no account where the graph's are fixed. With refittable weights, a plan that already lies
+    there and differs in nothing else only gets new weights. layers: file for the layer report. against:
+    float32 model for parity, found beside the ONNX file by default. debug: print TensorRT's whole log.
+    Raises ExportError or RunError; then nothing is written.
+    """
+    trt: Any = require("tensorrt", "trt")
+    source = _source(path)
+    target = folder / f"{verify.base_name(path)}.plan"
+    log = logger(trt)
+    try:
+        with gpu() as device:
+            profiles = _profiles(source, sizes)
+            describe = functools.partial(_plan_card, trt, source, profiles, options, device)
+            renewed = (
+                _renew(trt, log, source, target, describe, device)
+                if options.weights == "refittable"
+                else None
+            )
+            contents = renewed or _build(trt, log, source, profiles, options, device)
+            card = describe(contents)
+            network = PlanNetwork(trt, log, contents, card, path.with_suffix(".plan"), device.capability)
+            windows = parity.probe_windows(card.card, verify.sizes(card.profiles[0]))
+            reference = verify.reference(path, source.card, against, last=path)
+            found = {"tensorrt": parity.measure(network, windows, reference.network)}
+            parity.enforce(found["tensorrt"], source.card.precision, "TensorRT")
+            report = layer_report(trt, network.engine) if layers else ""
+    finally:
+        if debug:
+            print(*(f"[{name}] {text}" for name, text in log.messages), sep="\n", file=sys.stderr)
+    own = card.card.replace(parity=card.card.parity | parity.figures(found))
+    write_plan(target, contents, dataclasses.replace(card, card=own))
+    if layers:
+        with atomic(layers) as file:
+            file.write(report.encode())
+    how = "new weights in the plan that was there" if renewed else "built"
+    return Artefact(target, own, found, f"{how} for {device.name}, held to {reference.file.name}")
+
+
+def _source(path: Path) -> Source:
+    model, card = graph.read(path)
+    if card.precision == "int8":
+        raise ExportError(f"{path} is an int8 model for CPU engines: build from the fp16 model.")
+    return Source(path, path.read_bytes(), model, card)
+
+
+def _build(
+    trt: Any, log: Any, source: Source, profiles: tuple[Profile, ...], options: BuildOptions, device: Gpu
+) -> bytes:
+    """Build anew, with the timings that earlier builds on this GPU and version have left."""
+    cache = timing_cache(device, trt.__version__)
+    timings = cache.read_bytes() if cache.is_file() else b""
+    fixed = graph.fixed_size(source.model) is not None
+    slab = source.card.slab[0]
+    built = build(trt, log, source.contents, slab, () if fixed else profiles, options, timings)
+    with contextlib.suppress(RunError), atomic(cache) as file:  # without it the next build takes longer
+        file.write(built.timings)
+    return built.plan
+
+
+def _renew(
+    trt: Any, log: Any, source: Source, target: Path, describe: Callable[[bytes], PlanCard], device: Gpu
+) -> bytes | None:
+    """The plan that lies at target with the weights of the source, None where it has to be built."""
+    try:
+        contents, old = read_plan(target)
+        new = describe(contents)
+        if dataclasses.replace(new, card=old.card, onnx_sha256=old.onnx_sha256) != old:
+            return None
+        engine = deserialize(trt, log, contents, old, target, device.capability)
+        refit(trt, log, engine, source.contents, target)
+    except RunError:  # there is none, or it does not take them
+        return None
+    config = engine.create_serialization_config()
+    config.set_flag(trt.SerializationFlag.INCLUDE_REFIT)
+    return bytes(engine.serialize_with_config(config))
+
+
+def _profiles(source: Source, sizes: Sizes) -> tuple[Profile, ...]:
+    fixed = graph.fixed_size(source.model)
+    if fixed:
+        return (Profile(fixed, fixed, fixed),)
+    windows = sizes.windows or (source.card.window,) * 3
+    return (Profile(*((n, h, w) for n, (h, w) in zip(sizes.batches, windows, strict=True))),) * sizes.streams
+
+
+def _plan_card(
+    trt: Any,
+    source: Source,
+    profiles: tuple[Profile, ...],
+    options: BuildOptions,
+    device: Gpu,
+    contents: bytes,
+) -> PlanCard:
+    return PlanCard(
+        card=source.card,
+        sha256=hashlib.sha256(contents).hexdigest(),
+        onnx=source.path.name,
+        onnx_sha256=hashlib.sha256(source.contents).hexdigest(),
+        structure=structure(source.model),
+        tensorrt=trt.__version__,
+        cuda=device.cuda,
+        gpu=device.name,
+        capability=device.capability,
+        profiles=profiles,
+        version_compatible=options.version_compatible,
+        hardware=options.hardware,
+        weights=options.weights,
+        level=options.level,
+    )
+
+
+def structure(model: onnx.ModelProto) -> str:
+    """A hash of the graph without the values of its weights and without its card."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    del bare.metadata_props[:]
+    for tensor in bare.graph.initializer:
+        if tensor.data_type in FLOATS:
+            tensor.ClearField("raw_data")
+    return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()
+
+
+def timing_cache(device: Gpu, tensorrt: str) -> Path:
+    """Where this GPU's and version's timings are kept, in the user's cache folder."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = re.sub(r"[^a-z0-9]+", "-", f"{device.name} {device.capability} tensorrt {tensorrt}".lower())
+    return base / "udean" / f"{name}.timings"

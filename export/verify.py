@@ -1,0 +1,108 @@
+"""Verification: what an artefact is worth on this machine, against the float32 model it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..runtime.card import CardError, ModelCard
+from ..runtime.engines import CHECKPOINTS, open_engine, require
+from ..runtime.files import sha256
+from ..runtime.plan import Profile, logger, read_plan
+from . import onnx as graph
+from . import parity
+from .errors import ExportError
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What an artefact is held to. file: the model it runs."""
+
+    file: Path
+    network: parity.Network
+
+
+ENDINGS = (".plan", ".fp16.onnx", ".int8.onnx", ".onnx", *CHECKPOINTS)
+
+
+def base_name(path: Path) -> str:
+    """NAME of NAME.plan, NAME.fp16.onnx, NAME.onnx, NAME.pt."""
+    ending = next((e for e in ENDINGS if path.name.endswith(e)), path.suffix)
+    return path.name.removesuffix(ending)
+
+
+def verify(path: Path, against: Path | None = None) -> Iterator[tuple[str, dict[str, parity.Deviation]]]:
+    """Yield each engine here that runs the artefact, and its deviations; ExportError beyond the limits.
+
+    against: a float32 .onnx or the checkpoint; by default NAME.onnx or NAME.pt beside the artefact.
+    """
+    if path.suffix == ".plan":
+        yield from _verify_plan(path, against)
+        return
+    if path.suffix != ".onnx":
+        raise ExportError(f"{path} is neither an .onnx nor a .plan file: name an artefact to verify.")
+    model, card = graph.read(path)
+    fixed = graph.fixed_size(model)
+    windows = parity.probe_windows(card, [fixed] if fixed else ())
+    expected = parity.remembered(reference(path, card, against).network)
+    for engine, network in parity.engines(path):
+        found = parity.measure(network, windows, expected)
+        yield engine, found
+        parity.enforce(found, card.precision, engine)
+
+
+def _verify_plan(path: Path, against: Path | None) -> Iterator[tuple[str, dict[str, parity.Deviation]]]:
+    contents, plan = read_plan(path)
+    trt: Any = require("tensorrt", "trt")
+    from .gpu import PlanNetwork, gpu
+
+    expected = reference(path, plan.card, against, last=path.with_name(plan.onnx)).network
+    with gpu() as device:
+        network = PlanNetwork(trt, logger(trt), contents, plan, path, device.capability)
+        found = parity.measure(network, parity.probe_windows(plan.card, sizes(plan.profiles[0])), expected)
+    yield "tensorrt", found
+    parity.enforce(found, plan.card.precision, "TensorRT")
+
+
+def sizes(profile: Profile) -> list[parity.Size]:
+    """The sizes at which a plan is measured: the one it is tuned for and the largest."""
+    return list(dict.fromkeys((profile.opt, profile.max)))
+
+
+def reference(
+    path: Path, card: ModelCard, against: Path | None = None, last: Path | None = None
+) -> Reference:
+    """The float32 model of the same checkpoint, on the CPU. Raises ExportError where there is none.
+
+    against: the file to use. last: file to fall back on, though it is not float32.
+    """
+    if against is not None:
+        if not _same_source(against, card):
+            raise ExportError(f"{against} is not the float32 model of the checkpoint that {path} came from.")
+        return Reference(against, _open(against))
+    base = base_name(path)
+    for file in (path.with_name(base + ending) for ending in (".onnx", *CHECKPOINTS)):
+        if file != path and file.is_file() and _same_source(file, card):
+            return Reference(file, _open(file))
+    if last is not None and last.is_file():
+        return Reference(last, _open(last))
+    raise ExportError(
+        f"{path} has nothing beside it to be held to: put the {base}.onnx or {base}.pt of the same "
+        "checkpoint there, or name one with --against."
+    )
+
+
+def _same_source(file: Path, card: ModelCard) -> bool:
+    if file.suffix in CHECKPOINTS:
+        return sha256(file) == card.checkpoint
+    try:
+        _, other = graph.read(file)
+    except (ExportError, CardError):
+        return False
+    return other.precision == "fp32" and other.checkpoint == card.checkpoint
+
+
+def _open(file: Path) -> parity.Network:
+    return open_engine(file, library="onnxruntime")
