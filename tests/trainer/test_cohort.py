@@ -75,7 +75,7 @@ def test_augmented_pairs_stay_on_the_fft_grid(tmp_path, scale):
 def test_source_scans_come_with_their_truncation_along_every_slab_axis(tmp_path):
     """A smooth head is the same on both grids, so LR voxels equal the HR voxels they lie on."""
     y, x, z = np.meshgrid(*[np.arange(48)] * 3, indexing="ij")
-    head = 1000 * np.exp(-((y - 20) ** 2 + (x - 26) ** 2 / 2 + (z - 24) ** 2) / 150)
+    head = 1000 * np.exp(-((y - 22) ** 2 + (x - 26) ** 2 + (z - 24) ** 2) / 60)
     save(tmp_path / "a.nii", head.astype(np.float32))
     group = Group.source([tmp_path / "a.nii"], (2, 2, 1), (0, 1, 2))
     low, high = group.draw(np.random.default_rng(0), 12, (16, 16, 3), augment=True)
