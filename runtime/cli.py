@@ -57,8 +57,7 @@ def run(
     """Restore high-resolution scans from low-resolution ones. Research only, not for diagnosis."""
     jobs = folder.find_scans(scans, out)
     resolve = SuperResolver(engine, device, precision, overlap, _window(window), weighting, threads, library)
-    scale = "x".join(map(str, resolve.card.scale))
-    print(f"Model {resolve.card.name} ({resolve.card.method}, {scale}): {resolve.engine.info}", flush=True)
+    print(f"Model {resolve.describe()}", flush=True)
     if dry_run:
         raise typer.Exit(_describe(jobs, resolve, AXES[slab_axis]))
     folder.prepare(jobs)

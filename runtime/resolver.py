@@ -82,7 +82,8 @@ class SuperResolver:
     ) -> NDArray[Any]:
         """Resolve a volume (rows, columns, slices) of any real dtype to (s·rows, s·columns, s·slices).
 
-        dtype: "input" keeps the volume's, integers rounded and clipped to the range of its voxels.
+        dtype: "input" keeps the volume's, integers rounded and clipped to the range of its voxels. A
+            magnitude image, which has no negative voxels, gets none whatever the dtype.
         progress(done, all) counts windows. Raises RunError for other shapes and dtypes, NaN or Inf.
         """
         if volume.ndim != 3 or not volume.size or volume.dtype.kind not in "iuf":
@@ -116,6 +117,11 @@ class SuperResolver:
         header = scan.fine_header(factors, self.card.grid, stored)
         self._note(start, watch)
         return header, sr
+
+    def describe(self) -> str:
+        """The model and what runs it, in one line."""
+        scale = "x".join(map(str, self.card.scale))
+        return f"{self.card.name} ({self.card.method}, {scale}): {self.engine.info}"
 
     def plan(self, shape: tuple[int, int, int]) -> Plan:
         """The windows of an LR volume (rows, columns, slices)."""
@@ -154,6 +160,9 @@ class SuperResolver:
         volume = Volume(lr, slope / unit, inter / unit)
         # Integers are stored with the scan's own slope; other voxels in the scan's units.
         gain, offset = (unit / slope, -inter / slope) if integer else (unit, 0.0)
+        if not integer:
+            magnitude = min(low * slope, high * slope) + inter >= 0
+            low, high = 0.0 if magnitude else -np.inf, np.inf
 
         target = np.moveaxis(sr, axis, 2)
         for first, planes in resolve_slabs(volume, self.engine, plan, watch=watch, progress=progress):
@@ -190,9 +199,9 @@ def _finite_range(voxels: NDArray[Any]) -> tuple[Any, Any]:
 def _restore(
     planes: Planes, gain: float, offset: float, dtype: np.dtype[Any], low: Any, high: Any
 ) -> NDArray[Any]:
-    """Network intensities to stored voxels; integers are rounded and clipped to low..high."""
+    """Network intensities to stored voxels, clipped to low..high; integers are rounded."""
     if dtype.kind == "f":
-        return planes * np.float32(gain) + np.float32(offset)
+        return np.maximum(planes * np.float32(gain) + np.float32(offset), np.float32(low))
     wide = np.float32 if dtype.itemsize <= 2 else np.float64  # float32 holds 16-bit integers exactly
     values = planes.astype(wide) * wide(gain) + wide(offset)
     top = wide(high) if int(wide(high)) <= int(high) else np.nextafter(wide(high), wide(0))

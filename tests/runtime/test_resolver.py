@@ -42,6 +42,17 @@ def test_integers_are_rounded_and_clipped_not_wrapped(dtype):
     assert np.median(sr.astype(float)) != 0 or dtype == "uint8"
 
 
+@pytest.mark.parametrize("dtype", ["int16", "float32", "float64"])
+def test_a_magnitude_image_gets_no_negative_voxels(dtype):
+    undershooting = SuperResolver(FakeEngine(lambda x: 2 * nearest(x, (2, 2, 2)) - 1, CARD))
+    volume = RANDOM.integers(0, 1000, (9, 9, 9)).astype(dtype)
+    for output in ("input", "float32"):
+        sr = undershooting(volume, dtype=output)
+        assert sr.min() == 0 and sr.max() > 900
+    volume[0, 0, 0] = -1
+    assert undershooting(volume, dtype="float32").min() < -900
+
+
 @pytest.mark.parametrize("value", [0, 7, -3])
 @pytest.mark.parametrize("dtype", ["int16", "float32"])
 def test_a_constant_scan_stays_constant(dtype, value):
