@@ -25,5 +25,17 @@ test: lint
 demo: install
 	$(BIN)/udean-demo
 
+# The embedded model again from nothing: cohort, LR scans, an hour of training, export. RUN keeps it all.
+RUN ?= runs/default
+default-model: install
+	$(BIN)/python -m udean.trainer.synthetic $(RUN)/source --heads 20 --first 0
+	$(BIN)/python -m udean.trainer.synthetic $(RUN)/target-hr --heads 20 --first 20
+	$(BIN)/python -m udean.trainer.synthetic $(RUN)/validation-hr --heads 4 --first 40
+	$(BIN)/udean-simulate $(RUN)/target-hr -o $(RUN)/target --scale 2x2x2
+	$(BIN)/udean-simulate $(RUN)/validation-hr -o $(RUN)/validation --scale 2x2x2
+	cd $(RUN) && OMP_NUM_THREADS=1 $(CURDIR)/$(BIN)/udean-train --preset compact --config $(CURDIR)/benchmarks/default_model.toml --out run
+	$(BIN)/udean-export $(RUN)/run/best.pt -o $(RUN)
+	cp $(RUN)/best.onnx runtime/models/default.onnx
+
 clean:
 	rm -rf $(VENV) demo build *.egg-info
