@@ -13,7 +13,7 @@ import numpy as np
 from ..runtime.card import ModelCard, Precision
 from ..runtime.files import sha256
 from . import onnx as graph
-from . import parity
+from . import parity, quantize
 from .errors import ExportError
 
 if TYPE_CHECKING:
@@ -59,8 +59,9 @@ def export_onnx(
     card = card.replace(checkpoint=sha256(checkpoint))
     if shape:
         card = card.replace(window=(shape.rows, shape.columns))
+    calibration = quantize.scan_windows(scans, card) if scans else None
     windows = parity.probe_windows(card, [(shape.batch, shape.rows, shape.columns)] if shape else ())
-    reference = parity.remembered(torch_network(network))
+    expected, largest = reference(network, windows)
     written: list[Artefact] = []
 
     def finish(precision: Precision, make: Callable[[], tuple[onnx.ModelProto, str]]) -> None:
@@ -68,7 +69,7 @@ def export_onnx(
         try:
             model, remark = make()
             own = card.replace(precision=precision)
-            found = _measure(graph.serialize(model, own), precision, windows, reference)
+            found = _measure(graph.serialize(model, own), precision, windows, expected)
         except ExportError as refusal:
             tell(ExportError(f"{path} is not written: {refusal}"))
             return
@@ -77,31 +78,25 @@ def export_onnx(
         written.append(Artefact(path, own, found, remark))
         tell(written[-1])
 
-    def fp32() -> tuple[onnx.ModelProto, str]:
-        return graph.to_onnx(network, card.slab[0], half=False, shape=shape), ""
+    full = graph.to_onnx(network, card.slab[0], half=False, shape=shape)
 
     def fp16() -> tuple[onnx.ModelProto, str]:
-        refuse_overflow(network, windows)
+        refuse_overflow(largest)
         return graph.to_onnx(network, card.slab[0], half=True, shape=shape), ""
 
-    finish("fp32", fp32)
+    def int8(calibration: parity.Windows) -> tuple[onnx.ModelProto, str]:
+        small = quantize.quantize(full, calibration)
+        return small, quantize.speed(full, small, card, windows["brain"][0])
+
+    finish("fp32", lambda: (full, ""))
     finish("fp16", fp16)
-    if scans:
-        from . import quantize
-
-        calibration = quantize.scan_windows(scans, card)  # scans that cannot be read end the command
-
-        def int8() -> tuple[onnx.ModelProto, str]:
-            model = graph.to_onnx(network, card.slab[0], half=False, shape=shape)
-            small = quantize.quantize(model, calibration)
-            return small, quantize.speed(model, small, card, windows["brain"][0])
-
-        finish("int8", int8)
+    if calibration is not None:
+        finish("int8", lambda: int8(calibration))
     return written
 
 
 def _measure(
-    contents: bytes, precision: Precision, windows: dict[str, list[parity.Windows]], reference: parity.Network
+    contents: bytes, precision: Precision, windows: parity.Probes, expected: parity.Probes
 ) -> dict[str, dict[str, parity.Deviation]]:
     """Deviations by engine and windows, of a model that is not yet anywhere; ExportError beyond the limit."""
     found: dict[str, dict[str, parity.Deviation]] = {}
@@ -109,24 +104,13 @@ def _measure(
         path = Path(folder) / "model.onnx"
         path.write_bytes(contents)
         for engine, network in parity.engines(path):
-            found[engine] = parity.measure(network, windows, reference)
+            found[engine] = parity.measure(network, windows, expected)
             parity.enforce(found[engine], precision, engine)
     return found
 
 
-def torch_network(network: SuperResolution) -> parity.Network:
-    """The float32 PyTorch network on NumPy windows: the reference."""
-    import torch
-
-    def run(lr: parity.Windows) -> parity.Windows:
-        with torch.inference_mode():
-            return network(torch.from_numpy(lr)).numpy()
-
-    return run
-
-
-def refuse_overflow(network: SuperResolution, windows: dict[str, list[parity.Windows]]) -> None:
-    """Raise ExportError where activations come near half precision's largest number, 65504."""
+def reference(network: SuperResolution, windows: parity.Probes) -> tuple[parity.Probes, dict[str, float]]:
+    """What the float32 PyTorch network makes of the windows, and each layer's largest activation."""
     import torch
 
     largest: dict[str, float] = {}
@@ -137,15 +121,20 @@ def refuse_overflow(network: SuperResolution, windows: dict[str, list[parity.Win
 
         return hook
 
+    def run(lr: parity.Windows) -> parity.Windows:
+        with torch.inference_mode():
+            return network(torch.from_numpy(lr)).numpy()
+
     handles = [m.register_forward_hook(note(name)) for name, m in network.named_modules() if name]
     try:
-        run = torch_network(network)
-        for batches in windows.values():
-            for batch in batches:
-                run(batch)
+        return parity.run(run, windows), largest
     finally:
         for handle in handles:
             handle.remove()
+
+
+def refuse_overflow(largest: dict[str, float]) -> None:
+    """Raise ExportError where activations, by layer, come near half precision's largest number, 65504."""
     name = max(largest, key=lambda n: largest[n])
     if not largest[name] * HEADROOM < float(np.finfo(np.float16).max):
         raise ExportError(

@@ -176,8 +176,9 @@ def _sentence(error: Exception) -> str:
 def _verify(path: Path, against: Path | None) -> None:
     from .verify import verify
 
-    print(path)
-    for engine, found in verify(path, against):
+    for index, (engine, found) in enumerate(verify(path, against)):
+        if index == 0:  # not above an error
+            print(path)
         _show_deviations(engine, found)
 
 
@@ -211,6 +212,8 @@ def _three(text: str, option: str, read: Callable[[str], T]) -> tuple[T, T, T]:
 
 
 def _shape(static: str, batch: int) -> Shape:
+    from .onnx import Shape
+
     try:
         return Shape(batch, *_window(static))
     except ValueError:

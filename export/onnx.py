@@ -96,23 +96,26 @@ def read(path: Path) -> tuple[onnx.ModelProto, ModelCard]:
     """A model and its card. Raises ExportError or CardError where the file is no model of this toolkit."""
     try:
         model = onnx.load(path)
-        onnx.checker.check_model(model, full_check=True)
     except FileNotFoundError:
         raise ExportError(f"There is no model {path}.") from None
     except OSError as error:
         raise ExportError(f"{path} cannot be read: {error.strerror}.") from None
     except DecodeError:
         raise ExportError(f"{path} is no ONNX model, or damaged: export it again.") from None
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"{path} is no valid ONNX model: {str(error).splitlines()[0]}") from None
     props = {p.key: p.value for p in model.metadata_props}
     card = ModelCard.from_json(props.get(METADATA_KEY, ""), str(path))
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
-    if not OPSET <= opset <= onnx.defs.onnx_opset_version():
+    newest = onnx.defs.onnx_opset_version()
+    if not OPSET <= opset <= newest:
         raise ExportError(
-            f"{path} uses ONNX opset {opset}; this version of udean handles {OPSET} to "
-            f"{onnx.defs.onnx_opset_version()}: export the checkpoint again."
+            f"{path} uses ONNX opset {opset}; this version of udean handles {OPSET} to {newest}: "
+            "export the checkpoint again."
         )
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ExportError(f"{path} is no valid ONNX model ({reason}): export it again.") from None
     return model, card
 
 

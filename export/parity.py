@@ -22,6 +22,7 @@ from ..runtime.engines import open_engine
 from .errors import ExportError
 
 Windows = NDArray[np.float32]
+Probes = dict[str, list[Windows]]  # batches by the name of their set
 Size = tuple[int, int, int]  # windows, rows, columns
 Network = Callable[[Windows], Windows]
 
@@ -83,7 +84,7 @@ def deviation(output: Windows, reference: Windows) -> Deviation:
     return Deviation(largest, largest / (float(np.abs(reference).max()) or 1.0), psnr)
 
 
-def probe_windows(card: ModelCard, sizes: Sequence[Size] = ()) -> dict[str, list[Windows]]:
+def probe_windows(card: ModelCard, sizes: Sequence[Size] = ()) -> Probes:
     """Batches (N, slab, H, W) by name: "random" and "brain". sizes: the only (N, H, W) to use.
 
     Without sizes the random windows have the training size and an odd one.
@@ -91,9 +92,9 @@ def probe_windows(card: ModelCard, sizes: Sequence[Size] = ()) -> dict[str, list
     rng = np.random.default_rng(SEED)
     random = [
         rng.random((n, card.slab[0], h, w), dtype=np.float32)
-        for n, h, w in sizes or [(2, *card.window), (1, 37, 29)]
+        for n, h, w in sizes or [(1, *card.window), (2, 37, 29)]
     ]
-    return {"random": random, "brain": [brain_windows(card, *(sizes or [(6, *card.window)])[0])]}
+    return {"random": random, "brain": [brain_windows(card, *(sizes or [(4, *card.window)])[0])]}
 
 
 def brain_windows(card: ModelCard, count: int, rows: int, columns: int) -> Windows:
@@ -124,11 +125,16 @@ def _brain(scale: tuple[int, int, int], rule: str) -> Windows:
     return brain / np.float32(intensity.unit(brain, rule))
 
 
-def measure(network: Network, windows: dict[str, list[Windows]], reference: Network) -> dict[str, Deviation]:
-    """The worst deviation from the reference on each set of windows."""
+def run(network: Network, windows: Probes) -> Probes:
+    """What a network makes of the windows."""
+    return {name: [network(batch) for batch in batches] for name, batches in windows.items()}
+
+
+def measure(network: Network, windows: Probes, expected: Probes) -> dict[str, Deviation]:
+    """The worst deviation from what is expected on each set of windows."""
     found: dict[str, Deviation] = {}
-    for name, batches in windows.items():
-        each = [deviation(network(batch), reference(batch)) for batch in batches]
+    for name, outputs in run(network, windows).items():
+        each = [deviation(output, wanted) for output, wanted in zip(outputs, expected[name], strict=True)]
         found[name] = Deviation(
             max(d.max_error for d in each), max(d.relative for d in each), min(d.psnr for d in each)
         )
@@ -172,18 +178,6 @@ def _cuda_network(path: Path) -> Network:
     session = ort.InferenceSession(path, providers=[("CUDAExecutionProvider", {"use_tf32": 0})])
     dtype = np.float16 if session.get_inputs()[0].type == "tensor(float16)" else np.float32
     return lambda lr: np.asarray(session.run(["sr"], {"lr": lr.astype(dtype)})[0], np.float32)
-
-
-def remembered(network: Network) -> Network:
-    """The same function, each batch computed once: one reference serves every engine and precision."""
-    known: dict[int, tuple[Windows, Windows]] = {}  # by identity; the batch is kept so that it stays unique
-
-    def run(lr: Windows) -> Windows:
-        if id(lr) not in known:
-            known[id(lr)] = lr, network(lr)
-        return known[id(lr)][1]
-
-    return run
 
 
 def figures(found: dict[str, dict[str, Deviation]]) -> dict[str, dict[str, float]]:

@@ -103,7 +103,8 @@ def build_plan(
             network = PlanNetwork(trt, log, contents, card, path.with_suffix(".plan"), device.capability)
             windows = parity.probe_windows(card.card, verify.sizes(card.profiles[0]))
             reference = verify.reference(path, source.card, against, last=path)
-            found = {"tensorrt": parity.measure(network, windows, reference.network)}
+            expected = parity.run(reference.network, windows)
+            found = {"tensorrt": parity.measure(network, windows, expected)}
             parity.enforce(found["tensorrt"], source.card.precision, "TensorRT")
             report = layer_report(trt, network.engine) if layers else ""
     finally:

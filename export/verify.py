@@ -46,7 +46,7 @@ def verify(path: Path, against: Path | None = None) -> Iterator[tuple[str, dict[
     model, card = graph.read(path)
     fixed = graph.fixed_size(model)
     windows = parity.probe_windows(card, [fixed] if fixed else ())
-    expected = parity.remembered(reference(path, card, against).network)
+    expected = parity.run(reference(path, card, against).network, windows)
     for engine, network in parity.engines(path):
         found = parity.measure(network, windows, expected)
         yield engine, found
@@ -58,10 +58,11 @@ def _verify_plan(path: Path, against: Path | None) -> Iterator[tuple[str, dict[s
     trt: Any = require("tensorrt", "trt")
     from .gpu import PlanNetwork, gpu
 
-    expected = reference(path, plan.card, against, last=path.with_name(plan.onnx)).network
+    windows = parity.probe_windows(plan.card, sizes(plan.profiles[0]))
+    model = reference(path, plan.card, against, last=path.with_name(plan.onnx))
     with gpu() as device:
         network = PlanNetwork(trt, logger(trt), contents, plan, path, device.capability)
-        found = parity.measure(network, parity.probe_windows(plan.card, sizes(plan.profiles[0])), expected)
+        found = parity.measure(network, windows, parity.run(model.network, windows))
     yield "tensorrt", found
     parity.enforce(found, plan.card.precision, "TensorRT")
 

@@ -37,9 +37,8 @@ def install(version: str, folder: Path) -> dict[str, str]:
     packages, libraries = folder / "packages", folder / "libraries"
     if not (packages / "tensorrt_bindings").is_dir():
         command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--retries", "1"]
-        done = subprocess.run(
-            [*command, f"tensorrt-cu13-bindings=={version}"], capture_output=True, text=True
-        )
+        command += ["--target", str(packages), f"tensorrt-cu13-bindings=={version}"]
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             pytest.skip(f"pip cannot get tensorrt-cu13-bindings {version}: {done.stderr.strip()[-300:]}")
     compiler = shutil.which("gcc") or shutil.which("cc")

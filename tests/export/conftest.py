@@ -15,7 +15,9 @@ from udean.trainer.networks import Architecture, parameter_count, super_resoluti
 TINY = Architecture(channels=8, groups=1, blocks=1, skip="cubic")
 
 
-def write_checkpoint(path: Path, arch: Architecture = TINY, gain: float = 1.0) -> Path:
+def write_checkpoint(
+    path: Path, arch: Architecture = TINY, gain: float = 1.0, window: tuple[int, int] = (16, 16)
+) -> Path:
     """A checkpoint of random weights from seed 0. gain: multiplies the activations of the first layer."""
     torch.manual_seed(0)
     network = super_resolution(arch)
@@ -28,7 +30,7 @@ def write_checkpoint(path: Path, arch: Architecture = TINY, gain: float = 1.0) -
         method="udean",
         scale=arch.scale,
         slab=arch.slab,
-        window=(16, 16),
+        window=window,
         grid="fft",
         intensity=RULE,
         skip=arch.skip,
