@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import tensorrt_bindings as trt
-from udean.export import plans, tensorrt
+from udean.export import cli, plans, tensorrt
 from udean.export.errors import ExportError
 from udean.export.tensorrt import BuildOptions
 from udean.export.verify import verify
@@ -152,6 +153,43 @@ def test_a_plan_is_built_measured_and_written_with_its_card(world: World, models
     assert world.asked("IOptimizationProfile.set_shape") == [sizes, sizes]
     assert len(world.asked("IBuilderConfig.add_optimization_profile")) == len(card.profiles) == 2
     assert dict(verify(artefact.path))["tensorrt"]["brain"].psnr >= 60
+
+
+def test_the_command_builds_from_onnx_alone_and_inspect_tells_of_the_plan(
+    world: World, models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["udean-export", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert not end.value.code
+        return capsys.readouterr().out
+
+    model, plan = str(models / "tiny.fp16.onnx"), str(models / "tiny.plan")
+    sizes = ("--batches", "1:2:3", "--windows", "8x8:16x16:24x20", "--streams", "3", "--workspace", "0.5")
+    out = run("--from", model, *sizes, "--optimization-level", "5", "--refit")
+    assert f"{plan}  0.0 MB, fp16, built for Test GPU, held to tiny.onnx" in out
+    assert "  tensorrt on brain windows: max error" in out
+    wanted = ("lr", (1, 3, 8, 8), (2, 3, 16, 16), (3, 3, 24, 20))
+    assert world.asked("IOptimizationProfile.set_shape") == [wanted] * 3
+    assert world.asked("IBuilderConfig.set_memory_pool_limit")[0][1] == 500_000_000
+    out = run("inspect", plan)
+    for line in (f"TensorRT {trt.__version__}", "Test GPU, compute capability 9.0", "refittable"):
+        assert line in out
+    assert out.count("1×8×8 … 2×16×16 … 3×24×20") == 3
+    assert "tensorrt on random windows" in run("--verify", plan)
+
+
+def test_fixed_sizes_need_no_profile(world: World, models: Path) -> None:
+    model = onnx.load(models / "tiny.fp16.onnx")
+    for dimension, size in zip(model.graph.input[0].type.tensor_type.shape.dim, (2, 3, 16, 16), strict=True):
+        dimension.dim_value = size
+    del model.graph.value_info[:]
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    onnx.save(onnx.shape_inference.infer_shapes(model), models / "tiny.fp16.onnx")
+    card = read_card(build(models).path)
+    assert [p.opt for p in card.profiles] == [(2, 16, 16)]
+    assert world.asked("Builder.create_optimization_profile") == []
 
 
 def test_options_reach_the_builder(world: World, models: Path) -> None:
