@@ -5,8 +5,8 @@ Only export's parity runs here, one batch at a time. What runs scans is the runt
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+import atexit
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,12 @@ class Gpu:
     cuda: str
 
 
-@contextlib.contextmanager
-def gpu() -> Iterator[Gpu]:
-    """The first CUDA device, its primary context current inside the block.
+@functools.cache
+def gpu() -> Gpu:
+    """The first CUDA device; its primary context is current in this thread for the rest of the process.
 
-    Raises RunError where PyCUDA is missing and ExportError where there is no device.
+    It outlives every engine, whose destruction needs it. Raises RunError where PyCUDA is missing and
+    ExportError where there is no device.
     """
     cuda: Any = require("pycuda.driver", "trt")
     try:
@@ -45,16 +46,13 @@ def gpu() -> Iterator[Gpu]:
         ) from None
     context = device.retain_primary_context()
     context.push()
-    try:
-        version = cuda.get_driver_version()
-        yield Gpu(
-            device.name(),
-            ".".join(map(str, device.compute_capability())),
-            f"{version // 1000}.{version % 1000 // 10}",
-        )
-    finally:
-        context.pop()
-        context.detach()
+    atexit.register(context.pop)
+    version = cuda.get_driver_version()
+    return Gpu(
+        device.name(),
+        ".".join(map(str, device.compute_capability())),
+        f"{version // 1000}.{version % 1000 // 10}",
+    )
 
 
 class PlanNetwork:

@@ -20,15 +20,7 @@ from ..runtime.card import ModelCard
 from ..runtime.engines import require
 from ..runtime.errors import RunError
 from ..runtime.files import atomic
-from ..runtime.plan import (
-    PlanCard,
-    Profile,
-    deserialize,
-    logger,
-    read_plan,
-    refit,
-    write_plan,
-)
+from ..runtime.plan import PlanCard, Profile, deserialize, logger, read_plan, refit, write_plan
 from . import onnx as graph
 from . import parity, verify
 from .artefacts import Artefact
@@ -65,8 +57,7 @@ class Source:
 def check_host() -> None:
     """Raise RunError or ExportError, with what to install, where no plan can be built."""
     require("tensorrt", "trt")
-    with gpu():
-        pass
+    gpu()
 
 
 def build_plan(
@@ -88,29 +79,25 @@ def build_plan(
     trt: Any = require("tensorrt", "trt")
     source = _source(path)
     target = folder / f"{verify.base_name(path)}.plan"
-    log = logger(trt)
+    if options.weights == "stripped" and folder.resolve() != path.parent.resolve():
+        raise ExportError(f"A plan without weights has to lie beside {path}, which holds them: leave out -o.")
+    device, log = gpu(), logger(trt)
+    profiles = _profiles(source, sizes)
+    describe = functools.partial(_plan_card, trt, source, profiles, options, device)
     try:
-        with gpu() as device:
-            profiles = _profiles(source, sizes)
-            describe = functools.partial(_plan_card, trt, source, profiles, options, device)
-            renewed = (
-                _renew(trt, log, source, target, describe, device)
-                if options.weights == "refittable"
-                else None
-            )
-            contents = renewed or _build(trt, log, source, profiles, options, device)
-            card = describe(contents)
-            network = PlanNetwork(trt, log, contents, card, path.with_suffix(".plan"), device.capability)
-            windows = parity.probe_windows(card.card, verify.sizes(card.profiles[0]))
-            reference = verify.reference(path, source.card, against, last=path)
-            expected = parity.run(reference.network, windows)
-            found = {"tensorrt": parity.measure(network, windows, expected)}
-            parity.enforce(found["tensorrt"], source.card.precision, "TensorRT")
-            report = layer_report(trt, network.engine) if layers else ""
+        renewed = _renew(trt, log, source, target, describe, device)
+        contents = renewed or _build(trt, log, source, profiles, options, device)
+        card = describe(contents)
+        network = PlanNetwork(trt, log, contents, card, target, device.capability)
+        windows = parity.probe_windows(card.card, verify.sizes(profiles[0]))
+        reference = verify.reference(path, source.card, against, last=path)
+        found = {"tensorrt": parity.measure(network, windows, parity.run(reference.network, windows))}
+        parity.enforce(found["tensorrt"], source.card.precision, "TensorRT")
+        report = layer_report(trt, network.engine) if layers else ""
     finally:
         if debug:
             print(*(f"[{name}] {text}" for name, text in log.messages), sep="\n", file=sys.stderr)
-    own = card.card.replace(parity=card.card.parity | parity.figures(found))
+    own = source.card.replace(parity=source.card.parity | parity.figures(found))
     write_plan(target, contents, dataclasses.replace(card, card=own))
     if layers:
         with atomic(layers) as file:
@@ -146,8 +133,8 @@ def _renew(
     """The plan that lies at target with the weights of the source, None where it has to be built."""
     try:
         contents, old = read_plan(target)
-        new = describe(contents)
-        if dataclasses.replace(new, card=old.card, onnx_sha256=old.onnx_sha256) != old:
+        new = dataclasses.replace(describe(contents), card=old.card, onnx_sha256=old.onnx_sha256)
+        if old.weights != "refittable" or new != old:
             return None
         engine = deserialize(trt, log, contents, old, target, device.capability)
         refit(trt, log, engine, source.contents, target)

@@ -75,7 +75,7 @@ def build(
         for profile in profiles:
             _add_profile(builder, config, slab, profile)
         cache = config.create_timing_cache(timings)
-        if not config.set_timing_cache(cache, False):  # of another GPU or version, or damaged
+        if cache is None or not config.set_timing_cache(cache, False):  # of another GPU, or damaged
             cache = config.create_timing_cache(b"")
             config.set_timing_cache(cache, False)
         plan = builder.build_serialized_network(network, config)

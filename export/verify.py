@@ -60,9 +60,8 @@ def _verify_plan(path: Path, against: Path | None) -> Iterator[tuple[str, dict[s
 
     windows = parity.probe_windows(plan.card, sizes(plan.profiles[0]))
     model = reference(path, plan.card, against, last=path.with_name(plan.onnx))
-    with gpu() as device:
-        network = PlanNetwork(trt, logger(trt), contents, plan, path, device.capability)
-        found = parity.measure(network, windows, parity.run(model.network, windows))
+    network = PlanNetwork(trt, logger(trt), contents, plan, path, gpu().capability)
+    found = parity.measure(network, windows, parity.run(model.network, windows))
     yield "tensorrt", found
     parity.enforce(found, plan.card.precision, "TensorRT")
 

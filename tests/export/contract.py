@@ -208,6 +208,8 @@ def test_a_stripped_plan_takes_its_weights_from_the_onnx_file(world: World, mode
     weights = (models / "tiny.fp16.onnx").read_bytes()
     assert world.asked("OnnxParserRefitter.refit_from_bytes") == [(weights,)]
     assert len(world.asked("Refitter.refit_cuda_engine")) == 1
+    with pytest.raises(ExportError, match="has to lie beside"):
+        plans.build_plan(models / "tiny.fp16.onnx", models / "x", SIZES, BuildOptions(weights="stripped"))
     (models / "tiny.fp16.onnx").unlink()
     with pytest.raises(RunError, match="no weights of its own: put the tiny"):
         list(verify(artefact.path))
@@ -236,6 +238,10 @@ def test_timings_are_kept_for_the_next_build(world: World, models: Path) -> None
     world.answers["IBuilderConfig.set_timing_cache"] = False  # those of another GPU
     build(models)
     assert world.asked("IBuilderConfig.create_timing_cache")[2:] == [(b"timings",), (b"",)]
+    world.answers["IBuilderConfig.create_timing_cache"] = lambda config, text: (
+        None if text else Double(trt.ITimingCache, world)  # damaged ones
+    )
+    build(models)
 
 
 @pytest.mark.parametrize(

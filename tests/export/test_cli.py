@@ -20,6 +20,7 @@ import pytest
 import torch
 from udean.export import cli, quantize
 from udean.export.artefacts import Artefact
+from udean.export.gpu import gpu
 from udean.export.onnx import read
 from udean.trainer.networks import Architecture
 
@@ -299,6 +300,7 @@ def test_a_plan_without_tensorrt_or_gpu_says_how_to_get_them(
         assert (code, out) == (2, "") and err.count("\n") == 1 and not list(tmp_path.iterdir())
         return err
 
+    gpu.cache_clear()
     monkeypatch.setitem(sys.modules, "tensorrt", None)  # as if not installed
     assert "pip install 'udean[trt]'" in refused()
     monkeypatch.setitem(sys.modules, "tensorrt", types.ModuleType("tensorrt"))
