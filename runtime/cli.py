@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import signal
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from . import folder
+from . import folder, jobs
+from .cost import Estimator
 from .engines import Library, Precision
 from .errors import RunError
 from .resolver import Output, SuperResolver
 from .volume import open_scan
-from .windows import OVERLAP, Weighting
+from .windows import OVERLAP, Window
 
+T = TypeVar("T")
 INTERRUPTED = 130  # the shells' code for SIGINT
 AXES = {"auto": None, "i": 0, "j": 1, "k": 2}
 
@@ -27,7 +32,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def run(
-    scans: Annotated[list[str], typer.Argument(metavar="SCANS...", help="NIfTI files, folders or patterns.")],
+    scans: Annotated[
+        list[str], typer.Argument(metavar="SCANS...", help="Files (.nii, .nii.gz, .mgz), folders, patterns.")
+    ],
     out: Annotated[
         Path | None,
         typer.Option(
@@ -41,26 +48,52 @@ def run(
     device: Annotated[Literal["auto", "cpu"], typer.Option(help="Where the network runs.")] = "auto",
     precision: Annotated[Precision, typer.Option(help="Of the network's arithmetic.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Of the network. (default: all cores)")] = None,
-    overlap: Annotated[float, typer.Option(help="Least fraction that neighbouring windows share.")] = OVERLAP,
+    overlap: Annotated[
+        str,
+        typer.Option(
+            help="Least share of a window in the next; or for rows, columns, slices: 0.25,0.25,0.5."
+        ),
+    ] = str(OVERLAP),
     window: Annotated[
-        str | None, typer.Option(help="LR rows x columns, as 64x64. (default: the model's training window)")
+        str | None,
+        typer.Option(help="LR rows x columns, as 64x64, or plane. (default: the model's training window)"),
     ] = None,
-    weighting: Annotated[Weighting, typer.Option(help="Of overlapping windows.")] = "gaussian",
+    weighting: Annotated[
+        str, typer.Option(help="Of overlapping windows: gaussian, hann, constant; or three, by commas.")
+    ] = "gaussian",
+    crop: Annotated[
+        bool, typer.Option("--crop/--no-crop", help="Leave out constant background around the content.")
+    ] = True,
     slab_axis: Annotated[
         Literal["auto", "i", "j", "k"], typer.Option(help="Voxel axis across the slices; auto: the coarsest.")
     ] = "auto",
     dtype: Annotated[Output, typer.Option(help="Of the SR scan's voxels.")] = "input",
+    series: Annotated[
+        bool, typer.Option("--series", help="Resolve 4-D time series too, volume by volume.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Resolve again what is up to date.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Restore high-resolution scans from low-resolution ones. Research only, not for diagnosis."""
-    jobs = folder.find_scans(scans, out)
-    resolve = SuperResolver(engine, device, precision, overlap, _window(window), weighting, threads, library)
+    found = jobs.find_scans(scans, out)
+    weightings: Any = _per_axis(weighting, str, "weighting")  # judged with the plan
+    resolve = SuperResolver(
+        engine,
+        device,
+        precision,
+        _per_axis(overlap, float, "overlap"),
+        _window(window),
+        weightings,
+        threads,
+        library,
+        crop,
+    )
     print(f"Model {resolve.describe()}", flush=True)
+    settings = folder.Settings(dtype, AXES[slab_axis], series, overwrite, debug)
     if dry_run:
-        raise typer.Exit(_describe(jobs, resolve, AXES[slab_axis]))
-    folder.prepare(jobs)
+        raise typer.Exit(_describe(found, resolve, settings, Estimator(resolve.engine, engine)))
+    folder.prepare(found)
 
     counts: Counter[str] = Counter()
     console = Console(stderr=True)
@@ -74,22 +107,17 @@ def run(
         disable=not console.is_terminal,
     )
     with bar:
-        overall = bar.add_task("scans", total=len(jobs))
+        overall = bar.add_task("scans", total=len(found))
         current = bar.add_task("windows", total=None)
         outcomes = folder.run_all(
-            jobs,
-            debug=debug,
-            resolve=resolve,
-            dtype=dtype,
-            axis=AXES[slab_axis],
-            overwrite=overwrite,
-            progress=lambda done, total: bar.update(current, completed=done, total=total),
+            found, resolve, settings, lambda done, total: bar.update(current, completed=done, total=total)
         )
         try:
-            for outcome in outcomes:
-                counts[outcome.status] += 1
-                _tell(outcome)
-                bar.update(overall, advance=1)
+            with contextlib.closing(outcomes):
+                for outcome in outcomes:
+                    counts[outcome.status] += 1
+                    _tell(outcome)
+                    bar.update(overall, advance=1)
         except KeyboardInterrupt:
             typer.echo(f"Interrupted: {_summary(counts)}. The same command goes on from here.", err=True)
             raise typer.Exit(INTERRUPTED) from None
@@ -125,34 +153,57 @@ def _tell(outcome: folder.Outcome) -> None:
     print(f"{job.source} -> {job.target}: {outcome.message}{took}", flush=True)
 
 
-def _describe(jobs: list[folder.Job], resolve: SuperResolver, axis: int | None) -> int:
-    """Print each scan's plan; returns the exit code."""
+def _describe(
+    found: list[jobs.Job], resolve: SuperResolver, settings: folder.Settings, estimate: Estimator
+) -> int:
+    """Print what each scan would become and cost; returns the exit code."""
     failed = False
-    for job in jobs:
+    seconds = 0.0
+    for job in found:
         try:
-            scan = open_scan(job.source)
+            scan = open_scan(job.source, settings.series)
+            header = resolve.header(scan, settings.dtype, settings.axis)
         except RunError as error:
             failed = True
             typer.echo(f"Would fail: {error}", err=True)
             continue
-        across, factors, plan = resolve.layout(scan, axis)
-        coarse = " x ".join(map(str, scan.shape))
-        fine = " x ".join(str(n * f) for n, f in zip(scan.shape, factors, strict=True))
-        print(
-            f"{job.source} -> {job.target}: {coarse} to {fine}, "
-            f"slices along {'ijk'[across]}, {len(plan)} windows"
+        across, _, plan = resolve.layout(scan, settings.axis)
+        shape = header.get_data_shape()
+        voxels = math.prod(scan.shape) * scan.volumes
+        cost = estimate(
+            plan,
+            scan.volumes,
+            voxels * scan.dtype.itemsize,
+            math.prod(shape) * header.get_data_dtype().itemsize,
         )
+        seconds += cost.seconds
+        sizes = " x ".join(map(str, scan.shape)) + " to " + " x ".join(map(str, shape))
+        print(f"{job.source} -> {job.target}: {sizes}, slices along {'ijk'[across]}, {cost}")
+    print(f"{len(found)} scans, at most {seconds:.0f} s")
     return 1 if failed else 0
 
 
-def _window(text: str | None) -> tuple[int, int] | None:
+def _per_axis(text: str, kind: Callable[[str], T], what: str) -> T | tuple[T, T, T]:
+    """ "0.25" as 0.25, "0.25,0.25,0.5" as a triple of (rows, columns, slices)."""
+    try:
+        values = [kind(part.strip()) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) == 3:
+        return values[0], values[1], values[2]
+    if len(values) != 1:
+        raise RunError(f"The {what} '{text}' is neither one value nor three, separated by commas.")
+    return values[0]
+
+
+def _window(text: str | None) -> Window:
     """ "64x48" as (64, 48)."""
-    if text is None:
-        return None
+    if text is None or text == "plane":
+        return text
     try:
         rows, columns = map(int, text.lower().split("x"))
     except ValueError:
-        raise RunError(f"The window '{text}' is not of the form 64x64.") from None
+        raise RunError(f"The window '{text}' is not of the form 64x64, nor 'plane'.") from None
     return rows, columns
 
 

@@ -6,11 +6,19 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from .errors import RunError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where an open file cannot be removed, which serves as well
+    fcntl = None
+
+PART = re.compile(r"\.(?P<name>.+)\.\d+\.part")
 
 
 @contextlib.contextmanager
@@ -24,7 +32,9 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
+        with open(partial, "w+b") as file:
+            with contextlib.suppress(OSError):  # some file systems have no locks
+                _lock(file)  # whoever sweeps knows by it that the writer lives
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -35,6 +45,23 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def sweep(folder: Path, names: set[str]) -> None:
+    """Remove what killed processes have left of these files; those of living ones stay."""
+    with contextlib.suppress(OSError):
+        for partial in folder.glob(".*.part"):
+            match = PART.fullmatch(partial.name)
+            if match and match["name"] in names:
+                with contextlib.suppress(OSError), open(partial, "rb") as file:
+                    _lock(file)
+                    partial.unlink(missing_ok=True)
+
+
+def _lock(file: BinaryIO) -> None:
+    """Lock a file while it is open, on this machine and others. Raises OSError where another has it."""
+    if fcntl:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -1,47 +1,62 @@
-"""Many scans: which ones, under which names, one after the other, each whole or named as failed.
+"""Many scans, one warm engine: decoding, network and encoding overlap; each scan is whole or named as failed.
 
-Results of a folder `scans/` go to `scans-sr/` beside it, of single files to a folder `sr/` beside them,
-with the folders below kept; nothing is ever written over an input. Each SR scan has a sidecar that says
-how it was made; a scan whose sidecar asks for the same again is kept, whatever else happened to the run.
+While the network resolves a scan, the next one is read in a thread of its own and the one before it is
+written in another. Each SR scan has a sidecar that says how it was made; a scan whose sidecar asks for the
+same again is kept, whatever else happened to the run.
 """
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import dataclasses
-import glob
 import json
+import math
 import os
 import platform
-import re
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import nibabel as nib
 import numpy as np
 
 from .. import __version__
+from .draft import Draft
 from .errors import RunError
-from .files import read_json, sha256, write_json
-from .resolver import Output, Progress, SuperResolver, Timings
-from .volume import SUFFIXES, open_scan, write_scan
+from .files import read_json, sha256, sweep, write_json
+from .host import ahead
+from .jobs import DATASET, Job, is_bids
+from .resolver import Output, Progress, SuperResolver, Timings, check_memory
+from .volume import Header, Scan, open_scan
 
 MANIFEST = "udean-manifest.jsonl"  # a line a scan and run, so that processes can share it; the last counts
-BIDS = re.compile(r"(?P<entities>sub-[A-Za-z0-9]+(_[a-z]+-[A-Za-z0-9+]+)*)_(?P<suffix>[A-Za-z0-9]+)")
+DESCRIPTION = {  # BIDS 1.10, derived dataset
+    "Name": "Super-resolution by udean",
+    "BIDSVersion": "1.10.0",
+    "DatasetType": "derivative",
+    "GeneratedBy": [{"Name": "udean", "Version": __version__}],
+}
+LARGE = 1 << 30  # bytes of an SR volume, of which only one is held at a time
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Job:
-    """One scan: the file to read, the file to write, and the output folder that it belongs to."""
+class Settings:
+    """How scans are treated. axis: voxel axis across the slices, None for the coarsest.
 
-    source: Path
-    target: Path
-    root: Path
+    series: resolve 4-D scans volume by volume. overwrite: resolve again what is up to date. debug: raise
+    what nobody foresaw as it is.
+    """
 
-    @property
-    def sidecar(self) -> Path:
-        return self.target.with_name(_stem(self.target) + ".json")
+    dtype: Output = "input"
+    axis: int | None = None
+    series: bool = False
+    overwrite: bool = False
+    debug: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,9 +66,7 @@ class Request:
     input_sha256: str
     model_sha256: str
     precision: str
-    overlap: float
-    window: tuple[int, int]
-    weighting: str
+    options: dict[str, Any]
     slab_axis: int | None
     dtype: str
     udean: str = __version__
@@ -69,61 +82,120 @@ class Outcome:
     timings: Timings | None = None
 
 
-def find_scans(inputs: Sequence[str], out: Path | None = None) -> list[Job]:
-    """The scans that files, folders and glob patterns name, in order, each once.
+@dataclass(frozen=True)
+class Loaded:
+    """A scan that has been read and waits for the network. start: when reading began; seconds: it took."""
 
-    Folders are searched to any depth; hidden files and results of earlier runs are left out. Raises
-    RunError where an input names no scan, or a result would replace an input or another result.
-    """
-    jobs: dict[Path, Job] = {}
-    for text in inputs:
-        path = Path(text)
-        if path.is_dir():
-            named = path if path.name.strip(".") else path.resolve()  # "." and ".." have no name
-            root = out or named.with_name(named.name + "-sr")
-            sources = sorted(p for p in path.rglob("*") if _is_scan(p, path))
-            found = [_job(source, root, source.relative_to(path).parent) for source in sources]
-        else:
-            matches = sorted(map(Path, glob.glob(text, recursive=True))) if glob.has_magic(text) else [path]
-            matches = [path] if path.exists() else [p for p in matches if not p.is_dir()]
-            found = [_job(source, out or source.parent / "sr", Path()) for source in matches]
-        if not found:
-            raise RunError(f"{text} holds no scan: give NIfTI files (.nii, .nii.gz) or a folder of them.")
-        for job in found:
-            jobs.setdefault(job.source.resolve(), job)
-
-    claimed: dict[Path, Path] = {}
-    for source, job in jobs.items():
-        # Sidecars stand for their scans: a.nii and a.nii.gz would have one sidecar.
-        other = claimed.setdefault(job.sidecar.resolve(), source)
-        if other != source or job.target.resolve() in jobs:
-            other = job.target if other == source else other
-            raise RunError(f"The results of {job.source} and {other} would collide: run them apart with -o.")
-    return list(jobs.values())
+    job: Job
+    request: Request
+    scan: Scan
+    header: Header
+    start: float
+    seconds: float
 
 
-def run_job(
-    job: Job,
+@dataclass(frozen=True)
+class Resolved:
+    """A scan that waits to be written."""
+
+    loaded: Loaded
+    draft: Draft
+    timings: Timings
+
+
+def run_all(
+    jobs: Sequence[Job],
     resolve: SuperResolver,
-    dtype: Output = "input",
-    axis: int | None = None,
-    overwrite: bool = False,
+    settings: Settings | None = None,
     progress: Progress | None = None,
-) -> Outcome:
-    """Resolve one scan and write it with its sidecar, unless that is done already.
+) -> Generator[Outcome]:
+    """Resolve every job in order and note each outcome; one failure does not stop the others.
 
-    Raises RunError for what the user can mend; the job's old results then stay, or are gone, but whole.
+    progress(done, all) counts windows of the scan in hand. Closing the generator, or an interruption,
+    finishes the scan being written and drops the one with the network.
     """
-    scan = open_scan(job.source)
-    request = _request(job, resolve, dtype, axis)
-    if not overwrite and is_current(job, request):
+    settings = settings or Settings()
+
+    def decode() -> Iterator[Loaded | Outcome]:
+        for job in jobs:
+            yield _guarded(job, settings, lambda job=job: _load(job, resolve, settings))
+
+    with (
+        ThreadPoolExecutor(1, "encode") as encoder,
+        contextlib.closing(ahead(decode())) as decoded,
+    ):
+        behind: Future[Outcome] | None = None
+        for item in decoded:
+            if behind and isinstance(item, Loaded) and _nbytes(item.header) > LARGE:
+                yield behind.result()
+                behind = None
+            step: Resolved | Outcome
+            if isinstance(item, Loaded):
+                step = _guarded(
+                    item.job, settings, lambda item=item: _resolve(item, resolve, settings, progress)
+                )
+            else:
+                step = item
+            future = encoder.submit(_finish, step, resolve, settings)
+            if behind:
+                yield behind.result()
+            behind = future
+        if behind:
+            yield behind.result()
+
+
+def _load(job: Job, resolve: SuperResolver, settings: Settings) -> Loaded | Outcome:
+    start = time.perf_counter()
+    scan = open_scan(job.source, settings.series)
+    request = _request(job, resolve, settings)
+    if not settings.overwrite and is_current(job, request):
         return Outcome(job, "kept", "up to date")
-    header, voxels = resolve.scan(scan, dtype, axis, progress)
+    header = resolve.header(scan, settings.dtype, settings.axis)
+    if not Draft(job.target).mapped:
+        check_memory(scan.name, header)
+    scan = scan.loaded()
+    return Loaded(job, request, scan, header, start, time.perf_counter() - start)
+
+
+def _resolve(
+    loaded: Loaded, resolve: SuperResolver, settings: Settings, progress: Progress | None
+) -> Resolved:
+    draft = Draft(loaded.job.target)
+    try:
+        resolve.scan(loaded.scan, settings.dtype, settings.axis, progress, draft.room)
+    except BaseException:
+        draft.discard()
+        raise
+    assert resolve.timings is not None
+    return Resolved(loaded, draft, dataclasses.replace(resolve.timings, read=loaded.seconds))
+
+
+def _finish(step: Resolved | Outcome, resolve: SuperResolver, settings: Settings) -> Outcome:
+    """Write what there is to write, and note what became of the scan."""
+    if isinstance(step, Outcome):
+        outcome = step
+    else:
+        outcome = _guarded(step.loaded.job, settings, lambda: _write(step, resolve))
+        step.draft.discard()
+    try:
+        note(outcome)
+    except RunError as error:
+        if outcome.status != "failed":
+            outcome = dataclasses.replace(outcome, status="failed", message=str(error))
+    return outcome
+
+
+def _write(resolved: Resolved, resolve: SuperResolver) -> Outcome:
+    loaded, job = resolved.loaded, resolved.loaded.job
+    start = time.perf_counter()
     job.sidecar.unlink(missing_ok=True)  # it must not vouch for the new file before that is whole
-    write_scan(job.target, header, voxels)
-    write_json(job.sidecar, _sidecar(job, request, resolve))
-    size = " x ".join(map(str, scan.shape)) + " to " + " x ".join(map(str, voxels.shape))
-    return Outcome(job, "written", size, resolve.timings)
+    resolved.draft.commit()
+    end = time.perf_counter()
+    timings = dataclasses.replace(resolved.timings, write=end - start, total=end - loaded.start)
+    write_json(job.sidecar, _sidecar(job, loaded.request, resolve, timings))
+    coarse, fine = loaded.scan.shape, loaded.header.get_data_shape()
+    size = " x ".join(map(str, coarse)) + " to " + " x ".join(map(str, fine))
+    return Outcome(job, "written", size, timings)
 
 
 def is_current(job: Job, request: Request) -> bool:
@@ -138,31 +210,19 @@ def is_current(job: Job, request: Request) -> bool:
     )
 
 
-def attempt(job: Job, debug: bool = False, **options: Any) -> Outcome:
-    """`run_job`, with its failure as an outcome. debug: what nobody foresaw is raised as it is."""
+def _guarded(job: Job, settings: Settings, step: Callable[[], T]) -> T | Outcome:
+    """A step's result, or its failure as an outcome."""
     try:
-        return run_job(job, **options)
+        return step()
     except RunError as error:
         return Outcome(job, "failed", str(error))
     except MemoryError:
         return Outcome(job, "failed", f"{job.source} does not fit into this machine's memory: crop the scan.")
     except Exception as error:
-        if debug:
+        if settings.debug:
             raise
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         return Outcome(job, "failed", f"{job.source} failed unexpectedly ({text}): --debug shows where.")
-
-
-def run_all(jobs: Sequence[Job], **options: Any) -> Iterator[Outcome]:
-    """Attempt every job in order and note each outcome; one failure does not stop the others."""
-    for job in jobs:
-        outcome = attempt(job, **options)
-        try:
-            note(outcome)
-        except RunError as error:
-            if outcome.status != "failed":
-                outcome = dataclasses.replace(outcome, status="failed", message=str(error))
-        yield outcome
 
 
 def note(outcome: Outcome) -> None:
@@ -183,7 +243,10 @@ def note(outcome: Outcome) -> None:
 
 
 def prepare(jobs: Sequence[Job]) -> None:
-    """Make the output folders. Raises RunError where one cannot be made or written to."""
+    """Make the output folders, and remove what a killed run has left half-written there.
+
+    Raises RunError where a folder cannot be made or written to.
+    """
     for root in {job.root for job in jobs}:
         try:
             root.mkdir(parents=True, exist_ok=True)
@@ -193,57 +256,33 @@ def prepare(jobs: Sequence[Job]) -> None:
             ) from error
         if not os.access(root, os.W_OK | os.X_OK):
             raise RunError(f"The output folder {root} is not writable: choose another with -o.")
+        if any(job.root == root and is_bids(job.target) for job in jobs) and not (root / DATASET).exists():
+            write_json(root / DATASET, DESCRIPTION)
+    names: dict[Path, set[str]] = collections.defaultdict(set)
+    for job in jobs:
+        names[job.target.parent] |= {job.target.name, job.sidecar.name}
+    for folder, mine in names.items():
+        sweep(folder, mine)
 
 
-def result_name(name: str) -> str:
-    """The SR scan's file name: a BIDS derivative's for BIDS names, else NAME_sr, with the same suffix.
-
-    Source: BIDS 1.10, derivatives: `res-hi` names the resampled grid, `desc-sr` the processing.
-    """
-    stem = _stem(Path(name))
-    suffix = name[len(stem) :]
-    if match := BIDS.fullmatch(stem):
-        entities = [e for e in match["entities"].split("_") if not e.startswith(("res-", "desc-"))]
-        return "_".join([*entities, "res-hi", "desc-sr", match["suffix"]]) + suffix
-    return f"{stem}_sr{suffix}"
+def _nbytes(header: Header) -> int:
+    return math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
 
 
-def _job(source: Path, root: Path, below: Path) -> Job:
-    return Job(source, root / below / result_name(source.name), root)
-
-
-def _is_scan(path: Path, folder: Path) -> bool:
-    """Whether a file found in a folder is an input: a NIfTI file, not hidden, no earlier result."""
-    stem = _stem(path)
-    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    result = stem.endswith("_sr") or "_desc-sr_" in stem
-    return path.name.endswith(SUFFIXES) and not hidden and not result and path.is_file()
-
-
-def _stem(path: Path) -> str:
-    """The name without .nii or .nii.gz, or without its last suffix."""
-    for suffix in SUFFIXES:
-        if path.name.endswith(suffix):
-            return path.name.removesuffix(suffix)
-    return path.stem
-
-
-def _request(job: Job, resolve: SuperResolver, dtype: Output, axis: int | None) -> Request:
+def _request(job: Job, resolve: SuperResolver, settings: Settings) -> Request:
+    options = dataclasses.asdict(resolve.options)
     return Request(
         input_sha256=sha256(job.source),
         model_sha256=resolve.engine.info.sha256,
         precision=resolve.engine.info.precision,
-        overlap=resolve.overlap,
-        window=resolve.window or resolve.card.window,
-        weighting=resolve.weighting,
-        slab_axis=axis,
-        dtype=dtype,
+        options=options | {"window": options["window"] or resolve.card.window, "series": settings.series},
+        slab_axis=settings.axis,
+        dtype=settings.dtype,
     )
 
 
-def _sidecar(job: Job, request: Request, resolve: SuperResolver) -> dict[str, Any]:
+def _sidecar(job: Job, request: Request, resolve: SuperResolver, timings: Timings) -> dict[str, Any]:
     """What a BIDS derivative's sidecar holds, and all that is needed to make the scan again."""
-    assert resolve.timings is not None
     return {
         "Description": "Super-resolution by a trained network: " + resolve.card.intended_use,
         "Sources": [os.path.relpath(job.source, job.target.parent)],
@@ -259,6 +298,6 @@ def _sidecar(job: Job, request: Request, resolve: SuperResolver) -> dict[str, An
                 "numpy": np.__version__,
                 "nibabel": nib.__version__,
             },
-            "timings": dataclasses.asdict(resolve.timings),
+            "timings": dataclasses.asdict(timings),
         },
     }

@@ -68,7 +68,7 @@ def resolve_slabs(
     batch: int | None = None,
     watch: Stopwatch | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Iterator[tuple[int, Planes]]:
+) -> Generator[tuple[int, Planes]]:
     """Yield finished HR slabs in order: (first HR slice, float32 (slices, rows, columns)), network's range.
 
     The yielded planes are overwritten by the next step. network: float32 (N, slab, H, W) of the plan's
@@ -79,8 +79,9 @@ def resolve_slabs(
     with watch.time("gather"):
         sources = first_twins(windows(volume, plan))
     last_use = {source: n for n, source in enumerate(sources)}
-    watch.windows, watch.computed = len(sources), len(last_use)
-    size = batch or max(1, BATCH_VOXELS // (plan.rows.window * plan.columns.window))
+    watch.windows += len(sources)
+    watch.computed += len(last_use)
+    size = batch or batch_size(plan)
 
     batches = ahead(_gather(volume, plan, sources, size, watch))
     with contextlib.closing(ahead(_compute(batches, network, plan, watch))) as outputs:
@@ -99,6 +100,20 @@ def resolve_slabs(
             return new
 
         yield from _blend(plan, output_of, watch)
+
+
+def batch_size(plan: Plan) -> int:
+    """Windows of one network call."""
+    return max(1, BATCH_VOXELS // (plan.rows.window * plan.columns.window))
+
+
+def buffer_nbytes(plan: Plan) -> int:
+    """Bytes that `resolve_slabs` holds at most, besides the volume and what the network needs."""
+    coarse = plan.slices.window * plan.rows.window * plan.columns.window * 4
+    scales = plan.slices.scale * plan.rows.scale * plan.columns.scale
+    slab = plan.slices.window * plan.rows.size * plan.columns.size * scales * 4
+    # Three batches in and three out, outputs kept for twins, and of slab size: band, slab, mean, restored.
+    return 3 * batch_size(plan) * coarse * (1 + scales) + KEPT_OUTPUTS * coarse * scales + 4 * slab
 
 
 def windows(volume: Volume, plan: Plan) -> Iterator[Planes]:

@@ -7,30 +7,98 @@ percentile exceed 1 and are not clipped.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import RunError
 
 RULE = "percentile-99.9"
+PIECE = 1 << 18  # voxels looked at in one go
 
 
 class IntensityError(RunError, ValueError):
     """The volume cannot be brought to the network's range."""
 
 
-def unit(volume: NDArray[np.generic], rule: str = RULE) -> float:
-    """The intensity, in the volume's own units, that becomes 1 inside the network.
+@dataclass(frozen=True)
+class Storage:
+    """How intensities inside the network become stored voxels: · gain + offset, then clipped to low..high.
 
-    volume: any real dtype and shape. Raises IntensityError for an unknown rule or non-finite voxels.
-    A volume whose percentile is 0 (empty, or a few bright voxels) uses its maximum, an empty one 1.
+    Integers are rounded (half to even); float32 holds those of 16 bits exactly, float64 all up to 2^53.
+    """
+
+    dtype: np.dtype[Any]
+    gain: float
+    offset: float
+    low: float
+    high: float
+
+    @property
+    def wide(self) -> type[np.floating]:
+        """The type to compute in."""
+        return np.float32 if self.dtype.kind == "f" or self.dtype.itemsize <= 2 else np.float64
+
+    def restore(self, planes: NDArray[np.float32]) -> NDArray[Any]:
+        """Stored voxels of float32 ones in the network's range, in a type that converts to `dtype`."""
+        values = planes.astype(self.wide)
+        values *= self.wide(self.gain)
+        values += self.wide(self.offset)
+        np.clip(values, self.wide(self.low), self.wide(self.high), out=values)
+        return np.rint(values, out=values) if self.dtype.kind in "iu" else values
+
+
+def storage(dtype: np.dtype[Any], unit: float, slope: float, inter: float, low: Any, high: Any) -> Storage:
+    """How an SR volume is stored whose scan has voxels low..high, in units of voxel · slope + inter.
+
+    Integers keep the scan's slope and range. Others are in the scan's units, and those of a magnitude
+    image, which has no negative voxels, are not negative either.
+    """
+    if dtype.kind == "f":
+        magnitude = min(low * slope, high * slope) + inter >= 0
+        return Storage(dtype, unit, 0.0, 0.0 if magnitude else -np.inf, np.inf)
+    wide = np.float32 if dtype.itemsize <= 2 else np.float64
+    top = wide(high)
+    if int(top) > int(high):  # a large integer that rounds up would wrap around
+        top = np.nextafter(top, wide(0))
+    return Storage(dtype, unit / slope, -inter / slope, float(low), float(top))
+
+
+def unit(volume: NDArray[np.generic], rule: str = RULE, slope: float = 1.0, inter: float = 0.0) -> float:
+    """The intensity, in units of volume · slope + inter, that becomes 1 inside the network.
+
+    volume: any real dtype and shape; it is read in pieces and not copied. Raises IntensityError for an
+    unknown rule or non-finite voxels. A volume whose percentile is 0 (empty, or a few bright voxels) uses
+    its maximum, an empty one 1.
     """
     name, _, percent = rule.partition("-")
     if name != "percentile" or not percent:
         raise IntensityError(f"The model's intensity rule '{rule}' is unknown to this version of udean.")
-    magnitude = np.abs(np.asarray(volume, dtype=np.float32)).ravel()
-    if not np.isfinite(magnitude).all():
-        raise IntensityError("The scan has NaN or infinite voxels.")
-    rank = min(magnitude.size - 1, int(float(percent) / 100 * magnitude.size))
-    value = float(np.partition(magnitude, rank)[rank])
-    return value or float(magnitude.max()) or 1.0
+    rank = min(volume.size - 1, int(float(percent) / 100 * volume.size))
+    largest = _largest(volume, volume.size - rank, np.float32(slope), np.float32(inter))
+    return float(largest.min()) or float(largest.max()) or 1.0
+
+
+def _largest(
+    volume: NDArray[np.generic], count: int, slope: np.float32, inter: np.float32
+) -> NDArray[np.float32]:
+    """The `count` largest magnitudes, which are few: those of a thousandth of the voxels."""
+    slowest = int(np.argmax(np.abs(volume.strides)))
+    layers = np.moveaxis(volume, slowest, 0)
+    step = max(1, PIECE * len(layers) // layers.size)
+    kept = np.empty(0, np.float32)
+    for start in range(0, len(layers), step):
+        piece = np.asarray(layers[start : start + step], np.float32)
+        if (slope, inter) != (1, 0):
+            piece = piece * slope + inter
+        magnitude = np.abs(piece).ravel()
+        if not np.isfinite(magnitude.max()):
+            raise IntensityError("The scan has NaN or infinite voxels.")
+        if kept.size == count:
+            magnitude = magnitude[magnitude > kept.min()]
+        kept = np.concatenate((kept, magnitude))
+        if kept.size > count:
+            kept = np.partition(kept, kept.size - count)[kept.size - count :]
+    return kept

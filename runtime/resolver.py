@@ -7,12 +7,16 @@ image = resolve.image(nib_image)        # nibabel in, nibabel out
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import math
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Image
@@ -20,22 +24,38 @@ from nibabel.spatialimages import SpatialImage
 from numpy.typing import NDArray
 
 from . import intensity
+from .content import Content, survey
 from .engines import Engine, Library, Precision, open_engine
 from .errors import RunError
 from .geometry import Factors, slab_axis, voxel_factors
-from .host import Planes, Stopwatch, Volume, resolve_slabs
+from .host import Stopwatch, Volume, resolve_slabs
 from .volume import Header, Scan, fine_image, image_scan
-from .windows import OVERLAP, Plan, Weighting, plan_windows
+from .windows import OVERLAP, Plan, Weighting, Window, plan_windows
 
 Output = Literal["input", "float32"]
 Progress = Callable[[int, int], None]
+Room = Callable[[Header], NDArray[Any]]  # an SR header to the array that takes its voxels
+
+
+@dataclass(frozen=True)
+class Options:
+    """How windows are laid and blended; see `plan_windows`.
+
+    crop: plan windows over the box of content only, and leave constant background as it is.
+    """
+
+    overlap: float | tuple[float, float, float] = OVERLAP
+    window: Window = None
+    weighting: Weighting | tuple[Weighting, Weighting, Weighting] = "gaussian"
+    crop: bool = True
 
 
 @dataclass(frozen=True)
 class Timings:
     """Seconds of the last volume. The stages overlap, so they do not add up to the total.
 
-    windows: all of the plan; computed: those that the network saw, without byte-identical ones.
+    windows: all of the plan; computed: those that the network saw, without byte-identical ones. write:
+    into a file, where there is one; total then counts from opening the scan to its end.
     """
 
     read: float
@@ -45,37 +65,60 @@ class Timings:
     total: float
     windows: int
     computed: int
+    write: float = 0.0
 
 
 class SuperResolver:
-    """A network and its windows, ready for any number of volumes.
+    """A network and its windows, ready for any number of volumes from any number of threads.
 
     engine: a model file (.onnx, checkpoint), None for the embedded model, or an open engine. device,
-    precision, threads and library are `open_engine`'s; overlap, window and weighting `plan_windows`'s.
-    Raises RunError with what the user can do. `timings` tells of the last volume.
+    precision, threads and library are `open_engine`'s; overlap, window, weighting and crop `Options`'.
+    Threads take turns at the engine. Leaving a `with` block, or `close`, lets go of the engine and its
+    memory. Raises RunError with what the user can do.
     """
-
-    timings: Timings | None = None
 
     def __init__(
         self,
         engine: str | Path | Engine | None = None,
         device: str = "auto",
         precision: Precision = "auto",
-        overlap: float = OVERLAP,
-        window: tuple[int, int] | None = None,
-        weighting: Weighting = "gaussian",
+        overlap: float | tuple[float, float, float] = OVERLAP,
+        window: Window = None,
+        weighting: Weighting | tuple[Weighting, Weighting, Weighting] = "gaussian",
         threads: int | None = None,
         library: Library = "auto",
+        crop: bool = True,
     ) -> None:
         if engine is None or isinstance(engine, str | Path):
             engine = open_engine(engine, device, precision, threads, library)
-        self.engine = engine
+        self._engine: Engine | None = engine
         self.card = engine.card
-        self.overlap = overlap
-        self.window = window
-        self.weighting: Weighting = weighting
+        self.options = Options(overlap, window, weighting, crop)
         self.plan((1, 1, 1))  # options out of range are refused now
+        self._turn = threading.Lock()
+        self._last = threading.local()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the engine, once the volume in hand is done."""
+        with self._turn:
+            self._engine = None
+
+    @property
+    def engine(self) -> Engine:
+        if self._engine is None:
+            raise RunError("This SuperResolver is closed: open another.")
+        return self._engine
+
+    @property
+    def timings(self) -> Timings | None:
+        """Of the last volume that this thread has resolved."""
+        return getattr(self._last, "timings", None)
 
     def __call__(
         self, volume: NDArray[Any], dtype: Output = "input", progress: Progress | None = None
@@ -89,10 +132,8 @@ class SuperResolver:
         if volume.ndim != 3 or not volume.size or volume.dtype.kind not in "iuf":
             raise RunError(f"A volume must be 3-D and real, not {volume.dtype} of shape {volume.shape}.")
         start, watch = time.perf_counter(), Stopwatch()
-        rows, columns, slices = volume.shape
-        plan = self.plan((rows, columns, slices))
-        stored = _stored_dtype(volume.dtype, dtype)
-        sr = self._resolve(volume, 1.0, 0.0, stored, 2, plan, watch, progress)
+        sr = np.empty(self.plan(_triple(volume.shape)).fine_shape, _stored_dtype(volume.dtype, dtype), "F")
+        self._resolve(volume, sr, 1.0, 0.0, 2, watch, progress)
         self._note(start, watch)
         return sr
 
@@ -101,22 +142,39 @@ class SuperResolver:
         return fine_image(*self.scan(image_scan(image), dtype, axis))
 
     def scan(
-        self, scan: Scan, dtype: Output = "input", axis: int | None = None, progress: Progress | None = None
+        self,
+        scan: Scan,
+        dtype: Output = "input",
+        axis: int | None = None,
+        progress: Progress | None = None,
+        room: Room | None = None,
     ) -> tuple[Header, NDArray[Any]]:
-        """Resolve a scan; returns the SR volume's header and its voxels as stored, (i, j, k)."""
+        """Resolve a scan; returns the SR volume's header and its voxels as stored, (i, j, k).
+
+        A time series is resolved volume by volume, (i, j, k, t). room: where the SR voxels go, by default
+        into memory.
+        """
         start, watch = time.perf_counter(), Stopwatch()
-        axis, factors, plan = self.layout(scan, axis)
-        stored = _stored_dtype(scan.dtype, dtype)
-        _check_memory(scan, scan.fine_nbytes(factors, stored))
+        axis, _, _ = self.layout(scan, axis)
+        header = self.header(scan, dtype, axis)
+        sr = (room or _memory(scan.name))(header)
         with watch.time("read"):
             voxels = scan.voxels()
+        series = [(voxels, sr)]
+        if scan.volumes > 1:
+            series = [(voxels[..., t], sr[..., t]) for t in range(scan.volumes)]
         try:
-            sr = self._resolve(voxels, scan.slope, scan.inter, stored, axis, plan, watch, progress)
+            for lr, fine in series:
+                self._resolve(lr, fine, scan.slope, scan.inter, axis, watch, progress)
         except intensity.IntensityError:
             raise RunError(f"{scan.name} has NaN or infinite voxels: mask or repair them first.") from None
-        header = scan.fine_header(factors, self.card.grid, stored)
         self._note(start, watch)
         return header, sr
+
+    def header(self, scan: Scan, dtype: Output = "input", axis: int | None = None) -> Header:
+        """The header that the SR scan will have."""
+        _, factors, _ = self.layout(scan, axis)
+        return scan.fine_header(factors, self.card.grid, _stored_dtype(scan.dtype, dtype))
 
     def describe(self) -> str:
         """The model and what runs it, in one line."""
@@ -124,8 +182,9 @@ class SuperResolver:
         return f"{self.card.name} ({self.card.method}, {scale}): {self.engine.info}"
 
     def plan(self, shape: tuple[int, int, int]) -> Plan:
-        """The windows of an LR volume (rows, columns, slices)."""
-        return plan_windows(shape, self.card, self.overlap, self.window, self.weighting)
+        """The windows of an LR volume (rows, columns, slices) that is all content."""
+        options = self.options
+        return plan_windows(shape, self.card, options.overlap, options.window, options.weighting)
 
     def layout(self, scan: Scan, axis: int | None = None) -> tuple[int, Factors, Plan]:
         """How a scan will be resolved: slab axis, HR voxels per LR voxel along (i, j, k), windows."""
@@ -136,50 +195,77 @@ class SuperResolver:
     def _resolve(
         self,
         voxels: NDArray[Any],
+        sr: NDArray[Any],
         slope: float,
         inter: float,
-        dtype: np.dtype[Any],
         axis: int,
-        plan: Plan,
         watch: Stopwatch,
         progress: Progress | None,
-    ) -> NDArray[Any]:
-        """Stored LR voxels to stored SR voxels, both (i, j, k) with slices along `axis`.
+    ) -> None:
+        """Fill the SR voxels from the LR ones, both as stored, (i, j, k), slices along `axis`.
 
-        A constant volume holds nothing to restore and stays constant; the network does not see it.
+        Constant background, and so a constant volume, holds nothing to restore and stays what it is; the
+        network does not see it.
         """
-        lr = np.moveaxis(voxels, axis, 2)
-        sr = np.empty([plan.fine_shape[n] for n in np.argsort(_order(axis))], dtype, order="F")
-        low, high = _finite_range(lr)
-        integer = dtype.kind in "iu"
-        if low == high:
-            sr[...] = low if integer else low * slope + inter
-            return sr
+        lr, target = np.moveaxis(voxels, axis, 2), np.moveaxis(sr, axis, 2)
+        content = survey(lr, (*(self._window(lr.shape)), self.card.slab[0]))
+        if not self.options.crop:
+            whole = slice(None)
+            content = dataclasses.replace(content, box=(whole, whole, whole))
+        in_units = sr.dtype.kind == "f"
+        background = content.background * slope + inter if in_units else content.background
+        if content.low == content.high:
+            target[...] = background
+            return
 
-        unit = intensity.unit(lr if (slope, inter) == (1, 0) else lr * np.float32(slope) + np.float32(inter))
-        volume = Volume(lr, slope / unit, inter / unit)
-        # Integers are stored with the scan's own slope; other voxels in the scan's units.
-        gain, offset = (unit / slope, -inter / slope) if integer else (unit, 0.0)
-        if not integer:
-            magnitude = min(low * slope, high * slope) + inter >= 0
-            low, high = 0.0 if magnitude else -np.inf, np.inf
+        unit = intensity.unit(lr, self.card.intensity, slope, inter)
+        store = intensity.storage(sr.dtype, unit, slope, inter, content.low, content.high)
+        inside = lr[content.box]
+        fine = self._surround(target, content, background)
+        volume = Volume(inside, slope / unit, inter / unit)
+        with self._turn:
+            plan = self.plan(_triple(inside.shape))
+            with contextlib.closing(resolve_slabs(volume, self.engine, plan, None, watch, progress)) as slabs:
+                for first, planes in slabs:
+                    with watch.time("blend"):
+                        fine[:, :, first : first + len(planes)] = np.moveaxis(store.restore(planes), 0, 2)
 
-        target = np.moveaxis(sr, axis, 2)
-        for first, planes in resolve_slabs(volume, self.engine, plan, watch=watch, progress=progress):
-            with watch.time("blend"):
-                restored = _restore(planes, gain, offset, dtype, low, high)
-                target[:, :, first : first + len(planes)] = np.moveaxis(restored, 0, 2)
-        return sr
+    def _window(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Rows and columns of a window, at least: whole planes are whole planes of the content."""
+        window = self.options.window
+        return (1, 1) if window == "plane" else window or self.card.window
+
+    def _surround(self, target: NDArray[Any], content: Content, background: Any) -> NDArray[Any]:
+        """Fill what lies outside the content's box; returns the view inside of it."""
+        steps = self.card.scale
+        low = [(part.start or 0) * s for part, s in zip(content.box, steps, strict=True)]
+        high = [
+            n if part.stop is None else part.stop * s
+            for n, part, s in zip(target.shape, content.box, steps, strict=True)
+        ]
+        inside = [slice(None)] * 3
+        for axis in (2, 0, 1):
+            for outside in (slice(0, low[axis]), slice(high[axis], None)):
+                index = list(inside)
+                index[axis] = outside
+                target[tuple(index)] = background
+            inside[axis] = slice(low[axis], high[axis])
+        return target[tuple(inside)]
 
     def _note(self, start: float, watch: Stopwatch) -> None:
         stages = {name: watch.seconds[name] for name in ("read", "gather", "network", "blend")}
         total = time.perf_counter() - start
-        self.timings = Timings(**stages, total=total, windows=watch.windows, computed=watch.computed)
+        self._last.timings = Timings(**stages, total=total, windows=watch.windows, computed=watch.computed)
 
 
 def _order(axis: int) -> list[int]:
     """Where each of (row, column, slice) lies among the voxel axes."""
     return [n for n in range(3) if n != axis] + [axis]
+
+
+def _triple(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    rows, columns, slices = shape
+    return rows, columns, slices
 
 
 def _stored_dtype(dtype: np.dtype[Any], output: Output) -> np.dtype[Any]:
@@ -188,35 +274,27 @@ def _stored_dtype(dtype: np.dtype[Any], output: Output) -> np.dtype[Any]:
     return np.dtype(np.float32) if output == "float32" else dtype.newbyteorder("=")
 
 
-def _finite_range(voxels: NDArray[Any]) -> tuple[Any, Any]:
-    """Smallest and largest voxel; NaN and Inf show in one of them."""
-    low, high = voxels.min(), voxels.max()
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise intensity.IntensityError("The volume has NaN or infinite voxels.")
-    return low, high
+def _memory(name: str) -> Room:
+    """Room in memory; refuses an SR volume that this machine cannot hold before any voxel is read."""
+
+    def room(header: Header) -> NDArray[Any]:
+        shape, dtype = header.get_data_shape(), header.get_data_dtype()
+        check_memory(name, header)
+        return np.empty(shape, dtype, order="F")
+
+    return room
 
 
-def _restore(
-    planes: Planes, gain: float, offset: float, dtype: np.dtype[Any], low: Any, high: Any
-) -> NDArray[Any]:
-    """Network intensities to stored voxels, clipped to low..high; integers are rounded."""
-    if dtype.kind == "f":
-        return np.maximum(planes * np.float32(gain) + np.float32(offset), np.float32(low))
-    wide = np.float32 if dtype.itemsize <= 2 else np.float64  # float32 holds 16-bit integers exactly
-    values = planes.astype(wide) * wide(gain) + wide(offset)
-    top = wide(high) if int(wide(high)) <= int(high) else np.nextafter(wide(high), wide(0))
-    return np.rint(np.clip(values, wide(low), top))
-
-
-def _check_memory(scan: Scan, fine_bytes: int) -> None:
-    """Refuse an SR volume that this machine cannot hold before any voxel is read."""
+def check_memory(name: str, header: Header) -> None:
+    """Raise RunError where the machine's memory cannot hold the volume of this SR header."""
     try:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return
-    if fine_bytes > memory:
-        size = " x ".join(map(str, scan.shape))
+    shape, dtype = header.get_data_shape(), header.get_data_dtype()
+    size = math.prod(shape) * dtype.itemsize
+    if size > memory:
         raise RunError(
-            f"{scan.name} ({size}) would need {fine_bytes / 2**30:.0f} GiB for its SR volume and this "
-            f"machine has {memory / 2**30:.0f} GiB: crop the scan."
+            f"The SR volume of {name} ({' x '.join(map(str, shape))}) would need {size / 2**30:.0f} GiB "
+            f"and this machine has {memory / 2**30:.0f} GiB: crop the scan, or give it as .nii."
         )

@@ -1,4 +1,6 @@
-"""NIfTI scans: a checked header first, voxels when asked for, and SR volumes with the right geometry.
+"""Scans: a checked header first, voxels when asked for, and SR volumes with the right geometry.
+
+NIfTI-1 and -2 are read here, FreeSurfer's MGH by nibabel; what is written is NIfTI.
 
 `open_scan` reads and judges the header only; a file that cannot be resolved is refused before memory is
 taken. Voxels stay as stored (memory map or array, unscaled); `slope` and `inter` give their units. An SR
@@ -7,21 +9,18 @@ header is made from its scan's by `Scan.fine_header`, so what does not depend on
 
 from __future__ import annotations
 
-import contextlib
-import gzip
+import dataclasses
 import io
 import math
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import nibabel as nib
 import numpy as np
-from isal import igzip, igzip_threaded
-from isal.igzip_lib import IsalError
+from nibabel.filebasedimages import ImageFileError
 from nibabel.nifti1 import Nifti1Image
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 from numpy.typing import NDArray
@@ -30,15 +29,14 @@ from .card import Grid
 from .errors import RunError
 from .files import atomic
 from .geometry import Factors, coarse_affine, fine_affine, is_singular
+from .packing import CHUNK, INFLATION, inflate, is_gzip, packing, reading, unpacking
 
 Header: TypeAlias = Any  # nibabel's NIfTI-1 or NIfTI-2 header: fields by their standard names
 
-SUFFIXES = (".nii", ".nii.gz")
+SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
+FREESURFER = (".mgz", ".mgh")
 MAGIC = {(348, b"n+1\0"): nib.Nifti1Header, (540, b"n+2\0\r\n\x1a\n"): nib.Nifti2Header}
-INFLATION = 1032  # deflate cannot expand further (RFC 1951: 258 bytes from 2 bits)
 HEADER_LIMIT = 64 << 20  # header extensions are kilobytes
-CHUNK = 4 << 20
-DAMAGE: tuple[type[Exception], ...] = (gzip.BadGzipFile, cast(Any, IsalError))
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,8 @@ class Scan:
     """A 3-D scan whose header has been checked.
 
     name: what errors call it. header: NIfTI, little-endian. shape: voxels (i, j, k). dtype: as stored.
-    slope, inter: stored voxels · slope + inter are in the scan's units.
+    slope, inter: stored voxels · slope + inter are in the scan's units. volumes: of a time series, else 1.
+    array: the stored voxels where they have been read already.
     """
 
     name: str
@@ -57,6 +56,8 @@ class Scan:
     inter: float
     path: Path | None = None
     image: SpatialImage | None = None
+    volumes: int = 1
+    array: NDArray[Any] | None = None
 
     @property
     def zooms(self) -> tuple[float, float, float]:
@@ -70,17 +71,28 @@ class Scan:
         return self.header.get_best_affine()
 
     def voxels(self) -> NDArray[Any]:
-        """The stored voxels (i, j, k), Fortran order where read from a file; a memory map if uncompressed."""
+        """The stored voxels (i, j, k), or (i, j, k, t) of a series.
+
+        Fortran order where read from a file; a memory map if uncompressed.
+        """
+        if self.array is not None:
+            return self.array
+        shape = self.shape if self.volumes == 1 else (*self.shape, self.volumes)
         if self.image is not None:
             proxy: Any = self.image.dataobj
-            stored = proxy.get_unscaled() if hasattr(proxy, "get_unscaled") else proxy
-            return np.asanyarray(stored).reshape(self.shape)
+            with reading(Path(self.name)):
+                stored = proxy.get_unscaled() if hasattr(proxy, "get_unscaled") else proxy
+                return np.asanyarray(stored).reshape(shape)
         assert self.path is not None
         offset = int(self.header["vox_offset"])
-        with _reading(self.path):
-            if _is_gzip(self.path):
-                return _inflate(self.path, offset, self.shape, self.dtype)
-            return np.memmap(self.path, self.dtype, "r", offset, self.shape, order="F")
+        with reading(self.path):
+            if is_gzip(self.path):
+                return inflate(self.path, offset, shape, self.dtype)
+            return np.memmap(self.path, self.dtype, "r", offset, shape, order="F")
+
+    def loaded(self) -> Scan:
+        """This scan with its voxels read."""
+        return dataclasses.replace(self, array=self.voxels())
 
     def fine_header(self, factors: Factors, grid: Grid, dtype: np.dtype[Any]) -> Header:
         """The header of the SR volume whose voxels are stored as `dtype`; see `_regridded`."""
@@ -106,7 +118,14 @@ class Scan:
         integers with the scan's own slope and intercept. Slice timing does not hold for other slices.
         """
         header = self.header.copy()
-        header.set_data_shape(shape)
+        try:
+            header.set_data_shape(shape if self.volumes == 1 else [*shape, self.volumes])
+        except HeaderDataError:
+            size = " x ".join(map(str, shape))
+            raise RunError(
+                f"{self.name} would become {size} voxels, and its file format holds 32767 along an axis: "
+                "crop the scan, or convert it to NIfTI-2."
+            ) from None
         header.set_data_dtype(dtype)
         scaled = np.issubdtype(dtype, np.integer)
         header["scl_slope"], header["scl_inter"] = (self.slope, self.inter) if scaled else (1, 0)
@@ -122,22 +141,20 @@ class Scan:
         header["vox_offset"] = 0  # set when written
         return header
 
-    def fine_nbytes(self, factors: Factors, dtype: np.dtype[Any]) -> int:
-        """Bytes of the SR volume's voxels."""
-        return math.prod(self.shape) * math.prod(factors) * dtype.itemsize
 
-
-def open_scan(path: Path) -> Scan:
-    """Read and check a NIfTI file's header; no voxel is read.
+def open_scan(path: Path, series: bool = False) -> Scan:
+    """Read and check a file's header; no voxel is read. series: take a 4-D time series too.
 
     Raises RunError for what cannot be resolved: a missing or foreign file, not 3-D, complex or colour
     voxels, voxel sizes that are no sizes, a singular affine, more voxels than the file can hold.
     """
-    with _reading(path):
+    if path.name.endswith(FREESURFER):
+        return _open_freesurfer(path, series)
+    with reading(path):
         if not path.is_file():
             raise RunError(f"{path} does not exist." if not path.exists() else f"{path} is not a file.")
-        packed = _is_gzip(path)
-        with _unpacking(path) if packed else open(path, "rb") as file:
+        packed = is_gzip(path)
+        with unpacking(path) if packed else open(path, "rb") as file:
             start = file.read(540)
             header = _parse(start, path)
             offset = float(header["vox_offset"])
@@ -149,17 +166,35 @@ def open_scan(path: Path) -> Scan:
         stored = _stored_dtype(header, path)  # in the file's byte order, unlike the SR volume's header
         header = _little_endian(header)
         header["vox_offset"] = offset
-        scan = _checked(str(path), header, stored, path=path)
-        claimed, size = math.prod(scan.shape) * stored.itemsize, path.stat().st_size
-        if claimed > (size * INFLATION if packed else size - offset):
-            raise RunError(
-                f"{path} is truncated or its header damaged: {' x '.join(map(str, scan.shape))} voxels need "
-                f"{claimed} bytes and the file has {size}{' compressed' if packed else ''}."
-            )
+        scan = _checked(str(path), header, stored, series, path=path)
+        _check_size(scan, path, offset, packed)
     return scan
 
 
-def image_scan(image: SpatialImage) -> Scan:
+def _open_freesurfer(path: Path, series: bool) -> Scan:
+    with reading(path):
+        if not path.is_file():
+            raise RunError(f"{path} does not exist." if not path.exists() else f"{path} is not a file.")
+        try:
+            image: Any = nib.MGHImage.from_filename(path)
+        except (ImageFileError, ValueError, KeyError):
+            raise RunError(f"{path} is not a FreeSurfer volume, or damaged.") from None
+        scan = image_scan(image, series)
+        _check_size(scan, path, 284, is_gzip(path))  # bytes of an MGH header
+    return scan
+
+
+def _check_size(scan: Scan, path: Path, offset: int, packed: bool) -> None:
+    """Raise RunError where the file cannot hold the voxels that its header claims."""
+    claimed, size = math.prod(scan.shape) * scan.volumes * scan.dtype.itemsize, path.stat().st_size
+    if claimed > (size * INFLATION if packed else size - offset):
+        raise RunError(
+            f"{path} is truncated or its header damaged: {' x '.join(map(str, scan.shape))} voxels need "
+            f"{claimed} bytes and the file has {size}{' compressed' if packed else ''}."
+        )
+
+
+def image_scan(image: SpatialImage, series: bool = False) -> Scan:
     """A nibabel image as a scan, checked as a file is. Images of other formats take a NIfTI-1 header."""
     nifti = image if isinstance(image, nib.Nifti1Pair) else Nifti1Image.from_image(image)
     proxy: Any = image.dataobj
@@ -171,26 +206,31 @@ def image_scan(image: SpatialImage) -> Scan:
         raise RunError(f"{name} has {stored} voxels, which NIfTI cannot store: convert it to float32.")
     header.set_data_shape(image.shape)
     header.set_data_dtype(stored)
-    return _checked(name, header, stored, image=image)
+    return _checked(name, header, stored, series, image=image)
 
 
 def write_scan(path: Path, header: Header, voxels: NDArray[Any]) -> None:
-    """Write stored voxels (i, j, k) under a header of their shape and dtype, atomically.
+    """Write stored voxels (i, j, k) or (i, j, k, t) under a header of their shape and dtype, atomically.
 
-    `.gz` in the name compresses (level 1, two threads: a fifth of zlib's time at its own level 1). Equal
-    content gives equal bytes. Raises RunError where the file cannot be written.
+    `.gz` in the name compresses. Equal content gives equal bytes. Raises RunError where the file cannot be
+    written.
     """
+    data = np.asfortranarray(voxels, header.get_data_dtype())
+    with atomic(path) as raw, packing(raw, path.name.endswith(".gz")) as file:
+        file.write(preamble(header))
+        flat = data.T.reshape(-1).view(np.uint8).data
+        for start in range(0, len(flat), CHUNK):
+            file.write(flat[start : start + CHUNK])
+
+
+def preamble(header: Header) -> bytes:
+    """What a single NIfTI file has before its voxels: header, extensions, padding."""
     header = header.copy()
     header["magic"] = header.single_magic
     header["vox_offset"] = offset = _data_offset(header)
     head = io.BytesIO()
     header.write_to(head)
-    data = np.asfortranarray(voxels, header.get_data_dtype())
-    with atomic(path) as raw, _packing(raw, path.name.endswith(".gz")) as file:
-        file.write(head.getvalue().ljust(offset, b"\0"))
-        flat = data.T.reshape(-1).view(np.uint8).data
-        for start in range(0, len(flat), CHUNK):
-            file.write(flat[start : start + CHUNK])
+    return head.getvalue().ljust(offset, b"\0")
 
 
 def fine_image(header: Header, voxels: NDArray[Any]) -> Nifti1Image:
@@ -240,6 +280,7 @@ def _checked(
     name: str,
     header: Header,
     dtype: np.dtype[Any],
+    series: bool,
     path: Path | None = None,
     image: SpatialImage | None = None,
 ) -> Scan:
@@ -253,24 +294,27 @@ def _checked(
     shape = raw[1 : raw[0] + 1]
     while len(shape) > 3 and shape[-1] == 1:
         shape.pop()
+    volumes = shape.pop() if series and len(shape) == 4 else 1
     if len(shape) != 3:
         size = " x ".join(map(str, shape))
-        raise RunError(f"{name} is {len(shape)}-D ({size}): give one 3-D volume at a time.")
+        remedy = (
+            "--series resolves it volume by volume" if len(shape) == 4 else "give one 3-D volume at a time"
+        )
+        raise RunError(f"{name} is {len(shape)}-D ({size}): {remedy}.")
     zooms = header["pixdim"][1:4]
     if not np.isfinite(zooms).all() or (zooms <= 0).any():
         raise RunError(
             f"{name} has no usable voxel size in its header ({', '.join(map(str, zooms))}): set pixdim."
         )
-    header.set_data_shape(shape)
+    header.set_data_shape(shape if volumes == 1 else [*shape, volumes])
     _check_affines(name, header)
     try:
         slope, inter = header.get_slope_inter()
     except HeaderDataError:
         raise RunError(f"{name} has a damaged header: scl_inter is {header['scl_inter']}.") from None
     i, j, k = shape
-    return Scan(
-        name, header, (i, j, k), dtype, 1.0 if slope is None else slope, inter or 0.0, path=path, image=image
-    )
+    slope = 1.0 if slope is None else slope
+    return Scan(name, header, (i, j, k), dtype, slope, inter or 0.0, path, image, volumes)
 
 
 def _check_affines(name: str, header: Header) -> None:
@@ -294,55 +338,6 @@ def _sform(header: Header) -> NDArray[np.float64]:
 
 def _qform(header: Header) -> NDArray[np.float64]:
     return header.get_qform()
-
-
-def _is_gzip(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(2) == b"\x1f\x8b"
-
-
-def _inflate(path: Path, offset: int, shape: tuple[int, int, int], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """The voxels of a compressed file, never more bytes than its header claims."""
-    voxels = np.empty(math.prod(shape), dtype)
-    target, filled = voxels.view(np.uint8).data, 0
-    with _unpacking(path) as file:
-        file.read(offset)
-        while filled < len(target):
-            chunk = file.read(min(CHUNK, len(target) - filled))
-            if not chunk:
-                raise EOFError
-            target[filled : filled + len(chunk)] = chunk
-            filled += len(chunk)
-        file.read(1)  # the end of the stream, where its checksum is compared
-    return voxels.reshape(shape, order="F")
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turn what goes wrong while reading into a sentence."""
-    try:
-        yield
-    except EOFError:
-        raise RunError(f"{path} is truncated: its compressed data end too early. Copy it again.") from None
-    except DAMAGE:
-        raise RunError(f"{path} is damaged: its compressed data cannot be unpacked. Copy it again.") from None
-    except HeaderDataError as error:
-        raise RunError(f"{path} has a damaged header: {error}.") from None
-    except OSError as error:
-        raise RunError(f"Cannot read {path}: {error.strerror or error}.") from error
-
-
-def _unpacking(path: Path) -> BinaryIO:
-    return cast(BinaryIO, igzip.open(path))
-
-
-@contextlib.contextmanager
-def _packing(raw: BinaryIO, compress: bool) -> Iterator[BinaryIO]:
-    if not compress:
-        yield raw
-        return
-    with igzip_threaded.open(raw, "wb", compresslevel=1, threads=min(2, os.cpu_count() or 1)) as file:
-        yield cast(BinaryIO, file)
 
 
 def _data_offset(header: Header) -> int:

@@ -24,6 +24,7 @@ from .card import Grid, ModelCard
 from .errors import RunError
 
 Weighting = Literal["gaussian", "hann", "constant"]
+Window = tuple[int, int] | Literal["plane"] | None  # LR rows and columns, those of the volume, the card's
 OVERLAP = 0.25  # at least: 16 of 64 voxels in plane, 1 of 3 slices
 SIGMA = 0.125  # of the gaussian, in window lengths, the usual choice of sliding-window inference
 
@@ -103,29 +104,33 @@ class Plan:
 def plan_windows(
     shape: tuple[int, int, int],
     card: ModelCard,
-    overlap: float = OVERLAP,
-    window: tuple[int, int] | None = None,
-    weighting: Weighting = "gaussian",
+    overlap: float | tuple[float, float, float] = OVERLAP,
+    window: Window = None,
+    weighting: Weighting | tuple[Weighting, Weighting, Weighting] = "gaussian",
 ) -> Plan:
     """Cover an LR volume (rows, columns, slices) by windows of the card's slab.
 
-    overlap: least fraction of a window, along every axis, that it shares with the next; 0 <= overlap < 1.
+    overlap: least fraction of a window that it shares with the next, 0 <= overlap < 1. weighting: of
+        overlapping windows. Both for all axes or one by one.
     window: LR (rows, columns), by default the card's training window: a network with channel attention
-        is another function at another window size. Raises RunError for values out of range.
+        is another function at another window size. "plane" for one window over rows and columns.
+    The windows are the fewest with this overlap, so the least is computed twice. Raises RunError for
+    values out of range.
     """
-    if not 0 <= overlap < 1:
-        raise RunError(f"The overlap must be at least 0 and less than 1, not {overlap}.")
-    if weighting not in get_args(Weighting):
-        raise RunError(f"The weighting must be one of {', '.join(get_args(Weighting))}, not '{weighting}'.")
-    rows, columns = window or card.window
+    overlaps = overlap if isinstance(overlap, tuple) else (overlap,) * 3
+    weightings = weighting if isinstance(weighting, tuple) else (weighting,) * 3
+    for value in overlaps:
+        if not 0 <= value < 1:
+            raise RunError(f"The overlap must be at least 0 and less than 1, not {value}.")
+    for value in weightings:
+        if value not in get_args(Weighting):
+            raise RunError(f"The weighting must be one of {', '.join(get_args(Weighting))}, not '{value}'.")
+    rows, columns = shape[:2] if window == "plane" else window or card.window
     if min(rows, columns) < 1:
         raise RunError(f"A window must have at least one row and one column, not {rows}x{columns}.")
-    return Plan(
-        *(
-            plan_axis(size, length, scale, card.grid, overlap, weighting)
-            for size, length, scale in zip(shape, (rows, columns, card.slab[0]), card.scale, strict=True)
-        )
-    )
+    sizes = (rows, columns, card.slab[0])
+    axes = zip(shape, sizes, card.scale, overlaps, weightings, strict=True)
+    return Plan(*(plan_axis(size, length, s, card.grid, o, w) for size, length, s, o, w in axes))
 
 
 def plan_axis(size: int, window: int, scale: int, grid: Grid, overlap: float, weighting: Weighting) -> Axis:

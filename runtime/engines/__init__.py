@@ -85,7 +85,7 @@ def open_engine(
             raise RunError(f"'{value}' is not one of {', '.join(get_args(choices))}.")
     if threads is not None and threads < 1:
         raise RunError(f"The number of threads must be at least 1, not {threads}.")
-    with _model_file(path) as (file, name):
+    with model_file(path) as (file, name):
         digest = sha256(file)
         if file.suffix.lower() in CHECKPOINTS:
             from .torch import TorchEngine
@@ -113,8 +113,8 @@ def require(module: str, extra: str) -> ModuleType:
 
 
 @contextlib.contextmanager
-def _model_file(path: str | Path | None) -> Iterator[tuple[Path, str]]:
-    """The model's file and its name; a package inside an archive is unpacked for the while."""
+def model_file(path: str | Path | None) -> Iterator[tuple[Path, str]]:
+    """The model's file and its name; without path the embedded one, unpacked if the package is an archive."""
     if path is not None:
         file = Path(path)
         if not file.is_file():

@@ -1,5 +1,7 @@
 """The command as a user meets it: real processes, real files, exit codes and sentences."""
 
+import hashlib
+import json
 import os
 import resource
 import signal
@@ -129,8 +131,20 @@ def test_debug_shows_the_traceback(model, tmp_path):
 def test_dry_run_says_what_would_be_done_and_does_nothing(model, tmp_path):
     source = scan(tmp_path / "a.nii")
     done = udean_run("--engine", model, "--dry-run", source)
-    assert done.returncode == 0 and "20 x 18 x 7 to 40 x 36 x 14, slices along k, 12 windows" in done.stdout
+    assert done.returncode == 0
+    assert "20 x 18 x 7 to 40 x 36 x 14, slices along k, at most 12 windows" in done.stdout
+    flop = 2 * 3 * 24 * 16 * 16 * 12  # one convolution, 1 × 1, of 3 to 24 channels
+    assert f"{flop / 1e9:.0f} GFLOP" in done.stdout and " MB and " in done.stdout
     assert os.listdir(tmp_path) == ["a.nii"]
+
+
+def test_windows_overlap_and_weighting_can_differ_by_axis(model, tmp_path):
+    source = scan(tmp_path / "a.nii")
+    one = ["--overlap", "0,0,0.5", "--weighting", "constant,hann,gaussian", "--window", "plane", "--no-crop"]
+    done = udean_run("--engine", model, "--dry-run", *one, source)
+    assert done.returncode == 0 and "at most 5 windows" in done.stdout, done.stderr
+    for wrong in (["--overlap", "0,1"], ["--weighting", "box"], ["--overlap", "x"]):
+        assert udean_run("--engine", model, *wrong, source).returncode == 2
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
@@ -155,3 +169,28 @@ def test_an_interruption_leaves_whole_files_only(model, tmp_path, stop):
     for name in left:
         if name.endswith(".nii.gz"):
             assert np.asanyarray(nib.load(out / name).dataobj).shape == (128, 128, 48)
+
+
+def test_killed_at_any_moment_leaves_whole_files_and_resumes(model, tmp_path):
+    names = [f"{n}.nii" for n in range(4)] + [f"{n}.nii.gz" for n in range(4, 8)]
+    for name in names:
+        scan(tmp_path / "scans" / name, (64, 64, 24))
+    out = tmp_path / "scans-sr"
+    random = np.random.default_rng(7)
+    for _ in range(6):
+        process = subprocess.Popen(
+            [*COMMAND, "--engine", str(model), str(tmp_path / "scans")], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout and "Model" in process.stdout.readline()
+        time.sleep(random.uniform(0, 0.3))
+        process.kill()
+        process.communicate()
+        for sidecar in out.glob("*.json"):
+            made = json.loads(sidecar.read_text())["udean"]
+            (image,) = out.glob(sidecar.stem + ".nii*")
+            assert made["output_sha256"] == hashlib.sha256(image.read_bytes()).hexdigest()
+    done = udean_run("--engine", model, tmp_path / "scans")
+    assert done.returncode == 0 and "0 failed" in done.stdout
+    left = {path.name for path in out.iterdir()}
+    wanted = {name.replace(".", "_sr.", 1) for name in names} | {f"{n}_sr.json" for n in range(8)}
+    assert left == wanted | {"udean-manifest.jsonl"}

@@ -8,7 +8,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 from udean.runtime import RunError, SuperResolver
-from udean.runtime.folder import MANIFEST, attempt, find_scans, prepare, result_name, run_all
+from udean.runtime.files import atomic
+from udean.runtime.folder import MANIFEST, Settings, prepare, run_all
+from udean.runtime.jobs import find_scans, result_name
 
 from .fakes import FakeEngine, card, nearest
 
@@ -37,6 +39,7 @@ def scan(path, seed=0):
         ("sub-01_res-lo_desc-preproc_T1w.nii", "sub-01_res-hi_desc-sr_T1w.nii"),
         ("sub-01.nii", "sub-01_sr.nii"),
         ("subject_T1w.nii", "subject_T1w_sr.nii"),
+        ("orig.mgz", "orig_sr.nii.gz"),
     ],
 )
 def test_results_have_names_of_their_own(name, result):
@@ -68,7 +71,7 @@ def test_inputs_without_scans_and_colliding_results_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     for inputs, out in (
         ([f"{tmp_path}/empty"], None),
-        ([f"{tmp_path}/*.mgh"], None),
+        ([f"{tmp_path}/*.img"], None),
         ([f"{tmp_path}/a", f"{tmp_path}/b"], tmp_path / "out"),
         ([f"{tmp_path}/a/x.nii", f"{tmp_path}/a/x_sr.nii"], tmp_path / "a"),
     ):
@@ -95,7 +98,7 @@ def test_sidecar_and_manifest_tell_how_a_scan_was_made(tmp_path, resolve):
     (tmp_path / "scans" / "bad.nii").write_bytes(b"bad")
     jobs = find_scans([f"{tmp_path}/scans"])
     prepare(jobs)
-    outcomes = list(run_all(jobs, resolve=resolve))
+    outcomes = list(run_all(jobs, resolve))
     assert [o.status for o in outcomes] == ["failed", "written"]
     sidecar = json.loads((tmp_path / "scans-sr" / "sub-01_res-hi_desc-sr_T1w.json").read_text())
     assert sidecar["Sources"] == ["../scans/sub-01_T1w.nii.gz"] and sidecar["SpatialReference"] == "orig"
@@ -112,8 +115,9 @@ def test_a_scan_is_kept_only_while_everything_about_it_is_the_same(tmp_path, res
     (job,) = find_scans([str(source)])
     prepare([job])
 
-    def status(resolve=resolve, **options):
-        return attempt(job, resolve=resolve, **options).status
+    def status(resolve=resolve, **settings):
+        (outcome,) = run_all([job], resolve, Settings(**settings))
+        return outcome.status
 
     assert [status(), status()] == ["written", "kept"]
     assert [status(overwrite=True), status()] == ["written", "kept"]
@@ -134,14 +138,14 @@ def test_a_scan_is_kept_only_while_everything_about_it_is_the_same(tmp_path, res
 def test_no_sidecar_vouches_for_a_file_that_could_not_be_replaced(tmp_path, resolve, monkeypatch):
     (job,) = find_scans([str(scan(tmp_path / "a.nii"))])
     prepare([job])
-    before = attempt(job, resolve=resolve)
+    (before,) = run_all([job], resolve)
     assert before.status == "written"
     monkeypatch.setattr(
         os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     )
-    after = attempt(job, resolve=resolve, overwrite=True)
+    (after,) = run_all([job], resolve, Settings(overwrite=True))
     assert after.status == "failed" and "No space left" in after.message
-    assert os.listdir(job.root) == ["a_sr.nii"]
+    assert set(os.listdir(job.root)) == {"a_sr.nii", MANIFEST}
 
 
 def test_what_nobody_foresaw_fails_one_scan_only(tmp_path, resolve):
@@ -154,7 +158,102 @@ def test_what_nobody_foresaw_fails_one_scan_only(tmp_path, resolve):
             raise error
 
         resolve.engine.network = network
-        (outcome,) = run_all(jobs, resolve=resolve)
+        (outcome,) = run_all(jobs, resolve)
         assert outcome.status == "failed" and word in outcome.message
     with pytest.raises(TypeError):
-        list(run_all(jobs, resolve=resolve, debug=True))
+        list(run_all(jobs, resolve, Settings(debug=True)))
+
+
+def test_scans_overlap_and_come_back_in_order(tmp_path, resolve):
+    """While the network has one scan, the next one is read: the reading thread is ahead of the network."""
+    for n in range(4):
+        scan(tmp_path / "scans" / f"{n}.nii.gz", seed=n)
+    jobs = find_scans([f"{tmp_path}/scans"])
+    prepare(jobs)
+    outcomes = list(run_all(jobs, resolve))
+    assert [outcome.job for outcome in outcomes] == jobs
+    for n, job in enumerate(jobs):
+        assert outcomes[n].status == "written" and outcomes[n].timings.write > 0
+        found, wanted = (np.asarray(nib.load(path).dataobj) for path in (job.target, job.source))
+        np.testing.assert_array_equal(found, nearest(wanted, CARD.scale))
+
+
+def test_a_closed_run_finishes_the_scan_being_written(tmp_path, resolve):
+    for n in range(5):
+        scan(tmp_path / "scans" / f"{n}.nii")
+    jobs = find_scans([f"{tmp_path}/scans"])
+    prepare(jobs)
+    run = run_all(jobs, resolve)
+    next(run)
+    run.close()
+    left = set(os.listdir(jobs[0].root))
+    assert not [name for name in left if name.startswith(".")]
+    for job in jobs:
+        assert job.target.exists() == job.sidecar.exists()
+
+
+def test_what_a_killed_run_has_left_is_removed(tmp_path, resolve):
+    (job,) = find_scans([str(scan(tmp_path / "a.nii"))])
+    prepare([job])
+    mine = [job.root / ".a_sr.nii.77.part", job.root / ".a_sr.json.77.part"]
+    others = [job.root / ".b_sr.nii.77.part", job.root / ".a_sr.nii.old"]
+    for path in mine + others:
+        path.touch()
+    with atomic(job.target) as living:
+        prepare([job])
+        assert not any(path.exists() for path in mine) and all(path.exists() for path in others)
+        assert Path(living.name).exists()
+
+
+def test_a_bids_dataset_gives_a_derived_dataset(tmp_path, resolve):
+    root = tmp_path / "data"
+    scan(root / "sub-01" / "anat" / "sub-01_T1w.nii.gz")
+    scan(root / "derivatives" / "other" / "sub-01_T1w.nii.gz")
+    (root / "dataset_description.json").write_text("{}")
+    jobs = find_scans([str(root)])
+    prepare(jobs)
+    assert [o.status for o in run_all(jobs, resolve)] == ["written"]
+    assert (tmp_path / "data-sr/sub-01/anat/sub-01_res-hi_desc-sr_T1w.nii.gz").exists()
+    described = json.loads((tmp_path / "data-sr" / "dataset_description.json").read_text())
+    assert described["DatasetType"] == "derivative" and described["GeneratedBy"][0]["Name"] == "udean"
+
+
+def test_a_series_is_resolved_volume_by_volume_where_asked_for(tmp_path, resolve):
+    data = np.random.default_rng(0).integers(0, 900, (9, 8, 5, 3)).astype(np.int16)
+    for name in ("a.nii", "b.nii.gz"):
+        image = nib.Nifti1Image(data, np.eye(4))
+        image.header["pixdim"][4] = 2.5
+        (tmp_path / "scans").mkdir(exist_ok=True)
+        nib.save(image, tmp_path / "scans" / name)
+    jobs = find_scans([f"{tmp_path}/scans"])
+    prepare(jobs)
+    for outcome in run_all(jobs, resolve):
+        assert outcome.status == "failed" and "--series" in outcome.message
+    for outcome in run_all(jobs, resolve, Settings(series=True)):
+        assert outcome.status == "written"
+        sr = nib.load(outcome.job.target)
+        assert sr.shape == (18, 16, 10, 3) and sr.header["pixdim"][4] == 2.5
+        for t in range(3):
+            np.testing.assert_array_equal(np.asarray(sr.dataobj)[..., t], nearest(data[..., t], CARD.scale))
+
+
+def test_freesurfers_scans_become_nifti(tmp_path, resolve):
+    data = np.random.default_rng(0).integers(0, 255, (9, 8, 5)).astype(np.uint8)
+    affine = np.array([[-1, 0, 0, 4], [0, 0, 1, -3], [0, -1, 0, 5], [0, 0, 0, 1.0]])
+    image = nib.MGHImage(data, affine)
+    nib.save(image, tmp_path / "orig.mgz")
+    nib.save(image, tmp_path / "plain.mgh")
+    (tmp_path / "cut.mgz").write_bytes((tmp_path / "orig.mgz").read_bytes()[:200])
+    (tmp_path / "short.mgh").write_bytes((tmp_path / "plain.mgh").read_bytes()[:400])
+    (tmp_path / "bad.mgz").write_bytes(b"nothing")
+    jobs = find_scans([f"{tmp_path}/*.mg[hz]"])
+    prepare(jobs)
+    outcomes = {outcome.job.source.name: outcome for outcome in run_all(jobs, resolve)}
+    for name in ("orig.mgz", "plain.mgh"):
+        assert outcomes[name].status == "written", outcomes[name].message
+        sr = nib.load(outcomes[name].job.target)
+        np.testing.assert_array_equal(np.asarray(sr.dataobj), nearest(data, CARD.scale))
+        np.testing.assert_allclose(sr.affine, affine @ np.diag([0.5, 0.5, 0.5, 1]))
+    for name in ("cut.mgz", "short.mgh", "bad.mgz"):
+        assert outcomes[name].status == "failed" and name in outcomes[name].message, outcomes[name].message
+        assert "unexpectedly" not in outcomes[name].message

@@ -1,5 +1,7 @@
 """Volumes in, volumes out: units, dtypes, constants, images."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -113,14 +115,50 @@ def test_a_volume_beyond_the_machine_is_refused_unread(resolve, tmp_path):
     path = tmp_path / "sparse.nii"
     header = nib.Nifti1Header()
     header.set_data_dtype(np.uint8)
-    header.set_data_shape((30000, 30000, 1000))
+    header.set_data_shape((16000, 16000, 1000))
     header.set_sform(np.eye(4), 1)
     header["magic"], header["vox_offset"] = b"n+1", 352
     path.write_bytes(header.binaryblock)
     with open(path, "r+b") as file:
-        file.truncate(352 + 30000 * 30000 * 1000)  # sparse
+        file.truncate(352 + 16000 * 16000 * 1000)  # sparse
     with pytest.raises(RunError, match="machine"):
         resolve.scan(open_scan(path))
+
+
+@pytest.mark.parametrize("background", [0, -1000])
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+def test_background_around_the_content_is_not_computed_and_stays(dtype, background):
+    seen = []
+    network = FakeEngine(lambda x: seen.append(len(x)) or nearest(x, (2, 2, 2)), CARD)
+    volume = np.full((40, 41, 20), background, dtype)
+    volume[17:21, 22:27, 9:12] = RANDOM.integers(1, 99, (4, 5, 3))
+    wanted = nearest(volume, CARD.scale)
+    for crop, windows in ((True, 2 * 2 * 2), (False, None)):
+        seen.clear()
+        resolve = SuperResolver(network, crop=crop)
+        found = resolve(volume)
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+        assert resolve.timings.windows == windows or not crop
+        image = resolve.image(nib.Nifti1Image(volume, np.diag([3, 1, 1, 1])))  # slices along i
+        np.testing.assert_allclose(image.get_fdata(), wanted, rtol=1e-6)
+
+
+def test_whole_planes_are_one_window_each(resolve):
+    plane = SuperResolver(resolve.engine, window="plane")
+    volume = RANDOM.normal(size=(21, 33, 5)).astype(np.float32)
+    np.testing.assert_allclose(plane(volume), nearest(volume, CARD.scale), rtol=1e-6)
+    assert plane.timings.windows == 2
+
+
+def test_threads_share_a_resolver_and_closing_lets_the_engine_go(resolve):
+    volumes = [RANDOM.normal(size=(20, 10 + n, 9)).astype(np.float32) for n in range(6)]
+    with resolve, ThreadPoolExecutor(6) as pool:
+        results = list(pool.map(lambda v: (resolve(v), resolve.timings), volumes))
+    for volume, (sr, timings) in zip(volumes, results, strict=True):
+        np.testing.assert_allclose(sr, nearest(volume, CARD.scale), rtol=1e-6)
+        assert timings.windows == len(resolve.plan(volume.shape))
+    with pytest.raises(RunError, match="closed"):
+        resolve(volumes[0])
 
 
 def test_timings_tell_of_the_last_volume(resolve):

@@ -1,0 +1,74 @@
+"""A scan on its way to a file: room for its voxels first, the file when they are all there."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import RunError
+from .files import atomic
+from .volume import Header, preamble, write_scan
+
+
+class Draft:
+    """Room for the voxels of a file that does not exist yet.
+
+    The voxels of an uncompressed file lie in that file, as a memory map, so a volume need not fit into
+    memory; those of a compressed one lie in memory. One of `commit` and `discard` ends a draft.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._open = contextlib.ExitStack()
+        self._header: Header | None = None
+        self._voxels: NDArray[Any] | None = None
+
+    @property
+    def mapped(self) -> bool:
+        return not self.path.name.endswith(".gz")
+
+    def room(self, header: Header) -> NDArray[Any]:
+        """An array for the voxels of this header. Raises RunError where the disk has no room for them."""
+        shape, dtype = header.get_data_shape(), header.get_data_dtype()
+        self._header = header
+        if not self.mapped:
+            self._voxels = voxels = np.empty(shape, dtype, order="F")
+            return voxels
+        start = preamble(header)
+        size = len(start) + math.prod(shape) * dtype.itemsize
+        file = self._open.enter_context(atomic(self.path))
+        try:
+            file.write(start)
+            file.flush()
+            # Taken now, since a map on a full disk would kill the process later.
+            getattr(os, "posix_fallocate", lambda handle, _, size: os.truncate(handle, size))(
+                file.fileno(), 0, size
+            )
+            self._voxels = voxels = np.memmap(file.name, dtype, "r+", len(start), shape, order="F")
+        except OSError as error:
+            self.discard()
+            raise RunError(f"Cannot write {self.path}: {error.strerror or error}.") from error
+        return voxels
+
+    def commit(self) -> None:
+        """Make the file appear, whole. Raises RunError where it cannot be written."""
+        voxels, self._voxels = self._voxels, None
+        assert voxels is not None
+        if isinstance(voxels, np.memmap):
+            voxels.flush()
+            self._open.close()
+        else:
+            write_scan(self.path, self._header, voxels)
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        self._voxels = None
+        abandoned = RunError("abandoned")
+        with contextlib.suppress(RunError):
+            self._open.__exit__(RunError, abandoned, None)

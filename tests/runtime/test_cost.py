@@ -1,0 +1,34 @@
+"""The cost said beforehand is that of the model's own graph."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from udean.export.onnx import serialize, to_onnx
+from udean.runtime import RunError
+from udean.runtime.cost import flop_per_voxel
+
+from .fakes import card, onnx_model
+from .test_engines import tiny_checkpoint
+
+CARD = card((2, 2, 2), 3, (16, 16))
+
+
+def test_convolutions_of_a_graph_are_counted(tmp_path):
+    model = onnx_model(tmp_path / "sr.onnx", CARD, "conv")
+    assert flop_per_voxel(model) == 2 * 9 * (3 * 16 + 16 * 24)
+
+
+def test_an_exported_model_and_its_checkpoint_cost_the_same(tmp_path):
+    checkpoint, network = tiny_checkpoint(tmp_path / "tiny.pt")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(1, 3, 64, 64))
+    wanted = counter.get_total_flops() / 64**2
+    exported = tmp_path / "tiny.fp16.onnx"
+    exported.write_bytes(serialize(to_onnx(network, 3, half=True), CARD))
+    for model in (checkpoint, exported):  # attention's tiny convolutions count a little more in small windows
+        assert flop_per_voxel(model) == pytest.approx(wanted, rel=5e-3)
+
+
+def test_a_missing_model_is_a_sentence(tmp_path):
+    with pytest.raises(RunError, match="does not exist"):
+        flop_per_voxel(tmp_path / "none.onnx")
