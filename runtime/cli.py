@@ -19,6 +19,7 @@ from . import folder, jobs
 from .cost import Estimator
 from .engines import Library, Precision
 from .errors import RunError
+from .report import NAME, write_report
 from .resolver import Output, SuperResolver
 from .volume import open_scan
 from .windows import OVERLAP, Window
@@ -72,6 +73,9 @@ def run(
         bool, typer.Option("--series", help="Resolve 4-D time series too, volume by volume.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Resolve again what is up to date.")] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write udean-report.html, with pictures, into the output folder.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
@@ -96,6 +100,7 @@ def run(
     folder.prepare(found)
 
     counts: Counter[str] = Counter()
+    done: list[folder.Outcome] = []
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description}"),
@@ -116,11 +121,17 @@ def run(
             with contextlib.closing(outcomes):
                 for outcome in outcomes:
                     counts[outcome.status] += 1
+                    done.append(outcome)
                     _tell(outcome)
                     bar.update(overall, advance=1)
         except KeyboardInterrupt:
             typer.echo(f"Interrupted: {_summary(counts)}. The same command goes on from here.", err=True)
             raise typer.Exit(INTERRUPTED) from None
+    if report:
+        for root in {job.root: None for job in found}:
+            page = root / NAME
+            write_report(page, [o for o in done if o.job.root == root], resolve.card, series)
+            print(f"Report: {page}")
     print(_summary(counts))
     raise typer.Exit(1 if counts["failed"] else 0)
 

@@ -44,8 +44,9 @@ def test_a_scan_is_resolved_and_what_was_chosen_is_said(model, tmp_path):
     sr = nib.load(tmp_path / "sr" / "brain_sr.nii.gz")
     assert sr.shape == (40, 36, 14) and sr.get_data_dtype() == np.int16
     np.testing.assert_allclose(sr.affine, np.diag([0.5, 0.5, 1, 1]))
-    again = udean_run("--engine", model, source)
+    again = udean_run("--engine", model, "--report", source)
     assert again.returncode == 0 and "1 kept" in again.stdout
+    assert "brain.nii.gz" in (tmp_path / "sr" / "udean-report.html").read_text()
 
 
 def test_two_runs_give_the_same_bytes(model, tmp_path):

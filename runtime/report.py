@@ -1,0 +1,217 @@
+"""`--report`: what was made of each scan, as one HTML page that needs nothing besides itself.
+
+Everything is read back from the files: scan, SR scan and sidecar. So a scan that was kept is reported as one
+that was written just now.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import intensity
+from .card import ModelCard
+from .content import survey
+from .errors import RunError
+from .files import atomic, read_json
+from .folder import Outcome
+from .resample import acquired_again, tricubic_plane
+from .volume import Scan, open_scan
+
+NAME = "udean-report.html"
+ERROR_SHARE = 0.1  # of the intensity unit, shown as white in the difference pictures
+BRIGHT = 4.0  # times the intensity unit: training scans do not reach that far
+LOW_SNR = 10.0
+SATURATED = 1e-3  # share of voxels at the largest value
+STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:76rem;padding:0 1rem}
+body{background:#111;color:#ddd}
+h1,h2{font-weight:600}h2{margin-top:3rem;border-top:1px solid #444;padding-top:1rem;overflow-wrap:anywhere}
+table{border-collapse:collapse}td,th{padding:.15rem .9rem .15rem 0;text-align:left;vertical-align:top}
+th{font-weight:500;color:#aaa}.grid{display:grid;grid-template-columns:repeat(4,1fr);gap:.4rem}
+.grid img{width:100%;image-rendering:pixelated;background:#000}.grid span{color:#aaa}
+.warning{color:#fc6}.failed{color:#f77}details{margin-top:1rem}summary{cursor:pointer;color:#aaa}
+"""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is said about one scan. pictures: (alt text, PNG, width / height), four to a row.
+
+    consistency: ‖acquired again − scan‖ / ‖scan‖; 0 where the SR volume explains all that was measured.
+    """
+
+    pictures: list[tuple[str, bytes, float]]
+    consistency: float
+    snr: float
+    warnings: list[str]
+
+
+def write_report(path: Path, outcomes: Sequence[Outcome], card: ModelCard, series: bool = False) -> None:
+    """Write the page. Raises RunError where it, or a scan, cannot be read or written."""
+    with atomic(path) as file:
+        file.write(f"<!doctype html><meta charset=utf-8><title>udean</title><style>{STYLE}</style>".encode())
+        file.write(f"<h1>Super-resolution by {_text(card.name)}</h1>".encode())
+        counts = ", ".join(
+            f"{sum(o.status == status for o in outcomes)} {status}"
+            for status in ("written", "kept", "failed")
+        )
+        file.write(f"<p>{counts}. {_text(card.intended_use.capitalize())}.</p>".encode())
+        file.write(_details("Model card", _flat(card)).encode())
+        for outcome in outcomes:
+            for part in _section(outcome, card, series):
+                file.write(part.encode())
+
+
+def examine(scan: Scan, sr: Scan, card: ModelCard) -> Findings:
+    """Compare a scan (the first volume of a series) with its SR scan; both are read."""
+    lr, fine = _volume(scan), _volume(sr)
+    i, j, k = (b // a for a, b in zip(lr.shape, fine.shape, strict=True))
+    factors = i, j, k
+    slope, inter = np.float32(scan.slope), np.float32(scan.inter)
+    unit = intensity.unit(lr, card.intensity, scan.slope, scan.inter)
+    box = survey(lr).box
+    # Fourier and interpolation are linear: they may run on stored voxels, units come after.
+    again = acquired_again(fine, factors, card.grid) * np.float32(sr.slope) + np.float32(sr.inter)
+    measured = lr * slope + inter
+    difference = np.abs(again - measured)
+    consistency = float(np.linalg.norm(difference) / max(float(np.linalg.norm(measured)), 1e-12))
+
+    zooms = scan.zooms
+    pictures = []
+    for axis in (2, 1, 0):
+        rows, columns = (n for n in range(3) if n != axis)
+        aspect = lr.shape[rows] * zooms[rows] / (lr.shape[columns] * zooms[columns])
+        middle = (box[axis].start + box[axis].stop) // 2
+        across = middle * factors[axis]
+        planes = {
+            "scan": np.take(measured, middle, axis),
+            "tricubic": tricubic_plane(lr, factors, card.grid, axis, across) * slope + inter,
+            "super-resolution": np.take(fine, across, axis) * np.float32(sr.slope) + np.float32(sr.inter),
+            "k-space difference": np.take(difference, middle, axis) / ERROR_SHARE,
+        }
+        for name, plane in planes.items():
+            pictures.append((f"{name}, plane across {'ijk'[axis]}", png(plane / unit), aspect))
+    snr = signal_to_noise(measured, unit)
+    return Findings(pictures, consistency, snr, list(_warnings(lr, measured, unit, snr, card)))
+
+
+def signal_to_noise(volume: NDArray[np.float32], unit: float) -> float:
+    """Median of the foreground over the noise's standard deviation.
+
+    The noise is that of the diagonal Haar detail in plane, whose median magnitude hardly knows edges
+    (Donoho and Johnstone, Biometrika 81, 1994).
+    """
+    even = volume[: volume.shape[0] // 2 * 2, : volume.shape[1] // 2 * 2]
+    quads = (even[::2, ::2], even[1::2, ::2], even[::2, 1::2], even[1::2, 1::2])
+    detail = (quads[0] - quads[1] - quads[2] + quads[3]) / 2
+    bright = np.minimum.reduce(quads) > 0.1 * unit
+    if not bright.any():
+        return 0.0
+    noise = float(np.median(np.abs(detail[bright]))) / 0.6745
+    return float(np.median(quads[0][bright])) / noise if noise else np.inf
+
+
+def png(image: NDArray[Any]) -> bytes:
+    """A picture of a plane (first voxel axis to the right, second upwards), 0 black and 1 white."""
+    pixels = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8).T[::-1]
+    height, width = pixels.shape
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    parts = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows, 9)),
+        (b"IEND", b""),
+    )
+    chunks = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in parts
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def _warnings(
+    lr: NDArray[Any], measured: NDArray[np.float32], unit: float, snr: float, card: ModelCard
+) -> Iterator[str]:
+    if measured.min() < 0:
+        yield "The scan has negative voxels; the model was trained on magnitude images."
+    if measured.max() > BRIGHT * unit:
+        yield (
+            f"Some voxels are {measured.max() / unit:.1f} times brighter than the 99.9th percentile, which "
+            "no training scan is: look for spikes."
+        )
+    if max(lr.shape) < max(card.window):
+        yield f"The scan is smaller than the windows of {card.window[0]}x{card.window[1]} voxels in training."
+    if snr < LOW_SNR:
+        yield f"The scan's signal-to-noise ratio is low ({snr:.1f}): noise may be restored as structure."
+    if lr.dtype.kind in "iu" and float(np.mean(lr == lr.max())) > SATURATED:
+        yield f"{np.mean(lr == lr.max()):.1%} of the voxels have the largest value: the scan is saturated."
+
+
+def _section(outcome: Outcome, card: ModelCard, series: bool) -> Iterator[str]:
+    job = outcome.job
+    yield f"<h2>{_text(str(job.source))}</h2>"
+    if outcome.status == "failed":
+        yield f"<p class=failed>{_text(outcome.message)}</p>"
+        return
+    try:
+        found = examine(open_scan(job.source, series), open_scan(job.target, series), card)
+    except RunError as error:
+        yield f"<p class=failed>{_text(str(error))}</p>"
+        return
+    yield "".join(f"<p class=warning>{_text(warning)}</p>" for warning in found.warnings)
+    yield "<div class=grid>" + "".join(
+        f"<span>{_text(name)}</span>"
+        for name in ("scan", "tricubic", "super-resolution", f"k-space difference × {1 / ERROR_SHARE:.0f}")
+    )
+    for name, picture, aspect in found.pictures:
+        data = base64.b64encode(picture).decode()
+        yield (
+            f'<img alt="{_text(name)}" style="aspect-ratio:{aspect:.4f}" src="data:image/png;base64,{data}">'
+        )
+    yield "</div>"
+    made = read_json(job.sidecar).get("udean", {})
+    timings = {
+        name: f"{value:.2f} s" for name, value in made.get("timings", {}).items() if type(value) is float
+    }
+    counts = {name: value for name, value in made.get("timings", {}).items() if type(value) is int}
+    yield _table(
+        {
+            "result": f"{job.target} ({outcome.status})",
+            "difference to the scan's k-space": f"{found.consistency:.2%} of its energy's root",
+            "signal-to-noise ratio": f"{found.snr:.1f}",
+            "engine": " ".join(str(value) for value in made.get("engine", {}).values()),
+            **timings,
+            **counts,
+        }
+    )
+
+
+def _volume(scan: Scan) -> NDArray[Any]:
+    voxels = scan.voxels()
+    return voxels if scan.volumes == 1 else voxels[..., 0]
+
+
+def _flat(card: ModelCard) -> dict[str, Any]:
+    return {name.replace("_", " "): value for name, value in vars(card).items() if value not in ("", {})}
+
+
+def _details(title: str, rows: dict[str, Any]) -> str:
+    return f"<details><summary>{_text(title)}</summary>{_table(rows)}</details>"
+
+
+def _table(rows: dict[str, Any]) -> str:
+    cells = (f"<tr><th>{_text(name)}<td>{_text(str(value))}" for name, value in rows.items())
+    return f"<table>{''.join(cells)}</table>"
+
+
+def _text(value: str) -> str:
+    return html.escape(value, quote=True)
