@@ -26,6 +26,7 @@ from ..trainer import kspace
 from ..trainer.metrics import Quality, quality
 
 SCALE = (2, 2, 2)
+MIDDLE = 0.45  # where each plane is cut: off the midline, which shows little
 Volume = NDArray[Any]  # float32
 TITLES = {"tricubic": "Tricubic", "sinc": "Sinc (zero-filled)", "sr": "UDEAN"}
 
@@ -102,17 +103,25 @@ def draw(
     top = float(np.percentile(hr, 99.9))
     error = {name: np.abs(results[name] - hr) for name in ("tricubic", "sr")}
     limit = float(np.percentile(error["tricubic"][hr > 0], 99))
-    middle = tuple(n * 9 // 20 for n in hr.shape)
+    box = content(hr)
     for row, (plane, axis) in enumerate((("axial", 2), ("coronal", 1), ("sagittal", 0))):
 
         def cut(volume: Volume, axis: int = axis) -> Volume:
-            return np.rot90(np.take(volume, middle[axis] * volume.shape[axis] // hr.shape[axis], axis))
+            ratio = [v / h for v, h in zip(volume.shape, hr.shape, strict=True)]
+            inside = [slice(int(b.start * r), int(b.stop * r)) for b, r in zip(box, ratio, strict=True)]
+            return np.rot90(
+                np.take(
+                    volume[tuple(inside)],
+                    int(MIDDLE * hr.shape[axis] * ratio[axis]) - inside[axis].start,
+                    axis,
+                )
+            )
 
         images = [cut(v) for v in (lr, results["tricubic"], results["sr"], hr)]
         for column, image in enumerate(images):
             axes[row, column].imshow(image, cmap="gray", vmin=0, vmax=top, interpolation="nearest")
         for column, name in enumerate(error, start=4):
-            shown = axes[row, column].imshow(cut(error[name]), cmap="inferno", vmin=0, vmax=limit)
+            axes[row, column].imshow(cut(error[name]), cmap="inferno", vmin=0, vmax=limit)
         axes[row, 0].text(
             -0.04, 0.5, plane, color="white", rotation=90, va="center", ha="right", size=15,
             transform=axes[row, 0].transAxes,
@@ -122,10 +131,18 @@ def draw(
         axes[0, column].set_title(label, color="white", size=15)
     for ax in axes.flat:
         ax.set_axis_off()
-    bar = figure.colorbar(shown, ax=axes[:, 4:], shrink=0.5, location="bottom", aspect=50)
+    bar = figure.colorbar(axes[0, 4].images[0], ax=axes[:, 4:], shrink=0.5, location="bottom", aspect=50)
     bar.ax.tick_params(colors="white", labelsize=12)
     bar.set_label("absolute error, same scale for both (HR range 0 to 255)", color="white", size=12)
     figure.savefig(path, dpi=80)
+
+
+def content(volume: Volume, margin: int = 6) -> tuple[slice, slice, slice]:
+    """The box around what is not zero, with some voxels of margin."""
+    filled = np.argwhere(volume > 0)
+    low, high = np.maximum(filled.min(0) - margin, 0), filled.max(0) + margin + 1
+    i, j, k = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    return i, j, k
 
 
 def _label(name: str, q: Quality) -> str:
