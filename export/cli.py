@@ -113,28 +113,36 @@ def export(
         from . import plans
 
         plans.check_host()
-    written, complete = 0, True
+    written = 0
+    failures = 0
+
+    def tell(result: Artefact | Exception) -> None:
+        nonlocal written, failures
+        if isinstance(result, Exception):
+            failures += 1
+            typer.echo(_sentence(result), err=True)
+        else:
+            written += 1
+            _show(result)
+
     if checkpoint is not None:
-
-        def tell(result: Artefact | ExportError) -> None:
-            nonlocal written, complete
-            if isinstance(result, ExportError):
-                complete = False
-                typer.echo(str(result), err=True)
-            else:
-                written += 1
-                _show(result)
-
         from .artefacts import export_onnx
 
         models = export_onnx(checkpoint, out or checkpoint.parent, shape, int8 or [], tell)
         source = next((a.path for a in models if a.card.precision == "fp16"), None) if trt else None
+        if trt and source is None:
+            tell(ExportError("No plan is built, since it is made of the fp16 model."))
     if source is not None:
         from . import plans
 
         sizes = plans.Sizes(batch_sizes, window_sizes, streams)
-        _show(plans.build_plan(source, out or source.parent, sizes, options, layers, against, debug))
-    if not complete:
+        try:
+            tell(plans.build_plan(source, out or source.parent, sizes, options, layers, against, debug))
+        except (ExportError, RunError) as error:
+            if not written or debug:
+                raise
+            tell(error)
+    if failures:
         raise typer.Exit(1 if written else 2)
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..trainer.networks import SuperResolution
 
 # The opset in which PyTorch's exporter itself writes; any other one passes through a version converter.
-# It has all that the network needs, and ONNX Runtime 1.14, OpenVINO 2023 and TensorRT 8.6 already read it.
+# It has all that the network needs; ONNX Runtime since 1.14 and TensorRT since 10.0 (opsets 9-20) read it.
 OPSET = 18
 
 
@@ -113,9 +113,14 @@ def read(path: Path) -> tuple[onnx.ModelProto, ModelCard]:
         )
     try:
         onnx.checker.check_model(model, full_check=True)
+    except UnicodeDecodeError:  # the checker quotes damaged names
+        raise ExportError(f"{path} is damaged: export it again.") from None
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ExportError(f"{path} is no valid ONNX model ({reason}): export it again.") from None
+    ends = [(v.name, len(v.type.tensor_type.shape.dim)) for v in (*model.graph.input, *model.graph.output)]
+    if ends != [("lr", 4), ("sr", 4)]:
+        raise ExportError(f"{path} has not the one input 'lr' and output 'sr' of a udean model.")
     return model, card
 
 
