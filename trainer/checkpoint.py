@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
-import zipfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -33,35 +33,42 @@ def save(
     deployed: SuperResolution,
     training: dict[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint atomically; a checkpoint already there survives any failure.
+    """Write a checkpoint atomically; a checkpoint already there survives any failure, a full disk included.
 
     training: state that only `udean-train --resume` reads (all networks, optimisers, step).
     """
     contents = {
         "format": FORMAT,
         "card": card.to_json(),
-        "architecture": dataclasses.asdict(arch),
+        # "cleaned": PseudoSR's network before the LR encoder; checkpoints without the key have none.
+        "architecture": dataclasses.asdict(arch) | {"cleaned": deployed.cleaner is not None},
         "deployed": deployed.state_dict(),
         "training": training or {},
     }
-    with atomic(path) as file:
-        torch.save(contents, file)
+    try:
+        with atomic(path) as file:
+            torch.save(contents, file)
+    except RuntimeError as error:  # how PyTorch's writer reports a full disk
+        raise CheckpointError(f"Cannot write {path}: {str(error).splitlines()[0]}.") from error
 
 
 def load(path: Path) -> dict[str, Any]:
     """The checkpoint's contents, tensors on the CPU. Raises CheckpointError in one clear sentence."""
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # torch's remarks on foreign files; the sentence below says it all
+            warnings.simplefilter("ignore")
+            contents = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"There is no checkpoint {path}.") from None
+    except (PermissionError, IsADirectoryError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path} holds Python code or objects besides tensors; udean does not run it. "
             "It is damaged or no udean checkpoint."
         ) from None
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {reason}.") from None
+    except Exception:  # what damage makes the reader stumble over is any of a dozen kinds
+        raise CheckpointError(f"{path} is no checkpoint, or damaged: make or copy it again.") from None
     if not isinstance(contents, dict) or "format" not in contents or "deployed" not in contents:
         raise CheckpointError(f"{path} is no udean checkpoint: train one with `udean-train`.")
     if contents["format"] != FORMAT:
@@ -73,7 +80,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def load_generator(path: Path) -> tuple[SuperResolution, ModelCard]:
-    """LR encoder and SR decoder in float32 and eval mode, and the card.
+    """The deployed network in float32 and eval mode, and the card.
 
     The network maps (N, slab in, H, W) to (N, slab out, s·H, s·W).
     """
@@ -81,7 +88,8 @@ def load_generator(path: Path) -> tuple[SuperResolution, ModelCard]:
     try:
         card = ModelCard.from_json(contents["card"], str(path))
         architecture = contents["architecture"] | {"scale": tuple(contents["architecture"]["scale"])}
-        network = super_resolution(Architecture(**architecture))
+        cleaned = architecture.pop("cleaned", False)
+        network = super_resolution(Architecture(**architecture), cleaned)
         network.load_state_dict(contents["deployed"])
     except CardError as error:
         raise CheckpointError(str(error)) from None

@@ -36,38 +36,94 @@ def _train(
     source: Entries = None,
     target: Entries = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")] = Path("run"),
+    method: Annotated[
+        str | None, typer.Option(help="udean, supervised, zssr, cyclegan, dasr or pseudosr.")
+    ] = None,
     preset: Annotated[str, typer.Option(help="paper or compact.")] = "paper",
     config: Annotated[Path | None, typer.Option(help="TOML file over the preset.")] = None,
     scale: Annotated[str | None, typer.Option(help="Factors by row, column, slice, such as 2x2x2.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the schedule.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of initialisation and patches.")] = None,
+    validation_hr: Annotated[list[str] | None, typer.Option(help="HR scans to watch the training.")] = None,
+    validation_lr: Annotated[list[str] | None, typer.Option(help="LR scans of the same people.")] = None,
+    pairing: Annotated[
+        str | None, typer.Option(help="Whose scans: unpaired (other people), misaligned or aligned.")
+    ] = None,
+    target_simulated: Annotated[
+        bool | None, typer.Option("--target-simulated", help="Target scans are HR: degrade them first.")
+    ] = None,
+    misalign: Annotated[
+        bool | None, typer.Option("--misalign", help="Move and shrink the source scans first.")
+    ] = None,
+    register: Annotated[
+        bool | None, typer.Option("--register", help="Register the HR scans of pairs rigidly.")
+    ] = None,
+    bad_scans: Annotated[str | None, typer.Option(help="stop at, or skip, scans of no use.")] = None,
+    precision: Annotated[str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = None,
+    devices: Annotated[int | None, typer.Option(help="GPUs (or CPU processes) on each node.")] = None,
+    nodes: Annotated[int | None, typer.Option(help="Nodes, under Slurm.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that draw patches.")] = None,
+    channels_last: Annotated[
+        bool | None, typer.Option("--channels-last/--contiguous", help="Layout of images in memory.")
+    ] = None,
+    compile: Annotated[
+        bool | None, typer.Option("--compile/--eager", help="torch.compile the losses.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from OUT/checkpoint.pt.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Learn super-resolution from HR scans (--source) and unpaired LR scans (--target)."""
+    """Learn super-resolution from HR scans (--source) and unpaired LR scans (--target).
+
+    Scans are files, folders, globs, lists (list.csv) or trees: bids:ROOT, hcp:ROOT, brats2020:ROOT.
+    """
+    options: dict[str, Any] = {
+        "method": method,
+        "data": {
+            "source": source,
+            "target": target,
+            "validation_hr": validation_hr,
+            "validation_lr": validation_lr,
+            "pairing": pairing,
+            "target_simulated": target_simulated,
+            "misalign": misalign,
+            "register": register,
+            "bad_scans": bad_scans,
+        },
+        "schedule": {"steps": steps, "seed": seed, "precision": precision},
+        "machine": {
+            "devices": devices,
+            "nodes": nodes,
+            "workers": workers,
+            "channels_last": channels_last,
+            "compile": compile,
+        },
+    }
 
     def work() -> None:
+        from . import processes
         from .config import load
         from .fit import fit
 
-        options: dict[str, Any] = {
-            "data": {"source": source, "target": target},
-            "network": {"scale": parse_scale(scale) if scale else None},
-            "schedule": {"steps": steps, "seed": seed},
-        }
+        options["network"] = {"scale": parse_scale(scale) if scale else None}
         resolved = load(preset, config, options)
-        with Progress(*COLUMNS, TextColumn("{task.fields[losses]}"), console=STDERR) as progress:
-            task = progress.add_task("Training", total=resolved.schedule.steps, losses="")
-            shown = ""
+        progress = Progress(*COLUMNS, TextColumn("{task.fields[losses]}"), console=STDERR)
+        task = progress.add_task("Training", total=None, losses="")
+        shown = ""
 
-            def report(step: int, values: dict[str, float]) -> None:
-                nonlocal shown
-                if "validation_psnr" in values:
-                    shown = f"PSNR {values['validation_psnr']:.2f} dB"
-                progress.update(task, completed=step, losses=f"cycle {values['image_cycle']:.4f} {shown}")
+        def report(step: int, total: int, values: dict[str, float]) -> None:
+            nonlocal shown
+            progress.start()  # in the first process only: the others never report
+            if "validation_psnr" in values:
+                shown = f"PSNR {values['validation_psnr']:.2f} dB"
+            name, value = next(iter(values.items()))
+            progress.update(task, total=total, completed=step, losses=f"{name} {value:.4f} {shown}")
 
+        try:
             final = fit(resolved, out, resume, report)
-        print(f"Deploy it with: udean-export {final}")
+        finally:
+            progress.stop()
+        if processes.rank() == 0:
+            print(f"Deploy it with: udean-export {final}")
 
     _guard(work, debug)
 
@@ -76,21 +132,32 @@ def _simulate(
     scans: Annotated[list[str], typer.Argument(help="HR scans: files, folders or globs.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the LR scans.")],
     scale: Annotated[str, typer.Option(help="Factors by row, column, slice.")] = "2x2x2",
+    sampling: Annotated[str, typer.Option(help="truncation of k-space, or Gaussian blur.")] = "truncation",
     noise: Annotated[float, typer.Option(help="Rician noise as a share of the 99.9th percentile.")] = 0.0,
     partial_fourier: Annotated[float, typer.Option(help="Share of k-space along columns.")] = 1.0,
     elliptical: Annotated[bool, typer.Option("--elliptical", help="Leave out k-space's corners.")] = False,
+    bias: Annotated[float, typer.Option(help="Strength of a smooth receive field, such as 0.2.")] = 0.0,
     slab_axis: Annotated[int | None, typer.Option(min=0, max=2, help="Axis across the slices.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of noise and receive field.")] = 0,
     debug: Debug = False,
 ) -> None:
     """Make LR scans from HR ones by acquiring less of their k-space."""
 
     def work() -> None:
-        from .cohort import find_scans
         from .kspace import Acquisition
+        from .scans import find_scans
         from .simulate import simulate as acquire_scan
 
-        acquisition = Acquisition(parse_scale(scale), partial_fourier, elliptical, noise)
+        if sampling not in ("truncation", "blur"):
+            raise RunError(f"The sampling is truncation or blur, not {sampling}.")
+        acquisition = Acquisition(
+            parse_scale(scale),
+            sampling=sampling,
+            partial_fourier=partial_fourier,
+            elliptical=elliptical,
+            noise=noise,
+            bias=bias,
+        )
         found = find_scans(scans)
         if out.resolve() in {path.parent.resolve() for path in found}:
             raise RunError(f"{out} holds HR scans: give another folder with --out.")

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..runtime.errors import RunError
-from .methods.udean import Weights
+from .kspace import Degradation, DegradationError
+from .methods import METHODS, Name, Weights
 from .networks import Architecture, ArchitectureError
 
 PRESETS = ("paper", "compact")
@@ -28,9 +29,15 @@ class ConfigError(RunError):
 
 @dataclass(frozen=True)
 class Data:
-    """Scans by group; each entry is a file, a folder or a glob.
+    """Scans by group; each entry is a file, a folder, a glob, a CSV list or a layout: see `scans`.
 
-    validation_hr and validation_lr are pairs by file name order, for watching the training only.
+    pairing: "unpaired": no participant is in both source and target; "misaligned" or "aligned": the same
+        ones are. Validation scans are always of other participants, and watch the training only.
+    target_simulated: target (and validation_lr, by default the validation_hr) entries are HR scans that are
+        degraded as the table `degradation` says.
+    misalign: move and shrink the source scans first, as the paper does. register: of pairs, bring the HR scan
+        rigidly onto the LR scan.
+    bad_scans: "stop", or "skip" with a warning.
     slab_axes: array axes along which slabs are cut, drawn by turns. augment: flips and transposes in plane.
     """
 
@@ -38,6 +45,11 @@ class Data:
     target: tuple[str, ...] = ()
     validation_hr: tuple[str, ...] = ()
     validation_lr: tuple[str, ...] = ()
+    pairing: Literal["unpaired", "misaligned", "aligned"] = "unpaired"
+    target_simulated: bool = False
+    misalign: bool = False
+    register: bool = False
+    bad_scans: Literal["stop", "skip"] = "stop"
     slab_axes: tuple[int, ...] = (2,)
     augment: bool = True
     described_as: str = "unspecified scans"
@@ -45,9 +57,11 @@ class Data:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast. patch: rows (= columns) of an LR patch; batch: LR patches a step.
+    """How long and how fast. patch: rows (= columns) of an LR patch; batch: LR patches a step, of all
+    processes together.
 
-    learning_rate falls by a cosine to final_rate over `steps` (section II-E).
+    learning_rate falls by a cosine to final_rate over `steps`, beta2 is Adam's (section II-E); a method
+    of two stages runs the whole schedule in each.
     """
 
     steps: int = 120_000
@@ -55,6 +69,7 @@ class Schedule:
     patch: int = 64
     learning_rate: float = 1e-4
     final_rate: float = 1e-8
+    beta2: float = 0.99
     validate_every: int = 1000
     checkpoint_every: int = 500
     seed: int = 0
@@ -62,20 +77,39 @@ class Schedule:
 
 
 @dataclass(frozen=True)
+class Machine:
+    """What a run is computed on and how; it changes the result by rounding only.
+
+    devices: processes (GPUs, or CPU processes) on each of `nodes`; torchrun's own count wins. workers:
+    processes that draw patches, 0: none besides the training. compile: torch.compile the losses.
+    """
+
+    devices: int = 1
+    nodes: int = 1
+    workers: int = 1
+    channels_last: bool = True
+    compile: bool = False
+
+
+@dataclass(frozen=True)
 class Config:
-    """Everything a run depends on besides the scans themselves."""
+    """Everything a run depends on besides the scans themselves. Of weights, those of the method."""
 
     name: str = "udean"
-    method: Literal["udean"] = "udean"
+    method: Name = "udean"
     data: Data = field(default_factory=Data)
     network: Architecture = field(default_factory=Architecture)
     schedule: Schedule = field(default_factory=Schedule)
     weights: Weights = field(default_factory=Weights)
+    degradation: Degradation = field(default_factory=Degradation)
+    machine: Machine = field(default_factory=Machine)
 
     def to_toml(self) -> str:
         """The configuration as TOML text that `load` reads back."""
         top, tables = [], []
         for key, value in dataclasses.asdict(self).items():
+            if key == "weights":
+                value = {k: v for k, v in value.items() if k in METHODS[self.method].weighs}
             if isinstance(value, dict):
                 tables.append(f"\n[{key}]\n" + "".join(f"{k} = {_toml(v)}\n" for k, v in value.items()))
             else:
@@ -105,23 +139,68 @@ def load(preset: str, file: Path | None = None, options: dict[str, Any] | None =
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"{source} is not valid TOML: {error}.") from None
     _merge(merged, options or {})
+    asked = tomllib.loads(layers[-1][1]).get("weights", {}) if file is not None else {}
+    _fit_weights(merged, {**asked, **(options or {}).get("weights", {})})
     config = _build(Config, merged, "")
     _check(config)
     return config
 
 
+def _fit_weights(merged: dict[str, Any], asked: Any) -> None:
+    """Keep the weights that the method has; one that was asked for in vain is an error."""
+    method, weights = merged.get("method", "udean"), merged.get("weights", {})
+    if method not in METHODS or not isinstance(weights, dict):
+        return  # said better by `_build`
+    weighs = METHODS[method].weighs
+    for key in asked:
+        if key in Weights.__dataclass_fields__ and key not in weighs:
+            raise ConfigError(f"{method} has no weight '{key}': its others are those of its own paper.")
+    merged["weights"] = {k: v for k, v in weights.items() if k in weighs or k in asked}
+
+
 def _check(config: Config) -> None:
-    s = config.schedule
-    if min(s.steps, s.batch, s.validate_every, s.checkpoint_every) < 1:
-        raise ConfigError("steps, batch, validate_every and checkpoint_every must be at least 1.")
-    if s.batch < 2:
-        raise ConfigError("batch must be at least 2: the discriminators' batch normalisation needs it.")
-    if s.patch < 16:
-        raise ConfigError("patch must be at least 16 LR voxels.")
-    if not 0 <= s.final_rate <= s.learning_rate:
-        raise ConfigError("final_rate must lie between 0 and learning_rate.")
-    if not set(config.data.slab_axes) <= {0, 1, 2} or not config.data.slab_axes:
-        raise ConfigError("slab_axes are one or more of 0, 1 and 2.")
+    s, data, machine = config.schedule, config.data, config.machine
+    draws = METHODS[config.method].draws
+    wrong = [
+        (
+            min(s.steps, s.batch, s.validate_every, s.checkpoint_every) < 1,
+            "steps, batch, validate_every and checkpoint_every must be at least 1.",
+        ),
+        (s.batch < 2, "batch must be at least 2: the discriminators' batch normalisation needs it."),
+        (s.patch < 16 or s.patch % 2, "patch must be an even number of LR voxels, at least 16."),
+        (not 0 <= s.final_rate <= s.learning_rate, "final_rate must lie between 0 and learning_rate."),
+        (not 0 < s.beta2 < 1, "beta2 must lie between 0 and 1."),
+        (
+            not set(data.slab_axes) <= {0, 1, 2} or not data.slab_axes,
+            "slab_axes are one or more of 0, 1 and 2.",
+        ),
+        (min(machine.devices, machine.nodes) < 1, "devices and nodes must be at least 1."),
+        (machine.workers < 0, "workers must be 0 or more."),
+        (
+            draws == "pairs" and data.pairing == "unpaired",
+            f"{config.method} learns from pairs: set data.pairing to 'aligned' or 'misaligned'.",
+        ),
+        (data.register and draws != "pairs", f"register is for pairs: {config.method} draws none."),
+        (
+            data.misalign and (data.pairing != "misaligned" or draws == "target"),
+            "misalign needs data.pairing 'misaligned' and a method that sees source scans.",
+        ),
+        (
+            config.degradation != Degradation() and not data.target_simulated,
+            "the table degradation is for simulated target scans: set data.target_simulated.",
+        ),
+        (
+            bool(data.validation_lr) and not data.validation_hr,
+            "validation_lr needs the validation_hr of the same participants.",
+        ),
+        (
+            bool(data.validation_hr) and not data.validation_lr and not data.target_simulated,
+            "validation_hr needs the validation_lr of the same participants.",
+        ),
+    ]
+    for is_wrong, sentence in wrong:
+        if is_wrong:
+            raise ConfigError(sentence)
 
 
 def _merge(into: dict[str, Any], layer: dict[str, Any]) -> None:
@@ -147,7 +226,7 @@ def _build(kind: type, values: Any, where: str) -> Any:
     }
     try:
         return kind(**arguments)
-    except ArchitectureError as error:
+    except (ArchitectureError, DegradationError) as error:
         raise ConfigError(str(error)) from None
 
 

@@ -11,10 +11,8 @@ import numpy as np
 from ..runtime.errors import RunError
 from ..runtime.geometry import slab_axis
 from ..runtime.volume import Scan, open_scan
-from .cohort import find_scans
 from .metrics import Quality, quality
-
-MARKS = ("_sr", "_lr", "_hr", "_res-hi", "_desc-sr")  # what commands and people add to a scan's name
+from .scans import bare_name, find_scans
 
 
 @dataclass(frozen=True)
@@ -59,11 +57,3 @@ def compare(sr: Scan, hr: Scan) -> Quality:
         return quality(a, b[tuple(map(slice, sr.shape))], slab_axis(sr.zooms))
     except ValueError as error:
         raise RunError(f"{hr.name}: {error}") from None
-
-
-def bare_name(path: Path) -> str:
-    """A scan's name without suffix and marks: sub-01_res-hi_desc-sr_T1w.nii.gz gives sub-01_T1w."""
-    name = path.name.removesuffix(".gz").removesuffix(".nii")
-    for mark in MARKS:
-        name = name.replace(mark, "")
-    return name

@@ -1,14 +1,16 @@
-"""The training loop: draw, step the generators, step the discriminators, watch, save.
+"""The training loop: draw, let each part of the method take its turn, watch, save.
 
-Everything random at a step depends on (seed, rank, step) alone, so a resumed run draws what the unbroken
-one would have drawn.
+Everything random at a step depends on the seed, the step and the sample alone, so a resumed run draws what
+the unbroken one would have drawn, and several processes what one would.
 """
 
 from __future__ import annotations
 
-import csv
+import dataclasses
 import math
+import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,144 +23,172 @@ from .. import __version__
 from ..runtime import intensity
 from ..runtime.card import ModelCard
 from ..runtime.errors import RunError
-from . import checkpoint, losses
-from .cohort import Group
+from . import checkpoint, loading, processes
 from .config import Config, ConfigError
-from .methods.udean import Udean
+from .methods import Method, create
+from .methods.method import Batch, Made, Turn
 from .networks import SuperResolution, parameter_count
+from .resampling import Decimation
+from .watch import Alarm, Metrics, panel, validate
 
-ADAM = {"betas": (0.9, 0.99), "eps": 1e-8}  # section II-E
-Report = Callable[[int, dict[str, float]], None]
+# Steps in a row that may overflow: in fp16 the gradient scaler leaves such a step out and halves its factor.
+OVERFLOWS = {"32-true": 0, "bf16-mixed": 0, "16-mixed": 20}
+Report = Callable[[int, int, dict[str, float]], None]
 
 
 class DivergenceError(RunError):
     """The losses are no longer finite."""
 
 
-def fit(config: Config, run: Path, resume: bool = False, report: Report = lambda step, losses: None) -> Path:
-    """Train, writing into the folder `run`: config.toml, metrics.csv, checkpoint.pt (last) and best.pt.
+def fit(config: Config, run: Path, resume: bool = False, report: Report | None = None) -> Path:
+    """Train, writing into the folder `run`: config.toml, metrics.csv, tensorboard/, checkpoint.pt (last) and
+    best.pt.
 
-    best.pt has the highest validation PSNR; without validation pairs there is none.
-    report(step, losses) is called after every step. Returns the path of the checkpoint to deploy.
+    best.pt has the highest validation PSNR (of the last stage); without validation pairs there is none.
+    report(step, of how many, losses) is called after every step, in the first process. Returns the checkpoint
+    to deploy.
     """
     schedule, arch = config.schedule, config.network
-    fabric = Fabric(accelerator="auto", devices=1, precision=schedule.precision)
+    fabric = _fabric(config)
+    fabric.launch()
     fabric.seed_everything(schedule.seed, verbose=False)
-    for group in ("source", "target"):
-        if not getattr(config.data, group):
-            raise ConfigError(
-                f"There are no {group} scans: name them with --{group} or in the configuration."
-            )
-    lr_slab = (schedule.patch, schedule.patch, arch.slab[0])
-    source = Group.source(config.data.source, arch.scale, config.data.slab_axes)
-    target = Group.target(config.data.target, config.data.slab_axes)
-    watch = None
-    if config.data.validation_hr:
-        pairs = Group.pairs(config.data.validation_hr, config.data.validation_lr, arch.scale)
-        watch = [torch.from_numpy(a) for a in pairs.draw(np.random.default_rng(0), 64, lr_slab)]
+    if schedule.batch % processes.count():
+        raise ConfigError(f"batch {schedule.batch} cannot be shared by {processes.count()} processes.")
+    first = processes.rank() == 0
+    with fabric.rank_zero_first():
+        material = loading.gather(config)
 
-    method = Udean(arch, schedule.patch, config.weights).to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimisers = [
-        torch.optim.Adam(part.parameters(), schedule.learning_rate, **ADAM)
-        for part in (method.generators, method.discriminators)
-    ]
+    method = create(config.method, arch, schedule.patch, config.weights).to(fabric.device)
+    if config.machine.channels_last:
+        method = method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    players = [[_Player.of(turn, config, fabric) for turn in method.turns(s)] for s in range(method.stages)]
+    total = schedule.steps * method.stages
     start, best = 0, -math.inf
-    run.mkdir(parents=True, exist_ok=True)
     if resume:
-        start, best = _restore(run / "checkpoint.pt", method, optimisers)
-    (run / "config.toml").write_text(config.to_toml())
-    metrics = _Metrics(run / "metrics.csv", resume)
+        start, best = _restore(run / "checkpoint.pt", method, players, fabric)
+    metrics, alarm = None, Alarm()
+    if first:
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "config.toml").write_text(config.to_toml())
+        metrics = Metrics(run, start)
+    decimation = Decimation(arch.scale).to(fabric.device)
+    lr, hr = material.watched_lr, material.watched_hr
 
-    def draw(group: Group, step: int, salt: int) -> list[Tensor]:
-        rng = np.random.default_rng((schedule.seed, step, salt))
-        arrays = group.draw(rng, schedule.batch, lr_slab, config.data.augment)
-        channels_last = torch.channels_last
-        return [torch.from_numpy(a).to(fabric.device, memory_format=channels_last) for a in arrays]
-
-    for step in range(start, schedule.steps):
-        rate = learning_rate(config, step)
-        for optimiser in optimisers:
-            optimiser.param_groups[0]["lr"] = rate
-        (truncated, hr), (lr,) = draw(source, step, 0), draw(target, step, 1)
-        values = _step(fabric, method, optimisers, hr, truncated, lr)
-        if not all(map(math.isfinite, values.values())):
+    infinite = 0
+    slabs = loading.batches(config, material, range(start, total))
+    for step, drawn in zip(range(start, total), slabs, strict=True):
+        stage, within = divmod(step, schedule.steps)
+        rate = learning_rate(config, within)
+        values = _step(fabric, method, players[stage], _batch(drawn, step, config, fabric), rate)
+        infinite = 0 if all(map(math.isfinite, values.values())) else infinite + 1
+        if infinite > OVERFLOWS[schedule.precision]:
             raise DivergenceError(f"The losses are not finite at step {step}: {values}; lower learning_rate.")
-
         done = step + 1
-        if watch and (done % schedule.validate_every == 0 or done == schedule.steps):
-            values |= validate(method.deployed(), watch[0], watch[1], fabric)
-        metrics.write(done, values | {"learning_rate": rate})
-        report(done, values)
-        improved = values.get("validation_psnr", -math.inf) > best
-        best = max(best, values.get("validation_psnr", -math.inf))
-        if improved or done % schedule.checkpoint_every == 0 or done == schedule.steps:
+        if not first:
+            continue
+        alarm.hear(done, values)
+        if done % schedule.validate_every == 0 or done == total:
+            figures, shown = validate(method.deployed(), decimation, lr, hr, fabric)
+            values |= figures
+            if metrics:
+                metrics.image(done, panel(lr, shown, hr))
+        if metrics:
+            metrics.write(done, {"learning_rate": rate} | values)
+        if report:
+            report(done, total, values)
+        improved = stage == method.stages - 1 and values.get("validation_psnr", -math.inf) > best
+        if improved:
+            best = values["validation_psnr"]
+        if improved or done % schedule.checkpoint_every == 0 or done == total:
             card = describe(config, method.deployed(), values)
             state = {
                 "step": done,
                 "best": best,
                 "method": method.state_dict(),
-                "optimisers": [optimiser.state_dict() for optimiser in optimisers],
+                "optimisers": [p.optimiser.state_dict() for stage in players for p in stage],
+                "scaler": fabric.strategy.precision.state_dict(),
             }
             checkpoint.save(run / "checkpoint.pt", card, arch, method.deployed(), state)
             if improved:
                 checkpoint.save(run / "best.pt", card, arch, method.deployed())
-    return run / ("best.pt" if watch else "checkpoint.pt")
+    if metrics:
+        metrics.close()
+    fabric.barrier()
+    return run / ("checkpoint.pt" if hr is None else "best.pt")
 
 
-def learning_rate(config: Config, step: int) -> float:
-    """Cosine decay from learning_rate to final_rate (section II-E)."""
-    s = config.schedule
-    share = step / max(1, s.steps - 1)
-    return s.final_rate + (s.learning_rate - s.final_rate) * (1 + math.cos(math.pi * share)) / 2
+@dataclass(frozen=True)
+class _Player:
+    """A turn, its optimiser, and the optimiser as Fabric steps it (with gradient scaling in fp16)."""
+
+    turn: Turn
+    optimiser: torch.optim.Adam
+    scaled: Any
+
+    @classmethod
+    def of(cls, turn: Turn, config: Config, fabric: Fabric) -> _Player:
+        optimiser = torch.optim.Adam(
+            turn.trains.parameters(),
+            config.schedule.learning_rate,
+            betas=(0.9, config.schedule.beta2),
+            eps=1e-8,
+            fused=fabric.device.type == "cuda",
+        )
+        if config.machine.compile:
+            turn = dataclasses.replace(turn, losses=torch.compile(turn.losses))
+        return cls(turn, optimiser, fabric.setup_optimizers(optimiser))
+
+
+def _fabric(config: Config) -> Fabric:
+    """Devices and nodes as configured, or as torchrun has started them."""
+    devices, nodes = config.machine.devices, config.machine.nodes
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+    return Fabric(
+        accelerator="auto",
+        devices=devices,
+        num_nodes=nodes,
+        strategy="ddp" if devices * nodes > 1 else "auto",
+        precision=config.schedule.precision,
+    )
+
+
+def _batch(slabs: loading.Slabs, step: int, config: Config, fabric: Fabric) -> Batch:
+    layout = torch.channels_last if config.machine.channels_last else torch.contiguous_format
+    hr, coarse, lr = (s.to(fabric.device, memory_format=layout, non_blocking=True) for s in slabs)
+    seed = int(np.random.SeedSequence((config.schedule.seed, step)).generate_state(1)[0])
+    return Batch(hr, coarse, lr, seed)
 
 
 def _step(
-    fabric: Fabric,
-    method: Udean,
-    optimisers: list[torch.optim.Adam],
-    hr: Tensor,
-    truncated: Tensor,
-    lr: Tensor,
+    fabric: Fabric, method: Method, players: list[_Player], batch: Batch, rate: float
 ) -> dict[str, float]:
-    """One alternation 1:1 of generators and discriminators; the losses by name."""
-    values: dict[str, float] = {}
-    # The generators' losses pass through the discriminators without asking for their gradients.
-    method.discriminators.requires_grad_(False)
-    with fabric.autocast():
-        terms, judged = method.generator_losses(hr, truncated, lr)
-    _descend(fabric, optimisers[0], terms["total"])
-    method.discriminators.requires_grad_(True)
-    with fabric.autocast():
-        scores = method.discriminator_losses(hr, lr, judged)
-    _descend(fabric, optimisers[1], scores["total"])
-    values |= {name: float(term.detach()) for name, term in terms.items() if name != "total"}
-    values |= {name: float(term.detach()) for name, term in scores.items() if name != "total"}
-    return values
-
-
-def _descend(fabric: Fabric, optimiser: torch.optim.Adam, loss: Tensor) -> None:
-    optimiser.zero_grad(set_to_none=True)
-    fabric.backward(loss)
-    optimiser.step()
-
-
-@torch.no_grad()
-def validate(network: SuperResolution, lr: Tensor, hr: Tensor, fabric: Fabric) -> dict[str, float]:
-    """PSNR (dB, over 0..1) and SSIM of the deployed path on aligned windows, without their rims."""
-    network.eval()
-    rim = hr.shape[-1] // 8
-    inside = (slice(None), slice(None), slice(rim, -rim), slice(rim, -rim))
-    error, similarity = [], []
-    for x, y in zip(lr.split(8), hr.split(8), strict=True):
+    """Every part's turn; the losses by name, means over all processes."""
+    made: Made = {}
+    shown: dict[str, Tensor] = {}
+    for player in players:
+        # Losses pass through the parts that stand still without asking for their gradients.
+        method.requires_grad_(False)
+        player.turn.trains.requires_grad_(True)
         with fabric.autocast():
-            sr = network(x.to(fabric.device, memory_format=torch.channels_last)).float().cpu()[inside]
-        error.append(((sr - y[inside]) ** 2).mean((1, 2, 3)))
-        similarity.append(losses.ssim_index(sr, y[inside]))
-    network.train()
-    return {
-        "validation_psnr": float(-10 * torch.log10(torch.cat(error).mean())),
-        "validation_ssim": float(torch.cat(similarity).mean()),
-    }
+            terms, more = player.turn.losses(batch, made)
+        made = made | more
+        player.optimiser.param_groups[0]["lr"] = rate
+        player.optimiser.zero_grad(set_to_none=True)
+        fabric.backward(terms["total"])
+        processes.average_gradients(player.turn.trains.parameters())
+        player.scaled.step()
+        shown |= {name: term.detach() for name, term in terms.items() if name != "total"}
+    values = processes.mean(torch.stack(list(shown.values()))).tolist()
+    return dict(zip(shown, values, strict=True))
+
+
+def learning_rate(config: Config, step: int) -> float:
+    """Cosine decay from learning_rate to final_rate over a stage (section II-E)."""
+    s = config.schedule
+    share = step / max(1, s.steps - 1)
+    return s.final_rate + (s.learning_rate - s.final_rate) * (1 + math.cos(math.pi * share)) / 2
 
 
 def describe(config: Config, network: SuperResolution, values: dict[str, float]) -> ModelCard:
@@ -180,32 +210,14 @@ def describe(config: Config, network: SuperResolution, values: dict[str, float])
     )
 
 
-def _restore(path: Path, method: Udean, optimisers: list[torch.optim.Adam]) -> tuple[int, float]:
+def _restore(path: Path, method: Method, players: list[list[_Player]], fabric: Fabric) -> tuple[int, float]:
     state: dict[str, Any] = checkpoint.load(path)["training"]
     try:
         method.load_state_dict(state["method"])
-        for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
+        flat = [player.optimiser for stage in players for player in stage]
+        for optimiser, saved in zip(flat, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
+        fabric.strategy.precision.load_state_dict(state["scaler"])
         return state["step"], state["best"]
     except (KeyError, RuntimeError, ValueError):
         raise checkpoint.CheckpointError(f"{path} belongs to a run with another configuration.") from None
-
-
-class _Metrics:
-    """metrics.csv: a row a step; columns are fixed by the first row that has them all."""
-
-    COLUMNS = (
-        *("step", "learning_rate", "image_cycle", "feature_cycle", "hr_consistency", "lr_consistency"),
-        *("image_adaptation", "feature_adaptation", "d_lr", "d_features", "d_hr"),
-        *("validation_psnr", "validation_ssim"),
-    )
-
-    def __init__(self, path: Path, append: bool) -> None:
-        self.path = path
-        if not (append and path.exists()):
-            path.write_text(",".join(self.COLUMNS) + "\n")
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        row = {"step": str(step)} | {k: f"{v:.6g}" for k, v in values.items()}
-        with open(self.path, "a", newline="") as stream:
-            csv.DictWriter(stream, self.COLUMNS, restval="", lineterminator="\n").writerow(row)

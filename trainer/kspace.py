@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,29 +24,43 @@ class DegradationError(RunError):
     """A degradation that physics or the volume's size does not allow."""
 
 
-@dataclass(frozen=True)
-class Acquisition:
-    """How an LR scan is acquired.
+@dataclass(frozen=True, kw_only=True)
+class Degradation:
+    """What an LR scan lacks besides resolution, and how it loses that.
 
-    scale: HR voxels per LR voxel along (row, column, slice).
+    sampling: "truncation" of k-space, or "blur": a Gaussian as wide (FWHM) as an LR voxel, decimated.
     partial_fourier: acquired share of k-space along columns (phase encoding), 0.5 < share <= 1, zero-filled.
     elliptical: leave out the corners of k-space outside the inscribed ellipsoid.
     noise: standard deviation of the complex noise's real and imaginary part, as a share of the volume's
         99.9th percentile; the magnitude is then Rician.
+    bias: strength of a smooth receive field: the standard deviation of its logarithm over the volume.
     """
 
-    scale: Scale = (2, 2, 2)
+    sampling: Literal["truncation", "blur"] = "truncation"
     partial_fourier: float = 1.0
     elliptical: bool = False
     noise: float = 0.0
+    bias: float = 0.0
 
     def __post_init__(self) -> None:
-        if not all(1 <= s <= 8 for s in self.scale) or max(self.scale) == 1:
-            raise DegradationError("The scale is three factors of 1 to 8, such as 2x2x2, not all 1.")
         if not 0.5 < self.partial_fourier <= 1:
             raise DegradationError("Partial Fourier is a share of k-space above 0.5 and at most 1.")
-        if not 0 <= self.noise < math.inf:
-            raise DegradationError("The noise level is zero or positive.")
+        if self.sampling == "blur" and (self.elliptical or self.partial_fourier < 1):
+            raise DegradationError("Partial Fourier and elliptical k-space need k-space, not a blur.")
+        if not (0 <= self.noise < math.inf and 0 <= self.bias < math.inf):
+            raise DegradationError("Noise level and bias are zero or positive.")
+
+
+@dataclass(frozen=True)
+class Acquisition(Degradation):
+    """How an LR scan is acquired. scale: HR voxels per LR voxel along (row, column, slice)."""
+
+    scale: Scale = (2, 2, 2)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not all(1 <= s <= 8 for s in self.scale) or max(self.scale) == 1:
+            raise DegradationError("The scale is three factors of 1 to 8, such as 2x2x2, not all 1.")
 
 
 def crop(hr: NDArray[Any], scale: Scale) -> NDArray[Any]:
@@ -59,13 +73,18 @@ def crop(hr: NDArray[Any], scale: Scale) -> NDArray[Any]:
 def acquire(hr: Volume, acquisition: Acquisition, seed: int = 0) -> Volume:
     """The magnitude LR volume, float32 in the HR volume's units, that this acquisition would yield.
 
-    hr: magnitude volume, its shape a multiple of the scale. seed: of the noise.
+    hr: magnitude volume, its shape a multiple of the scale. seed: of noise and bias field.
     """
+    rng = np.random.default_rng(seed)
     shape = tuple(n // s for n, s in zip(hr.shape, acquisition.scale, strict=True))
-    space = _resize_centre(_centred_fft(hr), shape) / math.prod(acquisition.scale)
-    image = fft.ifftn(fft.ifftshift(space * sampling_mask(shape, acquisition)))
+    if acquisition.bias:
+        hr = hr * np.exp(acquisition.bias * smooth_field(hr.shape, rng))
+    if acquisition.sampling == "blur":
+        image: NDArray[Any] = blurred(hr, acquisition.scale)
+    else:
+        space = _resize_centre(_centred_fft(hr), shape) / math.prod(acquisition.scale)
+        image = fft.ifftn(fft.ifftshift(space * sampling_mask(shape, acquisition)))
     if acquisition.noise:
-        rng = np.random.default_rng(seed)
         level = acquisition.noise * np.percentile(hr, 99.9)
         image = image + level * (rng.standard_normal(shape) + 1j * rng.standard_normal(shape))
     return np.abs(image).astype(np.float32)
@@ -80,6 +99,23 @@ def sampling_mask(shape: tuple[int, ...], acquisition: Acquisition) -> NDArray[n
     if acquisition.partial_fourier < 1:
         mask[:, : shape[1] - round(acquisition.partial_fourier * shape[1])] = False
     return mask
+
+
+def blurred(hr: Volume, scale: Scale) -> Volume:
+    """A Gaussian whose full width at half maximum is an LR voxel, sampled at HR voxels scale·i."""
+    sigma = [s / (2 * math.sqrt(2 * math.log(2))) if s > 1 else 0.0 for s in scale]
+    smooth = ndimage.gaussian_filter(hr.astype(np.float32), sigma, mode="nearest")
+    return smooth[tuple(slice(None, None, s) for s in scale)]
+
+
+def smooth_field(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float32]:
+    """A random field of mean 0 and standard deviation 1: cosines of up to one period along each axis."""
+    waves = [[np.cos(np.pi * k * (np.arange(n) + 0.5) / n) for k in range(3)] for n in shape]
+    field = np.einsum(
+        "abc,ai,bj,ck->ijk", rng.standard_normal((3, 3, 3)), *map(np.asarray, waves), optimize=True
+    )
+    field -= field.mean()
+    return (field / field.std()).astype(np.float32)
 
 
 def zero_fill(lr: Volume, scale: Scale) -> Volume:

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..runtime.errors import RunError
-
-SLAB = 3  # LR slices a network call sees, as in TS-RCAN
+from . import processes
+from .resampling import SLAB, Interpolation
 
 
 class ArchitectureError(RunError):
@@ -176,42 +175,6 @@ def upsampler(channels: int, factor: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class Interpolation(nn.Module):
-    """Fixed interpolation of an LR slab onto the FFT grid: HR voxel p lies at LR coordinate p/s.
-
-    In plane: Keys' cubic convolution (a = -1/2); through plane: linear, held beyond the last slice.
-    Input (N, SLAB, H, W), output (N, SLAB·s_slice, s·H, s·W). One convolution and a pixel shuffle.
-    """
-
-    def __init__(self, scale: tuple[int, int, int]) -> None:
-        super().__init__()
-        s, through = scale[0], scale[2]
-        rows = torch.stack([_keys(torch.arange(-2.0, 3.0) - p / s) for p in range(s)])  # (s, 5)
-        plane = torch.einsum("ai,bj->abij", rows, rows)  # phase, phase, kernel, kernel
-        mix = torch.zeros(SLAB * through, SLAB)
-        for p in range(SLAB * through):
-            low = min(p // through, SLAB - 1)
-            high, t = min(low + 1, SLAB - 1), p % through / through
-            mix[p, low] += 1 - t
-            mix[p, high] += t
-        weight = torch.einsum("oc,abij->oabcij", mix, plane).reshape(-1, SLAB, 5, 5)
-        self.weight: Tensor
-        self.register_buffer("weight", weight, persistent=False)
-        self.shuffle = nn.PixelShuffle(s)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.pad(x, (2, 2, 2, 2), mode="replicate")
-        return self.shuffle(F.conv2d(x, self.weight.to(x.dtype)))
-
-
-def _keys(t: Tensor) -> Tensor:
-    """Keys' cubic convolution kernel with a = -1/2 (IEEE ASSP 29, 1981, eq. 15)."""
-    t = t.abs()
-    near = 1.5 * t**3 - 2.5 * t**2 + 1
-    far = -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2
-    return torch.where(t <= 1, near, torch.where(t < 2, far, torch.zeros_like(t)))
-
-
 def lr_encoder(arch: Architecture) -> Encoder:
     return Encoder(arch.slab[0], arch.channels, anchored=arch.skip == "cubic")
 
@@ -230,20 +193,69 @@ def sr_decoder(arch: Architecture) -> Decoder:
     return Decoder(arch, arch.slab[1], arch.scale[0], skip)
 
 
-class SuperResolution(nn.Module):
-    """What inference needs: LR encoder and SR decoder, LR slab (N, 3, H, W) to SR slab."""
+class Mapping(nn.Module):
+    """An encoder and a decoder: a slab, and the LR image that anchors it, to a slab; see `Encoder`."""
 
     def __init__(self, encoder: Encoder, decoder: Decoder) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
 
+    def forward(self, x: Tensor, lr: Tensor | None = None) -> Tensor:
+        return self.decoder(self.encoder(x, lr))
+
+
+class SuperResolution(nn.Module):
+    """What inference needs: LR encoder and SR decoder, LR slab (N, 3, H, W) to SR slab.
+
+    cleaner: a network from LR slab to LR slab before them, which only PseudoSR has.
+    """
+
+    def __init__(self, encoder: Encoder, decoder: Decoder, cleaner: Mapping | None = None) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.cleaner = cleaner
+
     def forward(self, lr: Tensor) -> Tensor:
+        if self.cleaner is not None:
+            lr = self.cleaner(lr)
         return self.decoder(self.encoder(lr))
 
 
-def super_resolution(arch: Architecture) -> SuperResolution:
-    return SuperResolution(lr_encoder(arch), sr_decoder(arch))
+def super_resolution(arch: Architecture, cleaned: bool = False) -> SuperResolution:
+    return SuperResolution(lr_encoder(arch), sr_decoder(arch), lr_mapping(arch) if cleaned else None)
+
+
+def degrader(arch: Architecture) -> Mapping:
+    """HR slab to LR slab: the down-sampling feature extractor and the LR decoder."""
+    return Mapping(feature_extractor(arch), lr_decoder(arch))
+
+
+def lr_mapping(arch: Architecture, extra: int = 0) -> Mapping:
+    """LR slab (and `extra` channels after it) to LR slab."""
+    encoder = Encoder(arch.slab[0] + extra, arch.channels, anchored=arch.skip == "cubic")
+    return Mapping(encoder, lr_decoder(arch))
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation over the samples of all processes (equally many each)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if processes.count() == 1 or not self.training:
+            return super().forward(input)
+        x = input.float()
+        mean = processes.mean(x.mean((0, 2, 3), keepdim=True))
+        variance = processes.mean(((x - mean) ** 2).mean((0, 2, 3), keepdim=True))
+        with torch.no_grad():
+            n = x.numel() // x.shape[1] * processes.count()
+            assert self.running_mean is not None and self.running_var is not None
+            self.running_mean.lerp_(mean.flatten(), self.momentum or 0.1)
+            self.running_var.lerp_(variance.flatten() * (n / (n - 1)), self.momentum or 0.1)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked += 1
+        scale, shift = self.weight[:, None, None], self.bias[:, None, None]
+        return ((x - mean) * torch.rsqrt(variance + self.eps) * scale + shift).to(input.dtype)
 
 
 class Discriminator(nn.Module):
@@ -261,7 +273,7 @@ class Discriminator(nn.Module):
             layers.append(conv(channels, width * factor, 1 + i % 2))
             channels = width * factor
             if i:
-                layers.append(nn.BatchNorm2d(channels))
+                layers.append(BatchNorm(channels))
             layers.append(nn.LeakyReLU(0.2))
         self.features = nn.Sequential(*layers)
         side = math.ceil(size / 2**5)
@@ -269,6 +281,31 @@ class Discriminator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.score(self.features(x).flatten(1)).squeeze(1)
+
+
+class PatchDiscriminator(nn.Module):
+    """The first four convolutions of `Discriminator` and a 1×1 one: a score for each patch.
+
+    Its receptive field is 13 pixels, every 4. Input (N, inputs, H, W), output (N, 1, H/4, W/4).
+    """
+
+    FIELD, STRIDE = 13, 4
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = inputs
+        for i, factor in enumerate((1, 1, 2, 2)):
+            layers.append(conv(channels, width * factor, 1 + i % 2))
+            channels = width * factor
+            if i:
+                layers.append(BatchNorm(channels))
+            layers.append(nn.LeakyReLU(0.2))
+        self.features = nn.Sequential(*layers)
+        self.score = nn.Conv2d(channels, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.score(self.features(x))
 
 
 def parameter_count(*modules: nn.Module) -> int:

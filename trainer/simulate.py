@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from pathlib import Path
 
@@ -17,8 +18,8 @@ from .kspace import Acquisition, DegradationError, acquire, crop
 def simulate(path: Path, out: Path, acquisition: Acquisition, seed: int = 0, axis: int | None = None) -> Path:
     """Acquire an HR scan anew at low resolution; writes OUT/NAME and its sidecar, returns the scan's path.
 
-    axis: that across the slices, by default the coarsest, else the last. The noise depends on seed and
-    file name, so every scan of a folder has its own. Integers are rounded.
+    axis: that across the slices, by default the coarsest, else the last. Noise and bias field depend on
+    seed and file name, so every scan of a folder has its own. Integers are rounded.
     Raises RunError for a scan that cannot be read or is too small, or a file that cannot be written.
     """
     scan = open_scan(path)
@@ -39,10 +40,6 @@ def simulate(path: Path, out: Path, acquisition: Acquisition, seed: int = 0, axi
     header = scan.coarse_header(voxel_factors(acquisition.scale, axis), "fft", dtype)
     write_scan(target, header, lr.astype(dtype))
     record = {"source": path.name, "scale": acquisition.scale, "slab_axis": axis, "seed": seed}
-    record |= {
-        "noise": acquisition.noise,
-        "partial_fourier": acquisition.partial_fourier,
-        "elliptical": acquisition.elliptical,
-    }
+    record |= {k: v for k, v in dataclasses.asdict(acquisition).items() if k != "scale"}
     write_json(target.with_name(target.name.removesuffix(".gz").removesuffix(".nii") + ".json"), record)
     return target

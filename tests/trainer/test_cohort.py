@@ -1,11 +1,16 @@
-"""Groups of scans: finding, caching, sampling by foreground, and their errors."""
+"""Groups of scans: caching, sampling by foreground, preparation, and what is no group."""
+
+import logging
 
 import nibabel as nib
 import numpy as np
 import pytest
 from udean.runtime.errors import RunError
-from udean.trainer import cohort
-from udean.trainer.cohort import CohortError, Group
+from udean.trainer import cohort, kspace
+from udean.trainer.groups import Preparation, check_scale
+from udean.trainer.kspace import Acquisition, Degradation
+from udean.trainer.scans import CohortError, find
+from udean.trainer.volumes import Recipe
 
 
 @pytest.fixture(autouse=True)
@@ -13,9 +18,9 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def save(path, volume):
+def save(path, volume, zoom=1.0):
     path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(volume, np.eye(4)), path)
+    nib.save(nib.Nifti1Image(volume, np.diag([zoom, zoom, zoom, 1])), path)
     return path
 
 
@@ -26,23 +31,15 @@ def scan(tmp_path):
     return save(tmp_path / "scans" / "a.nii.gz", volume)
 
 
-def test_folders_globs_and_files_are_found_once(tmp_path, scan):
-    other = save(tmp_path / "scans" / "sub" / "b.nii", np.ones((4, 4, 4), np.int16))
-    found = cohort.find_scans([tmp_path / "scans", str(tmp_path / "scans" / "*.nii.gz"), scan])
-    assert found == [scan, other]
-    with pytest.raises(CohortError, match="holds no"):
-        cohort.find_scans([tmp_path / "nothing"])
-
-
 def test_cached_volume_is_scaled_by_the_intensity_rule_and_follows_its_file(scan):
-    volume = cohort.cached(scan)
-    assert volume.max() == 1 and volume.dtype == np.float16
+    volume = Recipe(scan).prepared()
+    assert volume.voxels.max() == 1 and volume.voxels.dtype == np.float16 and volume.unit == 200
     save(scan, np.full((40, 44, 36), 7, np.int16))
-    assert (cohort.cached(scan) == 1).all()
+    assert (Recipe(scan).prepared().voxels == 1).all()
 
 
 def test_patches_are_centred_on_tissue_and_repeatable(scan):
-    group = Group.target([scan], (0, 1, 2))
+    group = Preparation((2, 2, 2), (0, 1, 2)).target(find([scan]))
     (draw,) = group.draw(np.random.default_rng(1), 8, (16, 16, 6), augment=True)
     assert draw.shape == (8, 6, 16, 16) and draw.dtype == np.float32
     # A flip may move the centre by one voxel; tissue is near it in every case.
@@ -53,7 +50,7 @@ def test_patches_are_centred_on_tissue_and_repeatable(scan):
 
 def test_a_volume_smaller_than_a_patch_is_refused(scan):
     with pytest.raises(CohortError, match="smaller than a training patch"):
-        Group.target([scan]).draw(np.random.default_rng(0), 1, (64, 64, 3))
+        Preparation((2, 2, 2)).target(find([scan])).draw(np.random.default_rng(0), 1, (64, 64, 3))
 
 
 @pytest.mark.parametrize("scale", [(2, 2, 2), (2, 2, 1), (3, 3, 1)])
@@ -63,13 +60,13 @@ def test_augmented_pairs_stay_on_the_fft_grid(tmp_path, scale):
     hr = np.random.default_rng(0).integers(1, 1000, shape).astype(np.int16)
     save(tmp_path / "hr" / "a.nii", hr)
     save(tmp_path / "lr" / "a.nii", np.ascontiguousarray(hr[tuple(slice(None, None, s) for s in scale)]))
-    group = Group.pairs([tmp_path / "hr"], [tmp_path / "lr"], scale)
+    group = Preparation(scale).pairs(find([tmp_path / "hr"]), find([tmp_path / "lr"]))
     lr, fine = group.draw(np.random.default_rng(0), 24, (16, 16, 3), augment=True)
     s, through = scale[0], scale[2]
     assert fine.shape == (24, 3 * through, 16 * s, 16 * s)
     np.testing.assert_allclose(fine[:, ::through, ::s, ::s], lr, rtol=2e-3)
     with pytest.raises(CohortError, match="at scale"):
-        Group.pairs([tmp_path / "hr"], [tmp_path / "lr"], (4, 4, 4))
+        Preparation((4, 4, 4)).pairs(find([tmp_path / "hr"]), find([tmp_path / "lr"]))
 
 
 def test_source_scans_come_with_their_truncation_along_every_slab_axis(tmp_path):
@@ -77,7 +74,7 @@ def test_source_scans_come_with_their_truncation_along_every_slab_axis(tmp_path)
     y, x, z = np.meshgrid(*[np.arange(48)] * 3, indexing="ij")
     head = 1000 * np.exp(-((y - 22) ** 2 + (x - 26) ** 2 + (z - 24) ** 2) / 60)
     save(tmp_path / "a.nii", head.astype(np.float32))
-    group = Group.source([tmp_path / "a.nii"], (2, 2, 1), (0, 1, 2))
+    group = Preparation((2, 2, 1), (0, 1, 2)).source(find([tmp_path / "a.nii"]))
     low, high = group.draw(np.random.default_rng(0), 12, (16, 16, 3), augment=True)
     assert high.shape == (12, 3, 32, 32)
     np.testing.assert_allclose(low, high[:, :, ::2, ::2], atol=2e-3)
@@ -86,7 +83,62 @@ def test_source_scans_come_with_their_truncation_along_every_slab_axis(tmp_path)
 def test_unreadable_and_4d_scans_are_named(tmp_path):
     (tmp_path / "bad.nii.gz").write_bytes(b"not a scan")
     with pytest.raises(RunError, match=r"bad\.nii\.gz is "):
-        Group.target([tmp_path / "bad.nii.gz"])
+        Preparation((2, 2, 2)).target(find([tmp_path / "bad.nii.gz"]))
     save(tmp_path / "series.nii", np.zeros((8, 8, 8, 3), np.int16))
     with pytest.raises(RunError, match="4-D"):
-        Group.target([tmp_path / "series.nii"])
+        Preparation((2, 2, 2)).target(find([tmp_path / "series.nii"]))
+
+
+def blobs(seed, shape=(48, 48, 48)):
+    """A head-like volume: a smooth bright body with structure, air around it, int16."""
+    rng = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij"))
+    body = 1 / (1 + np.exp(40 * (np.sqrt((grid**2).sum(0)) - 0.8)))
+    structure = kspace.zero_fill(rng.random(tuple(n // 4 for n in shape), np.float32), (4, 4, 4))
+    return np.asarray(1000 * body * (0.5 + 0.5 * structure), np.int16)
+
+
+def test_simulated_target_scans_are_the_acquisition_of_their_hr_scans(tmp_path):
+    hr = blobs(0)
+    entry = find([save(tmp_path / "a.nii", hr)])
+    degradation = Degradation(noise=0.02, partial_fourier=0.8)
+    prepare = Preparation((2, 2, 1), (1,), degradation, seed=5)
+    (member,) = prepare.target(entry).members
+    seed = prepare._own_seed(entry[0])
+    moved = np.moveaxis(hr, 1, 2).astype(np.float32)
+    expected = kspace.acquire(moved, Acquisition((2, 2, 1), partial_fourier=0.8, noise=0.02), seed)
+    unit = np.percentile(expected, 99.9)
+    np.testing.assert_allclose(member.volumes[0], expected / unit, atol=5e-3)
+    (again,) = Preparation((2, 2, 1), (1,), degradation, seed=6).target(entry).members
+    assert np.abs(again.volumes[0] - member.volumes[0]).max() > 0.01
+
+
+def test_scans_of_another_voxel_size_are_named_and_left_out_on_request(tmp_path, caplog):
+    paths = [save(tmp_path / f"{i}.nii", blobs(i), zoom) for i, zoom in enumerate((1.0, 1.02, 1.0, 1.5))]
+    with pytest.raises(CohortError, match=r"3\.nii has voxels of 1\.5 x 1\.5 x 1\.5 mm"):
+        Preparation((2, 2, 2)).target(find(paths))
+    (tmp_path / "4.nii").write_bytes(b"no scan")
+    save(tmp_path / "5.nii", np.full((48, 48, 48), np.nan, np.float32))
+    with caplog.at_level(logging.WARNING):
+        group = Preparation((2, 2, 2), skip_bad=True).target(find([tmp_path]))
+    assert len(group.members) == 3
+    assert all(f"{i}.nii" in caplog.text for i in (3, 4, 5))
+    with pytest.raises(CohortError, match="None of the scans"):
+        Preparation((2, 2, 2), skip_bad=True).target(find([tmp_path / "4.nii"]))
+
+
+def test_a_source_folder_that_is_lr_and_a_wrong_scale_are_noticed(tmp_path):
+    fine = find([save(tmp_path / "hr" / "a.nii", blobs(0), 1.0)])
+    coarse = find([save(tmp_path / "lr" / "b.nii", blobs(1), 2.0)])
+    check_scale(fine, coarse, (2, 2, 2))
+    with pytest.raises(CohortError, match="no finer than the target"):
+        check_scale(coarse, fine, (2, 2, 2))
+    with pytest.raises(CohortError, match=r"8\.00 times as large"):
+        check_scale(fine, coarse, (2, 2, 1))
+
+
+def test_pairs_need_both_scans_of_every_participant(tmp_path):
+    hr = find([save(tmp_path / "hr" / f"{name}.nii", blobs(0)) for name in "ab"])
+    lr = find([save(tmp_path / "lr" / f"{name}.nii", blobs(0)) for name in "bc"])
+    with pytest.raises(CohortError, match="a is in one only"):
+        Preparation((2, 2, 2)).pairs(hr, lr)

@@ -23,6 +23,8 @@ groups = 1
 blocks = 1
 discriminator = 4
 skip = "cubic"
+[data]
+pairing = "misaligned"
 [schedule]
 steps = 6
 batch = 2
@@ -31,6 +33,10 @@ validate_every = 3
 checkpoint_every = 2
 precision = "32-true"
 """
+
+
+GROUPS = ("--source", "hr/sub-[0-2]*", "--target", "lr/sub-[0-2]*")
+GROUPS += ("--validation-hr", "hr/sub-3.nii.gz", "--validation-lr", "lr/sub-3.nii.gz")
 
 
 def run(command, *arguments, cwd, **environment):
@@ -82,14 +88,11 @@ def test_eval_of_the_truth_is_perfect_and_of_another_scan_is_not(cohort):
 
 
 def train(cohort, out, *more):
-    groups = ("--source", "hr", "--target", "lr")
-    return run("udean-train", *groups, "--config", "tiny.toml", "--out", out, *more, cwd=cohort)
+    return run("udean-train", *GROUPS, "--config", "tiny.toml", "--out", out, *more, cwd=cohort)
 
 
 @pytest.fixture(scope="module")
 def trained(cohort):
-    with open(cohort / "tiny.toml", "a") as file:
-        file.write('[data]\nvalidation_hr = ["hr/sub-3.nii.gz"]\nvalidation_lr = ["lr/sub-3.nii.gz"]\n')
     done = train(cohort, "run")
     assert done.returncode == 0, done.stderr
     return cohort
@@ -109,7 +112,7 @@ def test_training_writes_checkpoints_metrics_and_configuration(trained):
 
 def test_a_killed_run_resumes_to_the_weights_of_an_unbroken_one(trained):
     env = os.environ | {"XDG_CACHE_HOME": str(trained / "cache")}
-    line = [BIN / "udean-train", "--source", "hr", "--target", "lr", "--config", "tiny.toml", "--out", "cut"]
+    line = [BIN / "udean-train", *GROUPS, "--config", "tiny.toml", "--out", "cut"]
     process = subprocess.Popen(line, cwd=trained, env=env, stderr=subprocess.DEVNULL)
     while not (trained / "cut" / "checkpoint.pt").exists():
         time.sleep(0.02)

@@ -5,8 +5,9 @@ from udean.trainer.config import PRESETS, ConfigError, load
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_resolved_configuration_reads_back_as_itself(preset, tmp_path):
-    config = load(preset, options={"data": {"source": ["a b", "ü*"]}})
+@pytest.mark.parametrize("method", ["udean", "zssr", "cyclegan"])
+def test_resolved_configuration_reads_back_as_itself(preset, method, tmp_path):
+    config = load(preset, options={"method": method, "data": {"source": ["a b", "ü*"]}})
     (tmp_path / "config.toml").write_text(config.to_toml())
     assert load("paper", tmp_path / "config.toml") == config
 
@@ -38,6 +39,15 @@ def test_options_win_over_the_file_and_the_file_over_the_preset(tmp_path):
         ("[network]\nscale = [2, 3, 1]", "same factor"),
         ("[network]\nscale = [2, 2]", "must be a list"),
         ("[data]\nslab_axes = [3]", "slab_axes"),
+        ("method = 'srgan'", "must be one of 'udean'"),
+        ("method = 'supervised'", "learns from pairs"),
+        ("method = 'cyclegan'\n[weights]\nssim = 0.1", "cyclegan has no weight 'ssim'"),
+        ("[data]\nregister = true", "register is for pairs"),
+        ("[data]\nmisalign = true", "misalign needs"),
+        ("[data]\nvalidation_hr = ['a']", "needs the validation_lr"),
+        ("[degradation]\nnoise = 0.1", "set data.target_simulated"),
+        ("[degradation]\npartial_fourier = 0.2", "above 0.5"),
+        ("[machine]\ndevices = 0", "at least 1"),
         ("network = 5", "must be a table"),
         ("this is not toml", "not valid TOML"),
     ],

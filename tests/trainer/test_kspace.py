@@ -83,8 +83,37 @@ def test_odd_sizes_are_cropped_to_the_scale():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"scale": (1, 1, 1)}, {"scale": (0, 2, 2)}, {"partial_fourier": 0.4}, {"noise": -1}]
+    "wrong",
+    [
+        {"scale": (1, 1, 1)},
+        {"scale": (0, 2, 2)},
+        {"partial_fourier": 0.4},
+        {"noise": -1},
+        {"bias": -0.1},
+        {"sampling": "blur", "elliptical": True},
+    ],
 )
 def test_impossible_acquisitions_are_refused(wrong):
     with pytest.raises(DegradationError):
         Acquisition(**wrong)
+
+
+def test_blur_halves_a_line_at_half_an_lr_voxel_and_keeps_the_grid():
+    hr = np.zeros((33, 32, 32), np.float32)
+    hr[16] = 1
+    lr = kspace.acquire(hr, Acquisition((4, 1, 1), sampling="blur"))
+    assert lr.shape == (9, 32, 32) and lr.argmax(0).max() == lr.argmax(0).min() == 4
+    fine = kspace.blurred(hr, (4, 1, 1))
+    np.testing.assert_array_equal(lr, fine)
+    profile = kspace.blurred(np.roll(hr, 2, 0), (4, 1, 1))[:, 0, 0]  # the line half an LR voxel off
+    assert profile[4] / lr[4, 0, 0] == pytest.approx(0.5, abs=0.01)
+
+
+def test_bias_is_a_smooth_multiplication_of_the_stated_strength():
+    hr = np.full((32, 40, 24), 100, np.float32)
+    lr = kspace.acquire(hr, Acquisition(bias=0.2), seed=1)
+    assert np.log(lr).std() == pytest.approx(0.2, rel=0.15)
+    field = kspace.smooth_field((64, 64, 64), np.random.default_rng(0))
+    assert field.std() == pytest.approx(1, abs=1e-3) and np.abs(np.diff(field, axis=0)).max() < 0.5
+    np.testing.assert_array_equal(lr, kspace.acquire(hr, Acquisition(bias=0.2), seed=1))
+    assert (lr != kspace.acquire(hr, Acquisition(bias=0.2), seed=2)).any()

@@ -11,37 +11,27 @@ The paper's symbols and the names here:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from .. import losses, networks
 from ..networks import Architecture, SuperResolution
+from .method import Batch, Made, Method, Terms, Turn, Weights, detached, total
 
 
-@dataclass(frozen=True)
-class Weights:
-    """λ1-λ6 of eq. 10, α and β of eqs 4, 6 and 7. A DA weight of 0 is the paper's ablation."""
-
-    image_cycle: float = 1.0
-    feature_cycle: float = 0.1
-    hr_consistency: float = 1.0
-    lr_consistency: float = 1.0
-    image_adaptation: float = 0.1
-    feature_adaptation: float = 0.1
-    ssim: float = 0.5
-    adversarial: float = 0.01
-
-
-class Udean(nn.Module):
+class Udean(Method):
     """The generators and the three discriminators, and the losses of one step.
 
     patch: rows (= columns) of an LR training patch.
     """
 
-    def __init__(self, arch: Architecture, patch: int, weights: Weights | None = None) -> None:
-        super().__init__()
-        self.weights = weights or Weights()
+    weighs: ClassVar[tuple[str, ...]] = tuple(f.name for f in dataclasses.fields(Weights))
+
+    def __init__(self, arch: Architecture, patch: int, weights: Weights) -> None:
+        super().__init__(arch, patch, weights)
+        self.weights = weights
         slab_lr, slab_hr = arch.slab
         self.generators = nn.ModuleDict(
             {
@@ -60,22 +50,22 @@ class Udean(nn.Module):
             }
         )
 
+    def turns(self, stage: int = 0) -> tuple[Turn, ...]:
+        """Generators and discriminators 1:1."""
+        return (
+            Turn(self.generators, self.generator_losses),
+            Turn(self.discriminators, self.discriminator_losses),
+        )
+
     def deployed(self) -> SuperResolution:
-        """The parts that inference needs; they share weights with this model."""
+        """LR encoder and SR decoder."""
         return SuperResolution(self.generators["lr_encoder"], self.generators["sr_decoder"])  # type: ignore[arg-type]
 
-    def generator_losses(
-        self, hr: Tensor, truncated: Tensor, lr: Tensor
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Eqs 4-10 for one batch.
-
-        hr (N, HR slices, s·P, s·P) and lr (N, LR slices, P, P) need not show the same anatomy. truncated,
-        shaped as lr, is hr's k-space truncation; only networks with a skip look at it.
-        Returns the losses by name, "total" among them, and the images and features that the
-        discriminators judge, detached.
-        """
+    def generator_losses(self, batch: Batch, made: Made) -> tuple[Terms, Made]:
+        """Eqs 4-10; only networks with a skip look at batch.coarse."""
         g, d, w = self.generators, self.discriminators, self.weights
-        features_s = g["extractor"](hr, truncated)
+        hr, lr = batch.hr, batch.lr
+        features_s = g["extractor"](hr, batch.coarse)
         features_t = g["lr_encoder"](lr)
         hr_same = g["sr_decoder"](features_s)
         lr_same = g["lr_decoder"](features_t)
@@ -96,33 +86,31 @@ class Udean(nn.Module):
             "image_adaptation": losses.confusion(d["lr"](degraded)),
             "feature_adaptation": losses.confusion(d["features"](features_t), d["features"](features_s)),
         }
-        terms["total"] = sum((getattr(w, name) * term for name, term in terms.items()), hr.new_zeros(()))
-        judged = {
-            "degraded": degraded,
-            "features_s": features_s,
-            "features_t": features_t,
-            "hr_same": hr_same,
-            "hr_cycle": hr_cycle,
-        }
-        return terms, {name: value.detach() for name, value in judged.items()}
+        judged = detached(
+            degraded=degraded,
+            features_s=features_s,
+            features_t=features_t,
+            hr_same=hr_same,
+            hr_cycle=hr_cycle,
+        )
+        return total(terms, dataclasses.asdict(w)), judged
 
-    def discriminator_losses(self, hr: Tensor, lr: Tensor, judged: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The discriminators' losses on what the generators last made, "total" among them.
+    def discriminator_losses(self, batch: Batch, made: Made) -> tuple[Terms, Made]:
+        """The discriminators' losses on what the generators last made.
 
         Real and fake are scored in separate batches, so that batch normalisation sees one kind a time.
         """
         d = self.discriminators
-        real_hr = d["hr"](hr)
+        real_hr = d["hr"](batch.hr)
         terms = {
-            "d_lr": losses.discrimination(d["lr"](lr), d["lr"](judged["degraded"])),
+            "d_lr": losses.discrimination(d["lr"](batch.lr), d["lr"](made["degraded"])),
             "d_features": losses.discrimination(
-                d["features"](judged["features_s"]), d["features"](judged["features_t"])
+                d["features"](made["features_s"]), d["features"](made["features_t"])
             ),
             "d_hr": 0.5
             * (
-                losses.discrimination(real_hr, d["hr"](judged["hr_same"]))
-                + losses.discrimination(real_hr, d["hr"](judged["hr_cycle"]))
+                losses.discrimination(real_hr, d["hr"](made["hr_same"]))
+                + losses.discrimination(real_hr, d["hr"](made["hr_cycle"]))
             ),
         }
-        terms["total"] = sum(terms.values(), hr.new_zeros(()))
-        return terms
+        return total(terms, dict.fromkeys(terms, 1.0)), {}

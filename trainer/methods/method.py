@@ -1,0 +1,103 @@
+"""What a method of training is to the loop: which slabs it draws, whose turn it is, what it deploys.
+
+A step is a sequence of turns. In each turn one part of the method is trained by one total loss while the
+rest stands still; what an earlier turn made is at a later one's hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from .. import processes
+from ..networks import Architecture, SuperResolution
+
+Terms: TypeAlias = dict[str, Tensor]  # losses by name, "total" among them: the one that is descended
+Made: TypeAlias = dict[str, Tensor]  # detached images and features by name
+Draws = Literal["unpaired", "pairs", "target"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This process's slabs of one step, in the range 0..1.
+
+    hr: (N, HR slices, s·P, s·P) of the source group.
+    coarse: (N, LR slices, P, P), the LR slab under hr: its k-space truncation; for "pairs" the LR scan of
+        the same participant.
+    lr: (N, LR slices, P, P) of the target group, of other anatomy; for "pairs" and "target" it is coarse.
+    seed: of the step, equal in all processes.
+    """
+
+    hr: Tensor
+    coarse: Tensor
+    lr: Tensor
+    seed: int = 0
+
+    def random(self, make: Callable[[tuple[int, ...], torch.Generator], Tensor], *shape: int) -> Tensor:
+        """This process's part of make((global batch, *shape), generator): the same in any number of them."""
+        samples = len(self.lr) * processes.count()
+        made = make((samples, *shape), torch.Generator().manual_seed(self.seed))
+        return made[processes.share(samples)].to(self.lr.device)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One optimiser's part of a step.
+
+    losses(batch, made): the losses of `trains`, and what later turns of the step need of it.
+    """
+
+    trains: nn.Module
+    losses: Callable[[Batch, Made], tuple[Terms, Made]]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """λ1-λ6 of eq. 10, α and β of eqs 4, 6 and 7. A DA weight of 0 is the paper's ablation."""
+
+    image_cycle: float = 1.0
+    feature_cycle: float = 0.1
+    hr_consistency: float = 1.0
+    lr_consistency: float = 1.0
+    image_adaptation: float = 0.1
+    feature_adaptation: float = 0.1
+    ssim: float = 0.5
+    adversarial: float = 0.01
+
+
+class Method(nn.Module):
+    """A method's networks and losses.
+
+    draws: "unpaired": source and target group; "pairs": HR and LR scans of the same participants;
+        "target": LR scans and their own truncation.
+    stages: how many times the whole schedule is run, each with its own turns.
+    weighs: the fields of `Weights` that it looks at.
+    """
+
+    draws: ClassVar[Draws] = "unpaired"
+    stages: ClassVar[int] = 1
+    weighs: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, arch: Architecture, patch: int, weights: Weights) -> None:
+        super().__init__()
+
+    def turns(self, stage: int = 0) -> tuple[Turn, ...]:
+        raise NotImplementedError
+
+    def deployed(self) -> SuperResolution:
+        """What inference needs; it shares weights with this model."""
+        raise NotImplementedError
+
+
+def detached(**tensors: Tensor) -> Made:
+    return {name: value.detach() for name, value in tensors.items()}
+
+
+def total(terms: Terms, weights: dict[str, float]) -> Terms:
+    """The terms and their weighted sum."""
+    weighted = [weights[name] * term for name, term in terms.items()]
+    return terms | {"total": torch.stack(weighted).sum()}

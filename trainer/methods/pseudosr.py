@@ -1,0 +1,97 @@
+"""Pseudo-supervision (Maeda, CVPR 2020): clean the LR scan first, then restore it as if it were truncated.
+
+The names here and there: x is a target LR slab, y↓ the clean truncation of a source slab y; `clean` is
+G_xy (x to y↓), `soil` is G_yx (y↓ and noise to x), `up` is U. Deployed is up(clean(x)): one LR network more
+than the other methods.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .. import losses, networks
+from ..networks import Architecture, SuperResolution
+from .method import Batch, Made, Method, Terms, Turn, Weights, detached, total
+
+WEIGHTS = {
+    "x_adversarial": 1.0,
+    "y_adversarial": 1.0,
+    "cycle": 1.0,
+    "identity": 2.0,
+    "symmetry": 1.0,
+    "sr_adversarial": 0.1,
+}
+
+
+class PseudoSr(Method):
+    """Three generators and three discriminators. patch: rows (= columns) of an LR training patch."""
+
+    def __init__(self, arch: Architecture, patch: int, weights: Weights) -> None:
+        super().__init__(arch, patch, weights)
+        slab_lr, slab_hr = arch.slab
+        self.up = networks.super_resolution(arch)
+        self.clean = networks.lr_mapping(arch)
+        self.soil = networks.lr_mapping(arch, extra=1)
+        self.translators = nn.ModuleDict({"clean": self.clean, "soil": self.soil})
+        width = arch.discriminator
+        self.discriminators = nn.ModuleDict(
+            {
+                "x": networks.Discriminator(slab_lr, width, patch),
+                "y": networks.Discriminator(slab_lr, width, patch),
+                "sr": networks.Discriminator(slab_hr, width, patch * arch.scale[0]),
+            }
+        )
+
+    def turns(self, stage: int = 0) -> tuple[Turn, ...]:
+        return (
+            Turn(self.translators, self.translation),
+            Turn(self.up, self.restoration),
+            Turn(self.discriminators, self.discrimination),
+        )
+
+    def deployed(self) -> SuperResolution:
+        return SuperResolution(self.up.encoder, self.up.decoder, self.clean)
+
+    def translation(self, batch: Batch, made: Made) -> tuple[Terms, Made]:
+        """The two LR networks; `up` stands still but passes its adversary's gradient."""
+        x, y = batch.lr, batch.coarse
+        noise = batch.random(lambda shape, random: torch.randn(shape, generator=random), 1, *y.shape[2:])
+        soiled = self.soil(torch.cat((y, noise.to(y.dtype)), 1), y)
+        cleaned, restored = self.clean(x), self.clean(soiled)
+        sr = self.up(cleaned)
+        d = self.discriminators
+        terms = {
+            "x_adversarial": losses.adversarial(d["x"](soiled)),
+            "y_adversarial": losses.adversarial(d["y"](cleaned)),
+            "cycle": losses.l1(restored, y),
+            "identity": losses.l1(self.clean(y), y),
+            "symmetry": losses.l1(cleaned, self.eightfold(x)),
+            "sr_adversarial": losses.adversarial(d["sr"](sr)),
+        }
+        return total(terms, WEIGHTS), detached(soiled=soiled, cleaned=cleaned, restored=restored, sr=sr)
+
+    def eightfold(self, x: Tensor) -> Tensor:
+        """The mean of `clean` over the eight flips and quarter turns of a square slab, each undone."""
+        outputs = []
+        for turns in range(4):
+            for flip in (False, True):
+                view = x.rot90(turns, (2, 3))
+                output = self.clean(view.flip(3) if flip else view)
+                output = output.flip(3) if flip else output
+                outputs.append(output.rot90(-turns, (2, 3)))
+        return torch.stack(outputs).mean(0)
+
+    def restoration(self, batch: Batch, made: Made) -> tuple[Terms, Made]:
+        """`up`, on truncated slabs that have been soiled and cleaned."""
+        terms = {"pixel": losses.l1(self.up(made["restored"]), batch.hr)}
+        return total(terms, {"pixel": 1.0}), {}
+
+    def discrimination(self, batch: Batch, made: Made) -> tuple[Terms, Made]:
+        d = self.discriminators
+        terms = {
+            "d_x": losses.discrimination(d["x"](batch.lr), d["x"](made["soiled"])),
+            "d_y": losses.discrimination(d["y"](batch.coarse), d["y"](made["cleaned"])),
+            "d_sr": losses.discrimination(d["sr"](batch.hr), d["sr"](made["sr"])),
+        }
+        return total(terms, dict.fromkeys(terms, 1.0)), {}
