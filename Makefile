@@ -35,7 +35,7 @@ default-model: install
 	$(BIN)/udean-simulate $(RUN)/validation-hr -o $(RUN)/validation --scale 2x2x2
 	cd $(RUN) && OMP_NUM_THREADS=1 $(CURDIR)/$(BIN)/udean-train --preset compact --config $(CURDIR)/benchmarks/default_model.toml --out run
 	$(BIN)/udean-export $(RUN)/run/best.pt -o $(RUN)
-	cp $(RUN)/best.onnx runtime/models/default.onnx
+	$(BIN)/python -m udean.benchmarks.default_model $(RUN)/run $(RUN)/best.onnx
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info
