@@ -20,7 +20,7 @@ from .cost import Estimator
 from .engines import Library, Precision
 from .errors import RunError
 from .report import NAME, write_report
-from .resolver import Output, SuperResolver
+from .resolver import Fallback, Output, SuperResolver
 from .volume import open_scan
 from .windows import OVERLAP, Window
 
@@ -43,10 +43,11 @@ def run(
         ),
     ] = None,
     engine: Annotated[
-        Path | None, typer.Option(help="Model: .onnx or a checkpoint. (default: the embedded model)")
+        Path | None, typer.Option(help="Model: .plan, .onnx or a checkpoint. (default: the embedded model)")
     ] = None,
     library: Annotated[Library, typer.Option(help="What runs an .onnx.")] = "auto",
-    device: Annotated[Literal["auto", "cpu"], typer.Option(help="Where the network runs.")] = "auto",
+    device: Annotated[str, typer.Option(help="Where the network runs: auto, cpu, cuda or cuda:N.")] = "auto",
+    fallback: Annotated[Fallback, typer.Option(help="What goes on where a GPU fails.")] = "none",
     precision: Annotated[Precision, typer.Option(help="Of the network's arithmetic.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Of the network. (default: all cores)")] = None,
     overlap: Annotated[
@@ -92,11 +93,12 @@ def run(
         threads,
         library,
         crop,
+        fallback,
     )
     print(f"Model {resolve.describe()}", flush=True)
     settings = folder.Settings(dtype, AXES[slab_axis], series, overwrite, debug)
     if dry_run:
-        raise typer.Exit(_describe(found, resolve, settings, Estimator(resolve.engine, engine)))
+        raise typer.Exit(_describe(found, resolve, settings, Estimator(resolve, engine)))
     folder.prepare(found)
 
     counts: Counter[str] = Counter()

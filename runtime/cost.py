@@ -7,18 +7,16 @@ buffers, github.com/onnx/onnx/blob/main/onnx/onnx.proto) as tells a convolution'
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from .engines import CHECKPOINTS, Engine, model_file, require
+from .engines import CHECKPOINTS, model_file, require
 from .errors import RunError
-from .host import batch_size, buffer_nbytes
+from .host import buffer_nbytes
 from .plan import read_card
+from .resolver import SuperResolver
 from .windows import Plan
 
 POOLS = ("ReduceMean", "GlobalAveragePool")
@@ -43,10 +41,10 @@ class Cost:
 
 
 class Estimator:
-    """Knows what a window costs on an open engine; measures its speed once for each size."""
+    """Knows what a window costs; measures the engine's speed once for each size."""
 
-    def __init__(self, engine: Engine, model: Path | None) -> None:
-        self._engine = engine
+    def __init__(self, resolve: SuperResolver, model: Path | None) -> None:
+        self._resolve = resolve
         self._flop = flop_per_voxel(model)
         self._seconds: dict[tuple[int, int], float] = {}
 
@@ -56,18 +54,9 @@ class Estimator:
         windows = len(plan) * volumes
         flop = None if self._flop is None else self._flop * math.prod(size) * windows
         if size not in self._seconds:
-            self._seconds[size] = self._measure(plan)
+            self._seconds[size] = self._resolve.seconds_per_window(plan)
         nbytes = coarse + fine + buffer_nbytes(plan)
         return Cost(windows, flop, nbytes, windows * self._seconds[size])
-
-    def _measure(self, plan: Plan) -> float:
-        """Seconds a window, after a warm-up."""
-        shape = (batch_size(plan), plan.slices.window, plan.rows.window, plan.columns.window)
-        windows = np.random.default_rng(0).random(shape, np.float32)
-        self._engine(windows)
-        start = time.perf_counter()
-        self._engine(windows)
-        return (time.perf_counter() - start) / len(windows)
 
 
 def flop_per_voxel(model: Path | None) -> float | None:

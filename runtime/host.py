@@ -13,7 +13,7 @@ import hashlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import RunError
+from .intensity import Storage
 from .windows import Plan
 
 Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -61,6 +62,28 @@ class Stopwatch:
             self.seconds[stage] += time.perf_counter() - start
 
 
+class HostPipeline:
+    """Resolves volumes by an engine of the processor; one at a time."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+
+    def slabs(
+        self,
+        volume: Volume,
+        plan: Plan,
+        store: Storage,
+        watch: Stopwatch,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Generator[tuple[int, NDArray[Any]]]:
+        """Yield finished slabs: (first HR slice, voxels (rows, columns, slices) to be stored)."""
+        with contextlib.closing(resolve_slabs(volume, self._network, plan, None, watch, progress)) as slabs:
+            for first, planes in slabs:
+                with watch.time("blend"):
+                    restored = store.restore(planes)
+                yield first, np.moveaxis(restored, 0, 2)
+
+
 def resolve_slabs(
     volume: Volume,
     network: Network,
@@ -77,7 +100,9 @@ def resolve_slabs(
     """
     watch = watch or Stopwatch()
     with watch.time("gather"):
-        sources = first_twins(windows(volume, plan))
+        sources = twins(
+            [hashlib.blake2b(w.tobytes(), digest_size=16).digest() for w in windows(volume, plan)]
+        )
     last_use = {source: n for n, source in enumerate(sources)}
     watch.windows += len(sources)
     watch.computed += len(last_use)
@@ -132,12 +157,11 @@ def windows(volume: Volume, plan: Plan) -> Iterator[Planes]:
                 yield slab[:, top : top + rows.window, left : left + columns.window]
 
 
-def first_twins(items: Iterable[Planes]) -> list[int]:
+def twins(digests: Sequence[bytes]) -> list[int]:
     """For each window the number of the first one with the same bytes: air is computed once.
 
     Only the most frequent contents count as twins, so that few outputs have to be kept.
     """
-    digests = [hashlib.blake2b(item.tobytes(), digest_size=16).digest() for item in items]
     common = {d for d, count in collections.Counter(digests).most_common(KEPT_OUTPUTS) if count > 1}
     first: dict[bytes, int] = {}
     return [first.setdefault(d, n) if d in common else n for n, d in enumerate(digests)]

@@ -159,13 +159,15 @@ def logger(trt: Any) -> Any:
         def __init__(self) -> None:
             trt.ILogger.__init__(self)  # the binding wants its own, not super()
             self.messages: list[tuple[str, str]] = []
+            self.told = 0
 
         def log(self, severity: Any, msg: str) -> None:
             self.messages.append((severity.name, msg))
 
         def reason(self) -> str:
-            """The first error, which names the cause, in one line."""
-            errors = (text for name, text in self.messages if name in ("ERROR", "INTERNAL_ERROR"))
+            """The first error since the last call, which names the cause, in one line."""
+            new, self.told = self.messages[self.told :], len(self.messages)
+            errors = (text for name, text in new if name in ("ERROR", "INTERNAL_ERROR"))
             return next(errors, "it gives no reason; see the log with --debug").splitlines()[0]
 
     return Log()

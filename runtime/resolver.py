@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import math
 import os
 import threading
@@ -25,16 +26,22 @@ from numpy.typing import NDArray
 
 from . import intensity
 from .content import Content, survey
-from .engines import Engine, Library, Precision, open_engine
+from .cuda import CudaEngine, CudaPipeline
+from .device import GpuError
+from .engines import Engine, Library, Precision, choose_engine, cpu_model, open_engine
 from .errors import RunError
 from .geometry import Factors, slab_axis, voxel_factors
-from .host import Stopwatch, Volume, resolve_slabs
+from .host import HostPipeline, Stopwatch, Volume, batch_size
 from .volume import Header, Scan, fine_image, image_scan
 from .windows import OVERLAP, Plan, Weighting, Window, plan_windows
 
 Output = Literal["input", "float32"]
+Fallback = Literal["none", "cpu"]
 Progress = Callable[[int, int], None]
 Room = Callable[[Header], NDArray[Any]]  # an SR header to the array that takes its voxels
+
+
+log = logging.getLogger("udean")
 
 
 @dataclass(frozen=True)
@@ -71,15 +78,16 @@ class Timings:
 class SuperResolver:
     """A network and its windows, ready for any number of volumes from any number of threads.
 
-    engine: a model file (.onnx, checkpoint), None for the embedded model, or an open engine. device,
-    precision, threads and library are `open_engine`'s; overlap, window, weighting and crop `Options`'.
-    Threads take turns at the engine. Leaving a `with` block, or `close`, lets go of the engine and its
-    memory. Raises RunError with what the user can do.
+    engine: a model file (.plan, .onnx, checkpoint), None for the embedded model, or an open engine.
+    device, precision, threads and library are `choose_engine`'s; overlap, window, weighting and crop
+    `Options`'. fallback: "cpu" to go on without a GPU that fails. Threads take turns at the engine.
+    Leaving a `with` block, or `close`, lets go of the engine and its memory. Raises RunError with what the
+    user can do.
     """
 
     def __init__(
         self,
-        engine: str | Path | Engine | None = None,
+        engine: str | Path | Engine | CudaEngine | None = None,
         device: str = "auto",
         precision: Precision = "auto",
         overlap: float | tuple[float, float, float] = OVERLAP,
@@ -88,10 +96,19 @@ class SuperResolver:
         threads: int | None = None,
         library: Library = "auto",
         crop: bool = True,
+        fallback: Fallback = "none",
     ) -> None:
+        self._fallback: Callable[[], Engine] | None = None
         if engine is None or isinstance(engine, str | Path):
-            engine = open_engine(engine, device, precision, threads, library)
-        self._engine: Engine | None = engine
+            path = None if engine is None else Path(engine)
+            if fallback == "cpu":
+                self._fallback = lambda: open_engine(cpu_model(path), "cpu", "auto", threads, library)
+            try:
+                engine = choose_engine(path, device, precision, threads, library)
+            except GpuError as error:
+                engine, _ = self._without_gpu(error)
+        self._engine: Engine | CudaEngine | None = engine
+        self._pipeline: HostPipeline | CudaPipeline | None = _pipeline(engine)
         self.card = engine.card
         self.options = Options(overlap, window, weighting, crop)
         self.plan((1, 1, 1))  # options out of range are refused now
@@ -107,10 +124,10 @@ class SuperResolver:
     def close(self) -> None:
         """Let go of the engine, once the volume in hand is done."""
         with self._turn:
-            self._engine = None
+            self._engine = self._pipeline = None
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> Engine | CudaEngine:
         if self._engine is None:
             raise RunError("This SuperResolver is closed: open another.")
         return self._engine
@@ -225,10 +242,51 @@ class SuperResolver:
         volume = Volume(inside, slope / unit, inter / unit)
         with self._turn:
             plan = self.plan(_triple(inside.shape))
-            with contextlib.closing(resolve_slabs(volume, self.engine, plan, None, watch, progress)) as slabs:
-                for first, planes in slabs:
-                    with watch.time("blend"):
-                        fine[:, :, first : first + len(planes)] = np.moveaxis(store.restore(planes), 0, 2)
+            try:
+                self._fill(fine, volume, plan, store, watch, progress)
+            except GpuError as error:
+                self._engine, self._pipeline = self._without_gpu(error)
+                self._fill(fine, volume, plan, store, watch, progress)
+
+    def _fill(
+        self,
+        fine: NDArray[Any],
+        volume: Volume,
+        plan: Plan,
+        store: intensity.Storage,
+        watch: Stopwatch,
+        progress: Progress | None,
+    ) -> None:
+        """Run the pipeline; fine: where the stored voxels go."""
+        if self._pipeline is None:
+            raise RunError("This SuperResolver is closed: open another.")
+        with contextlib.closing(self._pipeline.slabs(volume, plan, store, watch, progress)) as slabs:
+            for first, voxels in slabs:
+                with watch.time("blend"):
+                    fine[:, :, first : first + voxels.shape[2]] = voxels
+
+    def seconds_per_window(self, plan: Plan) -> float:
+        """How long the network takes for one of a plan's windows, measured on a batch of noise."""
+        batch = batch_size(plan)
+        shape = plan.rows.window, plan.columns.window, plan.slices.window * batch
+        volume = Volume(np.random.default_rng(0).random(shape, np.float32))
+        store = intensity.storage(np.dtype(np.float32), 1.0, 1.0, 0.0, 0.0, 1.0)
+        windows = plan_windows(shape, self.card, 0.0, shape[:2])
+        room = np.empty(windows.fine_shape, np.float32)
+        watch = Stopwatch()
+        with self._turn:
+            for _ in range(2):  # the first one warms up
+                watch = Stopwatch()
+                self._fill(room, volume, windows, store, watch, None)
+        return watch.seconds["network"] / batch
+
+    def _without_gpu(self, error: GpuError) -> tuple[Engine, HostPipeline]:
+        """What the processor has instead, if that was asked for."""
+        if self._fallback is None:
+            raise error
+        engine = self._fallback()
+        log.warning("%s Going on with %s.", error, engine.info)
+        return engine, HostPipeline(engine)
 
     def _window(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """Rows and columns of a window, at least: whole planes are whole planes of the content."""
@@ -256,6 +314,10 @@ class SuperResolver:
         stages = {name: watch.seconds[name] for name in ("read", "gather", "network", "blend")}
         total = time.perf_counter() - start
         self._last.timings = Timings(**stages, total=total, windows=watch.windows, computed=watch.computed)
+
+
+def _pipeline(engine: Engine | CudaEngine) -> HostPipeline | CudaPipeline:
+    return HostPipeline(engine) if callable(engine) else CudaPipeline(engine)
 
 
 def _order(axis: int) -> list[int]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 from types import ModuleType
-from typing import Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from numpy.typing import NDArray
 from ..card import ModelCard
 from ..errors import RunError
 from ..files import sha256
+
+if TYPE_CHECKING:
+    from ..cuda import CudaEngine
 
 Library = Literal["auto", "openvino", "onnxruntime"]
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
@@ -71,7 +74,7 @@ def open_engine(
     threads: int | None = None,
     library: Library = "auto",
 ) -> Engine:
-    """Load a model: `.onnx` or a checkpoint (`.pt`), without path the model embedded in this package.
+    """Load a model for the processor: `.onnx` or a checkpoint, without path the one embedded in this package.
 
     device: "auto" or "cpu". precision: of the arithmetic; "auto" is bf16 for OpenVINO where the processor
     has it, else that of the model. threads: of the network, by default all cores. library: which one runs
@@ -100,6 +103,69 @@ def open_engine(
         from .onnxruntime import OnnxRuntimeEngine
 
         return OnnxRuntimeEngine(file, name, digest, precision, threads)
+
+
+def choose_engine(
+    path: Path | None, device: str, precision: Precision, threads: int | None, library: Library
+) -> Engine | CudaEngine:
+    """Open a model where it is asked to run: device "auto", "cpu", "cuda" or "cuda:N".
+
+    "auto" takes the GPU for a plan, and for other models where there is one and PyCUDA and the model's own
+    library can use it. Raises GpuError where a GPU is asked for and fails, else as `open_engine`.
+    """
+    name, _, number = device.partition(":")
+    if (name not in ("auto", "cpu", "cuda")) or (number and (name != "cuda" or not number.isdecimal())):
+        raise RunError(f"Device '{device}' is not one of auto, cpu, cuda, cuda:N.")
+    plan = path is not None and path.suffix.lower() == ".plan"
+    if plan and name == "cpu":
+        raise RunError(f"{path} is a TensorRT plan and runs on a GPU only: give the .onnx file instead.")
+    if name == "cpu" or (name == "auto" and not plan and not _gpu_is_ready(path)):
+        return open_engine(path, "cpu", precision, threads, library)
+    if library == "openvino":
+        raise RunError("OpenVINO runs on the processor here: leave out --device, or --library.")
+    from ..device import Gpu
+
+    gpu = Gpu(int(number or 0))
+    with model_file(path) as (file, name), gpu.current():
+        digest = sha256(file)
+        if plan:
+            from .tensorrt import TensorRtEngine
+
+            return TensorRtEngine(file, name, digest, precision, gpu)
+        if file.suffix.lower() in CHECKPOINTS:
+            from .torch_cuda import TorchCudaEngine
+
+            return TorchCudaEngine(file, name, digest, precision, gpu)
+        from .onnxruntime_cuda import OnnxRuntimeCudaEngine
+
+        return OnnxRuntimeCudaEngine(file, name, digest, precision, gpu)
+
+
+def cpu_model(path: Path | None) -> Path | None:
+    """The file that the processor can run instead: of a plan, the ONNX file that it was built from."""
+    if path is None or path.suffix.lower() != ".plan":
+        return path
+    from ..plan import read_card
+
+    return path.with_name(read_card(path).onnx)
+
+
+def _gpu_is_ready(path: Path | None) -> bool:
+    """Whether the libraries that would run this model on a GPU are here, and a GPU."""
+    if not importlib.util.find_spec("pycuda"):
+        return False
+    from ..device import Gpu
+
+    try:
+        if path is not None and path.suffix.lower() in CHECKPOINTS:
+            if not importlib.import_module("torch").cuda.is_available():
+                return False
+        elif "CUDAExecutionProvider" not in importlib.import_module("onnxruntime").get_available_providers():
+            return False
+        Gpu()
+    except (ImportError, RunError):
+        return False
+    return True
 
 
 def require(module: str, extra: str) -> ModuleType:

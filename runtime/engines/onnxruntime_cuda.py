@@ -1,0 +1,88 @@
+"""ONNX Runtime on a GPU: its CUDA provider on our streams, reading and writing our device buffers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..card import METADATA_KEY, ModelCard
+from ..cuda import Slot
+from ..device import Gpu, GpuError, OutOfMemory
+from ..errors import RunError
+from . import EngineInfo, Precision, require
+
+PROVIDER = "CUDAExecutionProvider"
+
+
+class OnnxRuntimeCudaEngine:
+    """An ONNX model, with a session for each slot, since a session belongs to one stream."""
+
+    card: ModelCard
+    info: EngineInfo
+    slots = 2
+
+    def __init__(self, file: Path, name: str, sha256: str, precision: Precision, gpu: Gpu) -> None:
+        self._ort: Any = require("onnxruntime", "gpu")
+        if PROVIDER not in self._ort.get_available_providers():
+            raise RunError(
+                "This ONNX Runtime cannot use a GPU: pip install 'udean[gpu]' in place of 'udean[cpu]'"
+            )
+        self.gpu = gpu
+        self._model = file.read_bytes()  # sessions open when their stream is known, and the file may be gone
+        probe = self._session(0)
+        text = probe.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "")
+        self.card = ModelCard.from_json(text, str(file))
+        if precision not in ("auto", self.card.precision):
+            raise RunError(
+                f"ONNX Runtime computes in the model's own precision and {file} is {self.card.precision}: "
+                f"give a model exported in {precision}, or --precision auto."
+            )
+        self.half = probe.get_inputs()[0].type == "tensor(float16)"
+        self._sessions: dict[tuple[int, int], Any] = {}
+        self._options = self._ort.RunOptions()
+        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        version = self._ort.__version__
+        self.info = EngineInfo("onnxruntime", version, gpu.name, self.card.precision, name, sha256)
+
+    def batches(self, window: tuple[int, int]) -> tuple[int, int]:
+        return 1, 1 << 20
+
+    def enqueue(self, slot: Slot) -> None:
+        key = slot.index, slot.stream
+        if key not in self._sessions:
+            self._sessions = {k: s for k, s in self._sessions.items() if k[0] != slot.index}
+            self._sessions[key] = self._session(slot.stream)
+        session = self._sessions[key]
+        binding, dtype = session.io_binding(), np.float16 if self.half else np.float32
+        names = session.get_inputs()[0].name, session.get_outputs()[0].name
+        binding.bind_input(names[0], "cuda", self.gpu.index, dtype, slot.shape, slot.lr)
+        binding.bind_output(names[1], "cuda", self.gpu.index, dtype, slot.fine, slot.sr)
+        try:
+            session.run_with_iobinding(binding, self._options)
+        except Exception as error:  # the library's own exceptions share no base class
+            raise _ours(error) from error
+
+    def _session(self, stream: int) -> Any:
+        settings = {"device_id": str(self.gpu.index), "use_tf32": "0", "cudnn_conv_algo_search": "EXHAUSTIVE"}
+        if stream:
+            settings["user_compute_stream"] = str(stream)
+        options = self._ort.SessionOptions()
+        options.log_severity_level = 3
+        try:
+            session = self._ort.InferenceSession(self._model, options, providers=[(PROVIDER, settings)])
+        except Exception as error:
+            raise _ours(error) from error
+        if PROVIDER not in session.get_providers():
+            raise GpuError(
+                "ONNX Runtime cannot start its CUDA provider: its CUDA or cuDNN libraries are missing."
+            )
+        return session
+
+
+def _ours(error: Exception) -> Exception:
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "memory" in text.lower():
+        return OutOfMemory(text)
+    return GpuError(f"ONNX Runtime failed on the GPU: {text}")

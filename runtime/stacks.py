@@ -1,0 +1,226 @@
+"""MRD images to volumes and back: which slices belong together, where they lie, what the SR images say.
+
+Directions and positions are in patient coordinates (LPS), millimetres. A volume's voxel axes are (x, y, z):
+along read_dir, phase_dir and across the slices. `position` is the centre of the excited volume in the
+specification ("spec"), and the centre of the first voxel in converters in use ("first-voxel").
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import mrd
+from .card import ModelCard
+from .errors import RunError
+from .geometry import Factors, fine_affine, slab_axis, voxel_factors
+from .mrd import Image
+
+Position = Literal["spec", "first-voxel"]
+TOLERANCE = 0.05  # of a voxel, for slices out of line; positions are float32
+COUNTERS = ("image_series_index", "average", "contrast", "phase", "repetition", "set")
+LIMIT = 65535  # voxels along an axis, and series: uint16 in the header
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The images of one volume in order of their position, and where it lies.
+
+    affine: (4, 4), voxels (x, y, z) to LPS. axis: which of them is across the slab.
+    """
+
+    images: tuple[Image, ...]
+    affine: NDArray[np.float64]
+    axis: int
+
+    @property
+    def planar(self) -> bool:
+        """Whether the volume came slice by slice."""
+        return self.images[0].pixels.shape[1] == 1
+
+    def volume(self) -> NDArray[Any]:
+        """The voxels (rows, columns, slices) as the resolver takes them, slices along `axis`."""
+        planes = np.concatenate([image.pixels[0] for image in self.images])
+        return np.moveaxis(planes.transpose(2, 1, 0), self.axis, 2)
+
+    def factors(self, card: ModelCard) -> Factors:
+        """HR voxels per LR voxel along (x, y, z)."""
+        return voxel_factors(card.scale, self.axis)
+
+    def fine_shape(self, card: ModelCard) -> tuple[int, int, int]:
+        """Voxels (x, y, z) of the SR volume."""
+        _, _, y, x = self.images[0].pixels.shape
+        z = sum(image.pixels.shape[1] for image in self.images)
+        i, j, k = (n * f for n, f in zip((x, y, z), self.factors(card), strict=True))
+        return i, j, k
+
+
+def is_resolvable(image: Image) -> bool:
+    """Whether an image is a magnitude image of one channel; all others are passed on as they are."""
+    header = image.header
+    return (
+        header["image_type"] in (0, mrd.MAGNITUDE)
+        and image.pixels.dtype.kind in "iuf"
+        and header["channels"] == 1
+        and not header["flags"] & mrd.NAVIGATION
+    )
+
+
+def group(images: Iterable[Image]) -> list[tuple[Image, ...]]:
+    """Images that make up a volume each, in order of arrival; a 3-D image is a volume of its own."""
+    groups: dict[Any, list[Image]] = defaultdict(list)
+    for number, image in enumerate(images):
+        header = image.header
+        planar = image.pixels.shape[1] == 1
+        key = *(int(header[name]) for name in COUNTERS), image.pixels.shape, image.pixels.dtype.str
+        groups[key if planar else number].append(image)
+    return [tuple(members) for members in groups.values()]
+
+
+def stack(images: tuple[Image, ...], position: Position) -> Stack:
+    """The volume that images of one group make up.
+
+    Raises RunError where they have no usable geometry, or are not evenly spaced slices of one stack: one
+    missing, twice there, tilted or shifted.
+    """
+    first = images[0].header
+    name = f"Series {first['image_series_index']}"
+    fields = ("field_of_view", "read_dir", "phase_dir", "slice_dir")
+    shape = np.array(images[0].pixels.shape[:0:-1])  # x, y, z
+    view, *directions = (first[field].astype(np.float64) for field in fields)
+    frame = np.array(directions)  # a direction a row
+    if not (np.isfinite(view).all() and (view > 0).all()):
+        raise RunError(f"{name} has no usable field of view: {view} mm.")
+    lengths = np.linalg.norm(frame, axis=1)
+    if not np.allclose(lengths, 1, atol=0.01) or abs(np.linalg.det(frame)) < 0.98:
+        raise RunError(f"{name} has directions that are not three orthogonal unit vectors.")
+    for field, wanted in zip(fields, (view, *directions), strict=True):
+        if not all(np.allclose(image.header[field], wanted, rtol=1e-3, atol=1e-3) for image in images):
+            raise RunError(f"{name} has slices whose {field} differ: they are not one stack.")
+
+    places = np.array([image.header["position"] for image in images], np.float64)
+    if not np.isfinite(places).all():
+        raise RunError(f"{name} has a position that is not finite.")
+    order = np.argsort(places @ frame[2], kind="stable")
+    images, places = tuple(images[n] for n in order), places[order]
+    size = view / shape
+    step = frame[2] * size[2]
+    if len(images) > 1:
+        step = _step(name, places @ frame.T, size, frame)
+    affine = np.eye(4)
+    affine[:3, :3] = np.column_stack([frame[0] * size[0], frame[1] * size[1], step])
+    affine[:3, 3] = places[0]
+    if position == "spec":
+        affine[:3, 3] -= affine[:3, :3] @ ((shape - 1) / 2)
+    axis = slab_axis(np.linalg.norm(affine[:3, :3], axis=0)) if shape[2] > 1 else 2
+    return Stack(images, affine, axis)
+
+
+def fine_images(
+    source: Stack, voxels: NDArray[Any], card: ModelCard, position: Position, series: int, toolkit: str
+) -> list[Image]:
+    """The SR images of a volume: slices if it came as slices, else one 3-D image.
+
+    voxels: (rows, columns, slices) as the resolver gives them, int or float. series: their
+    image_series_index.
+    """
+    planes = np.moveaxis(voxels, 2, source.axis).transpose(2, 1, 0)  # z, y, x
+    factors = source.factors(card)
+    affine = fine_affine(source.affine, factors, card.grid)
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    low, high = float(voxels.min()), float(voxels.max())
+    blocks = planes[:, None] if source.planar else planes[None]
+    images = []
+    for number, block in enumerate(blocks):
+        nearest = min(number // factors[2], len(source.images) - 1)
+        origin = source.images[nearest]
+        header = origin.header.copy()
+        shape = np.array(block.shape[::-1])
+        header["matrix_size"], header["field_of_view"] = shape, shape * sizes
+        place = affine[:3] @ [0, 0, number, 1]
+        header["position"] = place + affine[:3, :3] @ ((shape - 1) / 2) if position == "spec" else place
+        header["slice"] = number if source.planar else header["slice"]
+        header["image_series_index"], header["image_index"] = series, number + 1
+        header["image_type"] = mrd.MAGNITUDE
+        header["data_type"] = next(n for n, dtype in mrd.DTYPES.items() if dtype == block.dtype)
+        attributes = mrd.read_attributes(origin.attributes)
+        attributes.setdefault("WindowCenter", [f"{(low + high) / 2:g}"])
+        attributes.setdefault("WindowWidth", [f"{max(high - low, 1):g}"])
+        xml = mrd.write_attributes(attributes | marks(header, card, toolkit))
+        header["attribute_string_len"] = len(xml)
+        images.append(Image(header, xml, block[None]))
+    return images
+
+
+def marks(header: Any, card: ModelCard, toolkit: str) -> dict[str, list[str]]:
+    """The attributes by which nobody can take an SR image for a measured one."""
+    return {
+        "DataRole": ["Image"],
+        "ImageProcessingHistory": ["UDEAN", f"Super-resolution by {card.name}", card.intended_use],
+        "SequenceDescriptionAdditional": ["UDEAN_SR"],
+        "ImageComments": [f"Super-resolution by udean, {card.intended_use}"],
+        "DerivationDescription": [
+            f"Super-resolution {'x'.join(map(str, card.scale))} by udean {toolkit}, model {card.name} "
+            f"({card.checkpoint[:16] or 'no checkpoint'}): {card.intended_use}"
+        ],
+        "Keep_image_geometry": ["1"],
+        "ImageRowDir": [f"{value:.9f}" for value in header["read_dir"]],
+        "ImageColumnDir": [f"{value:.9f}" for value in header["phase_dir"]],
+    }
+
+
+class SeriesNumbers:
+    """Numbers for SR series that no received series has; sizes that differ get series that differ."""
+
+    def __init__(self, images: Iterable[Image]) -> None:
+        taken = {int(image.header["image_series_index"]) for image in images}
+        above = range(max(taken, default=0) + 1, LIMIT + 1)
+        self._free = (n for n in itertools.chain(above, range(1, LIMIT + 1)) if n not in taken)
+        self._given: dict[Any, int] = {}
+
+    def of(self, source: Stack) -> int:
+        """The SR series of a volume. Raises RunError where all numbers are taken."""
+        image = source.images[0]
+        key = int(image.header["image_series_index"]), image.pixels.shape, image.pixels.dtype.str
+        if key not in self._given:
+            number = next(self._free, None)
+            if number is None:
+                raise RunError("All series numbers of this stream are taken.")
+            self._given[key] = number
+        return self._given[key]
+
+
+def _step(
+    name: str, places: NDArray[np.float64], size: NDArray[np.float64], frame: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """From one slice to the next, (3,), LPS. places: of each slice along the three directions, sorted."""
+    steps = np.diff(places[:, 2])
+    usual = float(np.median(steps))
+    if (steps < TOLERANCE * usual).any() or usual <= 0:
+        raise RunError(f"{name} has two slices at the same position: send every slice once.")
+    for number, step in enumerate(steps):
+        if abs(step - usual) > TOLERANCE * usual:
+            raise RunError(
+                f"{name} is not evenly spaced: {step:.3f} mm between its slices {number + 1} and {number + 2} "
+                f"of {len(places)} and {usual:.3f} mm elsewhere; a slice may be missing."
+            )
+    if (np.ptp(places[:, :2], axis=0) > TOLERANCE * size[:2]).any():
+        raise RunError(f"{name} has slices that are shifted against each other: it is not one upright stack.")
+    return frame[2] * float(steps.mean())
+
+
+def refuse_too_large(source: Stack, card: ModelCard) -> None:
+    """Raise RunError where the SR volume has more voxels along an axis than a header can say."""
+    if max(source.fine_shape(card)) > LIMIT:
+        sizes = " x ".join(map(str, source.fine_shape(card)))
+        raise RunError(f"The SR volume would have {sizes} voxels, and MRD holds {LIMIT} along an axis.")
+
+
+__all__ = ["Position", "SeriesNumbers", "Stack", "fine_images", "group", "is_resolvable", "stack"]
