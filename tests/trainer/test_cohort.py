@@ -13,11 +13,6 @@ from udean.trainer.scans import CohortError, find
 from udean.trainer.volumes import Recipe
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 def save(path, volume, zoom=1.0):
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(volume, np.diag([zoom, zoom, zoom, 1])), path)
@@ -89,17 +84,8 @@ def test_unreadable_and_4d_scans_are_named(tmp_path):
         Preparation((2, 2, 2)).target(find([tmp_path / "series.nii"]))
 
 
-def blobs(seed, shape=(48, 48, 48)):
-    """A head-like volume: a smooth bright body with structure, air around it, int16."""
-    rng = np.random.default_rng(seed)
-    grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij"))
-    body = 1 / (1 + np.exp(40 * (np.sqrt((grid**2).sum(0)) - 0.8)))
-    structure = kspace.zero_fill(rng.random(tuple(n // 4 for n in shape), np.float32), (4, 4, 4))
-    return np.asarray(1000 * body * (0.5 + 0.5 * structure), np.int16)
-
-
-def test_simulated_target_scans_are_the_acquisition_of_their_hr_scans(tmp_path):
-    hr = blobs(0)
+def test_simulated_target_scans_are_the_acquisition_of_their_hr_scans(tmp_path, head):
+    hr = head(0)
     entry = find([save(tmp_path / "a.nii", hr)])
     degradation = Degradation(noise=0.02, partial_fourier=0.8)
     prepare = Preparation((2, 2, 1), (1,), degradation, seed=5)
@@ -113,8 +99,8 @@ def test_simulated_target_scans_are_the_acquisition_of_their_hr_scans(tmp_path):
     assert np.abs(again.volumes[0] - member.volumes[0]).max() > 0.01
 
 
-def test_scans_of_another_voxel_size_are_named_and_left_out_on_request(tmp_path, caplog):
-    paths = [save(tmp_path / f"{i}.nii", blobs(i), zoom) for i, zoom in enumerate((1.0, 1.02, 1.0, 1.5))]
+def test_scans_of_another_voxel_size_are_named_and_left_out_on_request(tmp_path, head, caplog):
+    paths = [save(tmp_path / f"{i}.nii", head(i), zoom) for i, zoom in enumerate((1.0, 1.02, 1.0, 1.5))]
     with pytest.raises(CohortError, match=r"3\.nii has voxels of 1\.5 x 1\.5 x 1\.5 mm"):
         Preparation((2, 2, 2)).target(find(paths))
     (tmp_path / "4.nii").write_bytes(b"no scan")
@@ -127,9 +113,9 @@ def test_scans_of_another_voxel_size_are_named_and_left_out_on_request(tmp_path,
         Preparation((2, 2, 2), skip_bad=True).target(find([tmp_path / "4.nii"]))
 
 
-def test_a_source_folder_that_is_lr_and_a_wrong_scale_are_noticed(tmp_path):
-    fine = find([save(tmp_path / "hr" / "a.nii", blobs(0), 1.0)])
-    coarse = find([save(tmp_path / "lr" / "b.nii", blobs(1), 2.0)])
+def test_a_source_folder_that_is_lr_and_a_wrong_scale_are_noticed(tmp_path, head):
+    fine = find([save(tmp_path / "hr" / "a.nii", head(0), 1.0)])
+    coarse = find([save(tmp_path / "lr" / "b.nii", head(1), 2.0)])
     check_scale(fine, coarse, (2, 2, 2))
     with pytest.raises(CohortError, match="no finer than the target"):
         check_scale(coarse, fine, (2, 2, 2))
@@ -137,8 +123,8 @@ def test_a_source_folder_that_is_lr_and_a_wrong_scale_are_noticed(tmp_path):
         check_scale(fine, coarse, (2, 2, 1))
 
 
-def test_pairs_need_both_scans_of_every_participant(tmp_path):
-    hr = find([save(tmp_path / "hr" / f"{name}.nii", blobs(0)) for name in "ab"])
-    lr = find([save(tmp_path / "lr" / f"{name}.nii", blobs(0)) for name in "bc"])
+def test_pairs_need_both_scans_of_every_participant(tmp_path, head):
+    hr = find([save(tmp_path / "hr" / f"{name}.nii", head(0)) for name in "ab"])
+    lr = find([save(tmp_path / "lr" / f"{name}.nii", head(0)) for name in "bc"])
     with pytest.raises(CohortError, match="a is in one only"):
         Preparation((2, 2, 2)).pairs(hr, lr)
