@@ -51,12 +51,11 @@ def gather(config: Config) -> Material:
                 f"There are no {group} scans: name them with --{group} or in the configuration."
             )
     entries = {
+        "source": find(data.source) if draws != "target" else [],
         "target": find(data.target),
         "validation": find(data.validation_hr),
         "validation LR": find(data.validation_lr),
     }
-    if draws != "target":
-        entries["source"] = find(data.source)
     keep_apart(
         {name: entries[name] for name in entries if name != "validation LR"},
         frozenset() if data.pairing == "unpaired" else frozenset({"source", "target"}),

@@ -1,0 +1,206 @@
+"""The loop: every method runs, resumes bit by bit, scales gradients, shares a batch, and gives warning."""
+
+import csv
+import logging
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.precision import MixedPrecision
+from udean.runtime.errors import RunError
+from udean.trainer import checkpoint, fit
+from udean.trainer.config import load
+from udean.trainer.methods import METHODS
+from udean.trainer.watch import Alarm, Metrics
+
+PAIRED = {"supervised": "misaligned"}
+
+
+@pytest.fixture
+def scans(tmp_path, head):
+    for group, seeds in (("source", (0, 1)), ("target", (2, 3)), ("validation", (4,))):
+        for seed in seeds:
+            path = tmp_path / group / f"head-{seed}.nii"
+            path.parent.mkdir(exist_ok=True)
+            nib.save(nib.Nifti1Image(head(seed, (72, 72, 40)), np.eye(4)), path)
+    return tmp_path
+
+
+def config(scans, method="udean", **tables):
+    """Tiny networks on simulated target scans; supervised on misaligned pairs of the target's people."""
+    source = "target" if method in PAIRED else "source"
+    return load(
+        "paper",
+        options={
+            "method": method,
+            "data": {
+                "source": [str(scans / source)],
+                "target": [str(scans / "target")],
+                "validation_hr": [str(scans / "validation")],
+                "pairing": PAIRED.get(method, "unpaired"),
+                "misalign": method in PAIRED,
+                "target_simulated": True,
+            },
+            "network": {"channels": 8, "groups": 1, "blocks": 1, "discriminator": 4, "skip": "cubic"},
+            "schedule": {
+                "steps": 4, "batch": 2, "patch": 16, "learning_rate": 1e-3,
+                "validate_every": 2, "checkpoint_every": 2, **tables.get("schedule", {}),
+            },
+            "machine": {"workers": 0, **tables.get("machine", {})},
+        },
+    )  # fmt: skip
+
+
+def state(run):
+    return checkpoint.load(run / "checkpoint.pt")["training"]
+
+
+def assert_same(first, second):
+    assert first["step"] == second["step"]
+    for name, value in first["method"].items():
+        assert torch.equal(value, second["method"][name]), name
+
+
+def metrics_of(run):
+    with open(run / "metrics.csv") as file:
+        return list(csv.DictReader(file))
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_and_goes_on_where_it_was_killed(method, scans):
+    chosen = config(scans, method)
+    final = fit.fit(chosen, scans / "whole")
+    network, card = checkpoint.load_generator(final)
+    assert card.method == method and math.isfinite(card.quality["validation_psnr"])
+    assert network(torch.rand(1, 3, 8, 8)).shape == (1, 6, 16, 16)
+
+    def report(step, total, values):
+        if step == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit.fit(chosen, scans / "cut", report=report)
+    assert state(scans / "cut")["step"] == 2
+    fit.fit(chosen, scans / "cut", resume=True)
+    assert_same(state(scans / "whole"), state(scans / "cut"))
+    rows = metrics_of(scans / "cut")
+    assert [int(r["step"]) for r in rows] == list(range(1, 4 * METHODS[method].stages + 1))
+    assert any((scans / "whole" / "tensorboard").iterdir())
+
+
+def test_workers_draw_what_the_loop_itself_would(scans):
+    for workers in (0, 1):
+        fit.fit(config(scans, machine={"workers": workers}), scans / str(workers))
+    assert_same(state(scans / "0"), state(scans / "1"))
+
+
+def test_half_precision_scales_gradients_and_its_factor_is_resumed(scans, monkeypatch):
+    """Fabric has no fp16 for the CPU by name; its plugin does what "16-mixed" does on a GPU."""
+    monkeypatch.setattr(
+        fit, "_fabric", lambda c: Fabric(accelerator="cpu", plugins=[MixedPrecision("16-mixed", "cpu")])
+    )
+    chosen = config(scans, schedule={"precision": "16-mixed"})
+    fit.fit(chosen, scans / "whole")
+    saved = state(scans / "whole")
+    assert saved["scaler"]["scale"] >= 1 and all(torch.isfinite(v).all() for v in saved["method"].values())
+
+    def report(step, total, values):
+        if step == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit.fit(chosen, scans / "cut", report=report)
+    fit.fit(chosen, scans / "cut", resume=True)
+    assert_same(saved, state(scans / "cut"))
+    assert state(scans / "cut")["scaler"] == saved["scaler"]
+
+
+def test_two_processes_give_the_losses_of_one_with_the_same_global_batch(scans):
+    """Real gloo processes, started by the command itself; batch normalisation spans both."""
+    chosen = config(scans, schedule={"batch": 4})
+    fit.fit(chosen, scans / "one")
+    (scans / "c.toml").write_text(chosen.to_toml())
+    command = [Path(sys.executable).parent / "udean-train", "--config", "c.toml", "--devices", "2"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, "-o", "two"], cwd=scans, env=env, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    one, two = metrics_of(scans / "one"), metrics_of(scans / "two")
+    assert len(one) == len(two) == 4
+    for a, b in zip(one, two, strict=True):
+        for name in a:
+            if a[name]:
+                assert float(b[name]) == pytest.approx(float(a[name]), rel=2e-3, abs=1e-5), (a["step"], name)
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(scans):
+    """A limit on file size is a disk that is full for this process alone."""
+    import resource
+
+    fit.fit(config(scans), scans / "run")
+    before = (scans / "run" / "checkpoint.pt").read_bytes()
+    contents = checkpoint.load(scans / "run" / "checkpoint.pt")
+    network, card = checkpoint.load_generator(scans / "run" / "checkpoint.pt")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        with pytest.raises(RunError, match=r"Cannot write .*checkpoint\.pt") as caught:
+            checkpoint.save(
+                scans / "run" / "checkpoint.pt", card, config(scans).network, network, contents["training"]
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(caught.value)
+    assert (scans / "run" / "checkpoint.pt").read_bytes() == before
+    assert not list((scans / "run").glob(".*part"))
+
+
+def test_losses_that_are_not_finite_stop_the_run(scans):
+    with pytest.raises(fit.DivergenceError, match="lower learning_rate"):
+        fit.fit(config(scans, schedule={"learning_rate": 1e30}), scans / "run")
+
+
+def test_participants_in_two_groups_stop_the_run(scans):
+    options = config(scans)
+    leaked = load("paper", options={"data": {"source": options.data.source, "target": options.data.source}})
+    with pytest.raises(RunError, match="head-0 is in the source and in the target group"):
+        fit.fit(leaked, scans / "run")
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(scans, monkeypatch):
+    monkeypatch.setattr(fit.processes, "count", lambda: 3)
+    with pytest.raises(RunError, match="cannot be shared by 3"):
+        fit.fit(config(scans), scans / "run")
+
+
+def test_alarm_tells_a_collapsed_discriminator_and_a_rising_loss_once(caplog):
+    alarm = Alarm()
+    with caplog.at_level(logging.WARNING):
+        for step in range(2000):
+            rising = 0.1 if step < 1000 else 0.1 + (step - 1000) / 100
+            alarm.hear(step, {"image_cycle": rising, "d_hr": 1e-4, "d_lr": 0.2, "lr_consistency": 0.1})
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    assert "d_hr has collapsed" in said[0] and "image_cycle has risen" in said[1]
+
+
+def test_metrics_of_another_stage_keep_the_rows_before(tmp_path):
+    metrics = Metrics(tmp_path, 0)
+    metrics.write(1, {"low_pass": 1.0, "d_lr": 0.5})
+    metrics.write(2, {"pixel": 2.0, "validation_psnr": 30.0})
+    metrics.close()
+    resumed = Metrics(tmp_path, 1)
+    resumed.write(2, {"pixel": 3.0})
+    resumed.close()
+    rows = metrics_of(tmp_path)
+    assert [(r["step"], r["low_pass"], r["pixel"]) for r in rows] == [("1", "1", ""), ("2", "", "3")]
