@@ -44,7 +44,7 @@ def survey(volume: NDArray[Any], least: tuple[int, int, int] = (1, 1, 1)) -> Con
         plane = volume[index]
         least_here, most_here = plane.min(), plane.max()
         if not (np.isfinite(least_here) and np.isfinite(most_here)):  # NaN and Inf show in one of them
-            raise IntensityError("The volume has NaN or infinite voxels.")
+            raise IntensityError("There are NaN or infinite voxels.")
         low, high = min(low, least_here), max(high, most_here)
         content = plane != background
         for axis in range(3):

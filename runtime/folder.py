@@ -30,7 +30,7 @@ from .errors import RunError
 from .files import read_json, sha256, sweep, write_json
 from .host import ahead
 from .jobs import DATASET, Job, is_bids
-from .resolver import Output, Progress, SuperResolver, Timings, check_memory
+from .resolver import Look, Output, Progress, SuperResolver, Timings, check_memory
 from .volume import Header, Scan, open_scan
 
 MANIFEST = "udean-manifest.jsonl"  # a line a scan and run, so that processes can share it; the last counts
@@ -84,12 +84,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A scan that has been read and waits for the network. start: when reading began; seconds: it took."""
+    """A scan that has been read and looked through, and waits for the network.
+
+    start: when reading began; seconds: it took.
+    """
 
     job: Job
     request: Request
     scan: Scan
     header: Header
+    looks: list[Look]
     start: float
     seconds: float
 
@@ -154,7 +158,8 @@ def _load(job: Job, resolve: SuperResolver, settings: Settings) -> Loaded | Outc
     if not Draft(job.target).mapped:
         check_memory(scan.name, header)
     scan = scan.loaded()
-    return Loaded(job, request, scan, header, start, time.perf_counter() - start)
+    looks = resolve.look(scan, settings.axis)
+    return Loaded(job, request, scan, header, looks, start, time.perf_counter() - start)
 
 
 def _resolve(
@@ -162,7 +167,7 @@ def _resolve(
 ) -> Resolved:
     draft = Draft(loaded.job.target)
     try:
-        resolve.scan(loaded.scan, settings.dtype, settings.axis, progress, draft.room)
+        resolve.scan(loaded.scan, settings.dtype, settings.axis, progress, draft.room, loaded.looks)
     except BaseException:
         draft.discard()
         raise

@@ -95,7 +95,7 @@ def _largest(
             piece = piece * slope + inter
         magnitude = np.abs(piece).ravel()
         if not np.isfinite(magnitude.max()):
-            raise IntensityError("The scan has NaN or infinite voxels.")
+            raise IntensityError("There are NaN or infinite voxels.")
         if kept.size == count:
             magnitude = magnitude[magnitude > kept.min()]
         kept = np.concatenate((kept, magnitude))

@@ -14,7 +14,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -73,6 +73,14 @@ class Timings:
     windows: int
     computed: int
     write: float = 0.0
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look through an LR volume has found. unit: the intensity that becomes 1 in the network."""
+
+    content: Content
+    unit: float
 
 
 class SuperResolver:
@@ -150,7 +158,7 @@ class SuperResolver:
             raise RunError(f"A volume must be 3-D and real, not {volume.dtype} of shape {volume.shape}.")
         start, watch = time.perf_counter(), Stopwatch()
         sr = np.empty(self.plan(_triple(volume.shape)).fine_shape, _stored_dtype(volume.dtype, dtype), "F")
-        self._resolve(volume, sr, 1.0, 0.0, 2, watch, progress)
+        self._resolve(volume, sr, 1.0, 0.0, 2, self._look(volume, 2, 1.0, 0.0), watch, progress)
         self._note(start, watch)
         return sr
 
@@ -165,28 +173,33 @@ class SuperResolver:
         axis: int | None = None,
         progress: Progress | None = None,
         room: Room | None = None,
+        looks: Sequence[Look] | None = None,
     ) -> tuple[Header, NDArray[Any]]:
         """Resolve a scan; returns the SR volume's header and its voxels as stored, (i, j, k).
 
         A time series is resolved volume by volume, (i, j, k, t). room: where the SR voxels go, by default
-        into memory.
+        into memory. looks: what `look` has found in the scan, if it was asked before.
         """
         start, watch = time.perf_counter(), Stopwatch()
         axis, _, _ = self.layout(scan, axis)
         header = self.header(scan, dtype, axis)
         sr = (room or _memory(scan.name))(header)
         with watch.time("read"):
-            voxels = scan.voxels()
-        series = [(voxels, sr)]
-        if scan.volumes > 1:
-            series = [(voxels[..., t], sr[..., t]) for t in range(scan.volumes)]
-        try:
-            for lr, fine in series:
-                self._resolve(lr, fine, scan.slope, scan.inter, axis, watch, progress)
-        except intensity.IntensityError:
-            raise RunError(f"{scan.name} has NaN or infinite voxels: mask or repair them first.") from None
+            scan = scan.loaded()
+            looks = looks or self.look(scan, axis)
+            volumes = _volumes(scan.voxels())
+        for lr, fine, look in zip(volumes, _volumes(sr), looks, strict=True):
+            self._resolve(lr, fine, scan.slope, scan.inter, axis, look, watch, progress)
         self._note(start, watch)
         return header, sr
+
+    def look(self, scan: Scan, axis: int | None = None) -> list[Look]:
+        """Look through the volumes of a scan; RunError for NaN and Inf. Can be done ahead, in any thread."""
+        axis, _, _ = self.layout(scan, axis)
+        try:
+            return [self._look(v, axis, scan.slope, scan.inter) for v in _volumes(scan.voxels())]
+        except intensity.IntensityError as error:
+            raise RunError(f"{scan.name}: {error} Mask or repair its voxels first.") from None
 
     def header(self, scan: Scan, dtype: Output = "input", axis: int | None = None) -> Header:
         """The header that the SR scan will have."""
@@ -216,6 +229,7 @@ class SuperResolver:
         slope: float,
         inter: float,
         axis: int,
+        look: Look,
         watch: Stopwatch,
         progress: Progress | None,
     ) -> None:
@@ -225,17 +239,14 @@ class SuperResolver:
         network does not see it.
         """
         lr, target = np.moveaxis(voxels, axis, 2), np.moveaxis(sr, axis, 2)
-        content = survey(lr, (*(self._window(lr.shape)), self.card.slab[0]))
-        if not self.options.crop:
-            whole = slice(None)
-            content = dataclasses.replace(content, box=(whole, whole, whole))
+        content = look.content
         in_units = sr.dtype.kind == "f"
         background = content.background * slope + inter if in_units else content.background
         if content.low == content.high:
             target[...] = background
             return
 
-        unit = intensity.unit(lr, self.card.intensity, slope, inter)
+        unit = look.unit
         store = intensity.storage(sr.dtype, unit, slope, inter, content.low, content.high)
         inside = lr[content.box]
         fine = self._surround(target, content, background)
@@ -288,10 +299,18 @@ class SuperResolver:
         log.warning("%s Going on with %s.", error, engine.info)
         return engine, HostPipeline(engine)
 
-    def _window(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        """Rows and columns of a window, at least: whole planes are whole planes of the content."""
+    def _look(self, voxels: NDArray[Any], axis: int, slope: float, inter: float) -> Look:
+        """The content's box holds a window at least; whole planes are whole planes of the content."""
         window = self.options.window
-        return (1, 1) if window == "plane" else window or self.card.window
+        rows, columns = (1, 1) if window == "plane" else window or self.card.window
+        lr = np.moveaxis(voxels, axis, 2)
+        content = survey(lr, (rows, columns, self.card.slab[0]))
+        if not self.options.crop:
+            whole = slice(None)
+            content = dataclasses.replace(content, box=(whole, whole, whole))
+        if content.low == content.high:
+            return Look(content, 1.0)
+        return Look(content, intensity.unit(lr, self.card.intensity, slope, inter))
 
     def _surround(self, target: NDArray[Any], content: Content, background: Any) -> NDArray[Any]:
         """Fill what lies outside the content's box; returns the view inside of it."""
@@ -323,6 +342,11 @@ def _pipeline(engine: Engine | CudaEngine) -> HostPipeline | CudaPipeline:
 def _order(axis: int) -> list[int]:
     """Where each of (row, column, slice) lies among the voxel axes."""
     return [n for n in range(3) if n != axis] + [axis]
+
+
+def _volumes(voxels: NDArray[Any]) -> list[NDArray[Any]]:
+    """The volumes of a series, or the one that there is."""
+    return [voxels] if voxels.ndim == 3 else [voxels[..., t] for t in range(voxels.shape[3])]
 
 
 def _triple(shape: tuple[int, ...]) -> tuple[int, int, int]:
