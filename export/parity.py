@@ -158,26 +158,26 @@ def enforce(found: dict[str, Deviation], precision: Precision, engine: str) -> N
 
 
 def engines(path: Path) -> Iterator[tuple[str, Network]]:
-    """Everything here that runs an ONNX model, by name, opened one after the other as the runtime opens it.
+    """Everything here that runs an artefact, by name, opened one after the other as the runtime opens it.
 
     OpenVINO is held to float32: that it may compute in bfloat16 is the runtime's choice, not the model's.
     """
+    if path.suffix == ".plan":
+        yield "tensorrt", _cuda_network(path)
+        return
     yield "onnxruntime-cpu", open_engine(path, library="onnxruntime")
     if importlib.util.find_spec("openvino"):
         yield "openvino-cpu", open_engine(path, precision="fp32", library="openvino")
     import onnxruntime as ort
 
-    if "CUDAExecutionProvider" in ort.get_available_providers():
+    if "CUDAExecutionProvider" in ort.get_available_providers() and importlib.util.find_spec("pycuda"):
         yield "onnxruntime-cuda", _cuda_network(path)
 
 
 def _cuda_network(path: Path) -> Network:
-    import onnxruntime as ort
+    from .gpu import CudaNetwork, cuda_engine
 
-    # TensorFloat-32 would hide what the graph itself is worth.
-    session = ort.InferenceSession(path, providers=[("CUDAExecutionProvider", {"use_tf32": 0})])
-    dtype = np.float16 if session.get_inputs()[0].type == "tensor(float16)" else np.float32
-    return lambda lr: np.asarray(session.run(["sr"], {"lr": lr.astype(dtype)})[0], np.float32)
+    return CudaNetwork(cuda_engine(path))
 
 
 def figures(found: dict[str, dict[str, Deviation]]) -> dict[str, dict[str, float]]:

@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import onnx
 
 from ..runtime.card import ModelCard
+from ..runtime.device import Gpu
 from ..runtime.engines import require
 from ..runtime.errors import RunError
 from ..runtime.files import atomic
@@ -25,7 +27,7 @@ from . import onnx as graph
 from . import parity, verify
 from .artefacts import Artefact
 from .errors import ExportError
-from .gpu import Gpu, PlanNetwork, gpu
+from .gpu import CudaNetwork, builder_gpu, cuda_engine, cuda_version
 from .tensorrt import BuildOptions, build, layer_report
 
 Window = tuple[int, int]
@@ -57,7 +59,7 @@ class Source:
 def check_host() -> None:
     """Raise RunError or ExportError, with what to install, where no plan can be built."""
     require("tensorrt", "trt")
-    gpu()
+    builder_gpu()
 
 
 def build_plan(
@@ -81,29 +83,48 @@ def build_plan(
     target = folder / f"{verify.base_name(path)}.plan"
     if options.weights == "stripped" and folder.resolve() != path.parent.resolve():
         raise ExportError(f"A plan without weights has to lie beside {path}, which holds them: leave out -o.")
-    device, log = gpu(), logger(trt)
+    gpu, log = builder_gpu(), logger(trt)
     profiles = _profiles(source, sizes)
-    describe = functools.partial(_plan_card, trt, source, profiles, options, device)
+    describe = functools.partial(_plan_card, trt, source, profiles, options, gpu)
     try:
-        renewed = _renew(trt, log, source, target, describe, device)
-        contents = renewed or _build(trt, log, source, profiles, options, device)
-        card = describe(contents)
-        network = PlanNetwork(trt, log, contents, card, target, device.capability)
-        windows = parity.probe_windows(card.card, verify.sizes(profiles[0]))
-        reference = verify.reference(path, source.card, against, last=path)
-        found = {"tensorrt": parity.measure(network, windows, parity.run(reference.network, windows))}
-        parity.enforce(found["tensorrt"], source.card.precision, "TensorRT")
-        report = layer_report(trt, network.engine) if layers else ""
+        with gpu.current():
+            renewed = _renew(trt, log, source, target, describe, gpu)
+            contents = renewed or _build(trt, log, source, profiles, options, gpu)
+            card = describe(contents)
+            report = b""
+            if layers:
+                engine = deserialize(trt, log, contents, card, target, gpu.capability)
+                report = layer_report(trt, engine).encode()
     finally:
         if debug:
             print(*(f"[{name}] {text}" for name, text in log.messages), sep="\n", file=sys.stderr)
+    model = verify.reference(path, source.card, against, last=path)
+    found = {"tensorrt": _measure(contents, card, source, model, target)}
     own = source.card.replace(parity=source.card.parity | parity.figures(found))
     write_plan(target, contents, dataclasses.replace(card, card=own))
     if layers:
         with atomic(layers) as file:
-            file.write(report.encode())
+            file.write(report)
     how = "new weights in the plan that was there" if renewed else "built"
-    return Artefact(target, own, found, f"{how} for {device.name}, held to {reference.file.name}")
+    return Artefact(target, own, found, f"{how} for {gpu.name}, held to {model.file.name}")
+
+
+def _measure(
+    contents: bytes, card: PlanCard, source: Source, model: verify.Reference, target: Path
+) -> dict[str, parity.Deviation]:
+    """Deviations of a plan that is not yet at its target, run as it will be; ExportError beyond limits."""
+    windows = parity.probe_windows(card.card, verify.sizes(card.profiles[0]))
+    expected = parity.run(model.network, windows)
+    with tempfile.TemporaryDirectory(prefix="udean-") as scratch:
+        trial = Path(scratch) / target.name
+        trial.with_name(card.onnx).write_bytes(source.contents)  # where stripped weights are looked for
+        write_plan(trial, contents, card)
+        try:
+            found = parity.measure(CudaNetwork(cuda_engine(trial)), windows, expected)
+        except RunError as error:
+            raise ExportError(str(error).replace(str(trial), str(target))) from None
+    parity.enforce(found, card.card.precision, "TensorRT")
+    return found
 
 
 def _source(path: Path) -> Source:
@@ -114,10 +135,10 @@ def _source(path: Path) -> Source:
 
 
 def _build(
-    trt: Any, log: Any, source: Source, profiles: tuple[Profile, ...], options: BuildOptions, device: Gpu
+    trt: Any, log: Any, source: Source, profiles: tuple[Profile, ...], options: BuildOptions, gpu: Gpu
 ) -> bytes:
     """Build anew, with the timings that earlier builds on this GPU and version have left."""
-    cache = timing_cache(device, trt.__version__)
+    cache = timing_cache(gpu, trt.__version__)
     timings = cache.read_bytes() if cache.is_file() else b""
     fixed = graph.fixed_size(source.model) is not None
     slab = source.card.slab[0]
@@ -128,7 +149,7 @@ def _build(
 
 
 def _renew(
-    trt: Any, log: Any, source: Source, target: Path, describe: Callable[[bytes], PlanCard], device: Gpu
+    trt: Any, log: Any, source: Source, target: Path, describe: Callable[[bytes], PlanCard], gpu: Gpu
 ) -> bytes | None:
     """The plan that lies at target with the weights of the source, None where it has to be built."""
     try:
@@ -136,7 +157,7 @@ def _renew(
         new = dataclasses.replace(describe(contents), card=old.card, onnx_sha256=old.onnx_sha256)
         if old.weights != "refittable" or new != old:
             return None
-        engine = deserialize(trt, log, contents, old, target, device.capability)
+        engine = deserialize(trt, log, contents, old, target, gpu.capability)
         refit(trt, log, engine, source.contents, target)
     except RunError:  # there is none, or it does not take them
         return None
@@ -158,7 +179,7 @@ def _plan_card(
     source: Source,
     profiles: tuple[Profile, ...],
     options: BuildOptions,
-    device: Gpu,
+    gpu: Gpu,
     contents: bytes,
 ) -> PlanCard:
     return PlanCard(
@@ -168,9 +189,9 @@ def _plan_card(
         onnx_sha256=hashlib.sha256(source.contents).hexdigest(),
         structure=structure(source.model),
         tensorrt=trt.__version__,
-        cuda=device.cuda,
-        gpu=device.name,
-        capability=device.capability,
+        cuda=cuda_version(gpu),
+        gpu=gpu.name,
+        capability=gpu.capability,
         profiles=profiles,
         version_compatible=options.version_compatible,
         hardware=options.hardware,
@@ -190,8 +211,8 @@ def structure(model: onnx.ModelProto) -> str:
     return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()
 
 
-def timing_cache(device: Gpu, tensorrt: str) -> Path:
+def timing_cache(gpu: Gpu, tensorrt: str) -> Path:
     """Where this GPU's and version's timings are kept, in the user's cache folder."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    name = re.sub(r"[^a-z0-9]+", "-", f"{device.name} {device.capability} tensorrt {tensorrt}".lower())
+    name = re.sub(r"[^a-z0-9]+", "-", f"{gpu.name} {gpu.capability} tensorrt {tensorrt}".lower())
     return base / "udean" / f"{name}.timings"

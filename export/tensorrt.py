@@ -76,6 +76,7 @@ def build(
             _add_profile(builder, config, slab, profile)
         cache = config.create_timing_cache(timings)
         if cache is None or not config.set_timing_cache(cache, False):  # of another GPU, or damaged
+            log.reason()  # said of the cache, not of the build
             cache = config.create_timing_cache(b"")
             config.set_timing_cache(cache, False)
         plan = builder.build_serialized_network(network, config)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..runtime.card import CardError, ModelCard
-from ..runtime.engines import CHECKPOINTS, open_engine, require
+from ..runtime.engines import CHECKPOINTS, open_engine
 from ..runtime.files import sha256
-from ..runtime.plan import Profile, logger, read_plan
+from ..runtime.plan import Profile, read_card
 from . import onnx as graph
 from . import parity
 from .errors import ExportError
@@ -38,32 +37,25 @@ def verify(path: Path, against: Path | None = None) -> Iterator[tuple[str, dict[
 
     against: a float32 .onnx or the checkpoint; by default NAME.onnx or NAME.pt beside the artefact.
     """
-    if path.suffix == ".plan":
-        yield from _verify_plan(path, against)
-        return
-    if path.suffix != ".onnx":
-        raise ExportError(f"{path} is neither an .onnx nor a .plan file: name an artefact to verify.")
-    model, card = graph.read(path)
-    fixed = graph.fixed_size(model)
-    windows = parity.probe_windows(card, [fixed] if fixed else ())
-    expected = parity.run(reference(path, card, against).network, windows)
+    card, probed, last = _contract(path)
+    windows = parity.probe_windows(card, probed)
+    expected = parity.run(reference(path, card, against, last).network, windows)
     for engine, network in parity.engines(path):
         found = parity.measure(network, windows, expected)
         yield engine, found
         parity.enforce(found, card.precision, engine)
 
 
-def _verify_plan(path: Path, against: Path | None) -> Iterator[tuple[str, dict[str, parity.Deviation]]]:
-    contents, plan = read_plan(path)
-    trt: Any = require("tensorrt", "trt")
-    from .gpu import PlanNetwork, gpu
-
-    windows = parity.probe_windows(plan.card, sizes(plan.profiles[0]))
-    model = reference(path, plan.card, against, last=path.with_name(plan.onnx))
-    network = PlanNetwork(trt, logger(trt), contents, plan, path, gpu().capability)
-    found = parity.measure(network, windows, parity.run(model.network, windows))
-    yield "tensorrt", found
-    parity.enforce(found, plan.card.precision, "TensorRT")
+def _contract(path: Path) -> tuple[ModelCard, list[parity.Size], Path | None]:
+    """An artefact's card, the sizes to measure it at, and the file to hold it to where no better one is."""
+    if path.suffix == ".plan":
+        plan = read_card(path)
+        return plan.card, sizes(plan.profiles[0]), path.with_name(plan.onnx)
+    if path.suffix != ".onnx":
+        raise ExportError(f"{path} is neither an .onnx nor a .plan file: name an artefact to verify.")
+    model, card = graph.read(path)
+    fixed = graph.fixed_size(model)
+    return card, [fixed] if fixed else [], None
 
 
 def sizes(profile: Profile) -> list[parity.Size]:

@@ -16,11 +16,18 @@ TINY = Architecture(channels=8, groups=1, blocks=1, skip="cubic")
 
 
 def write_checkpoint(
-    path: Path, arch: Architecture = TINY, gain: float = 1.0, window: tuple[int, int] = (16, 16)
+    path: Path,
+    arch: Architecture = TINY,
+    gain: float = 1.0,
+    window: tuple[int, int] = (16, 16),
+    cleaned: bool = False,
 ) -> Path:
-    """A checkpoint of random weights from seed 0. gain: multiplies the activations of the first layer."""
+    """A checkpoint of random weights from seed 0.
+
+    gain: multiplies the activations of the first layer. cleaned: with PseudoSR's network before the encoder.
+    """
     torch.manual_seed(0)
-    network = super_resolution(arch)
+    network = super_resolution(arch, cleaned)
     with torch.no_grad():
         for value in network.decoder.tail.parameters():  # zero in a fresh network with the skip
             value.normal_(0, 0.05)

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,10 +103,18 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, models: Path) -> Iter
 
 
 def _pycuda(memory: Memory) -> types.ModuleType:
-    context = types.SimpleNamespace(push=lambda: None, pop=lambda: None, detach=lambda: None)
+    context = types.SimpleNamespace(push=lambda: None)
     device = types.SimpleNamespace(
         retain_primary_context=lambda: context, name=lambda: "Test GPU", compute_capability=lambda: (9, 0)
     )
+
+    class Device:
+        def __new__(cls, index: int) -> Any:
+            return device
+
+        @staticmethod
+        def count() -> int:
+            return 1
 
     def to_device(target: int, source: np.ndarray, stream: object) -> None:
         memory.blocks[target][:] = source.tobytes()
@@ -115,9 +124,11 @@ def _pycuda(memory: Memory) -> types.ModuleType:
 
     driver = types.ModuleType("pycuda.driver")
     driver.__dict__.update(
-        Error=type("Error", (Exception,), {}),
+        Error=RuntimeError,
+        MemoryError=MemoryError,
         init=lambda: None,
-        Device=lambda index: device,
+        Device=Device,
+        Context=types.SimpleNamespace(pop=lambda: None),
         get_driver_version=lambda: 13010,
         Stream=lambda: types.SimpleNamespace(handle=7, synchronize=lambda: None),
         mem_alloc=memory.alloc,
@@ -152,6 +163,10 @@ def test_a_plan_is_built_measured_and_written_with_its_card(world: World, models
     sizes = ("lr", (1, 3, 16, 16), (2, 3, 16, 16), (4, 3, 16, 16))
     assert world.asked("IOptimizationProfile.set_shape") == [sizes, sizes]
     assert len(world.asked("IBuilderConfig.add_optimization_profile")) == len(card.profiles) == 2
+    # the runtime's engine: two contexts, the second with the second profile, on the stream it is given
+    assert len(world.asked("ICudaEngine.create_execution_context")) == 2
+    assert world.asked("IExecutionContext.set_optimization_profile_async") == [(1, 7)]
+    assert set(world.asked("IExecutionContext.execute_async_v3")) == {(7,)}
     assert dict(verify(artefact.path))["tensorrt"]["brain"].psnr >= 60
 
 
@@ -251,8 +266,12 @@ def test_timings_are_kept_for_the_next_build(world: World, models: Path) -> None
         ("Builder.build_serialized_network", "cannot build the plan: too little memory"),
         ("Runtime.deserialize_cuda_engine", "cannot load .*: too little memory"),
         ("IBuilderConfig.add_optimization_profile", "does not take the sizes"),
-        ("ICudaEngine.create_execution_context", "more GPU memory than is free: too little memory"),
-        ("IExecutionContext.execute_async_v3", "cannot run 2 windows of 16×16"),
+        (
+            "ICudaEngine.create_execution_context",
+            "tiny.plan needs more memory than is free on Test GPU: too little memory",
+        ),
+        ("IExecutionContext.execute_async_v3", "Test GPU has not the memory for 4 windows"),
+        ("IExecutionContext.set_input_shape", "TensorRT failed: no such size"),
     ],
 )
 def test_each_refusal_is_one_sentence_and_writes_nothing(
@@ -262,12 +281,16 @@ def test_each_refusal_is_one_sentence_and_writes_nothing(
         "OnnxParser.parse": False,
         "IBuilderConfig.add_optimization_profile": -1,
         "IExecutionContext.execute_async_v3": False,
+        "IExecutionContext.set_input_shape": False,
     }
 
     def refuse(*_: Any, **__: Any) -> Any:
-        (log,) = world.asked("Builder.__init__")[-1]
+        log = next(
+            a[-1] for name, a in reversed(world.calls) if name in ("Builder.__init__", "Runtime.__init__")
+        )
         log.log(trt.ILogger.Severity.INFO, "so far so good")
-        log.log(ERROR, "too little memory\nand more")
+        cause = "no such size" if member.endswith("shape") else "too little memory"
+        log.log(ERROR, f"{cause}\nand more")
         return failure.get(member)
 
     world.answers |= {member: refuse, "OnnxParser.num_errors": 1, "ParserError.desc": "no Pad here"}
@@ -275,7 +298,9 @@ def test_each_refusal_is_one_sentence_and_writes_nothing(
     with pytest.raises((ExportError, RunError), match=message) as caught:
         build(models, debug=True)
     assert "\n" not in str(caught.value)
-    assert "and more" in capsys.readouterr().err
+    heard = capsys.readouterr().err  # the builder's log, and the one of reading the plan for its layers
+    assert "and more" in heard or member.startswith(("ICuda", "IExecution", "Runtime"))
+    assert str(Path(tempfile.gettempdir()) / "udean-") not in str(caught.value)
     assert sorted(f.name for f in models.glob("*plan*")) == []
 
 

@@ -13,9 +13,10 @@ import torch
 from udean.export.artefacts import Artefact, export_onnx
 from udean.export.onnx import OPSET, read
 from udean.trainer.checkpoint import load_generator
-from udean.trainer.networks import Architecture
+from udean.trainer.methods import METHODS, Weights, create
+from udean.trainer.networks import Architecture, super_resolution
 
-from .conftest import write_checkpoint
+from .conftest import TINY, write_checkpoint
 
 
 def session(path: Path) -> ort.InferenceSession:
@@ -39,6 +40,15 @@ def test_every_scale_factor_agrees_with_pytorch(tmp_path: Path, arch: Architectu
 
 def test_the_file_agrees_with_pytorch(checkpoint: Path, exported: dict[str, Artefact]) -> None:
     agrees_with_pytorch(checkpoint, exported)
+
+
+def test_every_method_deploys_a_network_that_agrees_with_pytorch(tmp_path: Path) -> None:
+    deployed = {name: str(create(name, TINY, 16, Weights()).deployed()) for name in METHODS}
+    plain, cleaned = str(super_resolution(TINY)), str(super_resolution(TINY, cleaned=True))
+    assert {name for name, network in deployed.items() if network != plain} == {"pseudosr"}
+    assert deployed["pseudosr"] == cleaned
+    checkpoint = write_checkpoint(tmp_path / "m.pt", cleaned=True)
+    agrees_with_pytorch(checkpoint, {a.card.precision: a for a in export_onnx(checkpoint, tmp_path)})
 
 
 def agrees_with_pytorch(checkpoint: Path, written: dict[str, Artefact]) -> None:
