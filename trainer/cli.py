@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -169,32 +168,35 @@ def _simulate(
 
 
 def _evaluate(
-    sr: Annotated[Path, typer.Option(help="Restored scans: a file or a folder.")],
+    sr: Annotated[str, typer.Option(help="Restored scans: a file or folder; or tricubic or sinc, of --lr.")],
     hr: Annotated[Path, typer.Option(help="The truth: a file or a folder, scans of the same names.")],
+    lr: Annotated[Path | None, typer.Option(help="The LR scans, for data consistency.")] = None,
+    slab: Annotated[int, typer.Option(min=2, help="HR slices of a network call, for the slab step.")] = 6,
     json: Annotated[Path | None, typer.Option(help="Write the figures here too.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Likewise, as a table for spreadsheets.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Likewise, as a table for people.")] = None,
     debug: Debug = False,
 ) -> None:
-    """PSNR and SSIM (2-D per slice and 3-D) of restored scans, by scan and mean ± sd."""
+    """PSNR and SSIM (2-D per slice and 3-D), raw and after a global sub-voxel shift onto the truth.
+
+    Also data consistency and steps at slab edges; by scan and mean ± sd.
+    """
 
     def work() -> None:
-        from ..runtime.files import write_json
+        from .evaluate import TITLES
         from .evaluate import evaluate as measure
 
-        summary = measure(sr, hr)
-        table = Table("scan", "PSNR dB", "SSIM 3-D", "SSIM 2-D")
-        for name, q in summary.scans.items():
-            table.add_row(name, f"{q.psnr:.2f}", f"{q.ssim:.4f}", f"{q.ssim_2d:.4f}")
-        m, sd = summary.mean, summary.sd
+        summary = measure(sr, hr, lr, slab)
+        table = Table("scan", *(TITLES[name] for name in summary.names))
+        *scans, total = summary.rows()
+        for row in scans:
+            table.add_row(*row)
         table.add_section()
-        table.add_row(
-            "mean ± sd",
-            f"{m.psnr:.2f} ± {sd.psnr:.2f}",
-            f"{m.ssim:.4f} ± {sd.ssim:.4f}",
-            f"{m.ssim_2d:.4f} ± {sd.ssim_2d:.4f}",
-        )
+        table.add_row(*total)
         Console().print(table)
-        if json:
-            write_json(json, dataclasses.asdict(summary))
+        for path, write in ((json, summary.to_json), (csv, summary.to_csv), (markdown, summary.to_markdown)):
+            if path:
+                write(path)
 
     _guard(work, debug)
 
