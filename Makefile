@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # One environment for everything; versions are exactly those of constraints.txt.
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install test lint demo default-model clean
+.PHONY: install test lint demo default-model kernels gpu-check clean
 
 install: $(INSTALLED)
 
@@ -36,6 +36,19 @@ default-model: install
 	cd $(RUN) && OMP_NUM_THREADS=1 $(CURDIR)/$(BIN)/udean-train --preset compact --config $(CURDIR)/benchmarks/default_model.toml --out run
 	$(BIN)/udean-export $(RUN)/run/best.pt -o $(RUN)
 	$(BIN)/python -m udean.benchmarks.default_model $(RUN)/run $(RUN)/best.onnx
+
+# The kernels for machines without nvcc; a test holds them to their source.
+kernels: runtime/kernels.ptx
+
+runtime/kernels.ptx: runtime/kernels.cu
+	nvcc --ptx -arch=compute_75 -o $@ $<
+
+# All that needs a GPU, in one call: the tests, then the benchmarks, results with the device's name.
+# For a Python that has PyCUDA and any of TensorRT, onnxruntime-gpu and PyTorch for CUDA: make gpu-check GPU_PYTHON=...
+GPU_PYTHON ?= $(BIN)/python
+gpu-check:
+	$(GPU_PYTHON) -m pytest -m "gpu or tensorrt" -rs
+	$(GPU_PYTHON) -m udean.benchmarks.gpu
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info
