@@ -222,6 +222,7 @@ def _image(read: Read, limit: int, claim: Claim) -> Image:
     _check(length, TEXT_LIMIT, "image's attributes")
     claim(size + length + OVERHEAD)
     attributes = bytes(read(length))
+    read_attributes(attributes)
     return Image(header, attributes, np.frombuffer(read(size), dtype).reshape(shape))
 
 

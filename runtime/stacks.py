@@ -7,7 +7,6 @@ specification ("spec"), and the centre of the first voxel in converters in use (
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable
@@ -55,10 +54,12 @@ class Stack:
         return voxel_factors(card.scale, self.axis)
 
     def fine_shape(self, card: ModelCard) -> tuple[int, int, int]:
-        """Voxels (x, y, z) of the SR volume."""
+        """Voxels (x, y, z) of the SR volume. Raises RunError for more than a header can say."""
         _, _, y, x = self.images[0].pixels.shape
         z = sum(image.pixels.shape[1] for image in self.images)
         i, j, k = (n * f for n, f in zip((x, y, z), self.factors(card), strict=True))
+        if max(i, j, k) > LIMIT:
+            raise RunError(f"The SR volume would have {i} x {j} x {k} voxels, and MRD holds {LIMIT} an axis.")
         return i, j, k
 
 
@@ -208,19 +209,9 @@ def _step(
     for number, step in enumerate(steps):
         if abs(step - usual) > TOLERANCE * usual:
             raise RunError(
-                f"{name} is not evenly spaced: {step:.3f} mm between its slices {number + 1} and {number + 2} "
-                f"of {len(places)} and {usual:.3f} mm elsewhere; a slice may be missing."
+                f"{name} is not evenly spaced: {step:.3f} mm between slices {number + 1} and {number + 2} of "
+                f"{len(places)}, {usual:.3f} mm elsewhere; a slice may be missing."
             )
     if (np.ptp(places[:, :2], axis=0) > TOLERANCE * size[:2]).any():
         raise RunError(f"{name} has slices that are shifted against each other: it is not one upright stack.")
     return frame[2] * float(steps.mean())
-
-
-def refuse_too_large(source: Stack, card: ModelCard) -> None:
-    """Raise RunError where the SR volume has more voxels along an axis than a header can say."""
-    if max(source.fine_shape(card)) > LIMIT:
-        sizes = " x ".join(map(str, source.fine_shape(card)))
-        raise RunError(f"The SR volume would have {sizes} voxels, and MRD holds {LIMIT} along an axis.")
-
-
-__all__ = ["Position", "SeriesNumbers", "Stack", "fine_images", "group", "is_resolvable", "stack"]

@@ -1,0 +1,241 @@
+"""One client of the MRD server: its socket, its time, its share of memory, what it may choose.
+
+A reader that takes all the client sends and a writer with a queue of its own, so that a client may send
+everything before it reads anything. What waits in the queue is bounded by the memory that was claimed
+when it was received.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import queue
+import select
+import socket
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import get_args
+
+from . import mrd
+from .errors import RunError
+from .resolver import Output
+from .stacks import Position
+
+CHUNK = 1 << 20  # bytes of one read: memory is taken as it fills, not as it is announced
+LINGER = 5.0  # seconds for a refused client to read why, before a reset takes the words away
+
+
+class Gone(Exception):
+    """The client is not there any more."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What clients may take: bytes, connections, seconds.
+
+    message: bytes of one image. memory: bytes of all that is held at once, for all clients. idle: seconds
+    without a byte, in either direction. total: seconds of a connection.
+    """
+
+    message: int = 512 << 20
+    memory: int = 4 << 30
+    connections: int = 16
+    idle: float = 600.0
+    total: float = 7200.0
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What a client may choose, in the JSON of a text message. The engine is not among it.
+
+    originals: send back what came, before the SR series. position: what positions mean, received and
+    sent. dtype: of SR voxels.
+    """
+
+    originals: bool = True
+    position: Position = "spec"
+    dtype: Output = "input"
+
+    def updated(self, content: str) -> Parameters:
+        """These, changed by a text message: a JSON object, or one under "parameters" as OpenRecon sends.
+
+        Other names in it, and texts that are no JSON object, are for others and ignored. Raises RunError
+        for values that a parameter cannot have.
+        """
+        try:
+            chosen = json.loads(content)
+        except (ValueError, RecursionError):
+            return self
+        if isinstance(chosen, dict) and isinstance(chosen.get("parameters"), dict):
+            chosen = chosen["parameters"]
+        if not isinstance(chosen, dict):
+            return self
+        choices = {
+            "originals": {True: True, False: False, "true": True, "false": False},
+            "position": {value: value for value in get_args(Position)},
+            "dtype": {value: value for value in get_args(Output)},
+        }
+        changes = {}
+        for name, values in choices.items():
+            if name in chosen:
+                value = chosen[name]
+                if not isinstance(value, str | bool) or value not in values:
+                    raise RunError(f"The parameter '{name}' is one of {', '.join(map(str, values))}.")
+                changes[name] = values[value]
+        return dataclasses.replace(self, **changes)
+
+
+class Budget:
+    """Bytes that all connections together may hold."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.used = size, 0
+        self._change = threading.Condition()
+
+    def claim(self, size: int, patience: float) -> None:
+        """Take memory, waiting for others to give theirs back. Raises RunError where there is none."""
+        if size > self.size:
+            raise RunError(f"This needs {size} bytes of memory, and the server has {self.size} in all.")
+        with self._change:
+            if not self._change.wait_for(lambda: self.used + size <= self.size, patience):
+                raise RunError("The server has no memory left for this: others hold it, try again later.")
+            self.used += size
+
+    def release(self, size: int) -> None:
+        """Give memory back."""
+        with self._change:
+            self.used -= size
+            self._change.notify_all()
+
+
+class Connection:
+    """A client's socket, read in the calling thread and written in one of its own."""
+
+    def __init__(self, sock: socket.socket, limits: Limits, budget: Budget) -> None:
+        self.received = self.sent = 0  # bytes
+        self._socket, self._limits, self._budget = sock, limits, budget
+        self._end = time.monotonic() + limits.total
+        self._claimed = 0
+        self._queue: queue.Queue[list[mrd.Bytes] | None] = queue.Queue()
+        self._broken = threading.Event()
+        self._ended: str | None = None
+        sock.setblocking(False)  # reader and writer wait for it by themselves
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._writer = threading.Thread(target=self._write, daemon=True, name="mrd-writer")
+        self._writer.start()
+
+    def receive(self) -> mrd.Message:
+        """The client's next message. Raises RunError for what is refused, Gone where nobody is there."""
+        return mrd.read_message(self._read, self._limits.message, self.claim)
+
+    def send(self, parts: Iterable[mrd.Bytes]) -> None:
+        """Queue a message."""
+        self._queue.put(list(parts))
+
+    def say(self, level: str, content: str) -> None:
+        """Queue a line of the log, with its level as clients show it."""
+        self.send([mrd.text(f"{level:<7} {content}")])
+
+    def flush(self) -> None:
+        """Wait until all is sent. Raises Gone where it cannot be."""
+        self._queue.join()
+        if self._broken.is_set():
+            raise Gone
+
+    def claim(self, size: int) -> None:
+        """Take memory until `release`, or the connection's end."""
+        patience = min(self._limits.idle, max(0.0, self._end - time.monotonic()))
+        self._budget.claim(size, patience)
+        self._claimed += size
+
+    def release(self, size: int) -> None:
+        """Give memory back before the connection ends."""
+        self._budget.release(size)
+        self._claimed -= size
+
+    def check(self) -> None:
+        """Raise Gone or RunError where there is no use to go on for this client."""
+        if self._broken.is_set() or self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            raise Gone
+        if self._ended:
+            raise RunError(self._ended)
+        if time.monotonic() > self._end:
+            raise RunError(f"The connection has lasted {self._limits.total:g} s, the longest allowed.")
+
+    def end(self, reason: str) -> None:
+        """From another thread: refuse all further messages."""
+        self._ended = reason
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RD)
+
+    def close(self) -> None:
+        """Send what waits and the close message, and give everything back."""
+        self.send([mrd.close()])
+        self._queue.put(None)
+        self._writer.join()
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+            self._drain()
+        self._socket.close()
+        self._budget.release(self._claimed)
+        self._claimed = 0
+
+    def _read(self, size: int) -> bytearray:
+        data = bytearray()
+        while len(data) < size:
+            self.check()
+            try:
+                chunk = self._receive(size - len(data))
+            except TimeoutError:
+                self.check()
+                raise RunError(f"Nothing has come for {self._limits.idle:g} s.") from None
+            except OSError:
+                raise Gone from None
+            if not chunk:
+                self.check()
+                raise mrd.EndOfStream("The stream ended without a close message: nothing was restored.")
+            self.received += len(chunk)
+            data += chunk
+        return data
+
+    def _receive(self, size: int, patience: float | None = None) -> bytes:
+        self._wait(select.POLLIN, patience)
+        return self._socket.recv(min(size, CHUNK))
+
+    def _write(self) -> None:
+        while (parts := self._queue.get()) is not None:
+            try:
+                if not self._broken.is_set():
+                    for part in parts:
+                        self._send(memoryview(part))
+            except OSError:
+                self._broken.set()
+                with contextlib.suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)  # wakes the reader
+            finally:
+                self._queue.task_done()
+
+    def _send(self, data: memoryview) -> None:
+        while data:
+            self._wait(select.POLLOUT)
+            count = self._socket.send(data[:CHUNK])
+            self.sent += count
+            data = data[count:]
+
+    def _wait(self, event: int, patience: float | None = None) -> None:
+        """Until the socket is ready. Raises TimeoutError after `patience`, by default the limits'."""
+        if patience is None:
+            patience = min(self._limits.idle, max(LINGER, self._end - time.monotonic()))
+        poll = select.poll()
+        poll.register(self._socket, event)
+        if not poll.poll(patience * 1000):
+            raise TimeoutError
+
+    def _drain(self) -> None:
+        """Read on for a while: a socket closed on unread bytes would take our last words with it."""
+        deadline = time.monotonic() + LINGER
+        while (left := deadline - time.monotonic()) > 0 and self._receive(CHUNK, left):
+            pass

@@ -1,0 +1,85 @@
+"""Health and numbers of the MRD server over HTTP, for whoever watches it: `/health` and `/metrics`.
+
+Source of the format: Prometheus, "Exposition formats", text format 0.0.4.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from .errors import RunError
+
+PREFIX = "udean_"
+HELP = {
+    "connections": "Clients served.",
+    "ended": "Connections ended, by outcome.",
+    "images": "Images received, and SR images sent.",
+    "volumes": "Volumes restored or refused.",
+    "network_seconds": "Seconds that the network was busy.",
+    "received_bytes": "Bytes received.",
+    "sent_bytes": "Bytes sent.",
+}
+
+
+class Metrics:
+    """Counters, safe from any thread. memory: tells the bytes held now."""
+
+    def __init__(self) -> None:
+        self.memory: Callable[[], int] = lambda: 0
+        self._lock = threading.Lock()
+        self._counts: dict[tuple[str, str], float] = defaultdict(float)
+
+    def add(self, name: str, amount: float = 1, **labels: str) -> None:
+        """Count; name is one of HELP."""
+        inside = ",".join(f'{key}="{value}"' for key, value in labels.items())
+        with self._lock:
+            self._counts[name, f"{{{inside}}}" if inside else ""] += amount
+
+    def render(self) -> str:
+        """All counters as Prometheus reads them."""
+        with self._lock:
+            counts = sorted(self._counts.items())
+        lines = []
+        for name, about in HELP.items():
+            lines += [f"# HELP {PREFIX}{name}_total {about}", f"# TYPE {PREFIX}{name}_total counter"]
+            own = [(labels, value) for (key, labels), value in counts if key == name]
+            lines += [f"{PREFIX}{name}_total{labels} {value:.12g}" for labels, value in own or [("", 0)]]
+        lines += [f"# HELP {PREFIX}held_bytes Bytes held for clients.", f"# TYPE {PREFIX}held_bytes gauge"]
+        return "\n".join([*lines, f"{PREFIX}held_bytes {self.memory()}", ""])
+
+
+def serve_metrics(port: int, metrics: Metrics, ready: Callable[[], bool], info: str) -> ThreadingHTTPServer:
+    """Serve on loopback, in a thread, until `shutdown`. Port 0 takes a free one.
+
+    `/health` answers 200 with what runs while the server takes clients, else 503. Raises RunError where
+    the port is not to be had.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 10  # seconds for a request to come
+
+        def do_GET(self) -> None:
+            status, body = 404, "not here: /health or /metrics\n"
+            if self.path == "/metrics":
+                status, body = 200, metrics.render()
+            elif self.path == "/health":
+                status, body = (200, f"ok {info}\n") if ready() else (503, "stopping\n")
+            data = body.encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    except OSError as error:
+        raise RunError(f"Cannot serve metrics on port {port}: {error.strerror or error}.") from error
+    threading.Thread(target=server.serve_forever, daemon=True, name="metrics").start()
+    return server

@@ -1,0 +1,237 @@
+"""The MRD image-to-image server: one resident network, many connections, each volume in its turn.
+
+A connection is read by a thread of its own. When the client has sent its close message, its volumes go to
+the one worker that owns the network, a volume at a time, so that connections take turns. What cannot be
+restored is named in a text message, and its originals are delivered all the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import socket
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import __version__
+from . import mrd, stacks
+from .connection import Budget, Connection, Gone, Limits, Parameters
+from .errors import RunError
+from .metrics import Metrics
+from .mrd import Image
+from .resolver import SuperResolver
+from .stacks import SeriesNumbers, Stack
+
+REFUSALS = 4  # times the connections: how many are told that the server is full; more are just closed
+
+
+class Server:
+    """Listens, and serves each client in a thread. Raises RunError where the address is not to be had."""
+
+    def __init__(
+        self,
+        resolve: SuperResolver,
+        host: str = "127.0.0.1",
+        port: int = 9002,
+        limits: Limits | None = None,
+        parameters: Parameters | None = None,
+    ) -> None:
+        self.limits, self.metrics = limits or Limits(), Metrics()
+        self._resolve, self._parameters = resolve, parameters or Parameters()
+        self._budget = Budget(self.limits.memory)
+        self._worker = ThreadPoolExecutor(1, "mrd-network")
+        self._open: dict[int, Connection] = {}
+        self._change = threading.Condition()
+        self._stopping = False
+        try:
+            self._socket = socket.create_server((host, port), backlog=128)
+        except OSError as error:
+            raise RunError(f"Cannot listen on {host}, port {port}: {error.strerror or error}.") from error
+        self.address: tuple[str, int] = self._socket.getsockname()[:2]
+        self.metrics.memory = lambda: self._budget.used
+
+    @property
+    def ready(self) -> bool:
+        """Whether new clients are served."""
+        return not self._stopping
+
+    def serve(self) -> None:
+        """Accept clients until `stop`."""
+        number = 0
+        while not self._stopping:
+            try:
+                client, _ = self._socket.accept()
+            except OSError:
+                time.sleep(0.05)  # too many files, or a client gone before it was served
+                continue
+            number += 1
+            with self._change:
+                crowd = len(self._open)
+                if self._stopping or crowd >= self.limits.connections * (1 + REFUSALS):
+                    client.close()
+                    continue
+                connection = Connection(client, self.limits, self._budget)
+                self._open[number] = connection
+            full = crowd >= self.limits.connections
+            threading.Thread(
+                target=self._serve, args=(number, connection, full), daemon=True, name="mrd-reader"
+            ).start()
+
+    def stop(self, grace: float = 30.0) -> None:
+        """Take no new clients, and end once those here are served, or told that time is up."""
+        self._stopping = True
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes accept
+        self._socket.close()
+        with self._change:
+            if not self._change.wait_for(lambda: not self._open, grace):
+                for connection in self._open.values():
+                    connection.end("The server stops.")
+                self._change.wait_for(lambda: not self._open, grace)
+        self._worker.shutdown(wait=False, cancel_futures=True)
+
+    def _serve(self, number: int, connection: Connection, full: bool) -> None:
+        start = time.monotonic()
+        session = Session(connection, self._resolve, self._worker, self.metrics, self._parameters)
+        outcome = "done"
+        try:
+            if full:
+                outcome = "full"
+                raise RunError("The server has as many clients as it takes: try again later.")
+            self.metrics.add("connections")
+            session.run()
+        except RunError as error:
+            outcome = "refused" if outcome == "done" else outcome
+            connection.say("ERROR", str(error))
+        except Gone:
+            outcome = "gone"
+        except Exception as error:
+            outcome = "failed"
+            log("unexpected", connection=number, error=type(error).__name__)
+            connection.say("ERROR", "The server failed unexpectedly: nothing more is restored.")
+        connection.close()
+        self.metrics.add("ended", outcome=outcome)
+        self.metrics.add("received_bytes", connection.received)
+        self.metrics.add("sent_bytes", connection.sent)
+        log(
+            "connection",
+            connection=number,
+            outcome=outcome,
+            seconds=round(time.monotonic() - start, 3),
+            images=session.images,
+            volumes=session.volumes,
+            received=connection.received,
+            sent=connection.sent,
+        )
+        with self._change:
+            del self._open[number]
+            self._change.notify_all()
+
+
+class Session:
+    """What one client says and gets."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        resolve: SuperResolver,
+        worker: ThreadPoolExecutor,
+        metrics: Metrics,
+        parameters: Parameters,
+    ) -> None:
+        self.images = self.volumes = 0
+        self._connection, self._resolve, self._worker = connection, resolve, worker
+        self._metrics, self._parameters = metrics, parameters
+
+    def run(self) -> None:
+        """Serve the client to the end. Raises RunError with why it is refused, Gone where it left."""
+        card = self._resolve.card
+        self._say("INFO", f"udean {__version__}, model {card.name}: {card.intended_use}.")
+        kept, others = self._receive()
+        numbers = SeriesNumbers([*kept, *others])
+        for images in stacks.group(kept):
+            try:
+                source = stacks.stack(images, self._parameters.position)
+                self._restore(source, numbers.of(source))
+            except RunError as error:
+                self._metrics.add("volumes", outcome="refused")
+                self._say("ERROR", f"{error} Only its originals are delivered.")
+            self._connection.check()
+
+    def _receive(self) -> tuple[list[Image], list[Image]]:
+        """Images to restore and others, all of them sent back as they came, until the close message."""
+        kept: list[Image] = []
+        others: list[Image] = []
+        while not isinstance(message := self._connection.receive(), mrd.Close):
+            if isinstance(message, mrd.Text):
+                if message.kind in (mrd.TEXT, mrd.CONFIG_TEXT):
+                    self._parameters = self._parameters.updated(message.content)
+            elif isinstance(message, mrd.Waveform):
+                self._connection.send(message.parts())
+            else:
+                self.images += 1
+                self._metrics.add("images", direction="received")
+                resolvable = stacks.is_resolvable(message)
+                (kept if resolvable else others).append(message)
+                if self._parameters.originals or not resolvable:
+                    self._connection.send(message.parts())
+        if others:
+            self._say("INFO", f"{len(others)} images are no magnitude images and were passed on as they are.")
+        return kept, others
+
+    def _restore(self, source: Stack, series: int) -> None:
+        """Restore one volume, when it is its turn, and send its SR series."""
+        card, parameters = self._resolve.card, self._parameters
+        lr = source.volume()
+        itemsize = 4 if parameters.dtype == "float32" else lr.dtype.itemsize
+        size = math.prod(source.fine_shape(card)) * itemsize
+        self._connection.claim(size)
+        try:
+            start = time.perf_counter()
+            sr, network = self._worker.submit(self._network, lr).result()
+            images = stacks.fine_images(source, sr, card, parameters.position, series, __version__)
+            for image in images:
+                self._connection.send(image.parts())
+            seconds = time.perf_counter() - start
+            shape, given = " x ".join(map(str, source.fine_shape(card))), source.images[0].header
+            self._say(
+                "INFO",
+                f"Series {series} is series {given['image_series_index']} restored to {shape} voxels in "
+                f"{seconds:.2f} s: {card.intended_use}.",
+            )
+            self._connection.flush()
+        finally:
+            self._connection.release(size)
+        self.volumes += 1
+        self._metrics.add("network_seconds", network)
+        self._metrics.add("volumes", outcome="restored")
+        self._metrics.add("images", len(images), direction="sent")
+
+    def _network(self, lr: NDArray[Any]) -> tuple[NDArray[Any], float]:
+        """In the worker: the SR voxels, and the seconds that the network took."""
+
+        def progress(*_: int) -> None:
+            self._connection.check()
+
+        self._connection.check()
+        if not np.isfinite(lr).all():
+            raise RunError("A volume has NaN or infinite voxels.")
+        sr = self._resolve(lr, self._parameters.dtype, progress)
+        timings = self._resolve.timings
+        return sr, timings.network if timings else 0.0
+
+    def _say(self, level: str, content: str) -> None:
+        self._connection.say(level, content)
+
+
+def log(event: str, **fields: Any) -> None:
+    """A line of JSON on stderr: numbers and our own words, never what a client has sent."""
+    line = {"time": round(time.time(), 3), "event": event, **fields}
+    print(json.dumps(line), file=sys.stderr, flush=True)

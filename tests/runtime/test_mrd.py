@@ -1,0 +1,116 @@
+"""The MRD parser: whatever the bytes are, a message or a sentence, and no memory that was not claimed.
+
+UDEAN_FUZZ=1000000 runs the long fuzz.
+"""
+
+import os
+
+import ismrmrd
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from udean.runtime import RunError, mrd
+
+from .mrd_client import pack_close, pack_config, pack_image, pack_text, pack_waveform
+
+LIMIT = 1 << 16
+FUZZ = int(os.environ.get("UDEAN_FUZZ", "20000"))
+
+
+def reader(data):
+    """A stream of these bytes."""
+    view = memoryview(data)
+
+    def read(size):
+        nonlocal view
+        if size > len(view):
+            raise mrd.EndOfStream("end")
+        part, view = view[:size], view[size:]
+        return bytearray(part)
+
+    return read
+
+
+def parse(data, limit=LIMIT):
+    """All messages of a stream, until it ends or is refused; and the bytes claimed for each."""
+    read, messages = reader(data), []
+    try:
+        while True:
+            claims = []
+            messages.append((mrd.read_message(read, limit, claims.append), claims))
+    except RunError:
+        return messages
+
+
+IMAGE = pack_image(
+    np.arange(24, dtype=np.uint16).reshape(2, 3, 4),
+    "<ismrmrdMeta><meta><name>a</name><value>b&amp;c</value></meta></ismrmrdMeta>",
+)
+SEEDS = [
+    IMAGE,
+    pack_image(np.ones((1, 2, 2), np.complex64), image_type=5),
+    pack_waveform(np.ones((2, 3), np.uint32)),
+    pack_config("x") + pack_text(2, "<a/>") + pack_text(3, "<a/>"),
+    pack_text(5, '{"parameters": {"position": "spec"}}') + pack_close() + IMAGE,
+]
+
+
+def test_every_mutation_is_a_message_or_a_sentence():
+    random = np.random.default_rng(int(os.environ.get("UDEAN_FUZZ_SEED", "0")))
+    interesting = np.array([0, 1, 2, 127, 128, 254, 255], np.uint8)
+    refused = 0
+    for _ in range(FUZZ):
+        data = np.frombuffer(SEEDS[random.integers(len(SEEDS))], np.uint8).copy()
+        for place in random.integers(len(data), size=random.integers(1, 6)):
+            data[place] = interesting[random.integers(7)] if random.random() < 0.5 else random.integers(256)
+        if random.random() < 0.3:
+            start, stop = sorted(random.integers(len(data), size=2))
+            data = np.delete(data, np.s_[start:stop])
+        messages = parse(data.tobytes())
+        refused += not messages
+        for message, claims in messages:
+            if isinstance(message, mrd.Image):
+                assert message.pixels.nbytes + len(message.attributes) <= sum(claims)
+                assert message.pixels.nbytes <= LIMIT
+            elif isinstance(message, mrd.Waveform):
+                assert len(message.content) - 40 <= sum(claims) <= LIMIT + mrd.OVERHEAD
+    assert 0 < refused < FUZZ
+
+
+@given(st.binary(max_size=600))
+def test_any_bytes_are_a_message_or_a_sentence(data):
+    parse(data)
+    parse(IMAGE[:2] + data)
+
+
+@given(
+    st.dictionaries(
+        st.text(st.characters(min_codepoint=32, exclude_categories=["Cs", "Cn"]), min_size=1),
+        st.lists(
+            st.text(st.characters(min_codepoint=32, exclude_categories=["Cs", "Cn"])), min_size=1, max_size=3
+        ),
+    )
+)
+def test_attributes_are_read_as_they_were_written(attributes):
+    assert mrd.read_attributes(mrd.write_attributes(attributes)) == attributes
+
+
+def test_attributes_read_as_the_ismrmrd_package_writes_them():
+    meta = ismrmrd.Meta({"one": "a<b", "many": ["1", "2"]})
+    assert mrd.read_attributes(meta.serialize().encode()) == {"one": ["a<b"], "many": ["1", "2"]}
+    written = mrd.write_attributes({"one": ["a<b"], "many": ["1", "2"]})
+    assert ismrmrd.Meta.deserialize(written.decode()) == meta
+
+
+@pytest.mark.parametrize("message", SEEDS[:3])
+def test_what_is_kept_is_sent_as_it_came(message):
+    ((parsed, _),) = parse(message)
+    assert b"".join(parsed.parts()) == message
+
+
+def test_the_header_is_that_of_the_ismrmrd_package():
+    theirs = ismrmrd.ImageHeader
+    assert mrd.HEADER_DTYPE.itemsize == 198
+    offsets = {name: offset for name, (_, offset, *_) in mrd.HEADER_DTYPE.fields.items()}
+    assert offsets == {name: getattr(theirs, name).offset for name, _ in theirs._fields_}
