@@ -115,7 +115,7 @@ def test_a_plan_agrees_with_the_host(models, tmp_path, file, tolerance):
     from udean.export.plans import Sizes, build_plan
     from udean.export.tensorrt import BuildOptions
 
-    windows = ((16, 16),) * 3
+    windows = (16, 16), (16, 16), (16, 16)
     build_plan(models / file, tmp_path, Sizes((1, 8, 16), windows, 3), BuildOptions())
     (plan,) = tmp_path.glob("*.plan")
     volume = RANDOM.uniform(0, 900, (70, 61, 20)).astype(np.float32)
