@@ -23,11 +23,14 @@ class OutOfMemory(Exception):
 class Gpu:
     """One CUDA device. index: as the driver counts. capability: compute capability, such as "9.0".
 
-    Raises GpuError where there is no such device, RunError where PyCUDA is missing.
+    Raises GpuError where there is no such device, or no PyCUDA to reach it.
     """
 
     def __init__(self, index: int = 0) -> None:
-        self.cuda: Any = require("pycuda.driver", "trt")
+        try:
+            self.cuda: Any = require("pycuda.driver", "trt")
+        except RunError as error:
+            raise GpuError(f"No GPU can be used without PyCUDA. {error}") from error
         self.index = index
         try:
             self.cuda.init()

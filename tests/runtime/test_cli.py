@@ -116,12 +116,20 @@ def test_where_nothing_can_start_the_code_is_two(model, tmp_path):
         (["--engine", model, "--overlap", "1.5", source], "overlap"),
         (["--engine", model, "--window", "big", source], "64x64"),
         (["--engine", model, "--precision", "fp16", source], "fp32 or bf16"),
+        (["--engine", model, "--device", "tpu", source], "cuda:N"),
+        (["--engine", model, "--device", "cuda:999", source], "GPU"),
         (["--engine", model, "--nonsense", source], "nonsense"),
         (["--engine", model], "SCANS"),
     ):
         done = udean_run(*arguments)
         assert done.returncode == 2 and word in done.stderr, (arguments, done.stderr)
         assert "Traceback" not in done.stderr and not (tmp_path / "sr").exists()
+
+
+def test_the_processor_goes_on_without_a_gpu_where_asked_for(model, tmp_path):
+    source = scan(tmp_path / "a.nii")
+    done = udean_run("--engine", model, "--device", "cuda:999", "--fallback", "cpu", source)
+    assert done.returncode == 0 and "Going on with openvino" in done.stderr and "1 written" in done.stdout
 
 
 def test_debug_shows_the_traceback(model, tmp_path):
