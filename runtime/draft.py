@@ -1,12 +1,13 @@
-"""A scan on its way to a file: room for its voxels first, the file when they are all there."""
+"""Room for an SR scan's voxels: in memory, or in a file that appears when they are all there."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from .errors import RunError
 from .files import atomic
 from .volume import Header, preamble, write_scan
+
+Room: TypeAlias = Callable[[Header], NDArray[Any]]  # an SR header to the array that takes its voxels
 
 
 class Draft:
@@ -72,3 +75,29 @@ class Draft:
         abandoned = RunError("abandoned")
         with contextlib.suppress(RunError):
             self._open.__exit__(RunError, abandoned, None)
+
+
+def in_memory(name: str) -> Room:
+    """Room in memory; refuses an SR volume that this machine cannot hold before any voxel is read."""
+
+    def room(header: Header) -> NDArray[Any]:
+        shape, dtype = header.get_data_shape(), header.get_data_dtype()
+        check_memory(name, header)
+        return np.empty(shape, dtype, order="F")
+
+    return room
+
+
+def check_memory(name: str, header: Header) -> None:
+    """Raise RunError where the machine's memory cannot hold the volume of this SR header."""
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return
+    shape, dtype = header.get_data_shape(), header.get_data_dtype()
+    size = math.prod(shape) * dtype.itemsize
+    if size > memory:
+        raise RunError(
+            f"The SR volume of {name} ({' x '.join(map(str, shape))}) would need {size / 2**30:.0f} GiB "
+            f"and this machine has {memory / 2**30:.0f} GiB: crop the scan, or give it as .nii."
+        )

@@ -25,12 +25,12 @@ import nibabel as nib
 import numpy as np
 
 from .. import __version__
-from .draft import Draft
+from .draft import Draft, check_memory
 from .errors import RunError
 from .files import read_json, sha256, sweep, write_json
 from .host import ahead
 from .jobs import DATASET, Job, is_bids
-from .resolver import Look, Output, Progress, SuperResolver, Timings, check_memory
+from .resolver import Look, Output, Progress, SuperResolver, Timings
 from .volume import Header, Scan, open_scan
 
 MANIFEST = "udean-manifest.jsonl"  # a line a scan and run, so that processes can share it; the last counts

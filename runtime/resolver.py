@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import math
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +26,7 @@ from . import intensity
 from .content import Content, survey
 from .cuda import CudaEngine, CudaPipeline
 from .device import GpuError
+from .draft import Room, in_memory
 from .engines import Engine, Library, Precision, choose_engine, cpu_model, open_engine
 from .errors import RunError
 from .geometry import Factors, slab_axis, voxel_factors
@@ -38,7 +37,6 @@ from .windows import OVERLAP, Plan, Weighting, Window, plan_windows
 Output = Literal["input", "float32"]
 Fallback = Literal["none", "cpu"]
 Progress = Callable[[int, int], None]
-Room = Callable[[Header], NDArray[Any]]  # an SR header to the array that takes its voxels
 
 
 log = logging.getLogger("udean")
@@ -183,7 +181,7 @@ class SuperResolver:
         start, watch = time.perf_counter(), Stopwatch()
         axis, _, _ = self.layout(scan, axis)
         header = self.header(scan, dtype, axis)
-        sr = (room or _memory(scan.name))(header)
+        sr = (room or in_memory(scan.name))(header)
         with watch.time("read"):
             scan = scan.loaded()
             looks = looks or self.look(scan, axis)
@@ -358,29 +356,3 @@ def _stored_dtype(dtype: np.dtype[Any], output: Output) -> np.dtype[Any]:
     if output not in ("input", "float32"):
         raise RunError(f"The output's dtype is 'input' or 'float32', not '{output}'.")
     return np.dtype(np.float32) if output == "float32" else dtype.newbyteorder("=")
-
-
-def _memory(name: str) -> Room:
-    """Room in memory; refuses an SR volume that this machine cannot hold before any voxel is read."""
-
-    def room(header: Header) -> NDArray[Any]:
-        shape, dtype = header.get_data_shape(), header.get_data_dtype()
-        check_memory(name, header)
-        return np.empty(shape, dtype, order="F")
-
-    return room
-
-
-def check_memory(name: str, header: Header) -> None:
-    """Raise RunError where the machine's memory cannot hold the volume of this SR header."""
-    try:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return
-    shape, dtype = header.get_data_shape(), header.get_data_dtype()
-    size = math.prod(shape) * dtype.itemsize
-    if size > memory:
-        raise RunError(
-            f"The SR volume of {name} ({' x '.join(map(str, shape))}) would need {size / 2**30:.0f} GiB "
-            f"and this machine has {memory / 2**30:.0f} GiB: crop the scan, or give it as .nii."
-        )

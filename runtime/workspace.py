@@ -1,0 +1,269 @@
+"""What the CUDA pipeline has on the device: streams, events and buffers, and the kernels that fill them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .host import KEPT_OUTPUTS, Volume
+from .intensity import Storage
+from .slots import CudaEngine, Slot
+from .windows import Axis, Plan
+
+LANDING = 3  # finished slabs between device and host: one written, one copied, one read
+BLOCK = (32, 4, 1)
+# As in kernels.cu; PyCUDA passes a structure as it lies in memory.
+VOLUME = np.dtype([("sizes", np.int32, 3), ("steps", np.int64, 3)], align=True)
+SPAN = np.dtype([(name, np.int32) for name in ("low", "seen", "high", "skip", "offset")])
+
+
+class Order:
+    """Which window is computed when and lies where.
+
+    Computed windows are numbered in plan order and cut into batches; batch b has place b modulo `ring` of
+    the pool. An output that a later window needs as its own is kept behind the ring.
+    """
+
+    def __init__(self, plan: Plan, sources: list[int], batch: int, ring: int) -> None:
+        self.computed = [n for n, source in enumerate(sources) if n == source]
+        self.batches = [self.computed[n : n + batch] for n in range(0, len(self.computed), batch)]
+        number = {n: c for c, n in enumerate(self.computed)}
+        reused = sorted({source for n, source in enumerate(sources) if n != source})
+        self.kept = {n: ring * batch + q for q, n in enumerate(reused)}
+        self.place = {n: c // batch % ring * batch + c % batch for n, c in number.items()}
+        self.at = np.array([self.kept.get(source, self.place[source]) for source in sources], np.int32)
+        per_slab = len(sources) // len(plan.slices.starts)
+        ends = [max(number[s] for s in sources[: k + per_slab]) for k in range(0, len(sources), per_slab)]
+        self.needs = [end // batch for end in ends]  # the last batch that slab k needs
+        slabs = np.arange(len(sources)) // per_slab
+        self.last_slab = [int(slabs[windows[-1]]) for windows in self.batches]
+        self.ring = ring
+
+    def may_issue(self, batch: int, slab: int) -> bool:
+        """Whether the slabs that read this batch's place in the ring have all been blended before `slab`."""
+        return batch < self.ring or self.last_slab[batch - self.ring] < slab
+
+
+class Workspace:
+    """Streams, events and buffers for volumes of one size."""
+
+    def __init__(
+        self, key: object, engine: CudaEngine, plan: Plan, volume: Volume, stored: np.dtype[Any], batch: int
+    ) -> None:
+        gpu = engine.gpu
+        cuda = self._cuda = gpu.cuda
+        self.key, self.batch, self.plan = key, batch, plan
+        axes = (plan.slices, plan.rows, plan.columns)
+        self.window = tuple(a.window for a in axes)
+        self.fine = tuple(a.window * a.scale for a in axes)
+        per_slab = len(plan.rows.starts) * len(plan.columns.starts)
+        # A slab's windows may begin and end inside a batch; every slot can be one batch ahead.
+        self.ring = math.ceil(per_slab / batch) + 1 + engine.slots
+        size = np.dtype(np.float16 if engine.half else np.float32).itemsize
+        self._window_bytes = math.prod(self.fine) * size
+
+        def empty(nbytes: int) -> Any:
+            return cuda.mem_alloc(max(nbytes, 1))
+
+        self._stage = cuda.pagelocked_empty(volume.voxels.size, volume.voxels.dtype.newbyteorder("="))
+        self._volume = empty(self._stage.nbytes)
+        self._starts = self._put(np.array(list(_starts(plan)), np.int32))
+        self._order = empty(12 * len(plan))
+        self._at = empty(4 * len(plan))
+        self._digests = empty(16 * len(plan))
+        self._flaw = empty(4)
+        self._lr = [empty(batch * math.prod(self.window) * size) for _ in range(engine.slots)]
+        self._pool = empty((self.ring * batch + KEPT_OUTPUTS) * self._window_bytes)
+        depth, (height, width, _) = self.fine[0], plan.fine_shape
+        self._mean = empty(4 * depth * height * width)
+        self._out = [empty(depth * height * width * stored.itemsize) for _ in range(LANDING)]
+        self._landing = [cuda.pagelocked_empty(depth * height * width, stored) for _ in range(LANDING)]
+        self._spans = [self._put(_spans(axis)) for axis in (plan.rows, plan.columns)]
+        self._shares = [self._put(_shares(axis)) for axis in (plan.rows, plan.columns, plan.slices)]
+
+        self._slots = [cuda.Stream() for _ in range(engine.slots)]
+        self._blending, self._copying = cuda.Stream(), cuda.Stream()
+        self._done = [cuda.Event() for _ in range(self.ring)]
+        self._blended: dict[int, Any] = {}
+        self._stored = [cuda.Event() for _ in range(LANDING)]
+        self._landed = [cuda.Event() for _ in range(LANDING)]
+        self._first, self._last = cuda.Event(), cuda.Event()
+
+        self._network = "half" if engine.half else "float"
+        source = volume.voxels.dtype.newbyteorder("=").name
+        self._kernels = {
+            "digest": gpu.kernel(f"digest_{source}"),
+            "gather": gpu.kernel(f"gather_{source}_{self._network}"),
+            "blend": gpu.kernel(f"blend_{self._network}"),
+            "store": gpu.kernel(f"store_{stored.name}"),
+        }
+
+    def upload(self, volume: Volume) -> None:
+        """Bring the volume to the device, in the order in which it lies in memory."""
+        order = np.argsort(-np.abs(volume.voxels.strides), kind="stable")
+        laid = volume.voxels.transpose(order)
+        staged = self._stage.reshape(laid.shape)
+        np.copyto(staged, laid)
+        steps = np.empty(3, np.int64)
+        steps[order] = np.array(staged.strides) // staged.itemsize
+        shape = np.zeros((), VOLUME)
+        shape["sizes"], shape["steps"] = volume.voxels.shape, steps
+        self._shape = shape[()]
+        self._cuda.memcpy_htod_async(self._volume, self._stage, self._slots[0])
+
+    def digests(self) -> list[bytes]:
+        """What tells the windows of the plan apart, computed on the device; waits for it."""
+        count = len(self.plan)
+        stream = self._slots[0]
+        self._cuda.memset_d8_async(self._digests, 0, 16 * count, stream)
+        args = self._volume, self._shape, self._starts, _triple(self.window), self._digests
+        self._kernels["digest"](*args, block=(256, 1, 1), grid=(count, 4, 1), stream=stream)
+        found = np.empty((count, 2), np.uint64)
+        self._cuda.memcpy_dtoh_async(found, self._digests, stream)
+        stream.synchronize()
+        return [row.tobytes() for row in found]
+
+    def begin(self, order: Order, plan: Plan) -> None:
+        """Tell the device which windows are computed and where their outputs lie."""
+        starts = np.array(list(_starts(plan)), np.int32)[order.computed]
+        self._cuda.memcpy_htod(self._order, np.ascontiguousarray(starts))
+        self._cuda.memcpy_htod(self._at, order.at)
+        self._cuda.memset_d8(int(self._flaw), 0, 4)
+        self._blended = {}
+        self._waited = -1
+        self._first.record(self._slots[0])
+
+    def issue(self, number: int, order: Order, volume: Volume, least: int, engine: CudaEngine) -> None:
+        """Gather a batch and run the network on it, in the slot whose turn it is."""
+        windows, place, index = order.batches[number], number % self.ring, number % len(self._slots)
+        stream = self._slots[index]
+        if number >= self.ring:  # whose place in the ring it takes
+            stream.wait_for_event(self._blended[order.last_slab[number - self.ring]])
+        slices, rows, columns = self.window
+        starts = int(self._order) + 12 * self.batch * number
+        args = self._volume, self._shape, np.uint64(starts), _triple(self.window)
+        args += np.float32(volume.gain), np.float32(volume.offset), self._lr[index]
+        self._kernels["gather"](
+            *args, block=BLOCK, grid=_grid(rows, columns, slices * len(windows)), stream=stream
+        )
+        count = max(least, len(windows))
+        pool = int(self._pool)
+        slot = Slot(
+            index,
+            stream.handle,
+            int(self._lr[index]),
+            pool + place * self.batch * self._window_bytes,
+            (count, slices, rows, columns),
+            (count, self.fine[0], self.fine[1], self.fine[2]),
+        )
+        engine.enqueue(slot)
+        for n in windows:
+            if n in order.kept:
+                source, target = (pool + at * self._window_bytes for at in (order.place[n], order.kept[n]))
+                self._cuda.memcpy_dtod_async(target, source, self._window_bytes, stream)
+        self._done[place].record(stream)
+
+    def blend(self, k: int, order: Order, plan: Plan) -> None:
+        """Blend slab k's windows into the mean, once they are there."""
+        stream = self._blending
+        for number in range(self._waited + 1, order.needs[k] + 1):
+            stream.wait_for_event(self._done[number % self.ring])
+        self._waited = max(self._waited, order.needs[k])
+        height, width, _ = plan.fine_shape
+        counts = len(plan.rows.starts), len(plan.columns.starts)
+        at = np.uint64(int(self._at) + 4 * k * math.prod(counts))
+        args = self._pool, at, _triple(self.fine), self._spans[0], np.int32(counts[0]), self._shares[0]
+        args += self._spans[1], np.int32(counts[1]), self._shares[1], _spans(plan.slices)[k], self._shares[2]
+        args += np.int32(height), np.int32(width), self._mean
+        low, high = plan.slices.span(k)
+        self._kernels["blend"](*args, block=BLOCK, grid=_grid(height, width, high - low), stream=stream)
+        self._blended[k] = self._cuda.Event()
+        self._blended[k].record(stream)
+
+    def store(self, k: int, first: int, count: int, store: Storage) -> None:
+        """Turn finished HR slices into stored voxels and send them to the host."""
+        height, width, _ = self.plan.fine_shape
+        turn = k % LANDING
+        # Slab k - LANDING has landed, so its buffer is free: the host has waited for it.
+        # Rows fastest, as in the Fortran order of a NIfTI file whose slices are stacked along its last axis.
+        args = self._mean, np.int32(self.fine[0]), np.int32(height), np.int32(width), np.int32(first)
+        args += np.int64(1), np.int64(height), np.int64(height * width)
+        args += (
+            np.float64(store.gain),
+            np.float64(store.offset),
+            np.float64(store.low),
+            np.float64(store.high),
+        )
+        args += np.int32(store.dtype.kind in "iu"), self._out[turn], self._flaw
+        self._kernels["store"](*args, block=BLOCK, grid=_grid(height, width, count), stream=self._blending)
+        self._stored[turn].record(self._blending)
+        self._copying.wait_for_event(self._stored[turn])
+        size = count * height * width
+        self._cuda.memcpy_dtoh_async(self._landing[turn][:size], self._out[turn], self._copying)
+        self._landed[turn].record(self._copying)
+
+    def landed(self, k: int, count: int) -> NDArray[Any]:
+        """The stored voxels (rows, columns, slices) of slab k, once they have arrived."""
+        height, width, _ = self.plan.fine_shape
+        self._landed[k % LANDING].synchronize()
+        voxels = self._landing[k % LANDING][: count * height * width]
+        return voxels.reshape((height, width, count), order="F")
+
+    def network_seconds(self, batches: int) -> float:
+        """From the first gather to the last batch's end, on the device's own clock."""
+        for number in range(max(0, batches - len(self._slots)), batches):
+            self._slots[0].wait_for_event(self._done[number % self.ring])
+        self._last.record(self._slots[0])
+        self._last.synchronize()
+        return self._last.time_since(self._first) / 1000
+
+    def flawed(self) -> bool:
+        found = np.zeros(1, np.int32)
+        self._cuda.memcpy_dtoh(found, self._flaw)
+        return bool(found[0])
+
+    def finish(self) -> None:
+        """Wait until nothing reads or writes the buffers any more."""
+        for stream in (*self._slots, self._blending, self._copying):
+            stream.synchronize()
+
+    def _put(self, values: NDArray[Any]) -> Any:
+        room = self._cuda.mem_alloc(max(values.nbytes, 1))
+        if values.nbytes:
+            self._cuda.memcpy_htod(room, values)
+        return room
+
+
+def _triple(sizes: tuple[int, ...]) -> np.void:
+    """`struct Window`."""
+    return np.void(np.array(sizes, np.int32).tobytes())
+
+
+def _starts(plan: Plan) -> Iterator[tuple[int, int, int]]:
+    """First LR (row, column, slice) of each window, in plan order."""
+    for k in plan.slices.starts:
+        for i in plan.rows.starts:
+            for j in plan.columns.starts:
+                yield i, j, k
+
+
+def _spans(axis: Axis) -> NDArray[np.void]:
+    """The axis as `struct Span`s."""
+    offset, spans = 0, np.zeros(len(axis.starts), SPAN)
+    for n, (start, shares) in enumerate(zip(axis.starts, axis.shares, strict=True)):
+        low, high = axis.span(n)
+        spans[n] = (low, low + shares.size, high, start * axis.scale, offset)
+        offset += shares.size
+    return spans
+
+
+def _shares(axis: Axis) -> NDArray[np.float32]:
+    return np.concatenate(axis.shares)
+
+
+def _grid(rows: int, columns: int, layers: int) -> tuple[int, int, int]:
+    return -(-columns // BLOCK[0]), -(-rows // BLOCK[1]), layers
