@@ -116,9 +116,13 @@ def run(
     with bar:
         overall = bar.add_task("scans", total=len(found))
         current = bar.add_task("windows", total=None)
-        outcomes = folder.run_all(
-            found, resolve, settings, lambda done, total: bar.update(current, completed=done, total=total)
-        )
+
+        def advance(done_windows: int, all_windows: int) -> None:
+            if done_windows <= bar.tasks[current].completed:  # the next scan, whose time left is its own
+                bar.reset(current, total=all_windows)
+            bar.update(current, completed=done_windows, total=all_windows)
+
+        outcomes = folder.run_all(found, resolve, settings, advance)
         try:
             with contextlib.closing(outcomes):
                 for outcome in outcomes:
