@@ -61,7 +61,7 @@ def fit(config: Config, run: Path, resume: bool = False, report: Report | None =
     method = create(config.method, arch, schedule.patch, config.weights).to(fabric.device)
     if config.machine.channels_last:
         method = method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    players = [[_Player.of(turn, config, fabric) for turn in method.turns(s)] for s in range(method.stages)]
+    players = [[Player.of(turn, config, fabric) for turn in method.turns(s)] for s in range(method.stages)]
     total = schedule.steps * method.stages
     start, best = 0, -math.inf
     if resume:
@@ -79,7 +79,7 @@ def fit(config: Config, run: Path, resume: bool = False, report: Report | None =
     for step, drawn in zip(range(start, total), slabs, strict=True):
         stage, within = divmod(step, schedule.steps)
         rate = learning_rate(config, within)
-        values = _step(fabric, method, players[stage], _batch(drawn, step, config, fabric), rate)
+        values = take_step(fabric, method, players[stage], to_batch(drawn, step, config, fabric), rate)
         infinite = 0 if all(map(math.isfinite, values.values())) else infinite + 1
         if infinite > OVERFLOWS[schedule.precision]:
             raise DivergenceError(f"The losses are not finite at step {step}: {values}; lower learning_rate.")
@@ -118,7 +118,7 @@ def fit(config: Config, run: Path, resume: bool = False, report: Report | None =
 
 
 @dataclass(frozen=True)
-class _Player:
+class Player:
     """A turn, its optimiser, and the optimiser as Fabric steps it (with gradient scaling in fp16)."""
 
     turn: Turn
@@ -126,7 +126,7 @@ class _Player:
     scaled: Any
 
     @classmethod
-    def of(cls, turn: Turn, config: Config, fabric: Fabric) -> _Player:
+    def of(cls, turn: Turn, config: Config, fabric: Fabric) -> Player:
         optimiser = torch.optim.Adam(
             turn.trains.parameters(),
             config.schedule.learning_rate,
@@ -154,15 +154,15 @@ def _fabric(config: Config) -> Fabric:
     )
 
 
-def _batch(slabs: loading.Slabs, step: int, config: Config, fabric: Fabric) -> Batch:
+def to_batch(slabs: loading.Slabs, step: int, config: Config, fabric: Fabric) -> Batch:
     layout = torch.channels_last if config.machine.channels_last else torch.contiguous_format
     hr, coarse, lr = (s.to(fabric.device, memory_format=layout, non_blocking=True) for s in slabs)
     seed = int(np.random.SeedSequence((config.schedule.seed, step)).generate_state(1)[0])
     return Batch(hr, coarse, lr, seed)
 
 
-def _step(
-    fabric: Fabric, method: Method, players: list[_Player], batch: Batch, rate: float
+def take_step(
+    fabric: Fabric, method: Method, players: list[Player], batch: Batch, rate: float
 ) -> dict[str, float]:
     """Every part's turn; the losses by name, means over all processes."""
     made: Made = {}
@@ -210,7 +210,7 @@ def describe(config: Config, network: SuperResolution, values: dict[str, float])
     )
 
 
-def _restore(path: Path, method: Method, players: list[list[_Player]], fabric: Fabric) -> tuple[int, float]:
+def _restore(path: Path, method: Method, players: list[list[Player]], fabric: Fabric) -> tuple[int, float]:
     state: dict[str, Any] = checkpoint.load(path)["training"]
     try:
         method.load_state_dict(state["method"])
