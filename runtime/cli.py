@@ -107,7 +107,7 @@ def run(
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.completed:.0f}/{task.total}"),
         TimeRemainingColumn(),
         console=console,
         transient=True,
@@ -117,10 +117,16 @@ def run(
         overall = bar.add_task("scans", total=len(found))
         current = bar.add_task("windows", total=None)
 
+        started = 0
+
         def advance(done_windows: int, all_windows: int) -> None:
-            if done_windows <= bar.tasks[current].completed:  # the next scan, whose time left is its own
+            nonlocal started
+            if not started or done_windows <= bar.tasks[current].completed:
+                started += 1  # the next scan, whose time left is its own
                 bar.reset(current, total=all_windows)
             bar.update(current, completed=done_windows, total=all_windows)
+            before = started - 1 + counts["kept"] + counts["failed"]
+            bar.update(overall, completed=min(before + done_windows / all_windows, len(found)))
 
         outcomes = folder.run_all(found, resolve, settings, advance)
         try:
@@ -129,7 +135,6 @@ def run(
                     counts[outcome.status] += 1
                     done.append(outcome)
                     _tell(outcome)
-                    bar.update(overall, advance=1)
         except KeyboardInterrupt:
             typer.echo(f"Interrupted: {_summary(counts)}. The same command goes on from here.", err=True)
             raise typer.Exit(INTERRUPTED) from None
