@@ -21,9 +21,9 @@ from .card import ModelCard
 from .errors import RunError
 from .geometry import Factors, fine_affine, slab_axis, voxel_factors
 from .mrd import Image
+from .slices import even_step
 
 Position = Literal["spec", "first-voxel"]
-TOLERANCE = 0.05  # of a voxel, for slices out of line; positions are float32
 COUNTERS = ("image_series_index", "average", "contrast", "phase", "repetition", "set")
 LIMIT = 65535  # voxels along an axis, and series: uint16 in the header
 
@@ -114,7 +114,7 @@ def stack(images: tuple[Image, ...], position: Position) -> Stack:
     size = view / shape
     step = frame[2] * size[2]
     if len(images) > 1:
-        step = _step(name, places @ frame.T, size, frame)
+        step = even_step(name, places @ frame.T, size) * frame[2]
     affine = np.eye(4)
     affine[:3, :3] = np.column_stack([frame[0] * size[0], frame[1] * size[1], step])
     affine[:3, 3] = places[0]
@@ -196,22 +196,3 @@ class SeriesNumbers:
                 raise RunError("All series numbers of this stream are taken.")
             self._given[key] = number
         return self._given[key]
-
-
-def _step(
-    name: str, places: NDArray[np.float64], size: NDArray[np.float64], frame: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """From one slice to the next, (3,), LPS. places: of each slice along the three directions, sorted."""
-    steps = np.diff(places[:, 2])
-    usual = float(np.median(steps))
-    if (steps < TOLERANCE * usual).any() or usual <= 0:
-        raise RunError(f"{name} has two slices at the same position: send every slice once.")
-    for number, step in enumerate(steps):
-        if abs(step - usual) > TOLERANCE * usual:
-            raise RunError(
-                f"{name} is not evenly spaced: {step:.3f} mm between slices {number + 1} and {number + 2} of "
-                f"{len(places)}, {usual:.3f} mm elsewhere; a slice may be missing."
-            )
-    if (np.ptp(places[:, :2], axis=0) > TOLERANCE * size[:2]).any():
-        raise RunError(f"{name} has slices that are shifted against each other: it is not one upright stack.")
-    return frame[2] * float(steps.mean())
