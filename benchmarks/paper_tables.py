@@ -5,8 +5,8 @@
 
 Participants are divided once into source, target, validation and test group (4:4:1:1, as 120/120/30/30). LR
 scans are simulated. Every experiment trains in OUT/runs/NAME, is tested on the test group, and is not done
-again; call the command again after a kill or with more experiments. Results: OUT/tables.md, .csv, .json and
-pictures.
+again; call the command again after a kill or with more experiments. Several GPUs: one command each, with
+other --method or --setting and the same --out. Results: OUT/tables.md, .csv, .json and pictures.
 """
 
 from __future__ import annotations
@@ -90,7 +90,6 @@ def main(
     scale: Annotated[list[str] | None, typer.Option(help="Only these; repeatable.")] = None,
     setting: Annotated[list[str] | None, typer.Option(help="Only unpaired, misaligned, aligned.")] = None,
     method: Annotated[list[str] | None, typer.Option(help="Only these experiments, such as udean.")] = None,
-    devices: Annotated[int | None, typer.Option(help="GPUs.")] = None,
     seed: Annotated[int, typer.Option(help="Of the division into groups and of all training.")] = 0,
 ) -> None:
     """Train, test and tabulate every method of the paper on a cohort of HR scans."""
@@ -100,7 +99,7 @@ def main(
         for e in unique(table_one(s) if s == (2, 2, 2) else [], table_two(s))
         if (not setting or e.pairing in setting) and (not method or e.key in method)
     ]
-    options = {"schedule": {"steps": steps, "seed": seed}, "machine": {"devices": devices}}
+    options = {"schedule": {"steps": steps, "seed": seed}}
     try:
         make(Study(out, preset, config, options), divide(find(cohort), seed), experiments, print)
     except RunError as error:

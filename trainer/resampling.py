@@ -36,7 +36,7 @@ class Interpolation(nn.Module):
         self.shuffle = nn.PixelShuffle(s)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.pad(x, (2, 2, 2, 2), mode="replicate")
+        x = _held(x, 2)
         return self.shuffle(F.conv2d(x, self.weight.to(x.dtype)))
 
 
@@ -63,10 +63,16 @@ class Decimation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         s, pad = self.stride, 3 * self.stride - 1
         x = F.conv2d(x, self.mix.to(x.dtype))
-        x = F.pad(x, (pad, pad, pad, pad), mode="replicate")
+        x = _held(x, pad)
         row = self.row.to(x.dtype)
         x = F.conv2d(x, row, stride=(1, s), groups=SLAB)
         return F.conv2d(x, row.transpose(2, 3), stride=(s, 1), groups=SLAB)
+
+
+@torch.compiler.disable  # PyTorch 2.13 cannot compile its gradient for channels_last images
+def _held(x: Tensor, width: int) -> Tensor:
+    """Rows and columns repeated beyond the edges."""
+    return F.pad(x, (width,) * 4, mode="replicate")
 
 
 def _keys(t: Tensor) -> Tensor:
