@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .engines import CHECKPOINTS, model_file, require
-from .errors import RunError
+from .engines import CHECKPOINTS, model_file
+from .engines.checkpoint import load_network
 from .host import buffer_nbytes
 from .plan import read_card
 from .resolver import SuperResolver
@@ -73,17 +73,11 @@ def flop_per_voxel(model: Path | None) -> float | None:
 
 
 def _checkpoint_flop(file: Path) -> float:
-    torch: Any = require("torch", "train")
+    torch, network, card = load_network(file)
     from torch.utils.flop_counter import FlopCounterMode
 
-    from ..trainer.checkpoint import CheckpointError, load_generator
-
-    try:
-        network, card = load_generator(file)
-    except CheckpointError as error:
-        raise RunError(str(error)) from error
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network.eval()(torch.zeros(1, card.slab[0], *card.window))
+        network(torch.zeros(1, card.slab[0], *card.window))
     return counter.get_total_flops() / math.prod(card.window)
 
 

@@ -1,20 +1,16 @@
-"""PyTorch on the CPU: runs a training checkpoint without exporting it.
-
-The single place where the runtime reaches up to the trainer, whose `checkpoint` knows how to rebuild the
-network; both are imported when such an engine is opened.
-"""
+"""PyTorch on the CPU: runs a training checkpoint without exporting it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..card import ModelCard
 from ..errors import RunError
-from . import EngineInfo, Precision, require
+from . import EngineInfo, Precision
+from .checkpoint import load_network
 
 
 class TorchEngine:
@@ -24,17 +20,10 @@ class TorchEngine:
     info: EngineInfo
 
     def __init__(self, file: Path, name: str, sha256: str, precision: Precision, threads: int | None) -> None:
-        self._torch: Any = require("torch", "train")
+        self._torch, network, self.card = load_network(file)
         if precision == "fp16":
             raise RunError("PyTorch computes in fp32 or bf16 on a CPU: use --precision fp32, bf16 or auto.")
         precision = "fp32" if precision == "auto" else precision
-        from ...trainer.checkpoint import CheckpointError, load_generator
-
-        network: Any
-        try:
-            network, self.card = load_generator(file)
-        except CheckpointError as error:
-            raise RunError(str(error)) from error
         if threads:
             self._torch.set_num_threads(threads)
         self._dtype = self._torch.bfloat16 if precision == "bf16" else self._torch.float32

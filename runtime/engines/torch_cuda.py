@@ -10,7 +10,8 @@ from ..card import ModelCard
 from ..cuda import Slot
 from ..device import Gpu, GpuError, OutOfMemory
 from ..errors import RunError
-from . import EngineInfo, Precision, require
+from . import EngineInfo, Precision
+from .checkpoint import load_network
 
 
 @dataclass(frozen=True)
@@ -28,20 +29,13 @@ class TorchCudaEngine:
     slots = 2
 
     def __init__(self, file: Path, name: str, sha256: str, precision: Precision, gpu: Gpu) -> None:
-        self._torch: Any = require("torch", "train")
+        self._torch, network, self.card = load_network(file)
         if not self._torch.cuda.is_available():
             raise GpuError(
                 f"This PyTorch ({self._torch.__version__}) cannot use a GPU: install one built for CUDA."
             )
         if precision == "bf16":
             raise RunError("PyTorch computes in fp16 or fp32 on a GPU: use --precision fp16, fp32 or auto.")
-        from ...trainer.checkpoint import CheckpointError, load_generator
-
-        network: Any
-        try:
-            network, self.card = load_generator(file)
-        except CheckpointError as error:
-            raise RunError(str(error)) from error
         self.gpu, self.half = gpu, precision != "fp32"
         self._device = self._torch.device("cuda", gpu.index)
         self._torch.backends.cuda.matmul.allow_tf32 = self._torch.backends.cudnn.allow_tf32 = False

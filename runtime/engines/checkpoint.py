@@ -1,0 +1,24 @@
+"""Networks of checkpoints: the single place where the runtime reaches up to the trainer.
+
+The trainer's `checkpoint` knows how to rebuild the network; it is imported when a checkpoint is opened.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..card import ModelCard
+from . import require
+
+
+def load_network(file: Path) -> tuple[Any, Any, ModelCard]:
+    """torch, the network (torch module in float32 and eval mode) and its card.
+
+    Raises RunError where PyTorch is missing or the file is no checkpoint.
+    """
+    torch: Any = require("torch", "train")
+    from ...trainer.checkpoint import load_generator
+
+    network, card = load_generator(file)
+    return torch, network, card
