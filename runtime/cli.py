@@ -17,11 +17,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from . import folder, jobs
 from .cost import Estimator
+from .dicom_jobs import Format
 from .engines import Library, Precision
 from .errors import RunError
 from .report import NAME, write_report
 from .resolver import Fallback, Output, SuperResolver
-from .volume import open_scan
 from .windows import OVERLAP, Window
 
 T = TypeVar("T")
@@ -34,7 +34,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def run(
     scans: Annotated[
-        list[str], typer.Argument(metavar="SCANS...", help="Files (.nii, .nii.gz, .mgz), folders, patterns.")
+        list[str],
+        typer.Argument(metavar="SCANS...", help="Files (.nii, .nii.gz, .mgz, DICOM), folders, patterns."),
     ],
     out: Annotated[
         Path | None,
@@ -70,6 +71,7 @@ def run(
         Literal["auto", "i", "j", "k"], typer.Option(help="Voxel axis across the slices; auto: the coarsest.")
     ] = "auto",
     dtype: Annotated[Output, typer.Option(help="Of the SR scan's voxels.")] = "input",
+    form: Annotated[Format, typer.Option("--format", help="Of DICOM series' results.")] = "dicom",
     series: Annotated[
         bool, typer.Option("--series", help="Resolve 4-D time series too, volume by volume.")
     ] = False,
@@ -81,7 +83,7 @@ def run(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Restore high-resolution scans from low-resolution ones. Research only, not for diagnosis."""
-    found = jobs.find_scans(scans, out)
+    found = jobs.find_scans(scans, out, form)
     weightings: Any = _per_axis(weighting, str, "weighting")  # judged with the plan
     resolve = SuperResolver(
         engine,
@@ -183,7 +185,7 @@ def _describe(
     seconds = 0.0
     for job in found:
         try:
-            scan = open_scan(job.source, settings.series)
+            scan = job.open(settings.series)
             header = resolve.header(scan, settings.dtype, settings.axis)
         except RunError as error:
             failed = True

@@ -25,6 +25,7 @@ from .volume import Scan, image_scan
 CLASSIC = "1.2.840.10008.5.1.4.1.1.4"
 ENHANCED = ("1.2.840.10008.5.1.4.1.1.4.1", "1.2.840.10008.5.1.4.1.1.4.4")  # and legacy converted
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+MANUFACTURER = "udean"  # of the contributing equipment in results
 MAGIC = 128, b"DICM"  # PS3.10, 7.1
 ROUNDING = 3  # digits of direction cosines by which frames are told apart: files round them
 
@@ -148,11 +149,12 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
-def find_series(files: list[Path], place: Path) -> list[Series]:
+def find_series(files: list[Path], place: Path, ours: bool = False) -> list[Series]:
     """The MR volumes that DICOM files make up; files of other kinds are left out.
 
     A series that holds several volumes (echoes, time points, b-values, orientations, image types) is
-    taken apart. place: the folder, for errors. Raises RunError for a damaged file.
+    taken apart. place: the folder, for errors. ours: take results of earlier runs too. Raises
+    RunError for a damaged file.
     """
     pydicom = require_pydicom()
     frames: dict[tuple[Any, ...], list[Frame]] = defaultdict(list)
@@ -161,6 +163,8 @@ def find_series(files: list[Path], place: Path) -> list[Series]:
         try:
             dataset = pydicom.dcmread(path, stop_before_pixels=True)
             kind = str(dataset.get("SOPClassUID", ""))
+            if not ours and _is_ours(dataset):
+                continue
             if kind == CLASSIC:
                 found = [_classic(path, dataset)]
             elif kind in ENHANCED:
@@ -190,6 +194,12 @@ def find_series(files: list[Path], place: Path) -> list[Series]:
             name = f"Series {number} in {place}" + (f", volume {part}" if several else "")
             series.append(Series(name, uid, number, part if several else 0, tuple(ordered), head))
     return sorted(series, key=lambda s: (s.number, s.uid, s.part))
+
+
+def _is_ours(dataset: Dataset) -> bool:
+    """Whether a file is the result of an earlier run."""
+    equipment = dataset.get("ContributingEquipmentSequence") or ()
+    return any(item.get("Manufacturer") == MANUFACTURER for item in equipment)
 
 
 def _classic(path: Path, dataset: Dataset) -> tuple[tuple[Any, ...], Frame]:

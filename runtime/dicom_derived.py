@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from .. import __version__
 from .card import ModelCard
-from .dicom import CLASSIC, LPS_TO_RAS, Dataset, Series, require_pydicom
+from .dicom import CLASSIC, LPS_TO_RAS, MANUFACTURER, Dataset, Series, require_pydicom
 from .errors import RunError
 
 NUMBER_STEP = 1000  # the SR series of series 3 is 1003
@@ -73,19 +73,19 @@ def write_derived(
 ) -> list[Path]:
     """Write an SR volume as one classic MR file a slice; the folder appears when all are there.
 
-    header: NIfTI, of the SR volume. voxels: as stored, (i, j, k). model: the model file's SHA-256, from
-    which with the source's the new UIDs follow: the same again is the same series. Raises RunError where
-    the folder cannot be written, or the voxels cannot be stored.
+    header: NIfTI, of the SR volume. voxels: integers as stored, (i, j, k). model: the model file's SHA-256;
+    from it and the source's the new UIDs follow, so that the same again is the same series. Raises RunError
+    where the folder cannot be written.
     """
     pydicom = require_pydicom()
-    if voxels.dtype.kind == "f":
-        raise RunError(f"{series.name}: DICOM stores integers here; use --format nifti for float32.")
     affine = LPS_TO_RAS @ header.get_best_affine()
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     normal = np.cross(affine[:3, 0], affine[:3, 1]) / (sizes[0] * sizes[1])
     factor = voxels.shape[2] // len(series.frames)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
+        for left in folder.parent.glob(f".{folder.name}.*.part"):  # by a run that was killed
+            shutil.rmtree(left)
         partial.mkdir(parents=True)
         template = _template(series, card, sizes, voxels)
         uid = f"{series.uid} {series.part} {model} {__version__} {voxels.shape} {voxels.dtype}"
@@ -147,7 +147,7 @@ def _template(series: Series, card: ModelCard, sizes: NDArray[np.float64], voxel
     dataset.InstanceCreationTime = dataset.ContentTime = now.strftime("%H%M%S")
     equipment = pydicom.Dataset()
     equipment.PurposeOfReferenceCodeSequence = [_code("109103", "Modifying Equipment")]
-    equipment.Manufacturer = "udean"
+    equipment.Manufacturer = MANUFACTURER
     equipment.ManufacturerModelName = card.name[:64]
     equipment.SoftwareVersions = __version__
     equipment.ContributionDateTime = now.strftime("%Y%m%d%H%M%S")

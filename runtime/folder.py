@@ -25,13 +25,14 @@ import nibabel as nib
 import numpy as np
 
 from .. import __version__
+from .dicom_jobs import DicomDraft
 from .draft import Draft, check_memory
 from .errors import RunError
-from .files import read_json, sha256, sweep, write_json
+from .files import read_json, sweep, write_json
 from .host import ahead
 from .jobs import DATASET, Job, is_bids
 from .resolver import Look, Output, Progress, SuperResolver, Timings
-from .volume import Header, Scan, open_scan
+from .volume import Header, Scan
 
 MANIFEST = "udean-manifest.jsonl"  # a line a scan and run, so that processes can share it; the last counts
 DESCRIPTION = {  # BIDS 1.10, derived dataset
@@ -103,7 +104,7 @@ class Resolved:
     """A scan that waits to be written."""
 
     loaded: Loaded
-    draft: Draft
+    draft: Draft | DicomDraft
     timings: Timings
 
 
@@ -150,12 +151,12 @@ def run_all(
 
 def _load(job: Job, resolve: SuperResolver, settings: Settings) -> Loaded | Outcome:
     start = time.perf_counter()
-    scan = open_scan(job.source, settings.series)
+    scan = job.open(settings.series)
     request = _request(job, resolve, settings)
     if not settings.overwrite and is_current(job, request):
         return Outcome(job, "kept", "up to date")
     header = resolve.header(scan, settings.dtype, settings.axis)
-    if not Draft(job.target).mapped:
+    if not job.draft(resolve).mapped:
         check_memory(scan.name, header)
     scan = scan.loaded()
     looks = resolve.look(scan, settings.axis)
@@ -165,7 +166,7 @@ def _load(job: Job, resolve: SuperResolver, settings: Settings) -> Loaded | Outc
 def _resolve(
     loaded: Loaded, resolve: SuperResolver, settings: Settings, progress: Progress | None
 ) -> Resolved:
-    draft = Draft(loaded.job.target)
+    draft = loaded.job.draft(resolve)
     try:
         resolve.scan(loaded.scan, settings.dtype, settings.axis, progress, draft.room, loaded.looks)
     except BaseException:
@@ -210,8 +211,8 @@ def is_current(job: Job, request: Request) -> bool:
     return (
         isinstance(made, dict)
         and made.get("request") == wanted
-        and job.target.is_file()
-        and made.get("output_sha256") == sha256(job.target)
+        and made.get("output_sha256") is not None
+        and made["output_sha256"] == job.result_digest()
     )
 
 
@@ -277,7 +278,7 @@ def _nbytes(header: Header) -> int:
 def _request(job: Job, resolve: SuperResolver, settings: Settings) -> Request:
     options = dataclasses.asdict(resolve.options)
     return Request(
-        input_sha256=sha256(job.source),
+        input_sha256=job.digest(),
         model_sha256=resolve.engine.info.sha256,
         precision=resolve.engine.info.precision,
         options=options | {"window": options["window"] or resolve.card.window, "series": settings.series},
@@ -294,7 +295,7 @@ def _sidecar(job: Job, request: Request, resolve: SuperResolver, timings: Timing
         "SpatialReference": "orig",
         "udean": {
             "request": dataclasses.asdict(request),
-            "output_sha256": sha256(job.target),
+            "output_sha256": job.result_digest(),
             "engine": dataclasses.asdict(resolve.engine.info),
             "model_card": dataclasses.asdict(resolve.card),
             "versions": {

@@ -11,9 +11,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from .dicom import is_dicom
+from .draft import Draft
 from .errors import RunError
-from .volume import FREESURFER, SUFFIXES
+from .files import sha256
+from .volume import FREESURFER, SUFFIXES, Scan, open_scan
+
+if TYPE_CHECKING:
+    from .dicom_jobs import DicomDraft, Format
+    from .resolver import SuperResolver
 
 BIDS = re.compile(r"(?P<entities>sub-[A-Za-z0-9]+(_[a-z]+-[A-Za-z0-9+]+)*)_(?P<suffix>[A-Za-z0-9]+)")
 DATASET = "dataset_description.json"  # marks the root of a BIDS dataset
@@ -33,12 +41,38 @@ class Job:
         """Beside the result; its presence says that the result is whole."""
         return self.target.with_name(stem(self.target) + ".json")
 
+    @property
+    def identity(self) -> Path:
+        """What tells the scan from others."""
+        return self.source.resolve()
 
-def find_scans(inputs: Sequence[str], out: Path | None = None) -> list[Job]:
+    def open(self, series: bool = False) -> Scan:
+        """The scan, checked; see `open_scan`."""
+        return open_scan(self.source, series)
+
+    def open_result(self, series: bool = False) -> Scan:
+        """The SR scan that was written."""
+        return open_scan(self.target, series)
+
+    def digest(self) -> str:
+        """SHA-256 of what is read."""
+        return sha256(self.source)
+
+    def result_digest(self) -> str | None:
+        """SHA-256 of what was written, None where nothing is."""
+        return sha256(self.target) if self.target.is_file() else None
+
+    def draft(self, resolve: SuperResolver) -> Draft | DicomDraft:
+        """Room for the result; `resolve` makes it."""
+        return Draft(self.target)
+
+
+def find_scans(inputs: Sequence[str], out: Path | None = None, form: Format = "dicom") -> list[Job]:
     """The scans that files, folders and glob patterns name, in order, each once.
 
-    Folders are searched to any depth; hidden files and results of earlier runs are left out. Raises
-    RunError where an input names no scan, or a result would replace an input or another result.
+    Folders are searched to any depth, for DICOM series too, whose results are of the form asked for; hidden
+    files and results of earlier runs are left out. Raises RunError where an input names no scan, a DICOM
+    file is damaged, or a result would replace an input or another result.
     """
     jobs: dict[Path, Job] = {}
     for text in inputs:
@@ -48,14 +82,19 @@ def find_scans(inputs: Sequence[str], out: Path | None = None) -> list[Job]:
             root = out or named.with_name(named.name + "-sr")
             sources = sorted(p for p in path.rglob("*") if _is_scan(p, path))
             found = [_job(source, root, source.relative_to(path).parent) for source in sources]
+            found += _dicom_jobs([p for p in sorted(path.rglob("*")) if _is_dicom(p, path)], path, root, form)
         else:
             matches = sorted(map(Path, glob.glob(text, recursive=True))) if glob.has_magic(text) else [path]
             matches = [path] if path.exists() else [p for p in matches if not p.is_dir()]
-            found = [_job(source, out or source.parent / "sr", Path()) for source in matches]
+            dicom = [source for source in matches if source.is_file() and is_dicom(source)]
+            found = [_job(m, out or m.parent / "sr", Path()) for m in matches if m not in dicom]
+            found += _dicom_jobs(dicom, path, out or path.parent / "sr", form)
         if not found:
-            raise RunError(f"{text} holds no scan: give files (.nii, .nii.gz, .mgz) or a folder of them.")
+            raise RunError(
+                f"{text} holds no scan: give .nii, .nii.gz, .mgz or MR DICOM, or a folder of them."
+            )
         for job in found:
-            jobs.setdefault(job.source.resolve(), job)
+            jobs.setdefault(job.identity, job)
 
     claimed: dict[Path, Path] = {}
     for source, job in jobs.items():
@@ -92,6 +131,20 @@ def _is_scan(path: Path, folder: Path) -> bool:
     processed = parts[0] in NOT_RAW and (folder / DATASET).is_file()
     result = stem(path).endswith("_sr") or "_desc-sr_" in path.name
     return path.name.endswith(SUFFIXES) and not (hidden or processed or result) and path.is_file()
+
+
+def _dicom_jobs(files: list[Path], source: Path, root: Path, form: Format) -> list[Job]:
+    if not files:
+        return []
+    from .dicom_jobs import dicom_jobs
+
+    return [*dicom_jobs(files, source, root, form)]
+
+
+def _is_dicom(path: Path, folder: Path) -> bool:
+    """Whether a file found in a folder is a DICOM file, not hidden."""
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return not hidden and not path.name.endswith(SUFFIXES) and path.is_file() and is_dicom(path)
 
 
 def is_bids(path: Path) -> bool:

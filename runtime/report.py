@@ -25,7 +25,7 @@ from .errors import RunError
 from .files import atomic, read_json
 from .folder import Outcome
 from .resample import acquired_again, tricubic_plane
-from .volume import Scan, open_scan
+from .volume import Scan
 
 NAME = "udean-report.html"
 ERROR_SHARE = 0.1  # of the intensity unit, shown as white in the difference pictures
@@ -163,7 +163,7 @@ def _section(outcome: Outcome, card: ModelCard, series: bool) -> Iterator[str]:
         yield f"<p class=failed>{_text(outcome.message)}</p>"
         return
     try:
-        found = examine(open_scan(job.source, series), open_scan(job.target, series), card)
+        found = examine(job.open(series), job.open_result(series), card)
     except RunError as error:
         yield f"<p class=failed>{_text(str(error))}</p>"
         return

@@ -1,0 +1,110 @@
+"""DICOM series as jobs beside NIfTI files: a volume each, its result a derived series or a NIfTI file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .dicom import Series, find_series
+from .dicom_derived import write_derived
+from .draft import Draft
+from .errors import RunError
+from .files import sha256
+from .jobs import Job
+from .volume import Header, Scan
+
+if TYPE_CHECKING:
+    from .resolver import SuperResolver
+
+Format = Literal["dicom", "nifti"]
+
+
+@dataclass(frozen=True)
+class DicomJob(Job):
+    """One volume of a series. source: the folder or file where it was found. target: a folder, or NIfTI."""
+
+    series: Series = field(compare=False)
+
+    @property
+    def identity(self) -> Path:
+        return self.source.resolve() / f"{self.series.uid}-{self.series.part}"
+
+    @property
+    def derived(self) -> bool:
+        """Whether the result is a DICOM series."""
+        return not self.target.name.endswith(".nii.gz")
+
+    def open(self, series: bool = False) -> Scan:
+        return self.series.scan()
+
+    def open_result(self, series: bool = False) -> Scan:
+        if not self.derived:
+            return super().open_result(series)
+        return find_series(sorted(self.target.iterdir()), self.target, ours=True)[0].scan()
+
+    def digest(self) -> str:
+        return _digest({frame.path for frame in self.series.frames})
+
+    def result_digest(self) -> str | None:
+        if not self.derived:
+            return super().result_digest()
+        return _digest(self.target.iterdir()) if self.target.is_dir() else None
+
+    def draft(self, resolve: SuperResolver) -> Draft | DicomDraft:
+        return DicomDraft(self, resolve) if self.derived else Draft(self.target)
+
+
+class DicomDraft:
+    """Room in memory for the voxels of a derived series; see `Draft`."""
+
+    mapped = False
+
+    def __init__(self, job: DicomJob, resolve: SuperResolver) -> None:
+        self._job, self._card, self._model = job, resolve.card, resolve.engine.info.sha256
+        self._header: Header | None = None
+        self._voxels: NDArray[Any] | None = None
+
+    def room(self, header: Header) -> NDArray[Any]:
+        """An array for the voxels of this header. Raises RunError for voxels that DICOM cannot store."""
+        shape, dtype = header.get_data_shape(), header.get_data_dtype()
+        if dtype.kind == "f":
+            raise RunError(f"{self._job.series.name}: DICOM takes integers; --format nifti takes float32.")
+        voxels = np.empty(shape, dtype, order="F")
+        self._header, self._voxels = header, voxels
+        return voxels
+
+    def commit(self) -> None:
+        """Write the series, whole. Raises RunError where it cannot be written."""
+        assert self._voxels is not None
+        write_derived(self._job.series, self._header, self._voxels, self._card, self._model, self._job.target)
+        self.discard()
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        self._voxels = None
+
+
+def dicom_jobs(files: list[Path], source: Path, root: Path, form: Format) -> list[DicomJob]:
+    """The jobs of the MR volumes among DICOM files. Raises RunError for a damaged file."""
+    found = find_series(files, source)
+    names = Counter((series.number, series.part) for series in found)
+    jobs = []
+    for series in found:
+        name = f"series-{series.number:03}" + (f"-{series.part}" if series.part else "")
+        if names[series.number, series.part] > 1:  # of other studies
+            name += "-" + hashlib.sha256(series.uid.encode()).hexdigest()[:8]
+        target = root / (name if form == "dicom" else f"{name}_sr.nii.gz")
+        jobs.append(DicomJob(source, target, root, series))
+    return jobs
+
+
+def _digest(files: Iterable[Path]) -> str:
+    """SHA-256 over the files' own, in an order that names do not change."""
+    return hashlib.sha256("".join(sorted(sha256(file) for file in files)).encode()).hexdigest()
