@@ -17,8 +17,14 @@ def ssim_index(x: Tensor, y: Tensor, data_range: float = 1.0) -> Tensor:
 
     Wang et al. 2004 with K1 0.01, K2 0.03, population covariance, averaged over the pixels whose window
     lies inside the image: scikit-image's `structural_similarity(gaussian_weights=True, sigma=1.5,
-    use_sample_covariance=False)`. Computed in float32.
+    use_sample_covariance=False)`. Computed in float32, under autocast too: a variance is a small difference
+    of large moments, which half precision loses.
     """
+    with torch.autocast(x.device.type, enabled=False):
+        return _ssim_index(x, y, data_range)
+
+
+def _ssim_index(x: Tensor, y: Tensor, data_range: float) -> Tensor:
     x, y = x.float(), y.float()
     slices = x.shape[1]
     t = torch.arange(-5, 6, device=x.device, dtype=torch.float32)

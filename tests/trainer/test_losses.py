@@ -54,3 +54,15 @@ def test_equal_images_cost_nothing(images):
 def test_losses_of_half_precision_images_are_computed_in_float32(images):
     x, y = (torch.from_numpy(i).bfloat16() for i in images)
     assert losses.ssim(x, y).dtype == losses.l1(x, y).dtype == torch.float32
+
+
+def test_ssim_and_its_gradient_are_those_of_float32_under_autocast(images):
+    """Moments in bf16 would move this gradient by more than a tenth."""
+    x = torch.from_numpy(images[0])
+    y = torch.from_numpy(images[1]).requires_grad_()
+    expected = losses.ssim(y, x)
+    (gradient,) = torch.autograd.grad(expected, y)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = losses.ssim(y, x)
+    assert torch.equal(got, expected)
+    assert torch.equal(torch.autograd.grad(got, y)[0], gradient)

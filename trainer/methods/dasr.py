@@ -98,7 +98,9 @@ class Dasr(Method):
             covered = F.conv_transpose2d(scores, ones, stride=stride)  # score i lies on pixel stride·i
             return covered[..., field // 2 :, field // 2 :][..., : high.shape[2], : high.shape[3]]
 
-        return F.interpolate(spread(probability) / spread(torch.ones_like(probability)), hr_shape[2:])
+        with torch.autocast(fake.device.type, enabled=False):  # bf16 has two digits
+            mean = spread(probability) / spread(torch.ones_like(probability))
+        return F.interpolate(mean, hr_shape[2:])
 
 
 def haar(image: Tensor) -> tuple[Tensor, Tensor]:
