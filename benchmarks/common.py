@@ -154,13 +154,18 @@ def record(name: str, result: dict[str, Any], folder: Path = RESULTS) -> None:
         "command": " ".join(["python", "-m", f"udean.benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "python": platform.python_version(),
         "versions": versions,
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{name}.json", {**circumstances, **result})
     print(json.dumps(result, indent=2))
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def _processor() -> str:

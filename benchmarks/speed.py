@@ -69,7 +69,7 @@ def main(shape: str = "160,160,128", times: int = 5, preset: str = "paper", comm
             "command": [_command(Path(folder), onnx, volume) for _ in range(commands)],
             "all runs": figures,
         }
-    common.record(f"speed-{preset}-{'x'.join(map(str, volume.shape))}", result)
+    common.record(f"speed-{preset}-{'x'.join(map(str, volume.shape))}-{common.cores()}-cores", result)
 
 
 def _command(folder: Path, onnx: Path, volume: Any) -> dict[str, float]:
