@@ -105,7 +105,10 @@ def write_derived(
             meta.MediaStorageSOPClassUID = CLASSIC
             meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
             dataset.file_meta = meta
-            dataset.save_as(partial / f"{number + 1:05}.dcm", enforce_file_format=True)
+            with open(partial / f"{number + 1:05}.dcm", "wb") as file:
+                dataset.save_as(file, enforce_file_format=True)
+                file.flush()
+                os.fsync(file.fileno())
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(partial, folder)

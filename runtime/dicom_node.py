@@ -1,0 +1,241 @@
+"""A DICOM node between scanner and archive: takes MR series, restores each finished one, sends it on.
+
+What a series has come to is where its folder lies in the spool: `incoming` while slices arrive, `work` from
+then until the destination has every SR slice, `quarantine` with the reason in words if it cannot be
+restored. A slice is on disk before its sender hears "success", and new UIDs follow from the old ones, so a
+restart goes on where it was and sends nothing that is new to the archive twice under another name.
+
+Source: DICOM PS3.4, B (storage service class), PS3.7, 9.1.1 (C-STORE) and C (status codes).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import ssl
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .dicom import CLASSIC, ENHANCED, require_pydicom
+from .dicom_derived import write_derived
+from .dicom_jobs import dicom_jobs
+from .engines import require
+from .errors import RunError
+from .files import atomic
+from .resolver import SuperResolver
+from .server import log
+
+SUCCESS, OUT_OF_RESOURCES, NO_MATCH = 0x0000, 0xA700, 0xA900
+FREE = 1 << 30  # bytes that stay free on the spool's disk
+POLL = 0.25  # seconds between looks at the spool
+TIMEOUT = 30  # seconds for a peer to answer
+ATTEMPTS = 5  # times that a destination may refuse a slice
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Where a node listens."""
+
+    title: str
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Peer:
+        """ "AET@host:port". Raises RunError for something else."""
+        title, at, address = text.partition("@")
+        host, colon, port = address.rpartition(":")
+        if not (at and colon and host and 1 <= len(title) <= 16 and port.isdecimal() and int(port) < 65536):
+            raise RunError(f"'{text}' is not of the form AET@host:port.")
+        return cls(title, host, int(port))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a node is. quiet: seconds without a slice after which a series is finished; retry: between sends.
+
+    callers: the titles that may send. certificate, key: PEM files, for TLS in both directions; authority:
+    of the peers' certificates.
+    """
+
+    me: Peer
+    destination: Peer
+    callers: tuple[str, ...]
+    spool: Path
+    quiet: float = 15.0
+    retry: float = 30.0
+    certificate: Path | None = None
+    key: Path | None = None
+    authority: Path | None = None
+
+
+class Undelivered(Exception):
+    """The destination cannot be reached, or refuses."""
+
+
+class Node:
+    """Listens from the start; `run` does the work. Raises RunError where it cannot listen or spool."""
+
+    def __init__(self, resolve: SuperResolver, settings: Settings) -> None:
+        require_pydicom()
+        self._net = require("pynetdicom", "dicom")
+        self._resolve, self._settings = resolve, settings
+        self._stop, self._lock = threading.Event(), threading.Lock()
+        self._later: dict[str, float] = {}
+        self._refused: dict[str, int] = {}
+        self._incoming, self._work, self._quarantine = (
+            settings.spool / name for name in ("incoming", "work", "quarantine")
+        )
+        try:
+            for folder in (self._incoming, self._work, self._quarantine):
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._server = self._listen()
+        except (OSError, ssl.SSLError) as error:
+            raise RunError(f"The node cannot start: {error.strerror or error}.") from error
+        self.address: tuple[str, int] = self._server.server_address[:2]
+
+    def run(self) -> None:
+        """Restore and send what the spool holds and gets, until `stop`."""
+        while not self._stop.is_set():
+            self._collect()
+            for folder in sorted(self._work.iterdir()):
+                if not self._stop.is_set() and time.monotonic() >= self._later.get(folder.name, 0.0):
+                    self._handle(folder)
+            self._stop.wait(POLL)
+        self._server.shutdown()
+
+    def stop(self) -> None:
+        """Finish the series in hand, and end."""
+        self._stop.set()
+
+    def _listen(self) -> Any:
+        entity = self._net.AE(ae_title=self._settings.me.title)
+        entity.require_called_aet = True
+        entity.require_calling_aet = list(self._settings.callers)
+        entity.network_timeout = entity.dimse_timeout = entity.acse_timeout = TIMEOUT
+        for kind in (CLASSIC, *ENHANCED):
+            entity.add_supported_context(kind, self._net.ALL_TRANSFER_SYNTAXES)
+        entity.add_supported_context("1.2.840.10008.1.1")  # verification
+        return entity.start_server(
+            (self._settings.me.host, self._settings.me.port),
+            block=False,
+            ssl_context=self._tls(ssl.Purpose.CLIENT_AUTH),
+            evt_handlers=[(self._net.evt.EVT_C_STORE, self._store)],
+        )
+
+    def _tls(self, purpose: ssl.Purpose) -> ssl.SSLContext | None:
+        settings = self._settings
+        if settings.certificate is None:
+            return None
+        context = ssl.create_default_context(purpose, cafile=settings.authority)
+        context.load_cert_chain(settings.certificate, settings.key)
+        if settings.authority:
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+    def _store(self, event: Any) -> int:
+        """Keep a slice. Its folder and file are named by hashes: nothing that a peer says is a path."""
+        try:
+            dataset = event.dataset
+            study, series = str(dataset.StudyInstanceUID), str(dataset.SeriesInstanceUID)
+            data = event.encoded_dataset()
+        except Exception:  # a damaged data set may raise anything
+            return NO_MATCH
+        folder = self._incoming / _name(study, series)
+        try:
+            if shutil.disk_usage(self._incoming).free < FREE + len(data):
+                return OUT_OF_RESOURCES
+            with (
+                self._lock,
+                atomic(folder / f"{_name(str(event.request.AffectedSOPInstanceUID))}.dcm") as file,
+            ):
+                file.write(data)
+        except (OSError, RunError):
+            return OUT_OF_RESOURCES
+        return SUCCESS
+
+    def _collect(self) -> None:
+        """Move finished series to work, where late slices cannot change them."""
+        for folder in sorted(self._incoming.iterdir()):
+            with self._lock:
+                finished = time.time() - folder.stat().st_mtime >= self._settings.quiet
+                if finished and not (self._work / folder.name).exists():
+                    os.replace(folder, self._work / folder.name)
+
+    def _handle(self, folder: Path) -> None:
+        """Restore a series, send it, and forget it; or set it aside."""
+        start = time.monotonic()
+        try:
+            volumes, slices = self._restore(folder)
+            self._send(slices)
+        except Undelivered as error:
+            self._refused[folder.name] = self._refused.get(folder.name, 0) + 1
+            self._later[folder.name] = time.monotonic() + self._settings.retry
+            log("undelivered", series=folder.name, reason=str(error))
+        except RunError as error:
+            self._set_aside(folder, str(error))
+        except Exception as error:
+            self._set_aside(folder, f"Unexpected: {type(error).__name__}.")
+        else:
+            shutil.rmtree(folder)
+            self._refused.pop(folder.name, None)
+            seconds = round(time.monotonic() - start, 3)
+            log("sent", series=folder.name, volumes=volumes, slices=len(slices), seconds=seconds)
+
+    def _restore(self, folder: Path) -> tuple[int, list[Path]]:
+        """Write the SR slices below a series' folder; those of an earlier attempt are kept."""
+        files = [path for path in sorted(folder.iterdir()) if path.suffix == ".dcm"]
+        jobs = dicom_jobs(files, folder, folder / "sr", "dicom")
+        if not jobs:
+            raise RunError("There is no MR volume in it.")
+        for job in jobs:
+            if not job.target.is_dir():
+                header, voxels = self._resolve.scan(job.open())
+                model = self._resolve.engine.info.sha256
+                write_derived(job.series, header, voxels, self._resolve.card, model, job.target)
+        return len(jobs), [file for job in jobs for file in sorted(job.target.iterdir())]
+
+    def _send(self, files: list[Path]) -> None:
+        """Store all files at the destination. Raises Undelivered, or RunError where it keeps refusing."""
+        pydicom, there = require_pydicom(), self._settings.destination
+        entity = self._net.AE(ae_title=self._settings.me.title)
+        entity.network_timeout = entity.dimse_timeout = entity.acse_timeout = TIMEOUT
+        entity.connection_timeout = TIMEOUT
+        entity.add_requested_context(CLASSIC, pydicom.uid.ExplicitVRLittleEndian)
+        tls = self._tls(ssl.Purpose.SERVER_AUTH)
+        link = entity.associate(
+            there.host, there.port, ae_title=there.title, tls_args=(tls, there.host) if tls else None
+        )
+        if not link.is_established:
+            raise Undelivered("The destination does not answer, or takes no association.")
+        try:
+            for file in files:
+                status = link.send_c_store(pydicom.dcmread(file))
+                code = status.Status if "Status" in status else None
+                if code is None:
+                    raise Undelivered("The destination broke off.")
+                if code != SUCCESS and code & 0xF000 != 0xB000:  # Bxxx are warnings: it is stored
+                    name = file.parents[1].parent.name
+                    if self._refused.get(name, 0) + 1 >= ATTEMPTS:
+                        raise RunError(f"The destination refused it {ATTEMPTS} times (status {code:04X}).")
+                    raise Undelivered(f"The destination refused a slice (status {code:04X}).")
+        finally:
+            with contextlib.suppress(Exception):
+                link.release()
+
+    def _set_aside(self, folder: Path, reason: str) -> None:
+        """To quarantine, with the reason beside the slices."""
+        target = self._quarantine / f"{folder.name}-{time.time_ns()}"
+        os.replace(folder, target)
+        (target / "reason.txt").write_text(reason + "\n")
+        self._refused.pop(folder.name, None)
+        log("quarantined", series=folder.name)
+
+
+def _name(*parts: str) -> str:
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]

@@ -1,0 +1,182 @@
+"""udean-dicom-node between a sender and an archive: real processes, real associations."""
+
+import contextlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pydicom
+import pytest
+from pynetdicom import AE, evt
+from pynetdicom.sop_class import MRImageStorage
+
+from .fakes import card, onnx_model
+from .test_dicom import classic
+
+COMMAND = [sys.executable, "-m", "udean.runtime.dicom_serve", "--precision", "fp32", "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return onnx_model(tmp_path_factory.mktemp("model") / "sr.onnx", card((2, 2, 2), 3, (16, 16)))
+
+
+@contextlib.contextmanager
+def archive(port=0, status=0x0000, tls=None):
+    """A storage node that keeps what it gets in a list."""
+    got = []
+
+    def store(event):
+        dataset = event.dataset
+        got.append(dataset)
+        return status
+
+    entity = AE("ARCHIVE")
+    entity.add_supported_context(MRImageStorage)
+    entity.require_called_aet = True
+    server = entity.start_server(
+        ("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, store)], ssl_context=tls
+    )
+    try:
+        yield server.server_address[1], got
+    finally:
+        server.shutdown()
+
+
+@contextlib.contextmanager
+def running(model, spool, port, *options):
+    """The node as a process; yields it and the port that it listens on."""
+    command = [*COMMAND, "--engine", str(model), "--spool", str(spool), "--to", f"ARCHIVE@127.0.0.1:{port}"]
+    command += ["--allow", "SCANNER", "--port", "0", "--quiet", "0.5", "--retry", "0.3", *map(str, options)]
+    node = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    node.stdout.readline()
+    yield_port = int(re.search(r":(\d+) as UDEAN", node.stdout.readline())[1])
+    try:
+        yield node, yield_port
+    finally:
+        node.kill()
+        node.communicate()
+
+
+def send(port, files, caller="SCANNER", called="UDEAN"):
+    """Send files; returns their status codes, or None where the association is refused."""
+    entity = AE(caller)
+    entity.add_requested_context(MRImageStorage, pydicom.uid.ExplicitVRLittleEndian)
+    link = entity.associate("127.0.0.1", port, ae_title=called)
+    if not link.is_established:
+        return None
+    codes = [link.send_c_store(pydicom.dcmread(file)).Status for file in files]
+    link.release()
+    return codes
+
+
+def wait(done, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_a_series_is_restored_and_sent_on_and_the_spool_forgets_it(model, tmp_path):
+    files = classic(tmp_path / "in", shape=(4, 12, 10))
+    with archive() as (port, got), running(model, tmp_path / "spool", port) as (node, mine):
+        assert send(mine, files, caller="STRANGER") is None and send(mine, files, called="OTHER") is None
+        assert send(mine, files) == [0] * 4
+        wait(lambda: len(got) == 8 and not list((tmp_path / "spool" / "work").iterdir()))
+        node.send_signal(signal.SIGTERM)
+        _, errors = node.communicate(timeout=30)
+    assert node.returncode == 0 and "Jane" not in errors and '"sent"' in errors
+    assert {d.ImageType[0] for d in got} == {"DERIVED"} and len({d.SOPInstanceUID for d in got}) == 8
+    assert {d.pixel_array.shape for d in map(with_meta, got)} == {(24, 20)}
+    assert {d.StudyInstanceUID for d in got} == {"1.2"}
+    assert not list((tmp_path / "spool" / "incoming").iterdir())
+
+
+def with_meta(dataset):
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
+    return dataset
+
+
+def test_what_cannot_be_restored_goes_to_quarantine_with_the_reason(model, tmp_path):
+    files = classic(tmp_path / "in", shape=(5, 12, 10))
+    good = classic(tmp_path / "good", shape=(3, 12, 10), SeriesInstanceUID="1.2.8")
+    with archive() as (port, got), running(model, tmp_path / "spool", port) as (_, mine):
+        assert send(mine, [*files[:2], *files[3:], *good]) == [0] * 7
+        quarantine = tmp_path / "spool" / "quarantine"
+        wait(lambda: len(got) == 6 and list(quarantine.glob("*/reason.txt")))
+        (reason,) = quarantine.glob("*/reason.txt")
+        assert "missing" in reason.read_text() and len(list(reason.parent.glob("*.dcm"))) == 4
+
+
+def test_nothing_is_lost_while_the_archive_is_away_and_the_node_is_killed(model, tmp_path):
+    files = classic(tmp_path / "in", shape=(3, 12, 10))
+    with archive() as (port, _):
+        pass  # a free port, where nobody listens now
+    with running(model, tmp_path / "spool", port) as (node, mine):
+        assert send(mine, files) == [0] * 3
+        node.kill()
+    assert len(list((tmp_path / "spool").rglob("*.dcm"))) == 3
+    with running(model, tmp_path / "spool", port) as (node, _):
+        wait(lambda: list((tmp_path / "spool" / "work").glob("*/sr/*/00006.dcm")))
+        node.kill()
+    with archive(port) as (_, got), running(model, tmp_path / "spool", port):
+        wait(lambda: len(got) == 6 and not list((tmp_path / "spool" / "work").iterdir()))
+
+
+def test_a_destination_that_keeps_refusing_ends_in_quarantine(model, tmp_path):
+    files = classic(tmp_path / "in", shape=(3, 12, 10))
+    with archive(status=0xA700) as (port, got), running(model, tmp_path / "spool", port) as (_, mine):
+        assert send(mine, files) == [0] * 3
+        wait(lambda: list((tmp_path / "spool" / "quarantine").glob("*/reason.txt")))
+        assert len(got) == 5
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl, which makes the certificate, is absent")
+def test_tls_both_ways(model, tmp_path):
+    import ssl
+
+    pem, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    make = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-keyout",
+        key,
+        "-out",
+        pem,
+    ]
+    subprocess.run([*make, *subject], check=True, capture_output=True)
+    theirs = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=pem)
+    theirs.load_cert_chain(pem, key)
+    mine = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=pem)
+    mine.load_cert_chain(pem, key)
+    options = ["--tls-certificate", pem, "--tls-key", key, "--tls-authority", pem]
+    files = classic(tmp_path / "in", shape=(3, 12, 10))
+    with archive(tls=theirs) as (port, got), running(model, tmp_path / "spool", port, *options) as (_, node):
+        assert send(node, files) is None  # in the clear
+        entity = AE("SCANNER")
+        entity.add_requested_context(MRImageStorage, pydicom.uid.ExplicitVRLittleEndian)
+        link = entity.associate("127.0.0.1", node, ae_title="UDEAN", tls_args=(mine, "127.0.0.1"))
+        assert [link.send_c_store(pydicom.dcmread(file)).Status for file in files] == [0] * 3
+        link.release()
+        wait(lambda: len(got) == 6)
+
+
+def test_where_nothing_can_start_the_code_is_two(model, tmp_path):
+    for to, word in (("ARCHIVE", "AET@host:port"), ("A@127.0.0.1:104", "cannot start")):
+        (tmp_path / "file").touch()
+        command = [*COMMAND, "--engine", str(model), "--to", to, "--allow", "X", "--spool"]
+        done = subprocess.run([*command, str(tmp_path / "file")], capture_output=True, text=True)
+        assert done.returncode == 2 and word in done.stderr and "Traceback" not in done.stderr
+    assert np.array_equal(sorted(p.name for p in tmp_path.iterdir()), ["file"])
