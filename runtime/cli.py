@@ -6,6 +6,7 @@ import contextlib
 import math
 import signal
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -152,6 +153,7 @@ def run(
 def main() -> None:
     """Run the command: what the user can mend is one sentence; exit code 2 where nothing could start."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is as clean as Ctrl-C
+    warnings.filterwarnings("ignore", module="pydicom")  # they quote values, which may be a patient's
     try:
         app()
     except RunError as error:

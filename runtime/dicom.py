@@ -288,6 +288,8 @@ def _rounded(cosines: tuple[float, ...]) -> tuple[float, ...]:
 
 def _triple(values: Any) -> tuple[float, float, float]:
     x, y, z = (float(v) for v in values)
+    if not np.isfinite([x, y, z]).all():
+        raise ValueError("ImagePositionPatient")
     return x, y, z
 
 
@@ -301,7 +303,10 @@ def _texts(values: Any) -> tuple[str, ...]:
 
 
 def _number(value: Any) -> float | None:
-    return None if value in (None, "") else float(value)
+    number = None if value in (None, "") else float(value)
+    if number is not None and not np.isfinite(number):
+        raise ValueError("not finite")
+    return number
 
 
 def _integer(value: Any) -> int:

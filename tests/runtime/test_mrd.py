@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from udean.runtime import RunError, mrd
+from udean.runtime import RunError, mrd, stacks
 
+from .fakes import card
 from .mrd_client import pack_close, pack_config, pack_image, pack_text, pack_waveform
 
 LIMIT = 1 << 16
@@ -76,6 +77,31 @@ def test_every_mutation_is_a_message_or_a_sentence():
             elif isinstance(message, mrd.Waveform):
                 assert len(message.content) - 40 <= sum(claims) <= LIMIT + mrd.OVERHEAD
     assert 0 < refused < FUZZ
+
+
+def test_every_header_makes_a_stack_or_a_sentence():
+    random = np.random.default_rng(3)
+    pixels = np.ones((1, 4, 4), np.uint16)
+    plain = [pack_image(pixels, field_of_view=(4, 4, 1), position=(0, 0, n)) for n in range(3)]
+    model, made = card((2, 2, 2), 3, (8, 8)), 0
+    for _ in range(FUZZ // 40):
+        stream = [bytearray(message) for message in plain]
+        for message in stream:
+            for place in 2 + random.integers(198, size=random.integers(0, 3)):
+                message[place] = random.integers(256)
+        images = [m for message in stream for m, _ in parse(message) if isinstance(m, mrd.Image)]
+        with np.errstate(all="ignore"):
+            for group in stacks.group(filter(stacks.is_resolvable, images)):
+                try:
+                    stack = stacks.stack(group, "spec")
+                    x, y, z = stack.fine_shape(model)
+                    volume = np.moveaxis(np.ones((x, y, z), np.float32), stack.axis, 2)
+                    found = stacks.fine_images(stack, volume, model, "spec", 7, "test")
+                except RunError:
+                    continue
+                made += 1
+                assert sum(image.pixels.size for image in found) == x * y * z
+    assert made
 
 
 @given(st.binary(max_size=600))
