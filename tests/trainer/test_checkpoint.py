@@ -75,3 +75,12 @@ def test_previous_checkpoint_survives_a_failed_write(saved):
         checkpoint.save(path, CARD, ARCH, network, {"step": lambda: None})
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == ["c.pt"]
+
+
+def test_checkpoints_from_before_pseudosr_load_as_they_were(saved):
+    path, network = saved
+    contents = torch.load(path, weights_only=True)
+    del contents["architecture"]["cleaned"]
+    torch.save(contents, path)
+    lr = torch.rand(1, 3, 8, 8)
+    torch.testing.assert_close(checkpoint.load_generator(path)[0](lr), network(lr), rtol=0, atol=0)
