@@ -50,6 +50,7 @@ def test_generator_losses_reach_every_generator_and_discriminator_losses_none(st
         ("hr_consistency", {"extractor", "sr_decoder"}),
         ("lr_consistency", {"lr_encoder", "lr_decoder"}),
         ("image_adaptation", {"extractor", "lr_decoder"}),
+        ("anchor", {"extractor", "lr_decoder"}),
         ("feature_adaptation", {"extractor", "lr_encoder"}),
     ],
 )

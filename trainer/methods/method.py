@@ -57,7 +57,12 @@ class Turn:
 
 @dataclass(frozen=True)
 class Weights:
-    """λ1-λ6 of eq. 10, α and β of eqs 4, 6 and 7. A DA weight of 0 is the paper's ablation."""
+    """λ1-λ6 of eq. 10, α and β of eqs 4, 6 and 7. A DA weight of 0 is the paper's ablation.
+
+    anchor: of the L1 distance between the learned degradation and the k-space truncation of the same scan; 0
+        as published. Nothing else in the losses keeps a generator from making its LR images easy to restore,
+        or from hiding HR detail in them, while its discriminator is weak.
+    """
 
     image_cycle: float = 1.0
     feature_cycle: float = 0.1
@@ -65,6 +70,7 @@ class Weights:
     lr_consistency: float = 1.0
     image_adaptation: float = 0.1
     feature_adaptation: float = 0.1
+    anchor: float = 0.0
     ssim: float = 0.5
     adversarial: float = 0.01
 

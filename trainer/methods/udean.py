@@ -62,7 +62,7 @@ class Udean(Method):
         return SuperResolution(self.generators["lr_encoder"], self.generators["sr_decoder"])  # type: ignore[arg-type]
 
     def generator_losses(self, batch: Batch, made: Made) -> tuple[Terms, Made]:
-        """Eqs 4-10; only networks with a skip look at batch.coarse."""
+        """Eqs 4-10; batch.coarse is for networks with a skip and for the anchor only."""
         g, d, w = self.generators, self.discriminators, self.weights
         hr, lr = batch.hr, batch.lr
         features_s = g["extractor"](hr, batch.coarse)
@@ -85,6 +85,7 @@ class Udean(Method):
             # D(Xt) of eq. 8 depends on no generator: it has no gradient here and is left out.
             "image_adaptation": losses.confusion(d["lr"](degraded)),
             "feature_adaptation": losses.confusion(d["features"](features_t), d["features"](features_s)),
+            "anchor": losses.l1(degraded, batch.coarse),
         }
         judged = detached(
             degraded=degraded,
