@@ -1,8 +1,8 @@
 """What a volume holds: its range, and the box outside which it is one value.
 
-Zeroed background is most of a skull-stripped scan. Windows are planned over the content and a margin, and
-what lies outside becomes the background itself, which no network has to see. Volumes are read in
-pieces, in the order in which they lie in memory or in the file, and never copied.
+Zeroed background is most of a skull-stripped scan. Windows that see no content are left out, and what only
+they saw becomes the background itself. Volumes are read in pieces, in the order in which they lie in memory
+or in the file, and never copied.
 """
 
 from __future__ import annotations
@@ -15,9 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .intensity import IntensityError
+from .windows import Box
 
-Box = tuple[slice, slice, slice]
-MARGIN = (4, 4, 1)  # LR voxels around the content that the network sees as background, which has an edge too
+MARGIN = (
+    4,
+    4,
+    1,
+)  # LR voxels around the content that count as content: its edge reaches beyond it when restored
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,11 @@ class Content:
     box: Box
 
 
-def survey(volume: NDArray[Any], least: tuple[int, int, int] = (1, 1, 1)) -> Content:
+def survey(volume: NDArray[Any]) -> Content:
     """Look through a volume (rows, columns, slices) once.
 
     The background is the value of the first voxel, a corner; a volume with something in that corner has a
-    box as large as itself. least: the box is at least this large where the volume is, so that a window
-    fits and sees the scan's own voxels. Raises IntensityError for NaN and Inf.
+    box as large as itself. Raises IntensityError for NaN and Inf.
     """
     background = volume[0, 0, 0]
     low = high = background
@@ -50,7 +53,7 @@ def survey(volume: NDArray[Any], least: tuple[int, int, int] = (1, 1, 1)) -> Con
         for axis in range(3):
             others = tuple(n for n in range(3) if n != axis)
             seen[axis][index[axis]] |= content.any(axis=others)
-    box = [_extent(s, margin, n) for s, margin, n in zip(seen, MARGIN, least, strict=True)]
+    box = [_extent(s, margin) for s, margin in zip(seen, MARGIN, strict=True)]
     return Content(low, high, background, (box[0], box[1], box[2]))
 
 
@@ -63,13 +66,9 @@ def planes(volume: NDArray[Any]) -> Iterator[Box]:
         yield piece[0], piece[1], piece[2]
 
 
-def _extent(seen: NDArray[np.bool_], margin: int, least: int) -> slice:
-    """From the first to the last that is seen, margins added, at least so long, inside the volume."""
-    size = len(seen)
+def _extent(seen: NDArray[np.bool_], margin: int) -> slice:
+    """From the first to the last that is seen, margins added, inside the volume."""
     found = np.flatnonzero(seen)
     if not found.size:
-        return slice(0, size)
-    start, stop = max(0, int(found[0]) - margin), min(size, int(found[-1]) + 1 + margin)
-    length = max(stop - start, min(least, size))
-    start = min(max(0, start - (length - (stop - start)) // 2), size - length)
-    return slice(start, start + length)
+        return slice(0, len(seen))
+    return slice(max(0, int(found[0]) - margin), min(len(seen), int(found[-1]) + 1 + margin))

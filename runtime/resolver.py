@@ -32,7 +32,7 @@ from .errors import RunError
 from .geometry import Factors, slab_axis, voxel_factors
 from .host import HostPipeline, Stopwatch, Volume, batch_size
 from .volume import Header, Scan, fine_image, image_scan
-from .windows import OVERLAP, Plan, Weighting, Window, plan_windows
+from .windows import OVERLAP, Box, Plan, Weighting, Window, plan_windows
 
 Output = Literal["input", "float32"]
 Fallback = Literal["none", "cpu"]
@@ -46,7 +46,7 @@ log = logging.getLogger("udean")
 class Options:
     """How windows are laid and blended; see `plan_windows`.
 
-    crop: plan windows over the box of content only, and leave constant background as it is.
+    crop: leave out windows that see constant background only, and leave that as it is.
     """
 
     overlap: float | tuple[float, float, float] = OVERLAP
@@ -246,11 +246,10 @@ class SuperResolver:
 
         unit = look.unit
         store = intensity.storage(sr.dtype, unit, slope, inter, content.low, content.high)
-        inside = lr[content.box]
-        fine = self._surround(target, content, background)
-        volume = Volume(inside, slope / unit, inter / unit)
+        plan, box = self.plan(_triple(lr.shape)).within(content.box)
+        fine = self._surround(target, box, background)
+        volume = Volume(lr[box], slope / unit, inter / unit)
         with self._turn:
-            plan = self.plan(_triple(inside.shape))
             try:
                 self._fill(fine, volume, plan, store, watch, progress)
             except GpuError as error:
@@ -298,26 +297,19 @@ class SuperResolver:
         return engine, HostPipeline(engine)
 
     def _look(self, voxels: NDArray[Any], axis: int, slope: float, inter: float) -> Look:
-        """The content's box holds a window at least; whole planes are whole planes of the content."""
-        window = self.options.window
-        rows, columns = (1, 1) if window == "plane" else window or self.card.window
         lr = np.moveaxis(voxels, axis, 2)
-        content = survey(lr, (rows, columns, self.card.slab[0]))
+        content = survey(lr)
         if not self.options.crop:
-            whole = slice(None)
-            content = dataclasses.replace(content, box=(whole, whole, whole))
+            rows, columns, slices = (slice(0, n) for n in lr.shape)
+            content = dataclasses.replace(content, box=(rows, columns, slices))
         if content.low == content.high:
             return Look(content, 1.0)
         return Look(content, intensity.unit(lr, self.card.intensity, slope, inter))
 
-    def _surround(self, target: NDArray[Any], content: Content, background: Any) -> NDArray[Any]:
-        """Fill what lies outside the content's box; returns the view inside of it."""
-        steps = self.card.scale
-        low = [(part.start or 0) * s for part, s in zip(content.box, steps, strict=True)]
-        high = [
-            n if part.stop is None else part.stop * s
-            for n, part, s in zip(target.shape, content.box, steps, strict=True)
-        ]
+    def _surround(self, target: NDArray[Any], box: Box, background: Any) -> NDArray[Any]:
+        """Fill what lies outside a box of LR voxels; returns the view inside of it."""
+        low = [part.start * s for part, s in zip(box, self.card.scale, strict=True)]
+        high = [part.stop * s for part, s in zip(box, self.card.scale, strict=True)]
         inside = [slice(None)] * 3
         for axis in (2, 0, 1):
             for outside in (slice(0, low[axis]), slice(high[axis], None)):

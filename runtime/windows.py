@@ -25,6 +25,7 @@ from .errors import RunError
 
 Weighting = Literal["gaussian", "hann", "constant"]
 Window = tuple[int, int] | Literal["plane"] | None  # LR rows and columns, those of the volume, the card's
+Box = tuple[slice, slice, slice]
 OVERLAP = 0.25  # at least: 16 of 64 voxels in plane, 1 of 3 slices
 SIGMA = 0.125  # of the gaussian, in window lengths, the usual choice of sliding-window inference
 
@@ -77,6 +78,18 @@ class Axis:
             step *= self.shares[n]
             before += step
 
+    def within(self, part: slice) -> tuple[Axis, slice]:
+        """Only the windows that see some of these LR voxels, and the part of the axis that they cover.
+
+        The windows stay where they are, so nothing changes in voxels that no other window saw. The axis
+        returned begins with that part.
+        """
+        used = [n for n, s in enumerate(self.starts) if s < part.stop and s + self.window > part.start]
+        first, past = max(0, self.starts[used[0]]), min(self.size, self.starts[used[-1]] + self.window)
+        starts = tuple(self.starts[n] - first for n in used)
+        shares = (np.empty(0, np.float32), *(self.shares[n] for n in used[1:]))
+        return Axis(past - first, self.window, self.scale, starts, shares), slice(first, past)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -85,6 +98,12 @@ class Plan:
     rows: Axis
     columns: Axis
     slices: Axis
+
+    def within(self, box: Box) -> tuple[Plan, Box]:
+        """Only the windows that see some of the LR voxels in a box, and the box that they cover."""
+        axes = zip((self.rows, self.columns, self.slices), box, strict=True)
+        (rows, i), (columns, j), (slices, k) = (axis.within(part) for axis, part in axes)
+        return Plan(rows, columns, slices), (i, j, k)
 
     def __len__(self) -> int:
         return len(self.rows.starts) * len(self.columns.starts) * len(self.slices.starts)
