@@ -17,11 +17,7 @@ from numpy.typing import NDArray
 from .intensity import IntensityError
 from .windows import Box
 
-MARGIN = (
-    4,
-    4,
-    1,
-)  # LR voxels around the content that count as content: its edge reaches beyond it when restored
+MARGIN = (4, 4, 1)  # LR voxels that count as content around it, since a restored edge reaches further
 
 
 @dataclass(frozen=True)
