@@ -5,6 +5,8 @@ Slabs are (N, slices, rows, columns); an LR slab has SLAB slices, the HR slab ov
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -69,10 +71,13 @@ class Decimation(nn.Module):
         return F.conv2d(x, row.transpose(2, 3), stride=(s, 1), groups=SLAB)
 
 
-@torch.compiler.disable  # PyTorch 2.13 cannot compile its gradient for channels_last images
-def _held(x: Tensor, width: int) -> Tensor:
+def _held_eagerly(x: Tensor, width: int) -> Tensor:
     """Rows and columns repeated beyond the edges."""
     return F.pad(x, (width,) * 4, mode="replicate")
+
+
+# PyTorch 2.13 cannot compile its gradient for channels_last images.
+_held: Callable[[Tensor, int], Tensor] = torch.compiler.disable(_held_eagerly)
 
 
 def _keys(t: Tensor) -> Tensor:
