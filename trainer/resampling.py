@@ -5,7 +5,7 @@ Slabs are (N, slices, rows, columns); an LR slab has SLAB slices, the HR slab ov
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -77,7 +77,7 @@ def _held_eagerly(x: Tensor, width: int) -> Tensor:
 
 
 # PyTorch 2.13 cannot compile its gradient for channels_last images.
-_held: Callable[[Tensor, int], Tensor] = torch.compiler.disable(_held_eagerly)
+_held: Any = torch.compiler.disable(_held_eagerly)
 
 
 def _keys(t: Tensor) -> Tensor:
