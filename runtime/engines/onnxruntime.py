@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ..card import METADATA_KEY, ModelCard
 from ..errors import RunError
 from . import EngineInfo, Precision, require
+from .fixed import InputSize
 
 
 class OnnxRuntimeEngine:
@@ -37,10 +38,15 @@ class OnnxRuntimeEngine:
                 f"give a model exported in {precision}, or --precision auto."
             )
         self._input = self._session.get_inputs()[0]
+        n, _, h, w = (n if isinstance(n, int) else None for n in self._input.shape)
+        self._size = InputSize(n, h, w)
         self._dtype = np.float16 if self._input.type == "tensor(float16)" else np.float32
         self.info = EngineInfo("onnxruntime", ort.__version__, "cpu", self.card.precision, name, sha256)
 
     def __call__(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        return self._size.run(self._run, windows)
+
+    def _run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
         (output,) = self._session.run(None, {self._input.name: windows.astype(self._dtype, copy=False)})
         return output.astype(np.float32, copy=False)
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..card import METADATA_KEY, ModelCard
 from ..errors import RunError
 from . import EngineInfo, Precision, require
+from .fixed import InputSize
 
 
 class OpenVinoEngine:
@@ -37,6 +38,8 @@ class OpenVinoEngine:
         except RuntimeError as error:
             raise RunError(f"OpenVINO cannot read {file}: it is damaged or not an ONNX model.") from error
         self.card = ModelCard.from_json(_metadata(model), str(file))
+        n, _, h, w = (n.get_length() if n.is_static else None for n in model.input().partial_shape)
+        self._size = InputSize(n, h, w)
         # Half-precision inputs and outputs are converted inside the compiled graph.
         edges = ov.preprocess.PrePostProcessor(model)
         edges.input().tensor().set_element_type(ov.Type.f32)
@@ -53,6 +56,9 @@ class OpenVinoEngine:
         self.info = EngineInfo("openvino", version, "cpu", precision, name, sha256)
 
     def __call__(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        return self._size.run(self._run, windows)
+
+    def _run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
         return self._request.infer([windows], share_inputs=True)[0]
 
 

@@ -174,3 +174,21 @@ def test_the_embedded_model_runs_without_a_path(library):
     assert engine.info.model == "embedded" and engine.card.scale == (2, 2, 2)
     sr = SuperResolver(engine)(np.random.default_rng(0).uniform(0, 900, (20, 20, 6)).astype(np.float32))
     assert sr.shape == (40, 40, 12)
+
+
+@pytest.mark.parametrize("library", ["onnxruntime", "openvino"])
+def test_a_model_of_one_input_size_takes_any_number_of_windows(folder, tmp_path, library):
+    model = onnx.load(folder / "conv.onnx")
+    for value, size in ((model.graph.input[0], (4, 3, 16, 20)), (model.graph.output[0], (4, 6, 32, 40))):
+        for dimension, n in zip(value.type.tensor_type.shape.dim, size, strict=True):
+            dimension.dim_value = n
+    onnx.save(model, tmp_path / "fixed.onnx")
+    fixed, free = (
+        open_engine(path, precision="fp32", library=library)
+        for path in (tmp_path / "fixed.onnx", folder / "conv.onnx")
+    )
+    windows = np.random.default_rng(0).random((6, 3, 16, 20), np.float32)
+    for count in (1, 4, 6):
+        assert relative(fixed(windows[:count]), free(windows[:count])) < 1e-5
+    with pytest.raises(RunError, match="16x20 only, not 16x16"):
+        fixed(windows[..., :16])
