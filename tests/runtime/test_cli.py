@@ -165,6 +165,8 @@ def test_an_interruption_leaves_whole_files_only(model, tmp_path, stop):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A job in the background of a script inherits a deaf ear for SIGINT; a user's terminal gives none.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     out = tmp_path / "scans-sr"
     deadline = time.monotonic() + 60
