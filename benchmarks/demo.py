@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from ..runtime.command import sentences
 from ..runtime.files import write_json
 from ..runtime.resolver import SuperResolver
 from ..trainer import kspace
@@ -41,7 +42,8 @@ def template() -> tuple[Volume, NDArray[np.float64]]:
 
 
 def main() -> None:
-    typer.run(demo)
+    with sentences():
+        typer.run(demo)
 
 
 def demo(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from . import folder, jobs
+from .command import sentences
 from .cost import Estimator
 from .dicom_jobs import Format
 from .engines import Library, Precision
@@ -155,12 +155,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is as clean as Ctrl-C
     warnings.filterwarnings("ignore", module="pydicom")  # they quote values, which may be a patient's
     try:
-        app()
-    except RunError as error:
-        if "--debug" in sys.argv:
-            raise
-        typer.echo(f"Error: {error}", err=True)
-        raise SystemExit(2) from None
+        with sentences():
+            app()
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
 

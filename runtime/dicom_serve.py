@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
 import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from .command import sentences
 from .dicom_node import Node, Peer, Settings
 from .engines import Library, Precision
-from .errors import RunError
 from .resolver import SuperResolver
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -64,13 +63,8 @@ def serve(
 
 def main() -> None:
     """Run the command: what the user can mend is one sentence; exit code 2 where nothing could start."""
-    try:
+    with sentences():
         app()
-    except RunError as error:
-        if "--debug" in sys.argv:
-            raise
-        typer.echo(f"Error: {error}", err=True)
-        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

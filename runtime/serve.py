@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from .command import sentences
 from .connection import Limits, Parameters
 from .engines import Library, Precision
-from .errors import RunError
 from .metrics import serve_metrics
 from .resolver import Output, SuperResolver
 from .server import Server, log
@@ -75,13 +74,8 @@ def serve(
 
 def main() -> None:
     """Run the command: what the user can mend is one sentence; exit code 2 where nothing could start."""
-    try:
+    with sentences():
         app()
-    except RunError as error:
-        if "--debug" in sys.argv:
-            raise
-        typer.echo(f"Error: {error}", err=True)
-        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

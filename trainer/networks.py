@@ -258,6 +258,22 @@ class BatchNorm(nn.BatchNorm2d):
         return ((x - mean) * torch.rsqrt(variance + self.eps) * scale + shift).to(input.dtype)
 
 
+def vgg(inputs: int, width: int, factors: tuple[int, ...]) -> tuple[nn.Sequential, int]:
+    """3×3 convolutions to width·factor channels, stride 1 and 2 by turns, and the channels of the last.
+
+    Batch normalisation except on the first, LeakyReLU(0.2).
+    """
+    layers: list[nn.Module] = []
+    channels = inputs
+    for i, factor in enumerate(factors):
+        layers.append(conv(channels, width * factor, 1 + i % 2))
+        channels = width * factor
+        if i:
+            layers.append(BatchNorm(channels))
+        layers.append(nn.LeakyReLU(0.2))
+    return nn.Sequential(*layers), channels
+
+
 class Discriminator(nn.Module):
     """VGG: ten 3×3 convolutions, stride 1 and 2 by turns, linear to 100, linear to 1; no sigmoid.
 
@@ -267,15 +283,7 @@ class Discriminator(nn.Module):
 
     def __init__(self, inputs: int, width: int, size: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        channels = inputs
-        for i, factor in enumerate((1, 1, 2, 2, 4, 4, 8, 8, 8, 8)):
-            layers.append(conv(channels, width * factor, 1 + i % 2))
-            channels = width * factor
-            if i:
-                layers.append(BatchNorm(channels))
-            layers.append(nn.LeakyReLU(0.2))
-        self.features = nn.Sequential(*layers)
+        self.features, channels = vgg(inputs, width, (1, 1, 2, 2, 4, 4, 8, 8, 8, 8))
         side = math.ceil(size / 2**5)
         self.score = nn.Sequential(nn.Linear(channels * side**2, 100), nn.LeakyReLU(0.2), nn.Linear(100, 1))
 
@@ -293,15 +301,7 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        channels = inputs
-        for i, factor in enumerate((1, 1, 2, 2)):
-            layers.append(conv(channels, width * factor, 1 + i % 2))
-            channels = width * factor
-            if i:
-                layers.append(BatchNorm(channels))
-            layers.append(nn.LeakyReLU(0.2))
-        self.features = nn.Sequential(*layers)
+        self.features, channels = vgg(inputs, width, (1, 1, 2, 2))
         self.score = nn.Conv2d(channels, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
