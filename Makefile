@@ -38,9 +38,9 @@ default-model: install
 	$(BIN)/python -m udean.benchmarks.default_model $(RUN)/run $(RUN)/best.onnx
 
 # The kernels for machines without nvcc; a test holds them to their source.
-kernels: runtime/kernels.ptx
+kernels: runtime/cuda/kernels.ptx
 
-runtime/kernels.ptx: runtime/kernels.cu
+runtime/cuda/kernels.ptx: runtime/cuda/kernels.cu
 	nvcc --ptx -arch=compute_75 -o $@ $<
 
 # All that needs a GPU, in one call: the tests, then the benchmarks, results with the device's name.

@@ -20,7 +20,7 @@ import numpy as np
 import typer
 
 from ..runtime.cost import flop_per_voxel
-from ..runtime.device import Gpu
+from ..runtime.cuda.device import Gpu
 from ..runtime.engines import choose_engine
 from ..runtime.errors import RunError
 from ..runtime.folder import prepare, run_all

@@ -22,7 +22,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from ..runtime import mrd
+from ..runtime.mrd import messages as mrd
 from . import common
 
 
@@ -37,7 +37,7 @@ def main(
     messages = _messages(common.head((slices, rows, columns), "uint16"))
     with tempfile.TemporaryDirectory(dir=".") as folder:
         _, full, half = common.model(Path(folder), preset)
-        command = [sys.executable, "-m", "udean.runtime.serve", "--port", "0", "--metrics-port", "0"]
+        command = [sys.executable, "-m", "udean.runtime.mrd.serve", "--port", "0", "--metrics-port", "0"]
         command += ["--engine", str(half if device.startswith("cuda") else full)]
         command += ["--device", device, "--precision", precision]
         server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.cuda import CudaEngine, Slot
-from ..runtime.device import Gpu, GpuError, OutOfMemory
+from ..runtime.cuda.device import Gpu, GpuError, OutOfMemory
 from ..runtime.engines import choose_engine
 from .errors import ExportError
 

@@ -18,7 +18,7 @@ from typing import Any
 import onnx
 
 from ..runtime.card import ModelCard
-from ..runtime.device import Gpu
+from ..runtime.cuda.device import Gpu
 from ..runtime.engines import require
 from ..runtime.errors import RunError
 from ..runtime.files import atomic

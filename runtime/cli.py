@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from . import folder, jobs
 from .command import sentences
 from .cost import Estimator
-from .dicom_jobs import Format
+from .dicom.jobs import Format
 from .engines import Library, Precision
 from .errors import RunError
 from .report import NAME, write_report

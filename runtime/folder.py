@@ -25,7 +25,7 @@ import nibabel as nib
 import numpy as np
 
 from .. import __version__
-from .dicom_jobs import DicomDraft
+from .dicom.jobs import DicomDraft
 from .draft import Draft, check_memory
 from .errors import RunError
 from .files import read_json, sweep, write_json

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .dicom import is_dicom
+from .dicom.series import is_dicom
 from .draft import Draft
 from .errors import RunError
 from .files import sha256
 from .volume import FREESURFER, SUFFIXES, Scan, open_scan
 
 if TYPE_CHECKING:
-    from .dicom_jobs import DicomDraft, Format
+    from .dicom.jobs import DicomDraft, Format
     from .resolver import SuperResolver
 
 BIDS = re.compile(r"(?P<entities>sub-[A-Za-z0-9]+(_[a-z]+-[A-Za-z0-9+]+)*)_(?P<suffix>[A-Za-z0-9]+)")
@@ -136,7 +136,7 @@ def _is_scan(path: Path, folder: Path) -> bool:
 def _dicom_jobs(files: list[Path], source: Path, root: Path, form: Format) -> list[Job]:
     if not files:
         return []
-    from .dicom_jobs import dicom_jobs
+    from .dicom.jobs import dicom_jobs
 
     return [*dicom_jobs(files, source, root, form)]
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from . import intensity
 from .content import Content, survey
 from .cuda import CudaEngine, CudaPipeline
-from .device import GpuError
+from .cuda.device import GpuError
 from .draft import Room, in_memory
 from .engines import Engine, Library, Precision, choose_engine, cpu_model, open_engine
 from .errors import RunError

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import udean
-from udean.runtime.connection import Parameters
+from udean.runtime.mrd.connection import Parameters
 
 from .runtime.fakes import card, onnx_model
 from .runtime.mrd_client import images, pack_close, pack_image, talk

@@ -123,7 +123,7 @@ def choose_engine(
         return open_engine(path, "cpu", precision, threads, library)
     if library == "openvino":
         raise RunError("OpenVINO runs on the processor here: leave out --device, or --library.")
-    from ..device import Gpu
+    from ..cuda.device import Gpu
 
     gpu = Gpu(int(number or 0))
     with model_file(path) as (file, name), gpu.current():
@@ -154,7 +154,7 @@ def _gpu_is_ready(path: Path | None) -> bool:
     """Whether the libraries that would run this model on a GPU are here, and a GPU."""
     if not importlib.util.find_spec("pycuda"):
         return False
-    from ..device import Gpu
+    from ..cuda.device import Gpu
 
     try:
         if path is not None and path.suffix.lower() in CHECKPOINTS:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..card import METADATA_KEY, ModelCard
 from ..cuda import Slot
-from ..device import Gpu, GpuError, OutOfMemory
+from ..cuda.device import Gpu, GpuError, OutOfMemory
 from ..errors import RunError
 from . import EngineInfo, Precision, require
 

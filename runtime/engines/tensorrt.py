@@ -7,7 +7,7 @@ from typing import Any
 
 from ..card import ModelCard
 from ..cuda import Slot
-from ..device import Gpu, GpuError, OutOfMemory
+from ..cuda.device import Gpu, GpuError, OutOfMemory
 from ..errors import RunError
 from ..plan import deserialize, logger, read_plan
 from . import EngineInfo, Precision, require

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..card import ModelCard
 from ..cuda import Slot
-from ..device import Gpu, GpuError, OutOfMemory
+from ..cuda.device import Gpu, GpuError, OutOfMemory
 from ..errors import RunError
 from . import EngineInfo, Precision
 from .checkpoint import load_network

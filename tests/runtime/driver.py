@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 from udean.runtime import EngineInfo
-from udean.runtime.device import GpuError, OutOfMemory
+from udean.runtime.cuda.device import GpuError, OutOfMemory
 
 HERE = Path(__file__).parent
-KERNELS = HERE.parents[1] / "runtime" / "kernels.cu"
+KERNELS = HERE.parents[1] / "runtime" / "cuda" / "kernels.cu"
 
 
 def compile_kernels(folder, include):

@@ -1,4 +1,4 @@
-// runtime/kernels.cu compiled for the processor: every thread of a grid in turn, arguments unpacked from one buffer
+// runtime/cuda/kernels.cu compiled for the processor: every thread of a grid in turn, arguments unpacked from one buffer
 // as the CUDA driver does, each at its own alignment. Rounding is that of the intrinsics it stands in for: compile
 // with -ffp-contract=off.
 #include <cmath>

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from udean.runtime import RunError, SuperResolver, resolver
-from udean.runtime.device import GpuError
+from udean.runtime.cuda.device import GpuError
 
 from . import driver
 from .fakes import FakeEngine, card, nearest

@@ -11,8 +11,8 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless, generate_uid
 from udean.runtime import RunError, SuperResolver
-from udean.runtime.dicom import CLASSIC, ENHANCED, find_series, is_dicom
-from udean.runtime.dicom_derived import write_derived
+from udean.runtime.dicom.derived import write_derived
+from udean.runtime.dicom.series import CLASSIC, ENHANCED, find_series, is_dicom
 
 from .fakes import FakeEngine, card, interpolation
 

@@ -17,7 +17,7 @@ from pynetdicom.sop_class import MRImageStorage
 from .fakes import card, onnx_model
 from .test_dicom import classic
 
-COMMAND = [sys.executable, "-m", "udean.runtime.dicom_serve", "--precision", "fp32", "--threads", "1"]
+COMMAND = [sys.executable, "-m", "udean.runtime.dicom.serve", "--precision", "fp32", "--threads", "1"]
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,8 @@ def test_phantom_overlays_its_fine_self_to_a_thousandth_of_a_voxel(
     voxel = np.linalg.norm(sr.affine[:3, :3], axis=0).min()
     error = np.abs(sr.get_fdata() + level - phantom(sr.shape, sr.affine)).max()
     assert error < 1e-3 * voxel
-    np.testing.assert_allclose(sr.get_qform(), sr.get_sform(), atol=1e-3 * voxel)
+    lost = np.abs(lr.get_qform() - affine).max()  # a float32 quaternion near half a turn holds four digits
+    np.testing.assert_allclose(sr.get_qform(), sr.get_sform(), atol=1e-3 * voxel + lost)
     np.testing.assert_allclose(sr.header.get_zooms(), np.linalg.norm(sr.affine[:3, :3], axis=0), rtol=1e-5)
 
 

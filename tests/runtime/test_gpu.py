@@ -5,7 +5,7 @@ import importlib.util
 import numpy as np
 import pytest
 from udean.runtime import RunError, SuperResolver
-from udean.runtime.device import Gpu, GpuError
+from udean.runtime.cuda.device import Gpu, GpuError
 from udean.runtime.engines import choose_engine
 
 from .fakes import FakeEngine, card, nearest, onnx_model

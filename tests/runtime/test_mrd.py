@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from udean.runtime import RunError, mrd, stacks
+from udean.runtime import RunError
+from udean.runtime.mrd import messages as mrd
+from udean.runtime.mrd import stacks
 
 from .fakes import card
 from .mrd_client import pack_close, pack_config, pack_image, pack_text, pack_waveform

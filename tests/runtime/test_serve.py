@@ -14,7 +14,7 @@ import pytest
 from .fakes import card, nearest, onnx_model
 from .mrd_client import Client, images, pack_close, pack_image, talk, texts
 
-COMMAND = [sys.executable, "-m", "udean.runtime.serve"]
+COMMAND = [sys.executable, "-m", "udean.runtime.mrd.serve"]
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ import ismrmrd
 import numpy as np
 import pytest
 from udean.runtime import SuperResolver
-from udean.runtime.connection import Limits, Parameters
-from udean.runtime.metrics import serve_metrics
-from udean.runtime.server import Server
+from udean.runtime.mrd.connection import Limits, Parameters
+from udean.runtime.mrd.metrics import serve_metrics
+from udean.runtime.mrd.server import Server
 
 from .fakes import FakeEngine, card, interpolation
 from .mrd_client import (

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from importlib.resources import files
 from typing import Any
 
-from .engines import require
-from .errors import RunError
+from ..engines import require
+from ..errors import RunError
 
 
 class GpuError(RunError):
@@ -67,7 +67,7 @@ class Gpu:
     def kernel(self, name: str) -> Any:
         """A kernel by its name in `kernels.cu`, which nvcc compiles for this device where it is installed."""
         if self._kernels is None:
-            folder = files("udean.runtime")
+            folder = files("udean.runtime.cuda")
             if shutil.which("nvcc"):
                 compiler: Any = require("pycuda.compiler", "trt")
                 self._kernels = compiler.SourceModule((folder / "kernels.cu").read_text(), no_extern_c=True)

@@ -21,14 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .dicom import CLASSIC, ENHANCED, require_pydicom
-from .dicom_derived import write_derived
-from .dicom_jobs import dicom_jobs
-from .engines import require
-from .errors import RunError
-from .files import atomic
-from .resolver import SuperResolver
-from .server import log
+from ..engines import require
+from ..errors import RunError
+from ..files import atomic
+from ..journal import log
+from ..resolver import SuperResolver
+from .derived import write_derived
+from .jobs import dicom_jobs
+from .series import CLASSIC, ENHANCED, require_pydicom
 
 SUCCESS, OUT_OF_RESOURCES, NO_MATCH = 0x0000, 0xA700, 0xA900
 FREE = 1 << 30  # bytes that stay free on the spool's disk

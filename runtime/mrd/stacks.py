@@ -16,12 +16,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from . import mrd
-from .card import ModelCard
-from .errors import RunError
-from .geometry import Factors, fine_affine, slab_axis, voxel_factors
-from .mrd import Image
-from .slices import even_step
+from ..card import ModelCard
+from ..errors import RunError
+from ..geometry import Factors, fine_affine, slab_axis, voxel_factors
+from ..slices import even_step
+from . import messages as mrd
+from .messages import Image
 
 Position = Literal["spec", "first-voxel"]
 COUNTERS = ("image_series_index", "average", "contrast", "phase", "repetition", "set")

@@ -10,10 +10,10 @@ from typing import Annotated
 
 import typer
 
-from .command import sentences
-from .dicom_node import Node, Peer, Settings
-from .engines import Library, Precision
-from .resolver import SuperResolver
+from ..command import sentences
+from ..engines import Library, Precision
+from ..resolver import SuperResolver
+from .node import Node, Peer, Settings
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from .errors import RunError
+from ..errors import RunError
 
 PREFIX = "udean_"
 HELP = {

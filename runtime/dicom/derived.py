@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import __version__
-from .card import ModelCard
-from .dicom import CLASSIC, LPS_TO_RAS, MANUFACTURER, Dataset, Series, require_pydicom
-from .errors import RunError
+from ... import __version__
+from ..card import ModelCard
+from ..errors import RunError
+from .series import CLASSIC, LPS_TO_RAS, MANUFACTURER, Dataset, Series, require_pydicom
 
 NUMBER_STEP = 1000  # the SR series of series 3 is 1003
 NEIGHBOURS = 1  # LR slices on each side of the nearest that an SR slice is derived from: the slab's

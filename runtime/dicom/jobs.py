@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .dicom import Series, find_series
-from .dicom_derived import write_derived
-from .draft import Draft
-from .errors import RunError
-from .files import sha256
-from .jobs import Job
-from .volume import Header, Scan
+from ..draft import Draft
+from ..errors import RunError
+from ..files import sha256
+from ..jobs import Job
+from ..volume import Header, Scan
+from .derived import write_derived
+from .series import Series, find_series
 
 if TYPE_CHECKING:
-    from .resolver import SuperResolver
+    from ..resolver import SuperResolver
 
 Format = Literal["dicom", "nifti"]
 

@@ -17,10 +17,10 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from .engines import require
-from .errors import RunError
-from .slices import even_step
-from .volume import Scan, image_scan
+from ..engines import require
+from ..errors import RunError
+from ..slices import even_step
+from ..volume import Scan, image_scan
 
 CLASSIC = "1.2.840.10008.5.1.4.1.1.4"
 ENHANCED = ("1.2.840.10008.5.1.4.1.1.4.1", "1.2.840.10008.5.1.4.1.1.4.4")  # and legacy converted

@@ -17,7 +17,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import RunError
+from ..errors import RunError
 
 CONFIG_NAME, CONFIG_TEXT, HEADER, CLOSE, TEXT = 1, 2, 3, 4, 5
 ACQUISITION, IMAGE, WAVEFORM = 1008, 1022, 1026

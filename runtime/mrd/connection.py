@@ -19,9 +19,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import get_args
 
-from . import mrd
-from .errors import RunError
-from .resolver import Output
+from ..errors import RunError
+from ..resolver import Output
+from . import messages as mrd
 from .stacks import Position
 
 CHUNK = 1 << 20  # bytes of one read: memory is taken as it fills, not as it is announced

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .host import KEPT_OUTPUTS, Volume
-from .intensity import Storage
+from ..host import KEPT_OUTPUTS, Volume
+from ..intensity import Storage
+from ..windows import Axis, Plan
 from .slots import CudaEngine, Slot
-from .windows import Axis, Plan
 
 LANDING = 3  # finished slabs between device and host: one written, one copied, one read
 BLOCK = (32, 4, 1)

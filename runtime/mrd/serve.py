@@ -9,12 +9,13 @@ from typing import Annotated
 
 import typer
 
-from .command import sentences
+from ..command import sentences
+from ..engines import Library, Precision
+from ..journal import log
+from ..resolver import Output, SuperResolver
 from .connection import Limits, Parameters
-from .engines import Library, Precision
 from .metrics import serve_metrics
-from .resolver import Output, SuperResolver
-from .server import Server, log
+from .server import Server
 from .stacks import Position
 
 MIB = 1 << 20

@@ -16,12 +16,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from ..errors import RunError
+from ..host import Stopwatch, Volume, twins
+from ..intensity import Storage
+from ..windows import Plan
 from .device import GpuError, OutOfMemory
-from .errors import RunError
-from .host import Stopwatch, Volume, twins
-from .intensity import Storage
 from .slots import CudaEngine, Slot
-from .windows import Plan
 from .workspace import LANDING, Order, Workspace
 
 __all__ = ["CudaEngine", "CudaPipeline", "Slot"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from .card import ModelCard
+from ..card import ModelCard
+from ..engines import EngineInfo
 from .device import Gpu
-from .engines import EngineInfo
 
 
 @dataclass(frozen=True)

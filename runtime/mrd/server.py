@@ -8,10 +8,8 @@ restored is named in a text message, and its originals are delivered all the sam
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import socket
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,13 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import __version__
-from . import mrd, stacks
+from ... import __version__
+from ..errors import RunError
+from ..journal import log
+from ..resolver import SuperResolver
+from . import messages as mrd
+from . import stacks
 from .connection import Budget, Connection, Gone, Limits, Parameters
-from .errors import RunError
+from .messages import Image
 from .metrics import Metrics
-from .mrd import Image
-from .resolver import SuperResolver
 from .stacks import SeriesNumbers, Stack
 
 REFUSALS = 4  # times the connections: how many are told that the server is full; more are just closed
@@ -229,9 +229,3 @@ class Session:
 
     def _say(self, level: str, content: str) -> None:
         self._connection.say(level, content)
-
-
-def log(event: str, **fields: Any) -> None:
-    """A line of JSON on stderr: numbers and our own words, never what a client has sent."""
-    line = {"time": round(time.time(), 3), "event": event, **fields}
-    print(json.dumps(line), file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""MRD (ISMRMRD v1 streaming): the image-to-image server `udean-serve`."""
