@@ -18,20 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import intensity
 from .card import ModelCard
+from .comparison import ERROR_SHARE, compare
 from .content import survey
 from .errors import RunError
 from .files import atomic, read_json
 from .folder import Outcome
-from .resample import acquired_again, tricubic_plane
 from .volume import Scan
 
 NAME = "udean-report.html"
-ERROR_SHARE = 0.1  # of the intensity unit, shown as white in the difference pictures
-BRIGHT = 4.0  # times the intensity unit: training scans do not reach that far
-LOW_SNR = 10.0
-SATURATED = 1e-3  # share of voxels at the largest value
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:76rem;padding:0 1rem}
 body{background:#111;color:#ddd}
@@ -45,10 +40,7 @@ th{font-weight:500;color:#aaa}.grid{display:grid;grid-template-columns:repeat(4,
 
 @dataclass(frozen=True)
 class Findings:
-    """What is said about one scan. pictures: (alt text, PNG, width / height), four to a row.
-
-    consistency: ‖acquired again − scan‖ / ‖scan‖; 0 where the SR volume explains all that was measured.
-    """
+    """What is said about one scan. pictures: (alt text, PNG, width / height), four to a row."""
 
     pictures: list[tuple[str, bytes, float]]
     consistency: float
@@ -74,51 +66,23 @@ def write_report(path: Path, outcomes: Sequence[Outcome], card: ModelCard, serie
 
 def examine(scan: Scan, sr: Scan, card: ModelCard) -> Findings:
     """Compare a scan (the first volume of a series) with its SR scan; both are read."""
-    lr, fine = _volume(scan), _volume(sr)
-    i, j, k = (b // a for a, b in zip(lr.shape, fine.shape, strict=True))
-    factors = i, j, k
-    slope, inter = np.float32(scan.slope), np.float32(scan.inter)
-    unit = intensity.unit(lr, card.intensity, scan.slope, scan.inter)
-    box = survey(lr).box
-    # Fourier and interpolation are linear: they may run on stored voxels, units come after.
-    again = acquired_again(fine, factors, card.grid) * np.float32(sr.slope) + np.float32(sr.inter)
-    measured = lr * slope + inter
-    difference = np.abs(again - measured)
-    consistency = float(np.linalg.norm(difference) / max(float(np.linalg.norm(measured)), 1e-12))
-
-    zooms = scan.zooms
+    found = compare(scan, sr, card)
+    box, shape, zooms, measured = survey(found.lr).box, found.lr.shape, scan.zooms, found.measured
     pictures = []
     for axis in (2, 1, 0):
         rows, columns = (n for n in range(3) if n != axis)
-        aspect = lr.shape[rows] * zooms[rows] / (lr.shape[columns] * zooms[columns])
+        aspect = shape[rows] * zooms[rows] / (shape[columns] * zooms[columns])
         middle = (box[axis].start + box[axis].stop) // 2
-        across = middle * factors[axis]
+        across = middle * found.factors[axis]
         planes = {
             "scan": np.take(measured, middle, axis),
-            "tricubic": tricubic_plane(lr, factors, card.grid, axis, across) * slope + inter,
-            "super-resolution": np.take(fine, across, axis) * np.float32(sr.slope) + np.float32(sr.inter),
-            "k-space difference": np.take(difference, middle, axis) / ERROR_SHARE,
+            "tricubic": found.tricubic(axis, across),
+            "super-resolution": found.fine(axis, across),
+            "k-space difference": np.abs(np.take(found.difference, middle, axis)) / ERROR_SHARE,
         }
         for name, plane in planes.items():
-            pictures.append((f"{name}, plane across {'ijk'[axis]}", png(plane / unit), aspect))
-    snr = signal_to_noise(measured, unit)
-    return Findings(pictures, consistency, snr, list(_warnings(lr, measured, unit, snr, card)))
-
-
-def signal_to_noise(volume: NDArray[np.float32], unit: float) -> float:
-    """Median of the foreground over the noise's standard deviation.
-
-    The noise is that of the diagonal Haar detail in plane, whose median magnitude hardly knows edges
-    (Donoho and Johnstone, Biometrika 81, 1994).
-    """
-    even = volume[: volume.shape[0] // 2 * 2, : volume.shape[1] // 2 * 2]
-    quads = (even[::2, ::2], even[1::2, ::2], even[::2, 1::2], even[1::2, 1::2])
-    detail = (quads[0] - quads[1] - quads[2] + quads[3]) / 2
-    bright = np.minimum.reduce(quads) > 0.1 * unit
-    if not bright.any():
-        return 0.0
-    noise = float(np.median(np.abs(detail[bright]))) / 0.6745
-    return float(np.median(quads[0][bright])) / noise if noise else np.inf
+            pictures.append((f"{name}, plane across {'ijk'[axis]}", png(plane / found.unit), aspect))
+    return Findings(pictures, found.consistency, found.snr, found.warnings)
 
 
 def png(image: NDArray[Any]) -> bytes:
@@ -136,24 +100,6 @@ def png(image: NDArray[Any]) -> bytes:
         for kind, data in parts
     )
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
-
-
-def _warnings(
-    lr: NDArray[Any], measured: NDArray[np.float32], unit: float, snr: float, card: ModelCard
-) -> Iterator[str]:
-    if measured.min() < 0:
-        yield "The scan has negative voxels; the model was trained on magnitude images."
-    if measured.max() > BRIGHT * unit:
-        yield (
-            f"Some voxels are {measured.max() / unit:.1f} times brighter than the 99.9th percentile, which "
-            "no training scan is: look for spikes."
-        )
-    if max(lr.shape) < max(card.window):
-        yield f"The scan is smaller than the windows of {card.window[0]}x{card.window[1]} voxels in training."
-    if snr < LOW_SNR:
-        yield f"The scan's signal-to-noise ratio is low ({snr:.1f}): noise may be restored as structure."
-    if lr.dtype.kind in "iu" and float(np.mean(lr == lr.max())) > SATURATED:
-        yield f"{np.mean(lr == lr.max()):.1%} of the voxels have the largest value: the scan is saturated."
 
 
 def _section(outcome: Outcome, card: ModelCard, series: bool) -> Iterator[str]:
@@ -193,11 +139,6 @@ def _section(outcome: Outcome, card: ModelCard, series: bool) -> Iterator[str]:
             **counts,
         }
     )
-
-
-def _volume(scan: Scan) -> NDArray[Any]:
-    voxels = scan.voxels()
-    return voxels if scan.volumes == 1 else voxels[..., 0]
 
 
 def _flat(card: ModelCard) -> dict[str, Any]:

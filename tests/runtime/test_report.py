@@ -7,9 +7,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 from udean.runtime import SuperResolver
+from udean.runtime.comparison import signal_to_noise
 from udean.runtime.folder import Settings, prepare, run_all
 from udean.runtime.jobs import find_scans
-from udean.runtime.report import examine, png, signal_to_noise, write_report
+from udean.runtime.report import examine, png, write_report
 from udean.runtime.resample import acquired_again, tricubic_plane
 from udean.runtime.volume import open_scan
 from udean.trainer import kspace
