@@ -23,6 +23,7 @@ from .engines import Library, Precision
 from .errors import RunError
 from .report import NAME, write_report
 from .resolver import Fallback, Output, SuperResolver
+from .trace import Trace
 from .windows import OVERLAP, Window
 
 T = TypeVar("T")
@@ -80,12 +81,19 @@ def run(
     report: Annotated[
         bool, typer.Option("--report", help="Write udean-report.html, with pictures, into the output folder.")
     ] = False,
+    profile: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", help="Write when each stage was at work, for ui.perfetto.dev."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Restore high-resolution scans from low-resolution ones. Research only, not for diagnosis."""
     found = jobs.find_scans(scans, out, form)
     weightings: Any = _per_axis(weighting, str, "weighting")  # judged with the plan
+    trace = Trace() if profile else None
+    if trace and profile:
+        trace.write(profile)  # a place that cannot be written to is refused now, not after the last scan
     resolve = SuperResolver(
         engine,
         device,
@@ -97,6 +105,7 @@ def run(
         library,
         crop,
         fallback,
+        trace,
     )
     print(f"Model {resolve.describe()}", flush=True)
     settings = folder.Settings(dtype, AXES[slab_axis], series, overwrite, debug)
@@ -141,6 +150,11 @@ def run(
         except KeyboardInterrupt:
             typer.echo(f"Interrupted: {_summary(counts)}. The same command goes on from here.", err=True)
             raise typer.Exit(INTERRUPTED) from None
+        finally:
+            if trace and profile:
+                trace.write(profile)
+    if trace:
+        print(f"Profile: {profile}: {trace.shares()}")
     if report:
         for root in {job.root: None for job in found}:
             page = root / NAME

@@ -64,10 +64,10 @@ def _lock(file: BinaryIO) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write JSON atomically, indented, keys in the order given."""
+def write_json(path: Path, value: dict[str, Any], indent: int | None = 2) -> None:
+    """Write JSON atomically, keys in the order given."""
     with atomic(path) as file:
-        file.write((json.dumps(value, indent=2) + "\n").encode())
+        file.write((json.dumps(value, indent=indent) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from .files import read_json, sweep, write_json
 from .host import ahead
 from .jobs import DATASET, Job, is_bids
 from .resolver import Look, Output, Progress, SuperResolver, Timings
+from .trace import span
 from .volume import Header, Scan
 
 MANIFEST = "udean-manifest.jsonl"  # a line a scan and run, so that processes can share it; the last counts
@@ -127,7 +128,7 @@ def run_all(
 
     with (
         ThreadPoolExecutor(1, "encode") as encoder,
-        contextlib.closing(ahead(decode())) as decoded,
+        contextlib.closing(ahead(decode(), "decode")) as decoded,
     ):
         behind: Future[Outcome] | None = None
         for item in decoded:
@@ -151,15 +152,16 @@ def run_all(
 
 def _load(job: Job, resolve: SuperResolver, settings: Settings) -> Loaded | Outcome:
     start = time.perf_counter()
-    scan = job.open(settings.series)
-    request = _request(job, resolve, settings)
-    if not settings.overwrite and is_current(job, request):
-        return Outcome(job, "kept", "up to date")
-    header = resolve.header(scan, settings.dtype, settings.axis)
-    if not job.draft(resolve).mapped:
-        check_memory(scan.name, header)
-    scan = scan.loaded()
-    looks = resolve.look(scan, settings.axis)
+    with span(resolve.trace, "decode", job.source.name):
+        scan = job.open(settings.series)
+        request = _request(job, resolve, settings)
+        if not settings.overwrite and is_current(job, request):
+            return Outcome(job, "kept", "up to date")
+        header = resolve.header(scan, settings.dtype, settings.axis)
+        if not job.draft(resolve).mapped:
+            check_memory(scan.name, header)
+        scan = scan.loaded()
+        looks = resolve.look(scan, settings.axis)
     return Loaded(job, request, scan, header, looks, start, time.perf_counter() - start)
 
 
@@ -194,11 +196,12 @@ def _finish(step: Resolved | Outcome, resolve: SuperResolver, settings: Settings
 def _write(resolved: Resolved, resolve: SuperResolver) -> Outcome:
     loaded, job = resolved.loaded, resolved.loaded.job
     start = time.perf_counter()
-    job.sidecar.unlink(missing_ok=True)  # it must not vouch for the new file before that is whole
-    resolved.draft.commit()
-    end = time.perf_counter()
-    timings = dataclasses.replace(resolved.timings, write=end - start, total=end - loaded.start)
-    write_json(job.sidecar, _sidecar(job, loaded.request, resolve, timings))
+    with span(resolve.trace, "encode", job.source.name):
+        job.sidecar.unlink(missing_ok=True)  # it must not vouch for the new file before that is whole
+        resolved.draft.commit()
+        end = time.perf_counter()
+        timings = dataclasses.replace(resolved.timings, write=end - start, total=end - loaded.start)
+        write_json(job.sidecar, _sidecar(job, loaded.request, resolve, timings))
     coarse, fine = loaded.scan.shape, loaded.header.get_data_shape()
     size = " x ".join(map(str, coarse)) + " to " + " x ".join(map(str, fine))
     return Outcome(job, "written", size, timings)

@@ -12,9 +12,8 @@ import contextlib
 import hashlib
 import queue
 import threading
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from .errors import RunError
 from .intensity import Storage
+from .trace import Stopwatch
 from .windows import Plan
 
 Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -42,24 +42,6 @@ class Volume:
     voxels: NDArray[Any]
     gain: float = 1.0
     offset: float = 0.0
-
-
-@dataclass
-class Stopwatch:
-    """Seconds that each stage was busy, and how many windows went through."""
-
-    seconds: dict[str, float] = field(default_factory=lambda: collections.defaultdict(float))
-    windows: int = 0
-    computed: int = 0
-
-    @contextlib.contextmanager
-    def time(self, stage: str) -> Iterator[None]:
-        """Add the block's duration to the stage; a stage belongs to one thread."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] += time.perf_counter() - start
 
 
 class HostPipeline:
@@ -108,8 +90,8 @@ def resolve_slabs(
     watch.computed += len(last_use)
     size = batch or batch_size(plan)
 
-    batches = ahead(_gather(volume, plan, sources, size, watch))
-    with contextlib.closing(ahead(_compute(batches, network, plan, watch))) as outputs:
+    batches = ahead(_gather(volume, plan, sources, size, watch), "gather")
+    with contextlib.closing(ahead(_compute(batches, network, plan, watch), "network")) as outputs:
         arriving = (output for group in outputs for output in group)
         kept: dict[int, Planes] = {}
 
@@ -242,8 +224,8 @@ def _blend(plan: Plan, output_of: Callable[[int], Planes], watch: Stopwatch) -> 
             first += finished
 
 
-def ahead(items: Iterable[T]) -> Generator[T, None, None]:
-    """Run an iterator in a thread of its own, one item ahead of the consumer.
+def ahead(items: Iterable[T], name: str | None = None) -> Generator[T, None, None]:
+    """Run an iterator in a thread of its own, of this name, one item ahead of the consumer.
 
     Its exception is raised here; closing this generator stops the thread and closes the iterator.
     """
@@ -264,7 +246,7 @@ def ahead(items: Iterable[T]) -> Generator[T, None, None]:
                 items.close()
         ready.put(end)
 
-    thread = threading.Thread(target=work, daemon=True)
+    thread = threading.Thread(target=work, daemon=True, name=name)
     thread.start()
     try:
         while True:

@@ -30,7 +30,8 @@ from .draft import Room, in_memory
 from .engines import Engine, Library, Precision, choose_engine, cpu_model, open_engine
 from .errors import RunError
 from .geometry import Factors, slab_axis, voxel_factors
-from .host import HostPipeline, Stopwatch, Volume, batch_size
+from .host import HostPipeline, Volume, batch_size
+from .trace import Stopwatch, Trace, span
 from .volume import Header, Scan, fine_image, image_scan
 from .windows import OVERLAP, Box, Plan, Weighting, Window, plan_windows
 
@@ -86,7 +87,8 @@ class SuperResolver:
 
     engine: a model file (.plan, .onnx, checkpoint), None for the embedded model, or an open engine.
     device, precision, threads and library are `choose_engine`'s; overlap, window, weighting and crop
-    `Options`'. fallback: "cpu" to go on without a GPU that fails. Threads take turns at the engine.
+    `Options`'. fallback: "cpu" to go on without a GPU that fails. trace: told when each stage was at work.
+    Threads take turns at the engine.
     Leaving a `with` block, or `close`, lets go of the engine and its memory. Raises RunError with what the
     user can do.
     """
@@ -103,14 +105,17 @@ class SuperResolver:
         library: Library = "auto",
         crop: bool = True,
         fallback: Fallback = "none",
+        trace: Trace | None = None,
     ) -> None:
+        self.trace = trace
         self._fallback: Callable[[], Engine] | None = None
         if engine is None or isinstance(engine, str | Path):
             path = None if engine is None else Path(engine)
             if fallback == "cpu":
                 self._fallback = lambda: open_engine(cpu_model(path), "cpu", "auto", threads, library)
             try:
-                engine = choose_engine(path, device, precision, threads, library)
+                with span(trace, "load"):
+                    engine = choose_engine(path, device, precision, threads, library)
             except GpuError as error:
                 engine, _ = self._without_gpu(error)
         self._engine: Engine | CudaEngine | None = engine
@@ -154,7 +159,7 @@ class SuperResolver:
         """
         if volume.ndim != 3 or not volume.size or volume.dtype.kind not in "iuf":
             raise RunError(f"A volume must be 3-D and real, not {volume.dtype} of shape {volume.shape}.")
-        start, watch = time.perf_counter(), Stopwatch()
+        start, watch = time.perf_counter(), Stopwatch(self.trace)
         sr = np.empty(self.plan(_triple(volume.shape)).fine_shape, _stored_dtype(volume.dtype, dtype), "F")
         self._resolve(volume, sr, 1.0, 0.0, 2, self._look(volume, 2, 1.0, 0.0), watch, progress)
         self._note(start, watch)
@@ -178,7 +183,7 @@ class SuperResolver:
         A time series is resolved volume by volume, (i, j, k, t). room: where the SR voxels go, by default
         into memory. looks: what `look` has found in the scan, if it was asked before.
         """
-        start, watch = time.perf_counter(), Stopwatch()
+        start, watch = time.perf_counter(), Stopwatch(self.trace, Path(scan.name).name)
         axis, _, _ = self.layout(scan, axis)
         header = self.header(scan, dtype, axis)
         sr = (room or in_memory(scan.name))(header)

@@ -17,8 +17,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ..errors import RunError
-from ..host import Stopwatch, Volume, twins
+from ..host import Volume, twins
 from ..intensity import Storage
+from ..trace import Stopwatch
 from ..windows import Plan
 from .device import GpuError, OutOfMemory
 from .slots import CudaEngine, Slot
@@ -87,7 +88,7 @@ class CudaPipeline:
                 self._workspace = Workspace(key, self.engine, plan, volume, store.dtype, batch)
             work = self._workspace
             with watch.time("gather"):
-                work.upload(volume)
+                work.upload(volume, watch)
                 sources = twins(work.digests())
             order = Order(plan, sources, batch, work.ring)
             watch.windows += len(sources)
@@ -96,6 +97,7 @@ class CudaPipeline:
                 yield from self._run(work, order, volume, plan, store, least, watch, progress)
             finally:
                 work.finish()
+            work.clock.tell()
 
     def _run(
         self,
@@ -114,7 +116,7 @@ class CudaPipeline:
 
         def land() -> tuple[int, NDArray[Any]]:
             k, start, count, done = landing.popleft()
-            with watch.time("blend"):
+            with watch.time("blend", "wait"):
                 planes = work.landed(k, count)
             if progress:
                 progress(done, len(plan))

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from ..host import KEPT_OUTPUTS, Volume
 from ..intensity import Storage
+from ..trace import Stopwatch
 from ..windows import Axis, Plan
+from .clock import StreamClock
 from .slots import CudaEngine, Slot
 
 LANDING = 3  # finished slabs between device and host: one written, one copied, one read
@@ -102,7 +104,7 @@ class Workspace:
             "store": gpu.kernel(f"store_{stored.name}"),
         }
 
-    def upload(self, volume: Volume) -> None:
+    def upload(self, volume: Volume, watch: Stopwatch) -> None:
         """Bring the volume to the device, in the order in which it lies in memory."""
         order = np.argsort(-np.abs(volume.voxels.strides), kind="stable")
         laid = volume.voxels.transpose(order)
@@ -113,15 +115,18 @@ class Workspace:
         shape = np.zeros((), VOLUME)
         shape["sizes"], shape["steps"] = volume.voxels.shape, steps
         self._shape = shape[()]
-        self._cuda.memcpy_htod_async(self._volume, self._stage, self._slots[0])
+        self.clock = StreamClock(self._cuda, watch, self._slots[0])
+        with self.clock.time("upload", "GPU stream 0", self._slots[0]):
+            self._cuda.memcpy_htod_async(self._volume, self._stage, self._slots[0])
 
     def digests(self) -> list[bytes]:
         """What tells the windows of the plan apart, computed on the device; waits for it."""
         count = len(self.plan)
         stream = self._slots[0]
-        self._cuda.memset_d8_async(self._digests, 0, 16 * count, stream)
-        args = self._volume, self._shape, self._starts, _triple(self.window), self._digests
-        self._kernels["digest"](*args, block=(256, 1, 1), grid=(count, 4, 1), stream=stream)
+        with self.clock.time("gather", "GPU stream 0", stream):
+            self._cuda.memset_d8_async(self._digests, 0, 16 * count, stream)
+            args = self._volume, self._shape, self._starts, _triple(self.window), self._digests
+            self._kernels["digest"](*args, block=(256, 1, 1), grid=(count, 4, 1), stream=stream)
         found = np.empty((count, 2), np.uint64)
         self._cuda.memcpy_dtoh_async(found, self._digests, stream)
         stream.synchronize()
@@ -147,9 +152,11 @@ class Workspace:
         starts = int(self._order) + 12 * self.batch * number
         args = self._volume, self._shape, np.uint64(starts), _triple(self.window)
         args += np.float32(volume.gain), np.float32(volume.offset), self._lr[index]
-        self._kernels["gather"](
-            *args, block=BLOCK, grid=_grid(rows, columns, slices * len(windows)), stream=stream
-        )
+        lane = f"GPU stream {index}"
+        with self.clock.time("gather", lane, stream):
+            self._kernels["gather"](
+                *args, block=BLOCK, grid=_grid(rows, columns, slices * len(windows)), stream=stream
+            )
         count = max(least, len(windows))
         pool = int(self._pool)
         slot = Slot(
@@ -160,7 +167,8 @@ class Workspace:
             (count, slices, rows, columns),
             (count, self.fine[0], self.fine[1], self.fine[2]),
         )
-        engine.enqueue(slot)
+        with self.clock.time("network", lane, stream):
+            engine.enqueue(slot)
         for n in windows:
             if n in order.kept:
                 source, target = (pool + at * self._window_bytes for at in (order.place[n], order.kept[n]))
@@ -180,7 +188,8 @@ class Workspace:
         args += self._spans[1], np.int32(counts[1]), self._shares[1], _spans(plan.slices)[k], self._shares[2]
         args += np.int32(height), np.int32(width), self._mean
         low, high = plan.slices.span(k)
-        self._kernels["blend"](*args, block=BLOCK, grid=_grid(height, width, high - low), stream=stream)
+        with self.clock.time("blend", "GPU blending", stream):
+            self._kernels["blend"](*args, block=BLOCK, grid=_grid(height, width, high - low), stream=stream)
         self._blended[k] = self._cuda.Event()
         self._blended[k].record(stream)
 
@@ -199,11 +208,14 @@ class Workspace:
             np.float64(store.high),
         )
         args += np.int32(store.dtype.kind in "iu"), self._out[turn], self._flaw
-        self._kernels["store"](*args, block=BLOCK, grid=_grid(height, width, count), stream=self._blending)
+        grid = _grid(height, width, count)
+        with self.clock.time("blend", "GPU blending", self._blending):
+            self._kernels["store"](*args, block=BLOCK, grid=grid, stream=self._blending)
         self._stored[turn].record(self._blending)
         self._copying.wait_for_event(self._stored[turn])
         size = count * height * width
-        self._cuda.memcpy_dtoh_async(self._landing[turn][:size], self._out[turn], self._copying)
+        with self.clock.time("download", "GPU copying", self._copying):
+            self._cuda.memcpy_dtoh_async(self._landing[turn][:size], self._out[turn], self._copying)
         self._landed[turn].record(self._copying)
 
     def landed(self, k: int, count: int) -> NDArray[Any]:

@@ -1,5 +1,6 @@
 """The CUDA pipeline and its kernels, run on the processor, against the host pipeline: bit for bit."""
 
+import itertools
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from udean.runtime import RunError, SuperResolver, resolver
 from udean.runtime.cuda.device import GpuError
+from udean.runtime.trace import Trace
 
 from . import driver
 from .fakes import FakeEngine, card, nearest
@@ -206,3 +208,22 @@ def test_the_shipped_ptx_is_that_of_the_source(tmp_path):
 
 def version(path):
     return re.search(r"release (\S+), (V\S+)", path.read_text())[0]
+
+
+def test_a_trace_shows_every_stream_and_changes_nothing(library):
+    volume = np.random.default_rng(0).normal(size=(30, 25, 14)).astype(np.float32)
+    gpu, trace = driver.Gpu(driver.Driver(library)), Trace()
+    engine = driver.Engine(smoothed, CARD, gpu, slots=2, most=5)
+    host, cuda = SuperResolver(FakeEngine(smoothed, CARD)), SuperResolver(engine, trace=trace)
+    np.testing.assert_array_equal(cuda(volume), host(volume))
+    lanes = {}
+    for span in trace.spans:
+        assert span.start <= span.stop
+        lanes.setdefault(span.lane, []).append(span)
+    stages = {lane: {span.stage for span in spans} for lane, spans in lanes.items()}
+    assert stages["GPU stream 0"] == {"upload", "gather", "network"}
+    assert stages["GPU stream 1"] == {"gather", "network"}
+    assert stages["GPU blending"] == {"blend"} and stages["GPU copying"] == {"download"}
+    assert sum(span.stage == "network" for span in trace.spans) == len(engine.calls)
+    for lane in stages.keys() - {"MainThread"}:  # a stream does one thing after the other
+        assert all(a.stop <= b.start for a, b in itertools.pairwise(lanes[lane]))

@@ -5,7 +5,8 @@ import threading
 import numpy as np
 import pytest
 from udean.runtime import RunError
-from udean.runtime.host import Stopwatch, Volume, ahead, resolve_slabs
+from udean.runtime.host import Volume, ahead, resolve_slabs
+from udean.runtime.trace import Stopwatch
 from udean.runtime.windows import plan_windows
 
 from .fakes import card, nearest, stitched
