@@ -1,0 +1,227 @@
+"""How good is a model on heads it has never seen, degradation by degradation, tissue by tissue?
+
+    python -m udean.benchmarks.quality [--engine MODEL] [--slices 24] [--heads 2]
+
+The ICBM152 T1 and synthetic heads of numbers that no training takes (1000 and up) are acquired anew at half
+their resolution along every axis and restored; tricubic and zero-filled sinc interpolation stand beside. Of
+each the LR slices in the middle are measured; of the T1 the whole volume too, as in `udean-demo`, and the
+error inside grey matter, white matter and fluid. Last come the artefacts: what bfloat16, half precision and
+eight bits change. No figure depends on the machine's speed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import nibabel as nib
+import numpy as np
+import onnx
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress
+
+from ..export import onnx as graph
+from ..export import quantize
+from ..runtime.card import ModelCard
+from ..runtime.engines import Library, Precision, model_file
+from ..runtime.errors import RunError
+from ..runtime.resolver import SuperResolver
+from ..trainer import kspace, metrics, networks, synthetic
+from ..trainer.evaluate import INTERPOLATIONS
+from . import common
+from .demo import SCALE, template
+
+Volume = NDArray[Any]  # float32
+SEED = 0  # of noise and bias fields
+FIRST = 1000  # number of the first synthetic head; trainings take those below
+MARGIN = 3  # LR slices restored on each side of those that are measured, so that no slab is cut short
+CONDITIONS: dict[str, dict[str, Any]] = {
+    "truncation": {},
+    "noise 1 %": {"noise": 0.01},
+    "noise 2 %": {"noise": 0.02},
+    "noise 5 %": {"noise": 0.05},
+    "blur, no ringing": {"sampling": "blur"},
+    "partial Fourier 6/8": {"partial_fourier": 0.75},
+    "elliptical k-space": {"elliptical": True},
+    "bias field 20 %": {"bias": 0.2},
+}
+# Artefact, library and arithmetic; all are held to the first.
+PRECISIONS: dict[str, tuple[str, Library, Precision]] = {
+    "fp32 (OpenVINO)": ("fp32", "openvino", "fp32"),
+    "fp32 (ONNX Runtime)": ("fp32", "onnxruntime", "auto"),
+    "bf16 (OpenVINO)": ("fp32", "openvino", "bf16"),
+    "fp16 (ONNX Runtime)": ("fp16", "onnxruntime", "auto"),
+    "int8 (ONNX Runtime)": ("int8", "onnxruntime", "auto"),
+}
+
+
+def main(
+    engine: Path | None = None,
+    slices: Annotated[int, typer.Option(min=6)] = 24,  # SSIM needs 11 HR slices
+    heads: Annotated[int, typer.Option(min=0)] = 2,
+) -> None:
+    """Measure a model, by default the embedded one; writes benchmarks/results/quality.json."""
+    with Progress(console=Console(stderr=True)) as progress:
+        resolve = SuperResolver(engine, "cpu")
+        bar = progress.add_task("", total=3 + (1 + heads) * len(CONDITIONS))
+
+        def step(what: str) -> None:
+            progress.update(bar, description=what, advance=1)
+
+        step("ICBM152 T1, whole")
+        brain = template()[0]
+        result: dict[str, Any] = {
+            "model": resolve.card.name,
+            "engine": str(resolve.engine.info),
+            "trained on": resolve.card.trained_on,
+            **whole(brain, resolve),
+            f"middle {slices} LR slices, by degradation": {},
+        }
+        table = result[f"middle {slices} LR slices, by degradation"]
+        subjects = {"ICBM152 T1": lambda: brain}
+        for number in range(FIRST, FIRST + heads):
+            subjects[f"synthetic head {number}"] = lambda number=number: unseen(number)
+        for name, read in subjects.items():
+            hr = read()
+            table[name] = {}
+            for condition in CONDITIONS:
+                step(f"{name}, {condition}")
+                table[name][condition] = degraded(hr, condition, resolve, slices)
+        step("artefacts")
+        result["artefacts on the ICBM152 T1"] = artefacts(engine, brain, unseen(FIRST + heads), slices)
+        step("")
+    common.record("quality" if engine is None else f"quality-{resolve.card.name}", result)
+
+
+def unseen(number: int) -> Volume:
+    """A synthetic head of the cohort that `udean.trainer.synthetic` makes, cropped to even size."""
+    head, _ = synthetic.head(int(np.random.SeedSequence((0, number)).generate_state(1)[0]))
+    return kspace.crop(head, SCALE)
+
+
+def whole(hr: Volume, resolve: SuperResolver) -> dict[str, Any]:
+    """PSNR and SSIM of the whole T1, and the errors inside its tissues as shares of the HR range."""
+    volumes = restored(kspace.acquire(hr, kspace.Acquisition(SCALE)), resolve)
+    figures = {name: metrics.quality(volume, hr) for name, volume in volumes.items()}
+    span = float(np.ptp(hr))
+    tissue = {}
+    for name, mask in tissues():
+        errors = {v: (volumes[v][mask] - hr[mask]).astype(np.float64) / span * 100 for v in volumes}
+        rms = {f"{v} rms %": round(float(np.sqrt(np.mean(e**2))), 3) for v, e in errors.items()}
+        mean = {f"{v} mean %": round(float(e.mean()), 3) for v, e in errors.items()}
+        tissue[name] = {"HR voxels": int(mask.sum()), **rms, **mean}
+    return {
+        "ICBM152 T1, whole volume": {
+            name: {"PSNR dB": round(q.psnr, 2), "SSIM 3-D": round(q.ssim, 3), "SSIM 2-D": round(q.ssim_2d, 3)}
+            for name, q in figures.items()
+        },
+        "error inside tissues of the ICBM152 T1": tissue,
+    }
+
+
+def tissues() -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """Where the ICBM maps give a tissue more than half of an HR voxel."""
+    grey, white, brain = (kspace.crop(m, SCALE) for m in synthetic.tissue_maps()[:3])
+    fluid = brain - grey - white
+    for name, share in (("grey matter", grey), ("white matter", white), ("fluid", fluid)):
+        yield name, share > 0.5
+
+
+def degraded(hr: Volume, condition: str, resolve: SuperResolver, slices: int) -> dict[str, float]:
+    """PSNR and SSIM of each volume under a degradation, in the middle of the head.
+
+    A bias field belongs to what is to be restored: it lies on the truth too.
+    """
+    options = dict(CONDITIONS[condition])
+    if bias := options.pop("bias", 0.0):
+        field = kspace.smooth_field(hr.shape, np.random.default_rng(SEED))
+        hr = (hr * np.exp(bias * field)).astype(np.float32)
+    lr = kspace.acquire(hr, kspace.Acquisition(SCALE, **options), SEED)
+    part, inside, truth = middle(lr, hr, slices)
+    found: dict[str, float] = {}
+    span = float(np.ptp(truth))
+    for name, volume in restored(part, resolve).items():
+        found[f"{name} dB"] = round(metrics.psnr(volume[:, :, inside], truth, span), 2)
+        found[f"{name} SSIM"] = round(metrics.ssim(volume[:, :, inside], truth, span), 3)
+    return found
+
+
+def middle(lr: Volume, hr: Volume, slices: int) -> tuple[Volume, slice, Volume]:
+    """LR slices in the middle with margins, where their HR slices lie without these, and the HR slices."""
+    first = (lr.shape[2] - slices) // 2
+    part = lr[:, :, first - MARGIN : first + slices + MARGIN]
+    inside = slice(MARGIN * SCALE[2], (MARGIN + slices) * SCALE[2])
+    return part, inside, hr[:, :, first * SCALE[2] : (first + slices) * SCALE[2]]
+
+
+def restored(lr: Volume, resolve: SuperResolver) -> dict[str, Volume]:
+    """The interpolations and the network's answer, by name."""
+    named: dict[str, Callable[[], Volume]] = {
+        name: lambda method=method: method(lr, SCALE) for name, method in INTERPOLATIONS.items()
+    }
+    return {**{name: make() for name, make in named.items()}, "sr": resolve(lr)}
+
+
+def artefacts(engine: Path | None, hr: Volume, other: Volume, slices: int) -> dict[str, dict[str, float]]:
+    """What each precision makes of the T1, against float32 and against the truth.
+
+    other: HR volume of somebody else, whose LR scan int8 is calibrated on.
+    """
+    part, inside, truth = middle(kspace.acquire(hr, kspace.Acquisition(SCALE)), hr, slices)
+    found: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as name, model_file(engine) as (full, _):
+        models = {"fp32": full, **smaller(full, other, Path(name))}
+        exact: Volume | None = None
+        for title, (model, library, precision) in PRECISIONS.items():
+            with SuperResolver(models[model], "cpu", precision, library=library) as resolve:
+                sr = resolve(part)[:, :, inside]
+            exact = sr if exact is None else exact
+            against = common.deviation(sr, exact) if sr is not exact else {}
+            found[title] = {
+                **(
+                    {"PSNR to fp32, dB": against["psnr"], "largest": round(against["largest"], 6)}
+                    if against
+                    else {}
+                ),
+                "PSNR to the truth, dB": round(metrics.psnr(sr, truth, float(np.ptp(truth))), 2),
+                "MB": round(models[model].stat().st_size / 1e6, 2),
+            }
+    return found
+
+
+def smaller(full: Path, hr: Volume, folder: Path) -> dict[str, Path]:
+    """The fp16 and the int8 artefact of a float32 one, made by the exporter from its weights."""
+    model, card = graph.read(full)
+    scan = folder / "lr.nii.gz"
+    lr = kspace.acquire(hr, kspace.Acquisition(SCALE))
+    nib.save(nib.Nifti1Image(lr, np.diag([*SCALE, 1])), scan)
+    made = {
+        "fp16": graph.to_onnx(network(model, card), card.slab[0], half=True),
+        "int8": quantize.quantize(model, quantize.scan_windows([scan], card)),
+    }
+    for precision, artefact in made.items():
+        (folder / f"{precision}.onnx").write_bytes(
+            graph.serialize(artefact, card.replace(precision=precision))
+        )
+    return {precision: folder / f"{precision}.onnx" for precision in made}
+
+
+def network(model: onnx.ModelProto, card: ModelCard) -> Any:
+    """The PyTorch network of an ONNX graph, whose initializers bear the parameters' names."""
+    import torch
+
+    for preset in common.PRESETS.values():
+        found = networks.super_resolution(preset)
+        if networks.parameter_count(found) == card.parameters:
+            weights = {i.name: onnx.numpy_helper.to_array(i).copy() for i in model.graph.initializer}
+            found.load_state_dict({name: torch.from_numpy(weights[name]) for name in found.state_dict()})
+            return found
+    raise RunError(f"{card.name} has the size of neither preset: measure a paper or compact model.")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,53 @@
+"""The quality benchmark measures what it says."""
+
+import numpy as np
+import pytest
+from udean.benchmarks import quality
+from udean.export import onnx as graph
+from udean.runtime import SuperResolver
+from udean.runtime.engines import model_file, open_engine
+from udean.trainer import kspace
+
+
+def test_the_network_made_again_from_onnx_is_that_network():
+    import torch
+
+    with model_file(None) as (file, _):
+        model, card = graph.read(file)
+        windows = np.random.default_rng(0).random((1, 3, 32, 24), np.float32)
+        wanted = open_engine(file, library="onnxruntime")(windows)
+    with torch.inference_mode():
+        found = quality.network(model, card).eval()(torch.from_numpy(windows)).numpy()
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_measured_slices_lie_on_the_truth():
+    hr = np.broadcast_to(np.arange(40, dtype=np.float32), (4, 4, 40))
+    part, inside, truth = quality.middle(hr[::2, ::2, ::2], hr, slices=8)
+    assert part.shape == (2, 2, 8 + 2 * quality.MARGIN) and truth.shape == (4, 4, 16)
+    assert np.array_equal(np.repeat(part, 2, 2)[0, 0, inside][::2], truth[0, 0, ::2])
+
+
+def test_tissues_share_no_voxel():
+    masks = [mask for _, mask in quality.tissues()]
+    assert len(masks) == 3 and all(mask.any() for mask in masks) and np.sum(masks, 0).max() == 1
+
+
+@pytest.fixture(scope="module")
+def piece():
+    return quality.template()[0][60:124, 70:134, 60:100]
+
+
+def test_noise_costs_quality_and_a_bias_field_is_no_error(piece):
+    resolve = SuperResolver(None, "cpu", "fp32")
+    found = {
+        c: quality.degraded(piece, c, resolve, 6) for c in ("truncation", "noise 5 %", "bias field 20 %")
+    }
+    for method in ("tricubic", "sinc", "sr"):
+        assert found["noise 5 %"][f"{method} dB"] < found["truncation"][f"{method} dB"] - 3
+        assert found["bias field 20 %"][f"{method} dB"] > found["truncation"][f"{method} dB"] - 1
+
+
+def test_every_degradation_is_one_that_physics_allows(piece):
+    lr = [kspace.acquire(piece, kspace.Acquisition((2, 2, 2), **o)) for o in quality.CONDITIONS.values()]
+    assert len({volume.tobytes() for volume in lr}) == len(quality.CONDITIONS)
