@@ -6,6 +6,16 @@ Importing it needs numpy and nibabel; an engine's library is imported when that 
 from .card import CardError, ModelCard
 from .engines import Engine, EngineInfo, open_engine
 from .errors import RunError
+from .intensity import Intensities
 from .resolver import SuperResolver
 
-__all__ = ["CardError", "Engine", "EngineInfo", "ModelCard", "RunError", "SuperResolver", "open_engine"]
+__all__ = [
+    "CardError",
+    "Engine",
+    "EngineInfo",
+    "Intensities",
+    "ModelCard",
+    "RunError",
+    "SuperResolver",
+    "open_engine",
+]

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from .errors import RunError
 from .intensity import Storage
 from .trace import Stopwatch
-from .windows import Plan
+from .windows import Axis, Plan
 
 Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 Planes = NDArray[np.float32]
@@ -194,24 +194,40 @@ def _blend(plan: Plan, output_of: Callable[[int], Planes], watch: Stopwatch) -> 
     """Blend columns into a band, bands into a slab, slabs into the HR planes still unfinished."""
     rows, columns, slices = plan.rows, plan.columns, plan.slices
     depth = slices.window * slices.scale
-    fine_rows, fine_columns, fine_slices = plan.fine_shape
+    fine_rows, fine_columns, _ = plan.fine_shape
     band = np.empty((depth, rows.window * rows.scale, fine_columns), np.float32)
     slab = np.empty((depth, fine_rows, fine_columns), np.float32)
-    mean = np.empty_like(slab)
-    n = first = 0
-    for k in range(len(slices.starts)):
-        for i in range(len(rows.starts)):
-            for j in range(len(columns.starts)):
-                new = output_of(n)
-                n += 1
+
+    def slabs() -> Iterator[Planes]:
+        n = 0
+        for _ in slices.starts:
+            for i in range(len(rows.starts)):
+                for j in range(len(columns.starts)):
+                    new = output_of(n)
+                    n += 1
+                    with watch.time("blend"):
+                        columns.blend(j, new, band, dim=2)
                 with watch.time("blend"):
-                    columns.blend(j, new, band, dim=2)
-            with watch.time("blend"):
-                rows.blend(i, band, slab, dim=1)
+                    rows.blend(i, band, slab, dim=1)
+            yield slab
+
+    return blend_slabs(slices, slabs(), watch)
+
+
+def blend_slabs(axis: Axis, slabs: Iterable[Planes], watch: Stopwatch) -> Iterator[tuple[int, Planes]]:
+    """Blend the HR slabs (window·s, rows, columns) of all an axis's windows, float32, in order.
+
+    Yields the planes that each slab finishes: (first HR slice, planes), overwritten by the next step. Raises
+    RunError for non-finite values.
+    """
+    mean, first = np.empty(0, np.float32), 0
+    for k, slab in enumerate(slabs):
         with watch.time("blend"):
-            slices.blend(k, slab, mean, dim=0, first=first)
-            last = k + 1 == len(slices.starts)
-            finished = (fine_slices if last else slices.span(k + 1)[0]) - first
+            if k == 0:
+                mean = np.empty_like(slab)
+            axis.blend(k, slab, mean, dim=0, first=first)
+            last = k + 1 == len(axis.starts)
+            finished = (axis.size * axis.scale if last else axis.span(k + 1)[0]) - first
             if not np.isfinite(mean[:finished]).all():
                 raise RunError(
                     "The network returned NaN or infinite values: its precision does not carry this scan, "
@@ -219,7 +235,7 @@ def _blend(plan: Plan, output_of: Callable[[int], Planes], watch: Stopwatch) -> 
                 )
         yield first, mean[:finished]
         with watch.time("blend"):
-            unfinished = slices.span(k)[1] - first - finished
+            unfinished = axis.span(k)[1] - first - finished
             mean[:unfinished] = mean[finished : finished + unfinished].copy()
             first += finished
 

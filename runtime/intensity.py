@@ -50,6 +50,35 @@ class Storage:
         return np.rint(values, out=values) if self.dtype.kind in "iu" else values
 
 
+IN_THE_NETWORKS_RANGE = Storage(np.dtype(np.float32), 1.0, 0.0, -np.inf, np.inf)
+
+
+@dataclass(frozen=True)
+class Intensities:
+    """What a whole volume says about its intensities, which a stream has to be told before its first slice.
+
+    unit: the intensity that becomes 1 inside the network, see `unit`. low, high: smallest and largest voxel;
+    by default those of any magnitude image. Raises IntensityError for values that no volume has.
+    """
+
+    unit: float
+    low: float = 0.0
+    high: float = np.inf
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.unit) and self.unit > 0 and self.low <= self.high):
+            raise IntensityError(
+                f"Intensities need a unit above 0 and low <= high, not {self.unit}, {self.low}, {self.high}."
+            )
+
+    def storage(self, dtype: np.dtype[Any], seen: NDArray[Any]) -> Storage:
+        """How SR voxels of such a volume are stored; `seen`, voxels of it, may go beyond low and high."""
+        low, high = min(self.low, seen.min()), max(self.high, seen.max())
+        if dtype.kind in "iu":
+            low, high = max(low, np.iinfo(dtype).min), min(high, np.iinfo(dtype).max)
+        return storage(dtype, self.unit, 1.0, 0.0, low, high)
+
+
 def storage(dtype: np.dtype[Any], unit: float, slope: float, inter: float, low: Any, high: Any) -> Storage:
     """How an SR volume is stored whose scan has voxels low..high, in units of voxel · slope + inter.
 

@@ -2,6 +2,7 @@
 
 resolve = SuperResolver("sr.onnx")      # load once
 sr = resolve(volume)                    # ndarray (rows, columns, slices)
+for fine in resolve.stream(slices, count, intensities): ...     # while the scan goes on
 image = resolve.image(nib_image)        # nibabel in, nibabel out
 """
 
@@ -12,7 +13,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -31,6 +32,8 @@ from .engines import Engine, Library, Precision, choose_engine, cpu_model, open_
 from .errors import RunError
 from .geometry import Factors, slab_axis, voxel_factors
 from .host import HostPipeline, Volume, batch_size
+from .intensity import Intensities
+from .stream import resolve_stream
 from .trace import Stopwatch, Trace, span
 from .volume import Header, Scan, fine_image, image_scan
 from .windows import OVERLAP, Box, Plan, Weighting, Window, plan_windows
@@ -85,7 +88,8 @@ class Look:
 class SuperResolver:
     """A network and its windows, ready for any number of volumes from any number of threads.
 
-    engine: a model file (.plan, .onnx, checkpoint), None for the embedded model, or an open engine.
+    engine: a model file (.plan, .onnx, checkpoint) or None for the embedded model, which is loaded and run
+    once, so that no volume waits for that; or an open engine.
     device, precision, threads and library are `choose_engine`'s; overlap, window, weighting and crop
     `Options`'. fallback: "cpu" to go on without a GPU that fails. trace: told when each stage was at work.
     Threads take turns at the engine.
@@ -109,6 +113,7 @@ class SuperResolver:
     ) -> None:
         self.trace = trace
         self._fallback: Callable[[], Engine] | None = None
+        loading = engine is None or isinstance(engine, str | Path)
         if engine is None or isinstance(engine, str | Path):
             path = None if engine is None else Path(engine)
             if fallback == "cpu":
@@ -125,6 +130,9 @@ class SuperResolver:
         self.plan((1, 1, 1))  # options out of range are refused now
         self._turn = threading.Lock()
         self._last = threading.local()
+        if loading:
+            with span(trace, "warm-up"):
+                self._warm_up()
 
     def __enter__(self) -> Self:
         return self
@@ -157,13 +165,65 @@ class SuperResolver:
             magnitude image, which has no negative voxels, gets none whatever the dtype.
         progress(done, all) counts windows. Raises RunError for other shapes and dtypes, NaN or Inf.
         """
-        if volume.ndim != 3 or not volume.size or volume.dtype.kind not in "iuf":
-            raise RunError(f"A volume must be 3-D and real, not {volume.dtype} of shape {volume.shape}.")
+        _check(volume)
         start, watch = time.perf_counter(), Stopwatch(self.trace)
         sr = np.empty(self.plan(_triple(volume.shape)).fine_shape, _stored_dtype(volume.dtype, dtype), "F")
         self._resolve(volume, sr, 1.0, 0.0, 2, self._look(volume, 2, 1.0, 0.0), watch, progress)
         self._note(start, watch)
         return sr
+
+    def stream(
+        self,
+        slices: Iterable[NDArray[Any]],
+        count: int,
+        intensities: Intensities,
+        dtype: Output = "input",
+    ) -> Generator[NDArray[Any]]:
+        """Resolve a volume while its slices arrive: yields SR slices as soon as their windows are complete.
+
+        slices: `count` LR slices (rows, columns) of one real dtype, in order, equally spaced. The next is
+            asked for when all that can be computed has been yielded, in the thread that asks this generator.
+        intensities: what whole volumes read off themselves; from an earlier volume of the same protocol and
+            receiver gain, see `intensities`, or Intensities(unit). Slices that go beyond its low and high are
+            clipped to their own range instead.
+        dtype: as for a volume.
+        The SR slices (s·rows, s·columns) are those of `self(volume)` with crop=False and the same
+        intensities: bit for bit by OpenVINO and ONNX Runtime on a processor, to rounding by libraries whose
+        kernels depend on the size of a batch, since batches end with their slab here. The engine is held
+        while a slab is computed, never while waiting, so other threads and volumes take turns with a stream;
+        leaving it half read holds nothing up. Raises RunError for too few or too many slices, for other
+        shapes or dtypes, NaN or Inf.
+        """
+        if count < 1:
+            raise RunError(f"A stream has at least one slice, not {count}.")
+        _stored_dtype(np.dtype(np.float32), dtype)  # a dtype that is none is refused now
+        return self._stream(slices, count, intensities, dtype)
+
+    def _stream(
+        self, slices: Iterable[NDArray[Any]], count: int, intensities: Intensities, dtype: Output
+    ) -> Generator[NDArray[Any]]:
+        start, watch = time.perf_counter(), Stopwatch(self.trace, "stream")
+        yield from resolve_stream(
+            slices,
+            count,
+            intensities,
+            self.plan,
+            lambda given: _stored_dtype(given, dtype),
+            self._compute,
+            watch,
+        )
+        self._note(start, watch)
+
+    def intensities(self, volume: NDArray[Any]) -> Intensities:
+        """What a volume (rows, columns, slices) says about others of its protocol and gain, for `stream`.
+
+        Raises RunError for other shapes and dtypes, NaN or Inf, and for a constant one, which says nothing.
+        """
+        _check(volume)
+        look = self._look(volume, 2, 1.0, 0.0)
+        if look.content.low == look.content.high:
+            raise RunError("A constant volume says nothing about intensities: take one that shows something.")
+        return Intensities(look.unit, look.content.low, look.content.high)
 
     def image(self, image: SpatialImage, dtype: Output = "input", axis: int | None = None) -> Nifti1Image:
         """Resolve a nibabel image. axis: that across the slices, by default the coarsest."""
@@ -253,7 +313,18 @@ class SuperResolver:
         store = intensity.storage(sr.dtype, unit, slope, inter, content.low, content.high)
         plan, box = self.plan(_triple(lr.shape)).within(content.box)
         fine = self._surround(target, box, background)
-        volume = Volume(lr[box], slope / unit, inter / unit)
+        self._compute(fine, Volume(lr[box], slope / unit, inter / unit), plan, store, watch, progress)
+
+    def _compute(
+        self,
+        fine: NDArray[Any],
+        volume: Volume,
+        plan: Plan,
+        store: intensity.Storage,
+        watch: Stopwatch,
+        progress: Progress | None = None,
+    ) -> None:
+        """Fill the SR voxels when it is this thread's turn, without a GPU that fails if that may be."""
         with self._turn:
             try:
                 self._fill(fine, volume, plan, store, watch, progress)
@@ -280,18 +351,25 @@ class SuperResolver:
 
     def seconds_per_window(self, plan: Plan) -> float:
         """How long the network takes for one of a plan's windows, measured on a batch of noise."""
-        batch = batch_size(plan)
-        shape = plan.rows.window, plan.columns.window, plan.slices.window * batch
+        self._restore_noise(plan)  # what a library does once for windows of a new size
+        return self._restore_noise(plan).seconds["network"] / batch_size(plan)
+
+    def _warm_up(self) -> None:
+        """Run the network once: libraries put off to their first call what nobody should wait for later."""
+        window = self.options.window
+        rows, columns = self.card.window if window is None or window == "plane" else window
+        self._restore_noise(self.plan((rows, columns, self.card.slab[0])))
+
+    def _restore_noise(self, plan: Plan) -> Stopwatch:
+        """What a batch of a plan's windows takes."""
+        shape = plan.rows.window, plan.columns.window, plan.slices.window * batch_size(plan)
         volume = Volume(np.random.default_rng(0).random(shape, np.float32))
-        store = intensity.storage(np.dtype(np.float32), 1.0, 1.0, 0.0, 0.0, 1.0)
         windows = plan_windows(shape, self.card, 0.0, shape[:2])
-        room = np.empty(windows.fine_shape, np.float32)
         watch = Stopwatch()
-        with self._turn:
-            for _ in range(2):  # the first one warms up
-                watch = Stopwatch()
-                self._fill(room, volume, windows, store, watch, None)
-        return watch.seconds["network"] / batch
+        self._compute(
+            np.empty(windows.fine_shape, np.float32), volume, windows, intensity.IN_THE_NETWORKS_RANGE, watch
+        )
+        return watch
 
     def _without_gpu(self, error: GpuError) -> tuple[Engine, HostPipeline]:
         """What the processor has instead, if that was asked for."""
@@ -342,6 +420,11 @@ def _order(axis: int) -> list[int]:
 def _volumes(voxels: NDArray[Any]) -> list[NDArray[Any]]:
     """The volumes of a series, or the one that there is."""
     return [voxels] if voxels.ndim == 3 else [voxels[..., t] for t in range(voxels.shape[3])]
+
+
+def _check(volume: NDArray[Any]) -> None:
+    if volume.ndim != 3 or not volume.size or volume.dtype.kind not in "iuf":
+        raise RunError(f"A volume must be 3-D and real, not {volume.dtype} of shape {volume.shape}.")
 
 
 def _triple(shape: tuple[int, ...]) -> tuple[int, int, int]:

@@ -55,6 +55,11 @@ class Axis:
         """LR voxels of reflection before and after the volume, 0 unless it is smaller than a window."""
         return -min(0, self.starts[0]), max(0, self.starts[-1] + self.window - self.size)
 
+    @property
+    def alone(self) -> Axis:
+        """An axis that one window covers by itself."""
+        return Axis(self.window, self.window, self.scale, (0,), (np.empty(0, np.float32),))
+
     def span(self, n: int) -> tuple[int, int]:
         """First and past-the-end HR voxel that window n contributes to."""
         return _span(self.starts[n], self.window, self.size, self.scale)

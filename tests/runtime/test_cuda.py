@@ -139,6 +139,41 @@ def test_volumes_of_equal_and_other_size_follow_each_other(library):
     assert streams[0] == streams[1]  # nothing is allocated anew
 
 
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.7])
+@pytest.mark.parametrize(("slices", "count"), [(3, 17), (4, 9), (5, 2), (1, 3)])
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+def test_a_stream_is_the_volume_bit_for_bit(library, overlap, slices, count, dtype):
+    volume = np.random.default_rng(0).integers(0, 900, (20, 21, count)).astype(dtype)
+    options = {"overlap": overlap, "crop": False}
+    host, _, cuda = on_both(library, volume, card((2, 2, 2), slices, (8, 9)), options, most=5)
+    known, streams = cuda.intensities(volume), len(cuda.engine.gpu.cuda.streams)
+    for _ in range(2):
+        found = list(cuda.stream((volume[:, :, n] for n in range(count)), count, known))
+        np.testing.assert_array_equal(np.stack(found, 2), host)
+        assert len(cuda.engine.gpu.cuda.streams) <= streams * 2  # nothing is allocated for each slab
+
+
+def test_a_gpu_lost_in_a_stream_is_a_sentence_or_the_processor_goes_on(library, monkeypatch, caplog):
+    volume = np.random.default_rng(0).normal(size=(20, 20, 19)).astype(np.float32)
+    whole = SuperResolver(FakeEngine(smoothed, CARD), crop=False)(volume)
+    gpu = driver.Gpu(driver.Driver(library))
+    monkeypatch.setattr(resolver, "choose_engine", lambda *_: driver.Engine(smoothed, CARD, gpu))
+    monkeypatch.setattr(resolver, "open_engine", lambda *_: FakeEngine(smoothed, CARD))
+    for fallback in ("none", "cpu"):
+        gpu.cuda.lost_after = None
+        resolve, found = SuperResolver("sr.onnx", crop=False, fallback=fallback), []
+        stream = resolve.stream((volume[:, :, n] for n in range(19)), 19, resolve.intensities(volume))
+        found.append(next(stream))
+        gpu.cuda.lost_after = 40
+        if fallback == "none":
+            with pytest.raises(GpuError, match="stopped working"):
+                list(stream)
+            gpu.cuda.streams.clear()
+        else:
+            np.testing.assert_array_equal(np.stack([*found, *stream], 2), whole)
+            assert resolve.engine.info.device == "cpu" and "Going on" in caplog.text
+
+
 def test_full_memory_halves_the_batch_says_so_and_goes_on(library, caplog):
     volume = np.random.default_rng(0).normal(size=(60, 60, 9)).astype(np.float32)
     host = SuperResolver(FakeEngine(smoothed, CARD))(volume)

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import nibabel as nib
 import numpy as np
 import pytest
-from udean.runtime import RunError, SuperResolver
+from udean.runtime import RunError, SuperResolver, resolver
 from udean.runtime.volume import open_scan
 
 from .fakes import FakeEngine, card, nearest
@@ -172,6 +172,21 @@ def test_threads_share_a_resolver_and_closing_lets_the_engine_go(resolve):
         assert timings.windows == len(resolve.plan(volume.shape))
     with pytest.raises(RunError, match="closed"):
         resolve(volumes[0])
+
+
+def test_a_loaded_network_has_run_once_before_the_first_volume(monkeypatch):
+    seen = []
+    engine = FakeEngine(lambda x: seen.append(x.shape) or nearest(x, (2, 2, 2)), CARD)
+    monkeypatch.setattr(resolver, "choose_engine", lambda *_: engine)
+    resolve = SuperResolver("sr.onnx")
+    assert len(seen) == 1 and resolve.timings is None
+    resolve(RANDOM.normal(size=(20, 20, 9)).astype(np.float32))
+    assert seen[0][1:] == seen[1][1:]  # with windows as they will be
+    SuperResolver("sr.onnx", window=(5, 6))
+    assert seen[-1][1:] == (3, 5, 6)
+    calls = len(seen)
+    SuperResolver(engine)  # whose owner has loaded it
+    assert len(seen) == calls
 
 
 def test_timings_tell_of_the_last_volume(resolve):
