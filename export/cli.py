@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import numpy as np
 import typer
 
+from ..runtime.command import sentence, sentences
 from ..runtime.errors import RunError
 from .errors import ExportError
 from .tensorrt import BuildOptions
@@ -120,7 +121,7 @@ def export(
         nonlocal written, failures
         if isinstance(result, Exception):
             failures += 1
-            typer.echo(_sentence(result), err=True)
+            typer.echo(sentence(result, "export"), err=True)
         else:
             written += 1
             _show(result)
@@ -138,7 +139,7 @@ def export(
         sizes = plans.Sizes(batch_sizes, window_sizes, streams)
         try:
             tell(plans.build_plan(source, out or source.parent, sizes, options, layers, against, debug))
-        except (ExportError, RunError) as error:
+        except RunError as error:
             if not written or debug:
                 raise
             tell(error)
@@ -162,23 +163,11 @@ def inspect(
 
 def main() -> None:
     """Run the command. What the user can mend is one sentence on stderr and exit code 2."""
-    try:
+    with sentences("export"):
         if sys.argv[1:2] == ["inspect"]:
             inspection(sys.argv[2:], prog_name="udean-export inspect")
         else:
             app(prog_name="udean-export")
-    except (ExportError, RunError, ModuleNotFoundError) as error:
-        if "--debug" in sys.argv:
-            raise
-        typer.echo(f"Error: {_sentence(error)}", err=True)
-        raise SystemExit(2) from None
-
-
-def _sentence(error: Exception) -> str:
-    if isinstance(error, ModuleNotFoundError):
-        extra = "train" if error.name == "torch" else "export"
-        return f"This needs {error.name}, which is not installed: pip install 'udean[{extra}]'"
-    return str(error)
 
 
 def _verify(path: Path, against: Path | None) -> None:

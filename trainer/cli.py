@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn, track
 from rich.table import Table
 
+from ..runtime.command import sentences
 from ..runtime.errors import RunError
 
 Entries = Annotated[list[str] | None, typer.Option(help="Scans: a file, a folder or a glob; repeatable.")]
@@ -20,15 +20,18 @@ STDERR = Console(stderr=True)
 
 
 def train() -> None:
-    typer.run(_train)
+    with sentences("train"):
+        typer.run(_train)
 
 
 def simulate() -> None:
-    typer.run(_simulate)
+    with sentences("train"):
+        typer.run(_simulate)
 
 
 def evaluate() -> None:
-    typer.run(_evaluate)
+    with sentences("train"):
+        typer.run(_evaluate)
 
 
 def _train(
@@ -98,33 +101,30 @@ def _train(
         },
     }
 
-    def work() -> None:
-        from . import processes
-        from .config import load
-        from .fit import fit
+    from . import processes
+    from .config import load
+    from .fit import fit
 
-        options["network"] = {"scale": parse_scale(scale) if scale else None}
-        resolved = load(preset, config, options)
-        progress = Progress(*COLUMNS, TextColumn("{task.fields[losses]}"), console=STDERR)
-        task = progress.add_task("Training", total=None, losses="")
-        shown = ""
+    options["network"] = {"scale": parse_scale(scale) if scale else None}
+    resolved = load(preset, config, options)
+    progress = Progress(*COLUMNS, TextColumn("{task.fields[losses]}"), console=STDERR)
+    task = progress.add_task("Training", total=None, losses="")
+    shown = ""
 
-        def report(step: int, total: int, values: dict[str, float]) -> None:
-            nonlocal shown
-            progress.start()  # in the first process only: the others never report
-            if "validation_psnr" in values:
-                shown = f"PSNR {values['validation_psnr']:.2f} dB"
-            name, value = next(iter(values.items()))
-            progress.update(task, total=total, completed=step, losses=f"{name} {value:.4f} {shown}")
+    def report(step: int, total: int, values: dict[str, float]) -> None:
+        nonlocal shown
+        progress.start()  # in the first process only: the others never report
+        if "validation_psnr" in values:
+            shown = f"PSNR {values['validation_psnr']:.2f} dB"
+        name, value = next(iter(values.items()))
+        progress.update(task, total=total, completed=step, losses=f"{name} {value:.4f} {shown}")
 
-        try:
-            final = fit(resolved, out, resume, report)
-        finally:
-            progress.stop()
-        if processes.rank() == 0:
-            print(f"Deploy it with: udean-export {final}")
-
-    _guard(work, debug)
+    try:
+        final = fit(resolved, out, resume, report)
+    finally:
+        progress.stop()
+    if processes.rank() == 0:
+        print(f"Deploy it with: udean-export {final}")
 
 
 def _simulate(
@@ -142,29 +142,26 @@ def _simulate(
 ) -> None:
     """Make LR scans from HR ones by acquiring less of their k-space."""
 
-    def work() -> None:
-        from .kspace import Acquisition
-        from .scans import find_scans
-        from .simulate import simulate as acquire_scan
+    from .kspace import Acquisition
+    from .scans import find_scans
+    from .simulate import simulate as acquire_scan
 
-        if sampling not in ("truncation", "blur"):
-            raise RunError(f"The sampling is truncation or blur, not {sampling}.")
-        acquisition = Acquisition(
-            parse_scale(scale),
-            sampling=sampling,
-            partial_fourier=partial_fourier,
-            elliptical=elliptical,
-            noise=noise,
-            bias=bias,
-        )
-        found = find_scans(scans)
-        if out.resolve() in {path.parent.resolve() for path in found}:
-            raise RunError(f"{out} holds HR scans: give another folder with --out.")
-        for path in track(found, "Acquiring", console=STDERR):
-            acquire_scan(path, out, acquisition, seed, slab_axis)
-        print(f"{len(found)} LR scans in {out}")
-
-    _guard(work, debug)
+    if sampling not in ("truncation", "blur"):
+        raise RunError(f"The sampling is truncation or blur, not {sampling}.")
+    acquisition = Acquisition(
+        parse_scale(scale),
+        sampling=sampling,
+        partial_fourier=partial_fourier,
+        elliptical=elliptical,
+        noise=noise,
+        bias=bias,
+    )
+    found = find_scans(scans)
+    if out.resolve() in {path.parent.resolve() for path in found}:
+        raise RunError(f"{out} holds HR scans: give another folder with --out.")
+    for path in track(found, "Acquiring", console=STDERR):
+        acquire_scan(path, out, acquisition, seed, slab_axis)
+    print(f"{len(found)} LR scans in {out}")
 
 
 def _evaluate(
@@ -182,23 +179,20 @@ def _evaluate(
     Also data consistency and steps at slab edges; by scan and mean ± sd.
     """
 
-    def work() -> None:
-        from .evaluate import TITLES
-        from .evaluate import evaluate as measure
+    from .evaluate import TITLES
+    from .evaluate import evaluate as measure
 
-        summary = measure(sr, hr, lr, slab)
-        table = Table("scan", *(TITLES[name] for name in summary.names))
-        *scans, total = summary.rows()
-        for row in scans:
-            table.add_row(*row)
-        table.add_section()
-        table.add_row(*total)
-        Console().print(table)
-        for path, write in ((json, summary.to_json), (csv, summary.to_csv), (markdown, summary.to_markdown)):
-            if path:
-                write(path)
-
-    _guard(work, debug)
+    summary = measure(sr, hr, lr, slab)
+    table = Table("scan", *(TITLES[name] for name in summary.names))
+    *scans, total = summary.rows()
+    for row in scans:
+        table.add_row(*row)
+    table.add_section()
+    table.add_row(*total)
+    Console().print(table)
+    for path, write in ((json, summary.to_json), (csv, summary.to_csv), (markdown, summary.to_markdown)):
+        if path:
+            write(path)
 
 
 def parse_scale(text: str) -> tuple[int, int, int]:
@@ -207,19 +201,3 @@ def parse_scale(text: str) -> tuple[int, int, int]:
     if len(parts) != 3 or not all(part.isdigit() for part in parts):
         raise RunError(f"The scale '{text}' is not three factors such as 2x2x2.")
     return int(parts[0]), int(parts[1]), int(parts[2])
-
-
-def _guard(work: Callable[[], None], debug: bool) -> None:
-    """Run a command; what its user can mend is one sentence and exit code 2."""
-    try:
-        work()
-    except ImportError as error:
-        if debug:
-            raise
-        STDERR.print(f"{error.name} is not installed: pip install 'udean[train]'", style="red", markup=False)
-        raise typer.Exit(2) from None
-    except (RunError, OSError) as error:
-        if debug:
-            raise
-        STDERR.print(str(error), style="red", markup=False)
-        raise typer.Exit(2) from None
