@@ -1,0 +1,160 @@
+"""Which results an output folder holds, read from the sidecars that vouch for them.
+
+The page asks for results by opaque keys, never by path. What a sidecar names is only shown where it is what
+the run has made and read: a result lies inside the folder, and its scan has the hash in the sidecar.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from ..card import ModelCard
+from ..dicom.series import find_series, is_dicom
+from ..errors import RunError
+from ..files import read_json
+from ..folder import MANIFEST
+from ..jobs import DATASET, Job, find_scans
+from ..volume import Scan, open_scan
+
+KINDS = (".nii.gz", ".nii", "")  # of results; the last is a folder, a DICOM series
+LIMIT = 1 << 20  # bytes of a sidecar, which has some thousand
+
+
+@dataclass(frozen=True)
+class Result:
+    """One SR scan of an output folder. name: its path in there, printable. made: what its sidecar tells."""
+
+    root: Path
+    sidecar: Path
+    target: Path
+    name: str
+    source: Path
+    made: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """What the page calls it."""
+        return hashlib.sha256(self.name.encode()).hexdigest()[:16]
+
+    @property
+    def card(self) -> ModelCard:
+        """The model that made it. Raises CardError where the sidecar has no readable card."""
+        return ModelCard.from_json(json.dumps(self.made.get("model_card")), str(self.sidecar))
+
+    def open(self) -> Scan:
+        """The SR scan, read. Raises RunError where it is damaged or not in the folder."""
+        parts = sorted(self.target.iterdir()) if self.target.is_dir() else [self.target]
+        if not all(_within(part, self.root) for part in parts):
+            raise RunError(f"{self.target} leads out of {self.root}: copy the scan into it.")
+        if not self.target.is_dir():
+            return open_scan(self.target, self._series).loaded()
+        series = find_series(parts, self.target, ours=True)
+        if not series:
+            raise RunError(f"{self.target} holds no MR series.")
+        return series[0].scan().loaded()
+
+    def open_source(self) -> Scan:
+        """The scan it was made from, read. Raises RunError where that is gone or has changed."""
+        job = self._job()
+        request = self.made.get("request")
+        if not isinstance(request, dict) or job.digest() != request.get("input_sha256"):
+            raise RunError(f"{job.source} has changed since it was restored: run udean-run again.")
+        return job.open(self._series).loaded()
+
+    @property
+    def _series(self) -> bool:
+        request = self.made.get("request")
+        options = request.get("options") if isinstance(request, dict) else None
+        return bool(options.get("series")) if isinstance(options, dict) else False
+
+    def _job(self) -> Job:
+        if self.source.is_file() and not is_dicom(self.source):
+            return Job(self.source, self.target, self.root)
+        if not self.source.exists():
+            raise RunError(f"The scan {self.source} is gone: there is nothing to compare with.")
+        form = "dicom" if self.target.is_dir() else "nifti"
+        for job in find_scans([str(self.source)], self.root, form):
+            if job.target == self.target:
+                return job
+        raise RunError(f"{self.source} no longer holds the scan of {self.name}.")
+
+
+def find_results(root: Path) -> Iterator[Result]:
+    """The results below an output folder, by name. Links to other folders are not followed."""
+    for folder, below, files in os.walk(root):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        for name in sorted(files):
+            if name.endswith(".json") and not name.startswith("."):
+                result = read_result(root, Path(folder, name))
+                if result:
+                    yield result
+
+
+def read_result(root: Path, sidecar: Path) -> Result | None:
+    """The result that a sidecar vouches for, None where it vouches for none of this folder."""
+    try:
+        if not _within(sidecar, root) or sidecar.stat().st_size > LIMIT:
+            return None
+    except OSError:
+        return None
+    content = read_json(sidecar)
+    made, sources = content.get("udean"), content.get("Sources")
+    if not isinstance(made, dict) or not (isinstance(sources, list) and sources and type(sources[0]) is str):
+        return None
+    targets = (sidecar.with_name(sidecar.name.removesuffix(".json") + kind) for kind in KINDS)
+    target = next((path for path in targets if path.exists()), None)
+    if target is None:
+        return None
+    source = _source(sources[0], target, root)
+    return Result(root, sidecar, target, printable(target.relative_to(root)), source, made)
+
+
+def find_failures(root: Path) -> dict[str, str]:
+    """Why scans failed whose last attempt did, by the name that the scan has for the run."""
+    failed: dict[str, str] = {}
+    for manifest in sorted(root.glob(MANIFEST.replace(".", "*."))):
+        try:
+            lines = manifest.read_text("utf-8", "replace").splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            try:
+                entry = json.loads(line)
+                name, status, why = entry["source"], entry["status"], entry["message"]
+            except (ValueError, TypeError, KeyError):
+                continue
+            failed.pop(str(name), None)
+            if status == "failed":
+                failed[str(name)] = str(why)
+    return {printable(Path(name)): why for name, why in failed.items()}
+
+
+def printable(path: Path) -> str:
+    """A path as text of one line that UTF-8 can carry; other bytes and control characters are escaped."""
+    text = os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _source(text: str, target: Path, root: Path) -> Path:
+    """The path that a sidecar's source means: relative to the result, or a BIDS URI.
+
+    Source: BIDS 1.10, "BIDS URI": bids:DATASET:PATH, DATASET named in DatasetLinks, empty for this one.
+    """
+    if not text.startswith("bids:"):
+        return Path(os.path.normpath(target.parent / text))
+    _, dataset, path = (text + "::").split(":", 2)
+    links = read_json(root / DATASET).get("DatasetLinks")
+    link = links.get(dataset) if isinstance(links, dict) else None
+    where = unquote(urlsplit(link).path) if isinstance(link, str) else ""
+    return Path(os.path.normpath(root / where / unquote(path.removesuffix("::"))))
+
+
+def _within(path: Path, root: Path) -> bool:
+    return path.resolve().is_relative_to(root.resolve())

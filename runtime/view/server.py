@@ -1,0 +1,271 @@
+"""The server behind the page: one folder's results, for whoever on this machine knows the token.
+
+It listens on loopback, where every user of the machine and every page in a browser can knock. So every
+address begins with a token that only the command prints, requests must name this machine as their host (DNS
+rebinding), and posts must come from the page itself. No address is a path: the page's files are a fixed
+list, results have keys, and a key is looked up among those found in the folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hmac
+import json
+import re
+import secrets
+import socket
+import threading
+from dataclasses import asdict
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+from ..errors import RunError
+from .details import details
+from .marks import Marks
+from .results import Result, find_failures, find_results, read_result
+from .volumes import KINDS, Kind, Shelf, volume
+
+STATIC = Path(__file__).with_name("static")
+HOSTS = ("127.0.0.1", "localhost", "::1")
+BODY = 16 << 10  # bytes of a request's body
+PATIENCE = 30  # seconds for a request to come, or for a reader to take some bytes
+PAGE = {  # address: file, type
+    "": ("index.html", "text/html; charset=utf-8"),
+    "view.css": ("view.css", "text/css; charset=utf-8"),
+    "view.js": ("view.js", "text/javascript; charset=utf-8"),
+    "panes.js": ("panes.js", "text/javascript; charset=utf-8"),
+    "niivue.js": ("niivue.js.gz", "text/javascript; charset=utf-8"),
+}
+SCAN = re.compile(r"scans/(?P<key>[0-9a-f]{16})/(?P<number>[0-9]{1,6})")
+POLICY = (  # NiiVue carries its font and textures as data: addresses
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    "connect-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+
+
+class Refusal(Exception):
+    """A request that is not answered: HTTP status and a sentence."""
+
+    def __init__(self, status: HTTPStatus, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+class Viewer(ThreadingHTTPServer):
+    """Serves one output folder on loopback until `shutdown`. Port 0 takes a free one.
+
+    Raises RunError where the folder is none, or the port is not to be had.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, root: Path, port: int = 0) -> None:
+        if not root.is_dir():
+            raise RunError(f"{root} is no folder: give the folder that udean-run has written.")
+        self.root = root
+        self.token = secrets.token_urlsafe(24)
+        self.marks = Marks(root)
+        self.shelf = Shelf()
+        self._sidecars: dict[str, Path] = {}
+        self._turn = threading.Lock()
+        if not self.results():
+            raise RunError(f"{root} holds no results: give the folder that udean-run has written.")
+        try:
+            super().__init__(("127.0.0.1", port), Handler)
+        except OSError as error:
+            raise RunError(f"Cannot listen on port {port}: {error.strerror or error}.") from error
+
+    @property
+    def address(self) -> str:
+        """Where the page is."""
+        return f"http://127.0.0.1:{self.server_address[1]}/{self.token}/"
+
+    def results(self) -> list[Result]:
+        """The results as the folder holds them now."""
+        found = list(find_results(self.root))
+        with self._turn:
+            self._sidecars = {result.key: result.sidecar for result in found}
+        return found
+
+    def result(self, key: str) -> Result:
+        """One of those found. Raises Refusal for others, and for one that is gone."""
+        sidecar = self._sidecars.get(key)
+        result = read_result(self.root, sidecar) if sidecar else None
+        if result is None:
+            raise Refusal(HTTPStatus.NOT_FOUND, "There is no such result in the folder.")
+        return result
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request."""
+
+    server: Viewer  # pyright: ignore[reportIncompatibleVariableOverride]
+    timeout = PATIENCE
+    server_version = "udean"
+    sys_version = ""
+
+    def do_GET(self) -> None:
+        self._guarded(self._get)
+
+    def do_POST(self) -> None:
+        self._guarded(self._post)
+
+    def _guarded(self, answer: Any) -> None:
+        """Answer, or refuse in a sentence."""
+        with contextlib.suppress(OSError):  # the reader has gone on to another scan
+            try:
+                answer(self._checked())
+            except Refusal as refusal:
+                self._send_json({"error": str(refusal)}, refusal.status)
+                self._drain()
+            except RunError as error:
+                self._send_json({"error": str(error)}, HTTPStatus.UNPROCESSABLE_ENTITY)
+
+    def _checked(self) -> str:
+        """The address behind the token. Raises Refusal for strangers."""
+        hosts = self.headers.get_all("Host", [])
+        if len(hosts) != 1 or _hostname(hosts[0]) not in HOSTS:
+            raise Refusal(HTTPStatus.MISDIRECTED_REQUEST, "This server is for this machine only.")
+        token, slash, address = self.path.removeprefix("/").partition("/")
+        if not slash or not hmac.compare_digest(token.encode(), self.server.token.encode()):
+            raise Refusal(HTTPStatus.FORBIDDEN, "Open the address that udean-view has printed.")
+        origin = self.headers.get("Origin")
+        site = self.headers.get("Sec-Fetch-Site", "same-origin")
+        navigating = self.command == "GET" and self.headers.get("Sec-Fetch-Mode") == "navigate"
+        if (origin and origin != f"http://{hosts[0]}") or (
+            site not in ("same-origin", "none") and not (navigating and address == "")
+        ):
+            raise Refusal(HTTPStatus.FORBIDDEN, "Requests of other sites are refused.")
+        return address
+
+    def _get(self, address: str) -> None:
+        if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
+            self.close_connection = True
+            raise Refusal(HTTPStatus.BAD_REQUEST, "This request takes no body.")
+        if address in PAGE:
+            self._send_page(*PAGE[address])
+        elif address == "scans":
+            self._send_json(self._list())
+        elif match := SCAN.match(address):
+            self._get_scan(self.server.result(match["key"]), int(match["number"]), address[match.end() :])
+        else:
+            raise Refusal(HTTPStatus.NOT_FOUND, "There is nothing here.")
+
+    def _get_scan(self, result: Result, number: int, what: str) -> None:
+        if what and what not in [f"/{kind}.nii" for kind in KINDS]:
+            raise Refusal(HTTPStatus.NOT_FOUND, "There is nothing here.")
+        opened = self.server.shelf.open(result, number)
+        if not what:
+            self._send_json(details(result, opened, number))
+            return
+        kind = cast(Kind, what.removeprefix("/").removesuffix(".nii"))
+        found = volume(opened, kind, number)
+        self._start("application/octet-stream", found.size)
+        for piece in found.pieces:
+            self.wfile.write(piece)
+
+    def _list(self) -> dict[str, Any]:
+        marks = self.server.marks.read()
+        scans = []
+        for result in self.server.results():
+            mark = marks.get(result.name)
+            scans.append({"key": result.key, "name": result.name, "mark": asdict(mark) if mark else None})
+        return {"folder": str(self.server.root), "scans": scans, "failed": find_failures(self.server.root)}
+
+    def _post(self, address: str) -> None:
+        match = SCAN.fullmatch(address.removesuffix("/mark"))
+        if not match or not address.endswith("/mark"):
+            raise Refusal(HTTPStatus.NOT_FOUND, "There is nothing here.")
+        if "Origin" not in self.headers:  # browsers send it with every post
+            raise Refusal(HTTPStatus.FORBIDDEN, "Posts come from the page itself.")
+        result = self.server.result(match["key"])
+        asked = self._body()
+        if set(asked) != {"rating", "note"} or not all(type(value) is str for value in asked.values()):
+            raise Refusal(HTTPStatus.BAD_REQUEST, "A mark has a rating and a note, both texts.")
+        mark = self.server.marks.write(result.name, asked["rating"], asked["note"])
+        self._send_json({"mark": asdict(mark) if mark else None})
+
+    def _body(self) -> dict[str, Any]:
+        """A request's JSON object. Raises Refusal where there is none, or too much."""
+        length = self.headers.get("Content-Length", "")
+        if "Transfer-Encoding" in self.headers or not re.fullmatch("[0-9]{1,9}", length):
+            raise Refusal(HTTPStatus.LENGTH_REQUIRED, "Say how long the body is.")
+        if int(length) > BODY:
+            raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"A body has at most {BODY} bytes.")
+        if self.headers.get_content_type() != "application/json":
+            raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body is to be application/json.")
+        try:
+            value = json.loads(self.rfile.read(int(length)))
+        except (ValueError, RecursionError):
+            raise Refusal(HTTPStatus.BAD_REQUEST, "The body is no JSON.") from None
+        if not isinstance(value, dict):
+            raise Refusal(HTTPStatus.BAD_REQUEST, "The body is no JSON object.")
+        return value
+
+    def _drain(self) -> None:
+        """Take what is still coming: closing on it would cut off the answer."""
+        self.wfile.flush()
+        self.connection.shutdown(socket.SHUT_WR)
+        self.connection.settimeout(1)
+        for _ in range(64):
+            if not self.connection.recv(1 << 16):
+                break
+
+    def _send_page(self, name: str, kind: str) -> None:
+        data = (STATIC / name).read_bytes()
+        packed = name.endswith(".gz")
+        if packed and "gzip" not in self.headers.get("Accept-Encoding", ""):
+            data, packed = gzip.decompress(data), False
+        self._start(kind, len(data), {"Content-Encoding": "gzip"} if packed else {})
+        self.wfile.write(data)
+
+    def _send_json(self, value: dict[str, Any], status: HTTPStatus = HTTPStatus.OK) -> None:
+        data = json.dumps(value).encode()
+        self._start("application/json", len(data), {}, status)
+        self.wfile.write(data)
+
+    def _start(
+        self,
+        kind: str,
+        size: int,
+        more: dict[str, str] | None = None,
+        status: HTTPStatus = HTTPStatus.OK,
+    ) -> None:
+        self.send_response(status)
+        for name, value in {
+            **HEADERS,
+            "Content-Type": kind,
+            "Content-Length": str(size),
+            **(more or {}),
+        }.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What the library refuses itself: other methods, broken requests."""
+        status = HTTPStatus.METHOD_NOT_ALLOWED if code == HTTPStatus.NOT_IMPLEMENTED else HTTPStatus(code)
+        self.close_connection = True
+        self._send_json({"error": f"{status.phrase}."}, status)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing: addresses hold the token."""
+
+
+def _hostname(host: str) -> str | None:
+    try:
+        parts = urlsplit(f"//{host}")
+        return parts.hostname if not (parts.username or parts.path) else None
+    except ValueError:
+        return None
