@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # One environment for everything; versions are exactly those of constraints.txt.
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install test lint demo default-model kernels gpu-check clean
+.PHONY: install test lint demo default-model results kernels gpu-check clean
 
 install: $(INSTALLED)
 
@@ -36,6 +36,10 @@ default-model: install
 	cd $(RUN) && OMP_NUM_THREADS=1 $(CURDIR)/$(BIN)/udean-train --preset compact --config $(CURDIR)/benchmarks/default_model.toml --out run
 	$(BIN)/udean-export $(RUN)/run/best.pt -o $(RUN)
 	$(BIN)/python -m udean.benchmarks.default_model $(RUN)/run $(RUN)/best.onnx
+
+# RESULTS.md, its plots and the figures in README.md, from the JSON in benchmarks/results/.
+results: install
+	$(BIN)/python -m udean.benchmarks.results
 
 # The kernels for machines without nvcc; a test holds them to their source.
 kernels: runtime/cuda/kernels.ptx

@@ -10,13 +10,14 @@ from __future__ import annotations
 import tempfile
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import typer
 
 from ..runtime.engines import open_engine
 from . import common
+from .curves import Panel
 
 SIZES = (1, 2, 4, 8, 16)
 ENGINES: tuple[tuple[Literal["openvino", "onnxruntime"], Literal["fp32", "bf16"]], ...] = (
@@ -46,6 +47,14 @@ def main(times: int = 5, preset: str = "paper", windows: int = 16) -> None:
             medians = common.medians(common.alternate(runs, times))
             found[f"{library} {precision}"] = {name: round(m["ms"], 2) for name, m in medians.items()}
     common.record("batch", {"preset": preset, "milliseconds a window": found})
+
+
+def panels(result: dict[str, Any]) -> list[Panel]:
+    """Milliseconds a window over windows a call."""
+    found = result["milliseconds a window"]
+    sizes = [int(name.split()[1]) for name in next(iter(found.values()))]
+    series = {engine: list(by_size.values()) for engine, by_size in found.items()}
+    return [Panel("Windows of a network call", "windows", "ms a window", sizes, series)]
 
 
 if __name__ == "__main__":

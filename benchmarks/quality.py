@@ -27,12 +27,14 @@ from rich.progress import Progress
 from ..export import onnx as graph
 from ..export import quantize
 from ..runtime.card import ModelCard
+from ..runtime.command import sentences
 from ..runtime.engines import Library, Precision, model_file
 from ..runtime.errors import RunError
 from ..runtime.resolver import SuperResolver
 from ..trainer import kspace, metrics, networks, synthetic
 from ..trainer.evaluate import INTERPOLATIONS
 from . import common
+from .curves import Panel
 from .demo import SCALE, template
 
 Volume = NDArray[Any]  # float32
@@ -95,6 +97,28 @@ def main(
         result["artefacts on the ICBM152 T1"] = artefacts(engine, brain, unseen(FIRST + heads), slices)
         step("")
     common.record("quality" if engine is None else f"quality-{resolve.card.name}", result)
+
+
+def by_degradation(result: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    """The table of degradations in a result: figures by subject and degradation."""
+    return next(table for name, table in result.items() if name.endswith("by degradation"))
+
+
+def gain(row: dict[str, float]) -> float:
+    """What SR is better than the better interpolation, in dB."""
+    return row["sr dB"] - max(row[f"{name} dB"] for name in INTERPOLATIONS)
+
+
+def panels(result: dict[str, Any]) -> list[Panel]:
+    """Gain over interpolation by degradation, and errors by tissue."""
+    subjects = by_degradation(result)
+    tissue = result["error inside tissues of the ICBM152 T1"]
+    rms = {n: [row[f"{n} rms %"] for row in tissue.values()] for n in (*INTERPOLATIONS, "sr")}
+    gains = {subject: [gain(row) for row in rows.values()] for subject, rows in subjects.items()}
+    return [
+        Panel("SR over the better interpolation", "", "dB", list(next(iter(subjects.values()))), gains),
+        Panel("Error inside tissues, T1", "", "RMS, % of the range", list(tissue), rms),
+    ]
 
 
 def unseen(number: int) -> Volume:
@@ -224,4 +248,5 @@ def network(model: onnx.ModelProto, card: ModelCard) -> Any:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    with sentences("bench"):
+        typer.run(main)

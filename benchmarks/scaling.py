@@ -1,61 +1,157 @@
-"""Does the cost grow linearly with the volume, from 32x32x32 to 320x320x256 LR voxels?
+"""What does a volume cost, and how does that change with its size, overlap, windows, threads and streams?
 
-    python -m udean.benchmarks.scaling [--times 3]
+    python -m udean.benchmarks.scaling [--largest 320,320,256] [--slices 24] [--device cuda]
 
-A table and a plot: seconds and nanoseconds a voxel over voxels.
+Sizes are volumes of which every window is computed; the rest is the ICBM152 T1, halved in k-space, whose
+middle slices are restored, so that PSNR and SSIM against the truth stand beside the seconds. Threads are the
+processor's, streams the GPU's.
 """
 
 from __future__ import annotations
 
-import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated, Any
 
+import numpy as np
 import typer
+from numpy.typing import NDArray
 
-from ..runtime.engines import open_engine
+from ..runtime.cuda import CudaEngine
+from ..runtime.command import sentences
+from ..runtime.engines import choose_engine
 from ..runtime.resolver import SuperResolver
+from ..runtime.windows import Window
+from ..trainer import kspace, metrics
 from . import common
+from .curves import Panel
+from .demo import SCALE, template
+from .quality import middle
 
 SHAPES = ((32, 32, 32), (64, 64, 64), (112, 112, 96), (160, 160, 128), (240, 240, 192), (320, 320, 256))
+OVERLAPS = (0.0, 0.125, 0.25, 0.5, 0.75)
+WINDOWS: dict[str, Window] = {"32x32": (32, 32), "48x48": (48, 48), "64x64": (64, 64), "plane": "plane"}
+Volume = NDArray[Any]
+Row = dict[str, Any]
 
 
-def main(times: int = 3, preset: str = "compact") -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        resolve = SuperResolver(open_engine(common.model(Path(folder), preset)[1]))
+def main(
+    largest: Annotated[str, typer.Option(help="LR voxels of the largest volume.")] = "112,112,96",
+    slices: Annotated[int, typer.Option(min=6, help="LR slices of the T1.")] = 24,
+    engine: Annotated[Path | None, typer.Option(help="Model; the embedded one by default.")] = None,
+    device: str = "cpu",
+    times: Annotated[int, typer.Option(min=1, help="Runs of each, after a warm-up.")] = 5,
+) -> None:
+    """Measure all of it; writes benchmarks/results/scaling-….json."""
+    opened = choose_engine(engine, device, "auto", None, "auto")
+    hr, _ = template()
+    brain = middle(kspace.acquire(hr, kspace.Acquisition(SCALE)), hr, slices)
+    most = np.prod([int(n) for n in largest.split(",")])
+    result: dict[str, Any] = {
+        "model": opened.card.name,
+        "engine": str(opened.info),
+        "size": sizes(SuperResolver(opened), [s for s in SHAPES if np.prod(s) <= most], times),
+        "overlap": against_truth(
+            {str(o): SuperResolver(opened, overlap=o) for o in OVERLAPS}, "overlap", brain, times
+        ),
+        "window": against_truth(
+            {name: SuperResolver(opened, window=w) for name, w in WINDOWS.items()}, "window", brain, times
+        ),
+    }
+    if not callable(opened):
+        result["streams"] = streams(opened, brain, times)
+    else:
+        counts = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= common.cores()]
+        resolvers = {str(n): SuperResolver(engine, "cpu", threads=n) for n in counts}
+        result["threads"] = against_truth(resolvers, "threads", brain, times)
+    place = f"{common.cores()}-cores" if device == "cpu" else "-".join(opened.info.device.lower().split())
+    common.record(f"scaling-{place}", result)
+
+
+def sizes(resolve: SuperResolver, shapes: list[tuple[int, int, int]], times: int) -> list[Row]:
+    """Cost of volumes of growing size: is it linear?"""
     rows = []
-    for shape in SHAPES:
+    for shape in shapes:
         volume = common.head(shape)
-
-        def run(volume=volume) -> dict[str, float]:
-            resolve(volume)
-            timings = resolve.timings
-            assert timings
-            return {"total": timings.total, "network": timings.network, "windows": timings.computed}
-
-        figures = common.medians(common.alternate({str(shape): run}, times))[str(shape)]
-        nanoseconds = figures["total"] / volume.size * 1e9
+        found = _measured({"size": lambda volume=volume: _timed(resolve, volume)[1]}, times)["size"]
+        nanoseconds = round(found["seconds"] / volume.size * 1e9)
         rows.append(
-            {"shape": list(shape), "voxels": volume.size, **figures, "ns per voxel": round(nanoseconds)}
+            {"LR voxels": volume.size, "shape": "x".join(map(str, shape)), **found, "ns a voxel": nanoseconds}
         )
-    common.record("scaling", {"preset": preset, "engine": str(resolve.engine.info), "table": rows})
-    draw(common.RESULTS / "scaling.png", rows)
+    return rows
 
 
-def draw(path: Path, rows: list[dict[str, float]]) -> None:
-    """Seconds over voxels, both logarithmic, beside a line of slope 1 through the largest volume."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def against_truth(
+    resolvers: dict[str, SuperResolver], what: str, brain: tuple[Volume, slice, Volume], times: int
+) -> list[Row]:
+    """Cost and quality of the T1's middle, restored in several ways that take turns."""
+    lr, inside, truth = brain
+    kept: dict[str, Volume] = {}
 
-    figure = Figure(figsize=(6, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    voxels, seconds = [r["voxels"] for r in rows], [r["total"] for r in rows]
-    axes.loglog(voxels, seconds, "o-", label="measured")
-    axes.loglog(voxels, [seconds[-1] * v / voxels[-1] for v in voxels], "--", label="linear")
-    axes.set(xlabel="LR voxels", ylabel="seconds", title="Cost of a volume")
-    axes.legend()
-    figure.savefig(path, dpi=120)
+    def run(name: str) -> dict[str, float]:
+        kept[name], found = _timed(resolvers[name], lr)
+        return found
+
+    figures = _measured({name: lambda name=name: run(name) for name in resolvers}, times)
+    span = float(np.ptp(truth))
+    rows = []
+    for name, found in figures.items():
+        quality = {
+            "PSNR dB": round(metrics.psnr(kept[name][:, :, inside], truth, span), 2),
+            "SSIM": round(metrics.ssim(kept[name][:, :, inside], truth, span), 4),
+        }
+        rows.append({what: name, **found, **quality})
+    return rows
+
+
+def streams(engine: CudaEngine, brain: tuple[Volume, slice, Volume], times: int) -> list[Row]:
+    """Cost with fewer and more batches in flight; TensorRT has those that its plan was built for."""
+    stated: Any = engine
+    most = engine.slots if engine.info.library == "tensorrt" else 4
+    rows = []
+    for count in range(1, most + 1):
+        stated.slots = count
+        resolve = SuperResolver(engine)  # its workspace has as many streams
+        rows += against_truth({str(count): resolve}, "streams", brain, times)
+    return rows
+
+
+def panels(result: dict[str, Any]) -> list[Panel]:
+    """Seconds over size beside a line of slope 1, overlap with PSNR, windows, threads or streams."""
+    rows = result["size"]
+    voxels, seconds = [r["LR voxels"] for r in rows], [r["seconds"] for r in rows]
+    linear = [seconds[-1] * v / voxels[-1] for v in voxels]
+    drawn = [Panel("Size", "LR voxels", "seconds", voxels, {"measured": seconds, "linear": linear}, True)]
+    for name, figure in (
+        ("overlap", "seconds"),
+        ("overlap", "PSNR dB"),
+        ("window", "seconds"),
+        ("threads", "seconds"),
+        ("streams", "seconds"),
+    ):
+        if rows := result.get(name):
+            x = [float(r[name]) for r in rows] if name != "window" else [r[name] for r in rows]
+            drawn.append(
+                Panel(f"{name.capitalize()}: {figure}", name, figure, x, {name: [r[figure] for r in rows]})
+            )
+    return drawn
+
+
+def _timed(resolve: SuperResolver, volume: Volume) -> tuple[Volume, dict[str, float]]:
+    sr, timings = resolve(volume), resolve.timings
+    assert timings
+    return sr, {"seconds": timings.total, "network": timings.network, "windows": timings.computed}
+
+
+def _measured(runs: dict[str, Callable[[], dict[str, float]]], times: int) -> dict[str, dict[str, float]]:
+    """Medians, and how far the slowest run lay above the fastest."""
+    figures = common.alternate(runs, times)
+    found = common.medians(figures)
+    for name, kinds in figures.items():
+        found[name]["spread %"] = round(100 * (max(kinds["seconds"]) / min(kinds["seconds"]) - 1), 1)
+    return found
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    with sentences("bench"):
+        typer.run(main)

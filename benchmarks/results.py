@@ -1,0 +1,307 @@
+"""Every figure that is shown, from the JSON that benchmarks wrote: RESULTS.md, its plots, and README.md.
+
+    python -m udean.benchmarks.results
+
+In README.md a figure stands between the marks `<!-- results:NAME -->` and `<!-- end -->`; `FIGURES` has the
+names. The same JSON gives the same text, and a test fails where README.md or RESULTS.md say something else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ..runtime.command import sentences
+from ..runtime.errors import RunError
+from ..runtime.files import atomic
+from . import batch, quality, scaling
+from .common import RESULTS
+from .curves import Panel, draw
+
+ROOT = Path(__file__).parents[1]
+RAW = ("runs", "all runs")  # every repetition; the medians are shown
+MARKED = re.compile(r"<!-- results:(?P<name>[\w-]+) -->.*?<!-- end -->", re.DOTALL)
+HEAD = """# Results
+
+What the benchmarks found, one section a JSON file of this folder. `make results` writes this page and the
+figures in README.md. Seconds are medians after a warm-up and mean little on another machine; ratios were
+measured by turns.
+"""
+Result = dict[str, Any]
+PLOTS: dict[str, Callable[[Result], list[Panel]]] = {
+    "batch": batch.panels,
+    "quality": quality.panels,
+    "scaling": scaling.panels,
+}
+
+
+def main() -> None:
+    """Write results/RESULTS.md, its plots and the figures in README.md."""
+    for path, contents in {**pages(), **pictures()}.items():
+        if path.exists() and path.read_bytes() == contents:
+            continue
+        with atomic(path) as file:
+            file.write(contents)
+        print(path.relative_to(ROOT))
+
+
+def pages(folder: Path = RESULTS, readme: Path = ROOT / "README.md") -> dict[Path, bytes]:
+    """What RESULTS.md and README.md have to hold."""
+    found = results(folder)
+    sections = [section(name, result, folder) for name, result in found.items()]
+    sections += [tables(path) for path in sorted(folder.glob("*/tables.json"))]
+    text = "\n".join([HEAD, *sections])
+    return {folder / "RESULTS.md": text.encode(), readme: marked(readme.read_text(), found).encode()}
+
+
+def pictures(folder: Path = RESULTS) -> dict[Path, bytes]:
+    """The plots whose source has changed; another version of matplotlib would draw other bytes."""
+    drawn: dict[Path, bytes] = {}
+    for name, result in results(folder).items():
+        path, source = folder / f"{name}.png", digest(folder / f"{name}.json")
+        for prefix, panels in PLOTS.items():
+            if of(name, prefix) and source_of(path) != source:
+                drawn[path] = draw(panels(result), source)
+    return drawn
+
+
+def results(folder: Path = RESULTS) -> dict[str, Result]:
+    """The results by file name, in its order."""
+    return {path.stem: json.loads(path.read_bytes()) for path in sorted(folder.glob("*.json"))}
+
+
+def of(name: str, prefix: str) -> bool:
+    """Whether a result is of this benchmark: "scaling" or "scaling-2-cores"."""
+    return name == prefix or name.startswith(f"{prefix}-")
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def source_of(picture: Path) -> str:
+    """SHA-256 of the JSON that a plot was drawn from, as its PNG says; empty where it is missing."""
+    if not picture.exists():
+        return ""
+    found = re.search(rb"tEXtSource\0([0-9a-f]{64})", picture.read_bytes())
+    return found[1].decode() if found else ""
+
+
+def marked(text: str, found: Mapping[str, Result]) -> str:
+    """A page with every marked figure as the results say. Raises RunError for a name that is no figure."""
+
+    def figure(match: re.Match[str]) -> str:
+        if match["name"] not in FIGURES:
+            raise RunError(
+                f"README.md marks a figure {match['name']}, which benchmarks/results.py does not know."
+            )
+        value = FIGURES[match["name"]](found)
+        gap = "\n\n" if "\n" in value else ""
+        return f"<!-- results:{match['name']} -->{gap}{value}{gap}<!-- end -->"
+
+    return MARKED.sub(figure, text)
+
+
+# The figures in README.md
+
+
+def how_good(found: Mapping[str, Result]) -> str:
+    """The whole T1: a table."""
+    table = found["quality"]["ICBM152 T1, whole volume"]
+    names = {"tricubic": "tricubic", "sinc": "sinc (zero-filled)", "sr": "sr (UDEAN)"}
+    lines = ["| method | PSNR dB | SSIM (3-D) |", "|---|---|---|"]
+    lines += [f"| {names[n]} | {q['PSNR dB']:.2f} | {q['SSIM 3-D']:.3f} |" for n, q in table.items()]
+    return "\n".join(lines)
+
+
+def how_steady(found: Mapping[str, Result]) -> str:
+    """What is gained under all degradations: a sentence."""
+    subjects = quality.by_degradation(found["quality"])
+    gains = {(s, c): quality.gain(row) for s, rows in subjects.items() for c, row in rows.items()}
+    (_, least), (_, most) = min(gains, key=gains.__getitem__), max(gains, key=gains.__getitem__)
+    low, high = min(gains.values()), max(gains.values())
+    noise = subjects["ICBM152 T1"]["noise 5 %"]
+    return (
+        f"Over the better of the two it gains {low:+.2f} dB ({least}) to {high:+.2f} dB ({most}) on "
+        f"{len(subjects)} heads under {len(gains) // len(subjects)} degradations. It is no denoiser: with "
+        f"5 % noise the T1's SSIM is {noise['sr SSIM']:.2f}, tricubic's {noise['tricubic SSIM']:.2f}."
+    )
+
+
+def precisions(found: Mapping[str, Result]) -> str:
+    """What cheaper arithmetic costs: part of a sentence."""
+    rows = found["quality"]["artefacts on the ICBM152 T1"]
+    parts = [
+        f"{name.partition(' ')[0]} {row['PSNR to fp32, dB']:.0f} dB"
+        for name, row in rows.items()
+        if not name.startswith("fp32")
+    ]
+    return ", ".join(parts)
+
+
+def background(found: Mapping[str, Result]) -> str:
+    """What leaving out the background brings: part of a sentence."""
+    result = found["background"]
+    times, inside = (result[k] for k in ("times faster", "inside the head, against every window"))
+    return f"{times['content']:.1f} times as fast at {inside['content']['psnr']:.0f} dB inside the head"
+
+
+def large_volume(found: Mapping[str, Result]) -> str:
+    """Memory of the largest volume that was measured in a mapped file."""
+    mapped = [r for n, r in found.items() if of(n, "memory") and r["file"] == ".nii"]
+    largest = max(mapped, key=lambda r: r["MB"]["output"])
+    shape, megabytes = "×".join(map(str, largest["shape"])), largest["MB"]
+    return (
+        f"{shape} ({megabytes['output'] / 1e3:.1f} GB out) peaked at "
+        f"{megabytes['peak over output'] / 1e3:.1f} GB over its output"
+    )
+
+
+def speed(found: Mapping[str, Result]) -> str:
+    """Each machine's engines against the PyTorch path."""
+    from . import page
+
+    lines: list[str] = []
+    for name, result in found.items():
+        if not of(name, "bench"):
+            continue
+        lines += [
+            "| " + page.title(result) + " | times the PyTorch path | PSNR to fp32, dB |",
+            "|---|---|---|",
+        ]
+        for row, cells in (
+            (row, dict(zip(page.HEADS, page.cells(row), strict=True))) for row in result["rows"]
+        ):
+            if row["kind"] == "udean" and "failed" not in row:
+                shown = cells["engine"], cells["speed-up (least to largest)"], cells["PSNR to fp32, dB"]
+                lines.append(f"| {' | '.join(shown)} |")
+        lines.append("")
+    return "\n".join(lines).strip() or "`make bench` measures your machine; no result is committed yet."
+
+
+FIGURES: dict[str, Callable[[Mapping[str, Result]], str]] = {
+    "quality": how_good,
+    "degradations": how_steady,
+    "precisions": precisions,
+    "background": background,
+    "memory": large_volume,
+    "speed": speed,
+}
+
+
+# RESULTS.md
+
+
+def section(name: str, result: Result, folder: Path) -> str:
+    """A result under its name: what it was measured on, its tables, its pictures."""
+    lines = [f"## {name}", "", circumstances(result), ""]
+    if of(name, "bench"):
+        from . import page
+
+        lines += table(page.HEADS, [page.cells(row) for row in result["rows"]])
+        lines += ["", page.caption(result), *(f"\n**{text}**" for text in result["warnings"]), ""]
+    else:
+        known = ("command", "date", "processor", "cores", "python", "versions")
+        told = {k: v for k, v in result.items() if k not in (*known, *RAW)}
+        if not isinstance(result["command"], str):  # measurements of the command
+            told["command"] = result["command"]
+        lines += told_of(told, 3)
+    if any(of(name, prefix) for prefix in PLOTS) or (folder / f"{name}.png").exists():
+        lines += [f"![{name}]({name}.png)", ""]
+    return "\n".join(lines)
+
+
+def circumstances(result: Result) -> str:
+    """Command, day, machine and versions, in one line."""
+    command = f"`{result['command']}`, " if isinstance(result["command"], str) else ""
+    versions = ", ".join(f"{library} {version}" for library, version in result["versions"].items())
+    cores = f"{result['cores']} core" + "s" * (result["cores"] != 1)
+    return (
+        f"{command}{result['date']}; {result['processor']}, {cores}; Python {result['python']}, {versions}."
+    )
+
+
+def tables(path: Path) -> str:
+    """The paper's tables, from what `benchmarks.paper_tables` wrote into a folder."""
+    lines = [f"## {path.parent.name}", ""]
+    rows = []
+    for name, result in json.loads(path.read_bytes()).items():
+        mean, sd = result["mean"], result["sd"]
+        cells = [f"{mean[f]:{form}} ± {sd[f]:{form}}" for f, form in (("ssim_2d", ".4f"), ("psnr", ".2f"))]
+        rows.append([name, result["title"], *cells, str(len(result["scans"]))])
+    lines += table(("experiment", "method", "SSIM 2-D", "PSNR dB", "scans"), rows)
+    if (whole := path.with_suffix(".md")).exists():
+        lines += ["", f"[All figures, beside the paper's]({path.parent.name}/{whole.name})"]
+    return "\n".join([*lines, ""])
+
+
+def told_of(value: Mapping[str, Any], level: int) -> list[str]:
+    """Nested figures as Markdown: what is alike is a table, what is single a line, the rest a heading."""
+    plain = {k: v for k, v in value.items() if not _nested(v)}
+    lines = [f"- {key}: {number(v)}" for key, v in plain.items()]
+    lines += [""] if plain else []
+    for key, inner in value.items():
+        if key in plain:
+            continue
+        lines += [f"{'#' * min(level, 6)} {key}", ""]
+        rows = inner if isinstance(inner, dict) else {str(n): row for n, row in enumerate(inner)}
+        if not any(_nested(row) for row in rows.values()):
+            lines += [*_table({"": rows}), ""]
+        elif all(isinstance(row, dict) and not any(map(_nested, row.values())) for row in rows.values()):
+            lines += [*_table(rows if isinstance(inner, dict) else list(rows.values())), ""]
+        else:
+            lines += told_of(rows, level + 1)
+    return lines
+
+
+def _nested(value: Any) -> bool:
+    return isinstance(value, dict) or (
+        isinstance(value, list) and any(isinstance(v, dict | list) for v in value)
+    )
+
+
+def _table(rows: Mapping[str, Mapping[str, Any]] | Sequence[Mapping[str, Any]]) -> list[str]:
+    """A table of rows alike, in mappings by name; numbers of a column have one precision."""
+    named = list(rows.items()) if isinstance(rows, Mapping) else [("", row) for row in rows]
+    names = any(name for name, _ in named)
+    columns = list(dict.fromkeys(column for _, row in named for column in row))
+    aligned = {c: _aligned([row.get(c) for _, row in named]) for c in columns}
+    cells = [
+        [*([name] if names else []), *(aligned[c][n] for c in columns)] for n, (name, _) in enumerate(named)
+    ]
+    return table([*([""] if names else []), *columns], cells)
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table."""
+    return [f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *rows)]
+
+
+def _aligned(values: Sequence[Any]) -> list[str]:
+    """A column's texts: floats of like size with the decimals of the longest."""
+    floats = [abs(v) for v in values if isinstance(v, float) and v]
+    texts = [number(v) for v in values]
+    if not floats or max(floats) > 1000 * min(floats) or any("e" in t for t in texts):
+        return texts
+    decimals = max(len(number(v).partition(".")[2]) for v in values if isinstance(v, float))
+    return [f"{v:.{decimals}f}" if isinstance(v, float) else t for v, t in zip(values, texts, strict=True)]
+
+
+def number(value: Any) -> str:
+    """A value as text: four digits of a float, all of an integer."""
+    if isinstance(value, list):
+        return ", ".join(map(number, value))
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return "–" if value is None else str(value)
+
+
+if __name__ == "__main__":
+    with sentences("bench"):
+        typer.run(main)

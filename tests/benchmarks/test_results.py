@@ -1,0 +1,92 @@
+"""What README.md and RESULTS.md say is what the benchmarks found."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+from udean.benchmarks import curves, results
+from udean.runtime import RunError
+from udean.trainer.evaluate import Summary
+from udean.trainer.metrics import Figures
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of the committed results."""
+    return shutil.copytree(results.RESULTS, tmp_path / "results")
+
+
+def test_the_committed_pages_are_those_of_the_committed_results():
+    for path, contents in results.pages().items():
+        assert path.read_text() == contents.decode(), f"{path.name} is out of date: make results"
+
+
+def test_the_committed_plots_were_drawn_from_the_committed_results():
+    assert not results.pictures(), "plots are out of date: make results"
+    for picture in results.RESULTS.rglob("*.png"):
+        assert picture.stat().st_size < 150_000, f"{picture.name} is too large for a repository"
+
+
+def test_no_figure_in_the_readme_is_written_by_hand():
+    """All that is said in dB, or as a multiple in time, stands between marks."""
+    readme = (results.ROOT / "README.md").read_text()
+    assert {match["name"] for match in results.MARKED.finditer(readme)} == set(results.FIGURES)
+    by_hand = [
+        line for line in results.MARKED.sub("", readme).splitlines() if " dB" in line or "times as" in line
+    ]
+    assert all("Limits, enforced" in line or "at least" in line for line in by_hand), by_hand
+
+
+def test_another_result_is_another_page_and_another_plot(folder):
+    before = results.pages(folder)
+    found = json.loads((folder / "quality.json").read_bytes())
+    found["ICBM152 T1, whole volume"]["sr"]["PSNR dB"] = 36.7
+    (folder / "quality.json").write_text(json.dumps(found))
+    after = results.pages(folder)
+    for path, contents in after.items():
+        assert contents != before[path] and b"| 36.70 |" in contents
+    assert list(results.pictures(folder)) == [folder / "quality.png"]
+    (folder / "quality.png").write_bytes(results.pictures(folder)[folder / "quality.png"])
+    assert not results.pictures(folder)
+
+
+def test_the_pages_are_the_same_every_time(folder):
+    assert results.pages(folder) == results.pages(folder)
+    readme = results.ROOT / "README.md"
+    assert results.marked(readme.read_text(), results.results(folder)) == readme.read_text()
+
+
+def test_a_mark_without_a_figure_is_refused():
+    with pytest.raises(RunError, match="nonsense"):
+        results.marked("<!-- results:nonsense --><!-- end -->", {})
+
+
+def test_the_papers_tables_are_shown_where_they_are(folder):
+    one = Figures(30.0, 0.9, 0.91, 30.5, 0.9, 0.9, 0.1, 1.0, 0.02)
+    two = dataclasses.replace(one, psnr=32.0)
+    summary = dataclasses.asdict(Summary.of({"a": one, "b": two}))
+    (folder / "paper-tables").mkdir(exist_ok=True)
+    found = {"2x2x2/unpaired/udean": {"title": "UDEAN", "model": "", **summary}}
+    (folder / "paper-tables" / "tables.json").write_text(json.dumps(found))
+    page = results.pages(folder)[folder / "RESULTS.md"].decode()
+    assert "| 2x2x2/unpaired/udean | UDEAN | 0.9100 ± 0.0000 | 31.00 ± 1.00 | 2 |" in page
+
+
+def test_any_nested_figures_become_tables():
+    value = {
+        "a": 1,
+        "by engine": {"x": {"s": 1.5, "n": 2}, "y": {"s": 11.25}},
+        "rows": [{"k": "v"}, {"k": "w"}],
+    }
+    text = "\n".join(results.told_of(value, 3))
+    assert "- a: 1" in text and "### by engine" in text
+    assert "| x | 1.50 | 2 |" in text and "| y | 11.25 | – |" in text and "| v |\n| w |" in text
+
+
+def test_a_plot_says_what_it_was_drawn_from(tmp_path):
+    panel = curves.Panel("title", "x", "y", [1.0, 2.0], {"one": [1.0, 2.0], "two": [2.0, 1.0]}, True)
+    bars = curves.Panel("title", "", "y", ["a", "b"], {"one": [1.0, 2.0]})
+    (tmp_path / "p.png").write_bytes(curves.draw([panel, bars], "a" * 64))
+    assert results.source_of(tmp_path / "p.png") == "a" * 64
+    assert results.source_of(tmp_path / "none.png") == ""
