@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # One environment for everything; versions are exactly those of constraints.txt.
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install test lint demo default-model results kernels gpu-check clean
+.PHONY: install test lint demo default-model results kernels gpu-check bench bench-full clean
 
 install: $(INSTALLED)
 
@@ -52,7 +52,17 @@ runtime/cuda/kernels.ptx: runtime/cuda/kernels.cu
 GPU_PYTHON ?= $(BIN)/python
 gpu-check:
 	$(GPU_PYTHON) -m pytest -m "gpu or tensorrt" -rs
-	$(GPU_PYTHON) -m udean.benchmarks.gpu
+	$(GPU_PYTHON) -m udean.benchmarks.bench --device cuda --model paper --scans 50 --json benchmarks/results/ --html bench/gpu.html
+
+# Every engine against the PyTorch path, tables and a page in bench/: minutes on two cores.
+bench: install
+	$(BIN)/udean-bench --quick --json bench/ --html bench/embedded.html
+	$(BIN)/udean-bench --quick --model paper --json bench/ --html bench/paper.html
+
+# The same at size, compiled PyTorch and other libraries' windows too: up to 40 minutes, results kept.
+bench-full: install
+	$(BIN)/udean-bench --peers --json benchmarks/results/ --html bench/embedded-full.html
+	$(BIN)/udean-bench --model paper --shape 160,160,17 --peers --json benchmarks/results/ --html bench/paper-full.html
 
 clean:
-	rm -rf $(VENV) demo build *.egg-info
+	rm -rf $(VENV) demo bench build *.egg-info

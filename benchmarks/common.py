@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import statistics
 import sys
 import time
@@ -16,13 +17,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..export.onnx import serialize, to_onnx
+from ..export.onnx import read, serialize, to_onnx
 from ..runtime.card import ModelCard
+from ..runtime.engines import model_file
 from ..runtime.files import write_json
 from ..trainer import checkpoint, networks
 
 RESULTS = Path(__file__).parent / "results"
-LIBRARIES = ("numpy", "torch", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "monai", "pycuda")
+LIBRARIES = (
+    "numpy",
+    "torch",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "monai",
+    "torchio",
+    "pycuda",
+)
 PRESETS = {
     "paper": networks.Architecture(),
     "compact": networks.Architecture(channels=32, groups=2, blocks=3, skip="cubic"),
@@ -54,10 +66,51 @@ def model(folder: Path, preset: str = "paper") -> tuple[Path, Path, Path]:
     )
     path = folder / f"{preset}.pt"
     checkpoint.save(path, card, PRESETS[preset], network)
-    full, half = folder / f"{preset}.onnx", folder / f"{preset}.fp16.onnx"
-    full.write_bytes(serialize(to_onnx(network, 3, half=False), card))
-    half.write_bytes(serialize(to_onnx(network, 3, half=True), card.replace(precision="fp16")))
+    return path, *_exported(folder / preset, card, network)
+
+
+def trained(checkpoint_file: Path, folder: Path) -> tuple[Path, Path, Path]:
+    """A trained checkpoint, exported into the folder in float32 and in half precision."""
+    network, card = checkpoint.load_generator(checkpoint_file)
+    return checkpoint_file, *_exported(folder / checkpoint_file.stem, card, network)
+
+
+def embedded(folder: Path) -> tuple[Path, Path, Path]:
+    """The embedded model: its weights, which the graph keeps under PyTorch's names, as a checkpoint again."""
+    import onnx
+    import torch
+    from onnx.numpy_helper import to_array
+
+    with model_file(None) as (file, _):
+        graph, card = read(file)
+    weights = {w.name: torch.from_numpy(to_array(w).copy()) for w in graph.graph.initializer}
+
+    def count(pattern: str) -> int:
+        return 1 + max(int(found[1]) for name in weights if (found := re.match(pattern, name)))
+
+    architecture = networks.Architecture(
+        channels=len(weights["encoder.body.0.weight"]),
+        groups=count(r"decoder\.body\.(\d+)\.body"),
+        blocks=count(r"decoder\.body\.0\.body\.(\d+)\.body"),
+        scale=card.scale,
+        skip=card.skip,
+    )
+    network = networks.super_resolution(architecture).eval()
+    network.load_state_dict({name: weights[name] for name in network.state_dict()})
+    path = folder / "embedded.pt"
+    checkpoint.save(path, card.replace(precision="fp32"), architecture, network)
+    full, half = folder / "embedded.onnx", folder / "embedded.fp16.onnx"
+    onnx.save(graph, full)
+    half.write_bytes(serialize(to_onnx(network, card.slab[0], half=True), card.replace(precision="fp16")))
     return path, full, half
+
+
+def _exported(stem: Path, card: ModelCard, network: Any) -> tuple[Path, Path]:
+    """NAME.onnx in float32 and NAME.fp16.onnx."""
+    full, half = stem.with_name(f"{stem.name}.onnx"), stem.with_name(f"{stem.name}.fp16.onnx")
+    full.write_bytes(serialize(to_onnx(network, card.slab[0], half=False), card))
+    half.write_bytes(serialize(to_onnx(network, card.slab[0], half=True), card.replace(precision="fp16")))
+    return full, half
 
 
 def head(shape: Sequence[int], dtype: str = "int16") -> NDArray[Any]:
@@ -66,49 +119,6 @@ def head(shape: Sequence[int], dtype: str = "int16") -> NDArray[Any]:
     waves = np.sin(axes[0]) * np.cos(axes[1]) * np.sin(axes[2] + 1) * 300 + 500
     noise = np.random.default_rng(0).standard_normal(shape, np.float32) * 20
     return np.asfortranarray((waves + noise).astype(dtype))
-
-
-class TorchPath:
-    """The yardstick: what a careful user would write today. Eager PyTorch behind MONAI's sliding window.
-
-    precision: "fp32" without TF32, or "fp16" by autocast, channels last. seconds: inside the network, of
-    the last volume.
-    """
-
-    def __init__(self, path: Path, device: str = "cpu", precision: str = "fp32", batch: int = 4) -> None:
-        import torch
-
-        self._torch: Any = torch
-        network: Any
-        network, _ = checkpoint.load_generator(path)
-        layout = torch.channels_last if precision == "fp16" else torch.contiguous_format
-        self._network = network.eval().to(device, memory_format=layout)
-        self._device, self._precision, self._batch, self.seconds = device, precision, batch, 0.0
-
-    def __call__(self, volume: NDArray[Any]) -> NDArray[np.float32]:
-        """An LR volume (rows, columns, slices) to the SR volume, in its units."""
-        from monai.inferers.utils import sliding_window_inference
-
-        torch, self.seconds = self._torch, 0.0
-        unit = float(np.percentile(volume, 99.9))
-        with torch.inference_mode(), torch.autocast(self._device, enabled=self._precision == "fp16"):
-            lr = torch.from_numpy(volume.astype(np.float32) / unit).to(self._device)[None, None]
-            sr = sliding_window_inference(
-                lr, (64, 64, 3), self._batch, self._predict, overlap=(0.25, 0.25, 1 / 3), mode="gaussian"
-            )
-            found: Any = sr
-            return found[0, 0].float().cpu().numpy() * unit
-
-    def _predict(self, windows: Any) -> Any:
-        start = self._now()
-        sr = self._network(windows[:, 0].permute(0, 3, 1, 2).contiguous())
-        self.seconds += self._now() - start
-        return sr.permute(0, 2, 3, 1)[:, None]
-
-    def _now(self) -> float:
-        if self._device != "cpu":
-            self._torch.cuda.synchronize()
-        return time.perf_counter()
 
 
 def alternate(
@@ -144,23 +154,28 @@ def deviation(found: NDArray[Any], wanted: NDArray[Any]) -> dict[str, float]:
 
 def record(name: str, result: dict[str, Any], folder: Path = RESULTS) -> None:
     """Write a result with what it was measured on: machine, versions, command."""
+    command = ["python", "-m", f"udean.benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / f"{name}.json", {**circumstances(command), **result})
+    print(json.dumps(result, indent=2))
+
+
+def circumstances(command: Sequence[str]) -> dict[str, Any]:
+    """What a figure depends on: processor, versions, command; nothing that names the machine or its user."""
     versions = {}
     for library in LIBRARIES:
         try:
             versions[library] = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:
             continue
-    circumstances = {
-        "command": " ".join(["python", "-m", f"udean.benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+    return {
+        "command": " ".join(command),
         "date": time.strftime("%Y-%m-%d"),
         "processor": _processor(),
         "cores": cores(),
         "python": platform.python_version(),
         "versions": versions,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"{name}.json", {**circumstances, **result})
-    print(json.dumps(result, indent=2))
 
 
 def cores() -> int:

@@ -1,0 +1,1 @@
+"""What users have without this toolkit: the same weights in PyTorch behind MONAI's or TorchIO's windows."""
