@@ -223,7 +223,7 @@ class SuperResolver:
         look = self._look(volume, 2, 1.0, 0.0)
         if look.content.low == look.content.high:
             raise RunError("A constant volume says nothing about intensities: take one that shows something.")
-        return Intensities(look.unit, look.content.low, look.content.high)
+        return Intensities(look.unit, look.content.low.item(), look.content.high.item())
 
     def image(self, image: SpatialImage, dtype: Output = "input", axis: int | None = None) -> Nifti1Image:
         """Resolve a nibabel image. axis: that across the slices, by default the coarsest."""
