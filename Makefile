@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # One environment for everything; versions are exactly those of constraints.txt.
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install test lint demo default-model results kernels gpu-check bench bench-full clean
+.PHONY: install test lint demo default-model results kernels vendor gpu-check bench bench-full clean
 
 install: $(INSTALLED)
 
@@ -46,6 +46,11 @@ kernels: runtime/cuda/kernels.ptx
 
 runtime/cuda/kernels.ptx: runtime/cuda/kernels.cu
 	nvcc --ptx -arch=compute_75 -o $@ $<
+
+# The page's viewer from the npm registry, and the licences of what is in it. Its version: runtime/view/vendor.
+vendor:
+	npm ci --prefix runtime/view/vendor --omit=optional --ignore-scripts --no-audit --no-fund
+	node runtime/view/vendor/vendor.mjs
 
 # All that needs a GPU, in one call: the tests, then the benchmarks, results with the device's name.
 # For a Python that has PyCUDA and any of TensorRT, onnxruntime-gpu and PyTorch for CUDA: make gpu-check GPU_PYTHON=...

@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 from ..errors import RunError
 from .details import details
 from .marks import Marks
-from .results import Result, find_failures, find_results, read_result
+from .results import Result, find_failures, find_results, printable, read_result
 from .volumes import KINDS, Kind, Shelf, volume
 
 STATIC = Path(__file__).with_name("static")
@@ -177,12 +177,16 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(piece)
 
     def _list(self) -> dict[str, Any]:
-        marks = self.server.marks.read()
-        scans = []
+        marks, problem, scans = {}, "", []
+        try:
+            marks = self.server.marks.read()
+        except RunError as error:  # the scans can be looked at all the same
+            problem = str(error)
         for result in self.server.results():
             mark = marks.get(result.name)
             scans.append({"key": result.key, "name": result.name, "mark": asdict(mark) if mark else None})
-        return {"folder": str(self.server.root), "scans": scans, "failed": find_failures(self.server.root)}
+        failed = find_failures(self.server.root)
+        return {"folder": printable(self.server.root), "scans": scans, "failed": failed, "problem": problem}
 
     def _post(self, address: str) -> None:
         match = SCAN.fullmatch(address.removesuffix("/mark"))

@@ -46,6 +46,7 @@ async function list() {
   document.querySelector("h1").title = found.folder;
   scans.forEach(paint);
   tally();
+  return found.problem;
 }
 
 function row(scan) {
@@ -370,9 +371,10 @@ for (const button of $("slices").children) button.addEventListener("click", () =
 
 planes("all");
 try {
-  await list();
+  const problem = await list();
   const wanted = scans.find((scan) => `#${scan.key}` === location.hash) ?? scans[0];
   if (wanted) await show(wanted);
+  if (problem) warn(problem, true);
 } catch (error) {
   warn(error.message, true);
 }
