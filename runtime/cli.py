@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import io
 import math
 import signal
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -16,13 +19,17 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from . import folder, jobs
+from .bids import Selection
+from .cluster import ADDRESS, Cluster
 from .command import sentences
 from .cost import Estimator
 from .dicom.jobs import Format
 from .engines import Library, Precision
 from .errors import RunError
+from .manifest import Outcome, Shard
 from .report import NAME, write_report
 from .resolver import Fallback, Output, SuperResolver
+from .status import standing
 from .trace import Trace
 from .windows import OVERLAP, Window
 
@@ -33,7 +40,10 @@ AXES = {"auto": None, "i": 0, "j": 1, "k": 2}
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command()
+@app.command(
+    epilog="udean-run status OUT says how far the runs of an output folder are. (A folder of scans that is "
+    "called status is ./status.)"
+)
 def run(
     scans: Annotated[
         list[str],
@@ -77,6 +87,31 @@ def run(
     series: Annotated[
         bool, typer.Option("--series", help="Resolve 4-D time series too, volume by volume.")
     ] = False,
+    participants: Annotated[
+        list[str] | None,
+        typer.Option("--participant-label", help="BIDS: these only, 01 or sub-01; several by commas."),
+    ] = None,
+    sessions: Annotated[
+        list[str] | None, typer.Option("--session-label", help="BIDS: these only; several by commas.")
+    ] = None,
+    suffixes: Annotated[
+        list[str] | None,
+        typer.Option("--suffix", help="BIDS: these only, such as T1w. (default: anatomical images)"),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[ADDRESS]",
+            help="Over a Ray cluster: HOST:PORT or auto; without address over this machine. A worker for "
+            "each GPU, or for --threads cores.",
+        ),
+    ] = None,
+    num_shards: Annotated[
+        int, typer.Option(min=1, help="Divide the scans among so many runs, of which this is one.")
+    ] = 1,
+    shard: Annotated[
+        int | None, typer.Option(min=0, help="Which of them, from 0; they share the output folder.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Resolve again what is up to date.")] = False,
     report: Annotated[
         bool, typer.Option("--report", help="Write udean-report.html, with pictures, into the output folder.")
@@ -89,66 +124,55 @@ def run(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Restore high-resolution scans from low-resolution ones. Research only, not for diagnosis."""
-    found = jobs.find_scans(scans, out, form)
+    if (shard is None) != (num_shards == 1):
+        raise RunError("A share of the scans needs both --num-shards and --shard, which counts from 0.")
+    if ray is not None and profile:
+        raise RunError("--profile looks at one process: leave out --ray.")
+    share = Shard(shard or 0, num_shards)
+    select = Selection(_labels(participants), _labels(sessions), _labels(suffixes))
+    every = jobs.find_scans(scans, out, form, select)
+    found = share.of(every)
     weightings: Any = _per_axis(weighting, str, "weighting")  # judged with the plan
     trace = Trace() if profile else None
     if trace and profile:
         trace.write(profile)  # a place that cannot be written to is refused now, not after the last scan
-    resolve = SuperResolver(
-        engine,
-        device,
-        precision,
-        _per_axis(overlap, float, "overlap"),
-        _window(window),
-        weightings,
-        threads,
-        library,
-        crop,
-        fallback,
-        trace,
+    make = functools.partial(
+        SuperResolver,
+        engine=engine,
+        device=device,
+        precision=precision,
+        overlap=_per_axis(overlap, float, "overlap"),
+        window=_window(window),
+        weighting=weightings,
+        threads=threads,
+        library=library,
+        crop=crop,
+        fallback=fallback,
+        trace=trace,
     )
-    print(f"Model {resolve.describe()}", flush=True)
     settings = folder.Settings(dtype, AXES[slab_axis], series, overwrite, debug)
     if dry_run:
+        resolve = make()
+        print(f"Model {resolve.describe()}", flush=True)
         raise typer.Exit(_describe(found, resolve, settings, Estimator(resolve, engine)))
-    folder.prepare(found)
-
-    counts: Counter[str] = Counter()
-    done: list[folder.Outcome] = []
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total}"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    with bar:
-        overall = bar.add_task("scans", total=len(found))
-        current = bar.add_task("windows", total=None)
-
-        started = 0
-
-        def advance(done_windows: int, all_windows: int) -> None:
-            nonlocal started
-            if not started or done_windows <= bar.tasks[current].completed:
-                started += 1  # the next scan, whose time left is its own
-                bar.reset(current, total=all_windows)
-            bar.update(current, completed=done_windows, total=all_windows)
-            before = started - 1 + counts["kept"] + counts["failed"]
-            bar.update(overall, completed=min(before + done_windows / all_windows, len(found)))
-
-        outcomes = folder.run_all(found, resolve, settings, advance)
+    board = _Board(len(found))
+    with contextlib.ExitStack() as opened:
+        if ray is None:
+            resolve = make()
+            run_all = functools.partial(folder.run_all, resolve=resolve, progress=board.advance)
+        else:
+            resolve = opened.enter_context(Cluster(make, ray))
+            run_all = resolve.run_all
+        print(f"Model {resolve.describe()}", flush=True)
+        folder.prepare(every)
+        outcomes = opened.enter_context(contextlib.closing(run_all(every, settings=settings, shard=share)))
         try:
-            with contextlib.closing(outcomes):
+            with board:
                 for outcome in outcomes:
-                    counts[outcome.status] += 1
-                    done.append(outcome)
-                    _tell(outcome)
+                    board.add(outcome)
         except KeyboardInterrupt:
-            typer.echo(f"Interrupted: {_summary(counts)}. The same command goes on from here.", err=True)
+            outcomes.close()
+            typer.echo(f"Interrupted: {board.summary()}. The same command goes on from here.", err=True)
             raise typer.Exit(INTERRUPTED) from None
         finally:
             if trace and profile:
@@ -158,24 +182,115 @@ def run(
     if report:
         for root in {job.root: None for job in found}:
             page = root / NAME
-            write_report(page, [o for o in done if o.job.root == root], resolve.card, series)
+            write_report(page, [o for o in board.done if o.job.root == root], resolve.card, series)
             print(f"Report: {page}")
-    print(_summary(counts))
-    raise typer.Exit(1 if counts["failed"] else 0)
+    if len(board.done) < len(found):
+        left = len(found) - len(board.done)
+        typer.echo(
+            f"Stopped, {left} scans are left: make room; the same command goes on from here.", err=True
+        )
+    print(board.summary())
+    raise typer.Exit(1 if board.counts["failed"] else 0)
+
+
+def status(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder of udean-run.")],
+) -> None:
+    """Say how far the runs of an output folder are: done, failed and why, left, scans an hour."""
+    found = standing(out)
+    print(found)
+    for source, why in found.failed:
+        print(f"Failed: {source}: {why}")
+    raise typer.Exit(1 if found.failed else 0)
 
 
 def main() -> None:
     """Run the command: what the user can mend is one sentence; exit code 2 where nothing could start."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is as clean as Ctrl-C
     warnings.filterwarnings("ignore", module="pydicom")  # they quote values, which may be a patient's
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may be no text at all
     try:
         with sentences():
-            app()
+            if sys.argv[1:2] == ["status"]:
+                asked = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+                asked.command("udean-run status")(status)
+                asked(sys.argv[2:], prog_name="udean-run status")
+            else:
+                app(_with_address(sys.argv[1:]))
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
 
 
-def _tell(outcome: folder.Outcome) -> None:
+def _with_address(arguments: list[str]) -> list[str]:
+    """The arguments with --ray's address, which may be missing, tied to it: what follows may be a scan."""
+    tied, rest = [], iter(arguments)
+    for argument in rest:
+        if argument == "--ray":
+            following = next(rest, None)
+            if following is not None and ADDRESS.fullmatch(following):
+                tied.append(f"--ray={following}")
+                continue
+            tied.append("--ray=")
+            argument = following
+        if argument is not None:
+            tied.append(argument)
+    return tied
+
+
+class _Board:
+    """What the user sees of a run: a line an outcome, and on a terminal how far it is."""
+
+    def __init__(self, total: int) -> None:
+        self.done: list[Outcome] = []
+        self.counts: Counter[str] = Counter()
+        self._total, self._started = total, 0
+        console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._overall = self._bar.add_task("scans", total=total)
+        self._current = self._bar.add_task("windows", total=None, visible=False)
+
+    def __enter__(self) -> None:
+        self._bar.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def advance(self, done: int, every: int) -> None:
+        """Windows of the scan in hand, where this process has one."""
+        if not self._started or done <= self._bar.tasks[self._current].completed:
+            self._started += 1  # the next scan, whose time left is its own
+            self._bar.reset(self._current, total=every, visible=True)
+        self._bar.update(self._current, completed=done, total=every)
+        before = self._started - 1 + self.counts["kept"] + self.counts["failed"]
+        self._bar.update(self._overall, completed=min(before + done / every, self._total))
+
+    def add(self, outcome: Outcome) -> None:
+        """A scan is done, or has failed."""
+        self.counts[outcome.status] += 1
+        self.done.append(outcome)
+        if not self._started:
+            self._bar.update(self._overall, completed=len(self.done))
+        _tell(outcome)
+
+    def summary(self) -> str:
+        return ", ".join(f"{self.counts[status]} {status}" for status in ("written", "kept", "failed"))
+
+
+def _labels(values: list[str] | None) -> list[str]:
+    """ "01,02" and "03" as three."""
+    return [label for value in values or [] for label in value.replace(",", " ").split()]
+
+
+def _tell(outcome: Outcome) -> None:
     job, times = outcome.job, outcome.timings
     if outcome.status == "failed":
         typer.echo(f"Failed: {outcome.message}", err=True)
@@ -241,10 +356,6 @@ def _window(text: str | None) -> Window:
     except ValueError:
         raise RunError(f"The window '{text}' is not of the form 64x64, nor 'plane'.") from None
     return rows, columns
-
-
-def _summary(counts: Counter[str]) -> str:
-    return ", ".join(f"{counts[status]} {status}" for status in ("written", "kept", "failed"))
 
 
 if __name__ == "__main__":

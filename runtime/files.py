@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,12 +30,13 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
     On any failure, interruption included, the temporary file is removed and an older target stays.
     Raises RunError where the system refuses: no permission, no space.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # A random number: machines that share the folder may have processes of one number.
+    partial = path.with_name(f".{path.name}.{secrets.randbits(48)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "w+b") as file:
             with contextlib.suppress(OSError):  # some file systems have no locks
-                _lock(file)  # whoever sweeps knows by it that the writer lives
+                lock(file)  # whoever sweeps knows by it that the writer lives
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -54,14 +56,27 @@ def sweep(folder: Path, names: set[str]) -> None:
             match = PART.fullmatch(partial.name)
             if match and match["name"] in names:
                 with contextlib.suppress(OSError), open(partial, "rb") as file:
-                    _lock(file)
+                    lock(file)
                     partial.unlink(missing_ok=True)
 
 
-def _lock(file: BinaryIO) -> None:
+def lock(file: BinaryIO) -> None:
     """Lock a file while it is open, on this machine and others. Raises OSError where another has it."""
     if fcntl:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a living process has locked this file; no where there is no telling."""
+    try:
+        with open(path, "rb") as file:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def write_json(path: Path, value: dict[str, Any], indent: int | None = 2) -> None:
@@ -86,6 +101,11 @@ def sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise RunError(f"Cannot read {path}: {error.strerror or error}.") from error
+
+
+def real_path(*parts: str | Path) -> Path:
+    """A path without links; what cannot be followed, such as a loop of links, stays as it is."""
+    return Path(os.path.realpath(os.path.join(*parts)))
 
 
 def _sync_folder(folder: Path) -> None:

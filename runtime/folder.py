@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -19,30 +20,28 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import nibabel as nib
 import numpy as np
 
 from .. import __version__
+from . import bids
 from .dicom.jobs import DicomDraft
 from .draft import Draft, check_memory
 from .errors import RunError
 from .files import read_json, sweep, write_json
 from .host import ahead
-from .jobs import DATASET, Job, is_bids
+from .jobs import Job, Stamp
+from .manifest import MANIFEST, Known, Manifest, Outcome, Shard, Trace, failure
 from .resolver import Look, Output, Progress, SuperResolver, Timings
 from .trace import span
 from .volume import Header, Scan
 
-MANIFEST = "udean-manifest.jsonl"  # a line a scan and run, so that processes can share it; the last counts
-DESCRIPTION = {  # BIDS 1.10, derived dataset
-    "Name": "Super-resolution by udean",
-    "BIDSVersion": "1.10.0",
-    "DatasetType": "derivative",
-    "GeneratedBy": [{"Name": "udean", "Version": __version__}],
-}
+__all__ = ["MANIFEST", "Outcome", "Settings", "prepare", "run_all"]
+
 LARGE = 1 << 30  # bytes of an SR volume, of which only one is held at a time
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what fails one scan so will fail the next
 T = TypeVar("T")
 
 
@@ -75,24 +74,15 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of a scan. `message` says why it failed, or what was done."""
-
-    job: Job
-    status: Literal["written", "kept", "failed"]
-    message: str
-    timings: Timings | None = None
-
-
-@dataclass(frozen=True)
 class Loaded:
     """A scan that has been read and looked through, and waits for the network.
 
-    start: when reading began; seconds: it took.
+    stamp: of the file that was read. start: when reading began; seconds: it took.
     """
 
     job: Job
     request: Request
+    stamp: Stamp
     scan: Scan
     header: Header
     looks: list[Look]
@@ -114,55 +104,76 @@ def run_all(
     resolve: SuperResolver,
     settings: Settings | None = None,
     progress: Progress | None = None,
+    shard: Shard | None = None,
 ) -> Generator[Outcome]:
-    """Resolve every job in order and note each outcome; one failure does not stop the others.
+    """Resolve every job of the shard in order and note each outcome; one failure does not stop the others.
 
+    Only an output folder that takes no more does: the failure that says so is the last outcome.
     progress(done, all) counts windows of the scan in hand. Closing the generator, or an interruption,
-    finishes the scan being written and drops the one with the network.
+    finishes the scan being written and drops the one with the network. Raises RunError where another run
+    works on these scans.
     """
     settings = settings or Settings()
 
-    def decode() -> Iterator[Loaded | Outcome]:
-        for job in jobs:
-            yield _guarded(job, settings, lambda job=job: _load(job, resolve, settings))
+    def decode(manifest: Manifest) -> Iterator[Loaded | Outcome]:
+        for job in manifest.jobs:
+            yield guarded(job, settings, lambda job=job: load(job, resolve, settings, manifest.known(job)))
+
+    def step(item: Loaded | Outcome) -> Resolved | Outcome:
+        if isinstance(item, Outcome):
+            return item
+        return guarded(item.job, settings, lambda: _resolve(item, resolve, settings, progress))
 
     with (
+        Manifest(jobs, shard) as manifest,
         ThreadPoolExecutor(1, "encode") as encoder,
-        contextlib.closing(ahead(decode(), "decode")) as decoded,
+        contextlib.closing(ahead(decode(manifest), "decode")) as decoded,
     ):
         behind: Future[Outcome] | None = None
         for item in decoded:
             if behind and isinstance(item, Loaded) and _nbytes(item.header) > LARGE:
-                yield behind.result()
+                yield (outcome := behind.result())
                 behind = None
-            step: Resolved | Outcome
-            if isinstance(item, Loaded):
-                step = _guarded(
-                    item.job, settings, lambda item=item: _resolve(item, resolve, settings, progress)
-                )
-            else:
-                step = item
-            future = encoder.submit(_finish, step, resolve, settings)
+                if is_final(outcome):
+                    return
+            future = encoder.submit(_finish, step(item), resolve, settings, manifest)
             if behind:
-                yield behind.result()
+                yield (outcome := behind.result())
+                if is_final(outcome):
+                    yield future.result()
+                    return
             behind = future
         if behind:
             yield behind.result()
 
 
-def _load(job: Job, resolve: SuperResolver, settings: Settings) -> Loaded | Outcome:
+def is_final(outcome: Outcome) -> bool:
+    """Whether no further scan can be written, for the reason that this one was not."""
+    return outcome.error in NO_ROOM
+
+
+def load(
+    job: Job, resolve: SuperResolver, settings: Settings, known: Known | None = None
+) -> Loaded | Outcome:
+    """Read a scan and look through it, unless its result is up to date. Raises RunError for a bad scan."""
+    known = known or Known()
     start = time.perf_counter()
     with span(resolve.trace, "decode", job.source.name):
+        before, after = job.stamps()
+        if known.aside and not settings.overwrite and known.input == Trace(before, ""):
+            return Outcome(job, "failed", known.aside, input=known.input, aside=True)
         scan = job.open(settings.series)
-        request = _request(job, resolve, settings)
-        if not settings.overwrite and is_current(job, request):
-            return Outcome(job, "kept", "up to date")
+        digest = _digest(before, known.input) or job.digest()
+        request = _request(digest, resolve, settings)
+        made = None if settings.overwrite else _made(job, request)
+        if made and made == (_digest(after, known.output) or job.result_digest()):
+            return Outcome(job, "kept", "up to date", None, Trace(before, digest), Trace(after, made))
         header = resolve.header(scan, settings.dtype, settings.axis)
         if not job.draft(resolve).mapped:
             check_memory(scan.name, header)
         scan = scan.loaded()
         looks = resolve.look(scan, settings.axis)
-    return Loaded(job, request, scan, header, looks, start, time.perf_counter() - start)
+    return Loaded(job, request, before, scan, header, looks, start, time.perf_counter() - start)
 
 
 def _resolve(
@@ -178,22 +189,19 @@ def _resolve(
     return Resolved(loaded, draft, dataclasses.replace(resolve.timings, read=loaded.seconds))
 
 
-def _finish(step: Resolved | Outcome, resolve: SuperResolver, settings: Settings) -> Outcome:
+def _finish(
+    step: Resolved | Outcome, resolve: SuperResolver, settings: Settings, manifest: Manifest
+) -> Outcome:
     """Write what there is to write, and note what became of the scan."""
     if isinstance(step, Outcome):
-        outcome = step
-    else:
-        outcome = _guarded(step.loaded.job, settings, lambda: _write(step, resolve))
-        step.draft.discard()
-    try:
-        note(outcome)
-    except RunError as error:
-        if outcome.status != "failed":
-            outcome = dataclasses.replace(outcome, status="failed", message=str(error))
-    return outcome
+        return manifest.note(step)
+    outcome = guarded(step.loaded.job, settings, lambda: write(step, resolve))
+    step.draft.discard()
+    return manifest.note(outcome)
 
 
-def _write(resolved: Resolved, resolve: SuperResolver) -> Outcome:
+def write(resolved: Resolved, resolve: SuperResolver) -> Outcome:
+    """Write an SR scan and its sidecar. Raises RunError where they cannot be written."""
     loaded, job = resolved.loaded, resolved.loaded.job
     start = time.perf_counter()
     with span(resolve.trace, "encode", job.source.name):
@@ -201,30 +209,33 @@ def _write(resolved: Resolved, resolve: SuperResolver) -> Outcome:
         resolved.draft.commit()
         end = time.perf_counter()
         timings = dataclasses.replace(resolved.timings, write=end - start, total=end - loaded.start)
-        write_json(job.sidecar, _sidecar(job, loaded.request, resolve, timings))
+        stamp = job.stamps()[1]
+        digest = job.result_digest()
+        write_json(job.sidecar, _sidecar(job, loaded.request, digest, resolve, timings))
     coarse, fine = loaded.scan.shape, loaded.header.get_data_shape()
     size = " x ".join(map(str, coarse)) + " to " + " x ".join(map(str, fine))
-    return Outcome(job, "written", size, timings)
+    traces = Trace(loaded.stamp, loaded.request.input_sha256), Trace(stamp, str(digest))
+    return Outcome(job, "written", size, timings, *traces)
 
 
-def is_current(job: Job, request: Request) -> bool:
-    """Whether the result is there, whole, and made just as requested."""
+def _made(job: Job, request: Request) -> str | None:
+    """The digest that a result made just as requested has, None where there is no such result."""
     made = read_json(job.sidecar).get("udean", {})
     wanted = json.loads(json.dumps(dataclasses.asdict(request)))
-    return (
-        isinstance(made, dict)
-        and made.get("request") == wanted
-        and made.get("output_sha256") is not None
-        and made["output_sha256"] == job.result_digest()
-    )
+    return made.get("output_sha256") if isinstance(made, dict) and made.get("request") == wanted else None
 
 
-def _guarded(job: Job, settings: Settings, step: Callable[[], T]) -> T | Outcome:
+def _digest(stamp: Stamp, known: Trace | None) -> str | None:
+    """The digest of a file that is as it was when it was last read, else None."""
+    return known.sha256 if known and stamp and known.stamp == stamp else None
+
+
+def guarded(job: Job, settings: Settings, step: Callable[[], T]) -> T | Outcome:
     """A step's result, or its failure as an outcome."""
     try:
         return step()
     except RunError as error:
-        return Outcome(job, "failed", str(error))
+        return failure(job, error)
     except MemoryError:
         return Outcome(job, "failed", f"{job.source} does not fit into this machine's memory: crop the scan.")
     except Exception as error:
@@ -232,23 +243,6 @@ def _guarded(job: Job, settings: Settings, step: Callable[[], T]) -> T | Outcome
             raise
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         return Outcome(job, "failed", f"{job.source} failed unexpectedly ({text}): --debug shows where.")
-
-
-def note(outcome: Outcome) -> None:
-    """Add an outcome to its output folder's manifest. Raises RunError where that cannot be written."""
-    job = outcome.job
-    line = {
-        "source": os.path.relpath(job.source, job.root),
-        "target": os.path.relpath(job.target, job.root),
-        "status": outcome.status,
-        "message": outcome.message,
-    }
-    path = job.root / MANIFEST
-    try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-    except OSError as error:
-        raise RunError(f"Cannot write {path}: {error.strerror or error}.") from error
 
 
 def prepare(jobs: Sequence[Job]) -> None:
@@ -265,8 +259,9 @@ def prepare(jobs: Sequence[Job]) -> None:
             ) from error
         if not os.access(root, os.W_OK | os.X_OK):
             raise RunError(f"The output folder {root} is not writable: choose another with -o.")
-        if any(job.root == root and is_bids(job.target) for job in jobs) and not (root / DATASET).exists():
-            write_json(root / DATASET, DESCRIPTION)
+        datasets = {job.dataset for job in jobs if job.root == root and job.dataset}
+        if datasets:
+            bids.describe(root, datasets)
     names: dict[Path, set[str]] = collections.defaultdict(set)
     for job in jobs:
         names[job.target.parent] |= {job.target.name, job.sidecar.name}
@@ -278,10 +273,10 @@ def _nbytes(header: Header) -> int:
     return math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
 
 
-def _request(job: Job, resolve: SuperResolver, settings: Settings) -> Request:
+def _request(digest: str, resolve: SuperResolver, settings: Settings) -> Request:
     options = dataclasses.asdict(resolve.options)
     return Request(
-        input_sha256=job.digest(),
+        input_sha256=digest,
         model_sha256=resolve.engine.info.sha256,
         precision=resolve.engine.info.precision,
         options=options | {"window": options["window"] or resolve.card.window, "series": settings.series},
@@ -290,15 +285,20 @@ def _request(job: Job, resolve: SuperResolver, settings: Settings) -> Request:
     )
 
 
-def _sidecar(job: Job, request: Request, resolve: SuperResolver, timings: Timings) -> dict[str, Any]:
+def _sidecar(
+    job: Job, request: Request, digest: str | None, resolve: SuperResolver, timings: Timings
+) -> dict[str, Any]:
     """What a BIDS derivative's sidecar holds, and all that is needed to make the scan again."""
+    scale = " x ".join(map(str, resolve.card.scale))
     return {
         "Description": "Super-resolution by a trained network: " + resolve.card.intended_use,
-        "Sources": [os.path.relpath(job.source, job.target.parent)],
+        "Sources": [bids.source_uri(job.source, job.dataset, job.target, job.root)],
         "SpatialReference": "orig",
+        "Resolution": f"{scale} times as many voxels along rows, columns and slices as the scan",
+        **bids.metadata(job.source, job.dataset),
         "udean": {
             "request": dataclasses.asdict(request),
-            "output_sha256": job.result_digest(),
+            "output_sha256": digest,
             "engine": dataclasses.asdict(resolve.engine.info),
             "model_card": dataclasses.asdict(resolve.card),
             "versions": {

@@ -7,34 +7,42 @@ with the folders below kept; nothing is ever written over an input.
 from __future__ import annotations
 
 import glob
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
+from .bids import DATASET, NOT_RAW, Selection, dataset_of, result_name
 from .dicom.series import is_dicom
 from .draft import Draft
 from .errors import RunError
-from .files import sha256
-from .volume import FREESURFER, SUFFIXES, Scan, open_scan
+from .files import real_path, sha256
+from .volume import SUFFIXES, Scan, open_scan, stem
 
 if TYPE_CHECKING:
     from .dicom.jobs import DicomDraft, Format
     from .resolver import SuperResolver
 
-BIDS = re.compile(r"(?P<entities>sub-[A-Za-z0-9]+(_[a-z]+-[A-Za-z0-9+]+)*)_(?P<suffix>[A-Za-z0-9]+)")
-DATASET = "dataset_description.json"  # marks the root of a BIDS dataset
-NOT_RAW = ("derivatives", "sourcedata", "code")  # folders at its root that hold no raw scans
+log = logging.getLogger("udean")
+
+
+Stamp: TypeAlias = "tuple[int, int, int] | None"  # size, times of modification and of status change
 
 
 @dataclass(frozen=True)
 class Job:
-    """One scan: the file to read, the file to write, and the output folder that it belongs to."""
+    """One scan: the file to read, the file to write, and the output folder that it belongs to.
+
+    dataset: the BIDS dataset that a scan of BIDS name comes from.
+    """
 
     source: Path
     target: Path
     root: Path
+    dataset: Path | None = field(default=None, kw_only=True)
 
     @property
     def sidecar(self) -> Path:
@@ -44,7 +52,7 @@ class Job:
     @property
     def identity(self) -> Path:
         """What tells the scan from others."""
-        return self.source.resolve()
+        return real_path(self.source)
 
     def open(self, series: bool = False) -> Scan:
         """The scan, checked; see `open_scan`."""
@@ -62,75 +70,106 @@ class Job:
         """SHA-256 of what was written, None where nothing is."""
         return sha256(self.target) if self.target.is_file() else None
 
+    def stamps(self) -> tuple[Stamp, Stamp]:
+        """What changes when scan and result do, quick to ask for; None where there is no telling."""
+        return _stamp(self.source), _stamp(self.target)
+
     def draft(self, resolve: SuperResolver) -> Draft | DicomDraft:
         """Room for the result; `resolve` makes it."""
         return Draft(self.target)
 
 
-def find_scans(inputs: Sequence[str], out: Path | None = None, form: Format = "dicom") -> list[Job]:
+def find_scans(
+    inputs: Sequence[str],
+    out: Path | None = None,
+    form: Format = "dicom",
+    select: Selection | None = None,
+) -> list[Job]:
     """The scans that files, folders and glob patterns name, in order, each once.
 
     Folders are searched to any depth, for DICOM series too, whose results are of the form asked for; hidden
-    files and results of earlier runs are left out. Raises RunError where an input names no scan, a DICOM
+    files and results of earlier runs are left out, and of a BIDS dataset what is not asked for. Links are
+    followed, each folder once. Raises RunError where an input names no scan, a folder cannot be read, a DICOM
     file is damaged, or a result would replace an input or another result.
     """
+    select = select or Selection()
     jobs: dict[Path, Job] = {}
     for text in inputs:
         path = Path(text)
         if path.is_dir():
             named = path if path.name.strip(".") else path.resolve()  # "." and ".." have no name
             root = out or named.with_name(named.name + "-sr")
-            sources = sorted(p for p in path.rglob("*") if _is_scan(p, path))
-            found = [_job(source, root, source.relative_to(path).parent) for source in sources]
-            found += _dicom_jobs([p for p in sorted(path.rglob("*")) if _is_dicom(p, path)], path, root, form)
+            found = _folder_jobs(path, root, form, select)
         else:
             matches = sorted(map(Path, glob.glob(text, recursive=True))) if glob.has_magic(text) else [path]
             matches = [path] if path.exists() else [p for p in matches if not p.is_dir()]
             dicom = [source for source in matches if source.is_file() and is_dicom(source)]
-            found = [_job(m, out or m.parent / "sr", Path()) for m in matches if m not in dicom]
-            found += _dicom_jobs(dicom, path, out or path.parent / "sr", form)
+            chosen = [m for m in matches if m not in dicom and select(m, False)]
+            found = [_job(m, out or m.parent / "sr", m.parent) for m in chosen]
+            found += _dicom_jobs(dicom if select(path, False) else [], path, out or path.parent / "sr", form)
         if not found:
             raise RunError(
-                f"{text} holds no scan: give .nii, .nii.gz, .mgz or MR DICOM, or a folder of them."
+                f"{text} holds no scan{'' if select == Selection() else ' that is asked for'}: give .nii, "
+                ".nii.gz, .mgz or MR DICOM, or a folder of them."
             )
         for job in found:
             jobs.setdefault(job.identity, job)
+    select.check(job.source for job in jobs.values())
 
     claimed: dict[Path, Path] = {}
     for source, job in jobs.items():
         # Sidecars stand for their scans: a.nii and a.nii.gz would have one sidecar.
-        other = claimed.setdefault(job.sidecar.resolve(), source)
-        if other != source or job.target.resolve() in jobs:
+        other = claimed.setdefault(real_path(job.sidecar), source)
+        if other != source or real_path(job.target) in jobs:
             other = job.target if other == source else other
             raise RunError(f"The results of {job.source} and {other} would collide: run them apart with -o.")
     return list(jobs.values())
 
 
-def result_name(name: str) -> str:
-    """The SR scan's file name: a BIDS derivative's for BIDS names, else NAME_sr.
+def _folder_jobs(folder: Path, root: Path, form: Format, select: Selection) -> list[Job]:
+    files = sorted(_walk(folder))
+    in_dataset = (folder / DATASET).is_file()
+    scans = [path for path in files if _is_scan(path, folder)]
+    chosen = [path for path in scans if select(path, in_dataset)]
+    if in_dataset and not select.suffixes:
+        left = (path for path in set(scans) - set(chosen) if select(path, False))
+        kinds = Counter(stem(path).split("_")[-1] for path in left)
+        if kinds:
+            counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+            log.warning("%s: no anatomical images, so left out: %s. --suffix takes them.", folder, counts)
+    found = [_job(path, root / path.relative_to(folder).parent, folder, root) for path in chosen]
+    others = [] if select != Selection() else [path for path in files if _is_dicom(path, folder)]
+    return found + _dicom_jobs(others, folder, root, form)
 
-    The suffix is the scan's; FreeSurfer's scans become .nii.gz. Source: BIDS 1.10, derivatives: `res-hi`
-    names the resampled grid, `desc-sr` the processing.
-    """
-    base = stem(Path(name))
-    suffix = ".nii.gz" if name.endswith(FREESURFER) else name[len(base) :]
-    if match := BIDS.fullmatch(base):
-        entities = [e for e in match["entities"].split("_") if not e.startswith(("res-", "desc-"))]
-        return "_".join([*entities, "res-hi", "desc-sr", match["suffix"]]) + suffix
-    return f"{base}_sr{suffix}"
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """The files below a folder, through links, each real folder once: links may go round in circles."""
+    seen = set()
+
+    def refuse(error: OSError) -> None:
+        raise RunError(f"Cannot read {error.filename}: {error.strerror}.") from error
+
+    for path, below, names in os.walk(folder, onerror=refuse, followlinks=True):
+        below.sort()
+        if (real := real_path(path)) in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        yield from (Path(path, name) for name in names)
 
 
-def _job(source: Path, root: Path, below: Path) -> Job:
-    return Job(source, root / below / result_name(source.name), root)
+def _job(source: Path, below: Path, folder: Path, root: Path | None = None) -> Job:
+    target = below / result_name(source.name)
+    return Job(source, target, root or below, dataset=dataset_of(source, folder))
 
 
 def _is_scan(path: Path, folder: Path) -> bool:
-    """Whether a file found in a folder is an input: a NIfTI file, not hidden, no earlier result."""
+    """Whether a file found in a folder is an input: named as a scan, not hidden, no earlier result."""
     parts = path.relative_to(folder).parts
     hidden = any(part.startswith(".") for part in parts)
     processed = parts[0] in NOT_RAW and (folder / DATASET).is_file()
     result = stem(path).endswith("_sr") or "_desc-sr_" in path.name
-    return path.name.endswith(SUFFIXES) and not (hidden or processed or result) and path.is_file()
+    return path.name.endswith(SUFFIXES) and not (hidden or processed or result)
 
 
 def _dicom_jobs(files: list[Path], source: Path, root: Path, form: Format) -> list[Job]:
@@ -147,14 +186,9 @@ def _is_dicom(path: Path, folder: Path) -> bool:
     return not hidden and not path.name.endswith(SUFFIXES) and path.is_file() and is_dicom(path)
 
 
-def is_bids(path: Path) -> bool:
-    """Whether a file is named as BIDS asks."""
-    return BIDS.fullmatch(stem(path)) is not None
-
-
-def stem(path: Path) -> str:
-    """The name without a scan's suffix, or without its last suffix."""
-    for suffix in SUFFIXES:
-        if path.name.endswith(suffix):
-            return path.name.removesuffix(suffix)
-    return path.stem
+def _stamp(path: Path) -> Stamp:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -39,6 +39,14 @@ MAGIC = {(348, b"n+1\0"): nib.Nifti1Header, (540, b"n+2\0\r\n\x1a\n"): nib.Nifti
 HEADER_LIMIT = 64 << 20  # header extensions are kilobytes
 
 
+def stem(path: Path) -> str:
+    """The name without a scan's suffix, or without its last suffix."""
+    for suffix in SUFFIXES:
+        if path.name.endswith(suffix):
+            return path.name.removesuffix(suffix)
+    return path.stem
+
+
 @dataclass(frozen=True)
 class Scan:
     """A 3-D scan whose header has been checked.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..draft import Draft
 from ..errors import RunError
 from ..files import sha256
-from ..jobs import Job
+from ..jobs import Job, Stamp
 from ..volume import Header, Scan
 from .derived import write_derived
 from .series import Series, find_series
@@ -48,6 +48,9 @@ class DicomJob(Job):
         if not self.derived:
             return super().open_result(series)
         return find_series(sorted(self.target.iterdir()), self.target, ours=True)[0].scan()
+
+    def stamps(self) -> tuple[Stamp, Stamp]:
+        return None, None if self.derived else super().stamps()[1]
 
     def digest(self) -> str:
         return _digest({frame.path for frame in self.series.frames})

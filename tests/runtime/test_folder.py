@@ -101,13 +101,13 @@ def test_sidecar_and_manifest_tell_how_a_scan_was_made(tmp_path, resolve):
     outcomes = list(run_all(jobs, resolve))
     assert [o.status for o in outcomes] == ["failed", "written"]
     sidecar = json.loads((tmp_path / "scans-sr" / "sub-01_res-hi_desc-sr_T1w.json").read_text())
-    assert sidecar["Sources"] == ["../scans/sub-01_T1w.nii.gz"] and sidecar["SpatialReference"] == "orig"
+    assert sidecar["Sources"] == ["bids:raw:sub-01_T1w.nii.gz"] and sidecar["SpatialReference"] == "orig"
     made = sidecar["udean"]
     assert len(made["request"]["input_sha256"]) == 64 and made["engine"]["device"] == "cpu"
     assert made["timings"]["windows"] > 0 and made["model_card"]["scale"] == [2, 2, 2]
     lines = [json.loads(line) for line in (tmp_path / "scans-sr" / MANIFEST).read_text().splitlines()]
-    assert [line["status"] for line in lines] == ["failed", "written"]
-    assert "not a NIfTI" in lines[0]["message"] and lines[1]["target"] == "sub-01_res-hi_desc-sr_T1w.nii.gz"
+    assert [line["status"] for line in lines] == ["run", "queued", "queued", "failed", "written"]
+    assert "not a NIfTI" in lines[3]["message"] and lines[4]["target"] == "sub-01_res-hi_desc-sr_T1w.nii.gz"
 
 
 def test_a_scan_is_kept_only_while_everything_about_it_is_the_same(tmp_path, resolve):

@@ -1,0 +1,62 @@
+"""Ray itself: a cluster that is there, or one of this process's own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import signal
+from typing import Any
+
+from ..engines import require
+from ..errors import RunError
+
+ADDRESS = re.compile(r"auto|local|[^/\s]+:\d+|ray://\S+")  # what may follow --ray
+
+
+def connect(address: str | None) -> Any:
+    """The module `ray`, connected. address: HOST:PORT, "auto" for the cluster that runs on this machine,
+    "local" for one of this process's own, which ends with it; None for RAY_ADDRESS, else "local".
+
+    Raises RunError where that cannot be.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if address.startswith("ray://"):
+        raise RunError("Run the command on a machine of the cluster, with --ray auto or --ray HOST:PORT.")
+    options: dict[str, Any] = {}
+    if address == "local":
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is reported to Ray's makers
+        # Ray listens on every interface and runs what it is sent: nobody else shall know the word.
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine starts slowly
+        options = {"num_cpus": _cores(), "include_dashboard": False}
+    ray: Any = require("ray", "cluster")
+    stop = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
+    except (ConnectionError, RuntimeError, OSError, ValueError) as error:
+        raise RunError(
+            f"No Ray cluster answers at {address} ({first_line(error)}): start one with 'ray start --head', "
+            "or leave out the address."
+        ) from error
+    finally:
+        with contextlib.suppress(ValueError):  # not the main thread
+            signal.signal(signal.SIGTERM, stop)  # Ray's own would leave no time for what is being written
+    return ray
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """What lies below Ray's wrapping of errors in errors of the tasks that depend on them."""
+    while isinstance(cause := getattr(error, "cause", None), BaseException):
+        error = cause
+    return error
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _cores() -> int | None:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
