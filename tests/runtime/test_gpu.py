@@ -72,6 +72,18 @@ def test_every_engine_agrees_with_the_host(models, file, precision, tolerance):
     np.testing.assert_array_equal(cuda(volume), found)  # run to run
 
 
+@pytest.mark.parametrize(
+    ("file", "tolerance"),
+    [("nearest.onnx", 0), ("conv.onnx", 1e-5), ("conv.fp16.onnx", 5e-3), ("tiny.pt", 1e-2)],
+)
+def test_a_stream_agrees_with_the_volume(models, file, tolerance):
+    volume = RANDOM.uniform(0, 900, (70, 61, 20)).astype(np.float32)
+    cuda = SuperResolver(opened(models / file), crop=False)
+    wanted, known = cuda(volume), cuda.intensities(volume)
+    found = np.stack(list(cuda.stream((volume[:, :, n] for n in range(20)), 20, known)), 2)
+    assert np.abs(found - wanted).max() <= tolerance * np.abs(wanted).max()
+
+
 @pytest.mark.parametrize("file", ["conv.fp16.onnx", "tiny.pt"])
 def test_the_number_of_streams_changes_nothing(models, file):
     volume = RANDOM.uniform(0, 900, (70, 61, 30)).astype(np.float32)
