@@ -6,6 +6,7 @@ OpenVINO computes in bfloat16 by itself where the processor can, so its precisio
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ class OpenVinoEngine:
 
     def __init__(self, file: Path, name: str, sha256: str, precision: Precision, threads: int | None) -> None:
         ov: Any = require("openvino", "cpu")
-        core = ov.Core()
+        core = _core()
         if precision == "auto":
             # The capability stands for avx512_bf16 or amx; without them bfloat16 is emulated and slow.
             precision = "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "fp32"
@@ -60,6 +61,17 @@ class OpenVinoEngine:
 
     def _run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
         return self._request.infer([windows], share_inputs=True)[0]
+
+
+@cache
+def _core() -> Any:
+    """OpenVINO's core, one for the whole process, kept to its end.
+
+    Each core gives the thread that first compiles with it a stack for signal handlers, and takes it away
+    again. Two cores let go in the order of their making leave that thread with one that is unmapped: the next
+    signal, be it a child process's end, would then kill the process.
+    """
+    return require("openvino", "cpu").Core()
 
 
 def _metadata(model: Any) -> str:

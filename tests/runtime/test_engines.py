@@ -192,3 +192,20 @@ def test_a_model_of_one_input_size_takes_any_number_of_windows(folder, tmp_path,
         assert relative(fixed(windows[:count]), free(windows[:count])) < 1e-5
     with pytest.raises(RunError, match="16x20 only, not 16x16"):
         fixed(windows[..., :16])
+
+
+def test_engines_let_go_in_any_order_leave_a_process_that_survives_signals(folder):
+    """A signal handler runs on a stack of its own where faulthandler is on; see `engines/openvino.py`."""
+    script = (
+        "import faulthandler, os, signal, sys\n"
+        "from udean.runtime import open_engine\n"
+        "faulthandler.enable()\n"
+        "first, second = (open_engine(sys.argv[1], library='openvino') for _ in range(2))\n"
+        "del first\n"
+        "del second\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('alive'))\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)\n"
+    )
+    command = [sys.executable, "-c", script, folder / "conv.onnx"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
