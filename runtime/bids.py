@@ -53,9 +53,9 @@ class Selection:
     Without suffixes, a dataset gives its anatomical images: maps, phases and series are not for the network.
     """
 
-    participants: Sequence[str] = ()
-    sessions: Sequence[str] = ()
-    suffixes: Sequence[str] = ()
+    participants: tuple[str, ...] = ()
+    sessions: tuple[str, ...] = ()
+    suffixes: tuple[str, ...] = ()
 
     def __call__(self, path: Path, in_dataset: bool) -> bool:
         """Whether a scan is asked for."""

@@ -285,9 +285,9 @@ class _Board:
         return ", ".join(f"{self.counts[status]} {status}" for status in ("written", "kept", "failed"))
 
 
-def _labels(values: list[str] | None) -> list[str]:
+def _labels(values: list[str] | None) -> tuple[str, ...]:
     """ "01,02" and "03" as three."""
-    return [label for value in values or [] for label in value.replace(",", " ").split()]
+    return tuple(label for value in values or [] for label in value.replace(",", " ").split())
 
 
 def _tell(outcome: Outcome) -> None:
