@@ -32,7 +32,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from ..runtime.engines import Precision
+from ..runtime.engine import Precision
 from ..runtime.mrd import messages as mrd
 from ..runtime.resolver import SuperResolver
 from . import common

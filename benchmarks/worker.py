@@ -153,7 +153,7 @@ class _Session:
         return {"what": str(resolver.engine.info), "batch": batch_size(plan) if who.device == "cpu" else None}
 
     def _peer(self, who: Contender) -> dict[str, Any]:
-        from ..runtime.engines import require
+        from ..runtime.extras import require
         from ..runtime.windows import plan_windows
         from .peers.monai import MonaiPath
         from .peers.network import TorchNetwork

@@ -19,8 +19,8 @@ import onnx
 
 from ..runtime.card import ModelCard
 from ..runtime.cuda.device import Gpu
-from ..runtime.engines import require
 from ..runtime.errors import RunError
+from ..runtime.extras import require
 from ..runtime.files import atomic
 from ..runtime.plan import PlanCard, Profile, deserialize, logger, read_plan, refit, write_plan
 from . import onnx as graph

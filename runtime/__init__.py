@@ -4,7 +4,8 @@ Importing it needs numpy and nibabel; an engine's library is imported when that 
 """
 
 from .card import CardError, ModelCard
-from .engines import Engine, EngineInfo, open_engine
+from .engine import Engine, EngineInfo
+from .engines import open_engine
 from .errors import RunError
 from .intensity import Intensities
 from .resolver import SuperResolver

@@ -24,7 +24,7 @@ from .cluster import ADDRESS, Cluster
 from .command import sentences
 from .cost import Estimator
 from .dicom.jobs import Format
-from .engines import Library, Precision
+from .engine import Library, Precision
 from .errors import RunError
 from .manifest import Outcome, Shard
 from .report import NAME, write_report

@@ -28,7 +28,8 @@ from .content import Content, survey
 from .cuda import CudaEngine, CudaPipeline
 from .cuda.device import GpuError
 from .draft import Room, in_memory
-from .engines import Engine, Library, Precision, choose_engine, cpu_model, open_engine
+from .engine import Engine, Library, Precision
+from .engines import choose_engine, cpu_model, open_engine
 from .errors import RunError
 from .geometry import Factors, slab_axis, voxel_factors
 from .host import HostPipeline, Volume, batch_size

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ...runtime import intensity
 from ...runtime.command import sentences
-from ...runtime.engines import require
+from ...runtime.extras import require
 from ...runtime.windows import OVERLAP, Plan, plan_windows
 from .network import TorchNetwork, batch_sizes, steps
 

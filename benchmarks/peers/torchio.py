@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime import intensity
-from ...runtime.engines import require
+from ...runtime.extras import require
 from ...runtime.windows import Plan
 from .network import TorchNetwork, batch_sizes, steps
 

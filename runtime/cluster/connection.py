@@ -9,8 +9,8 @@ import secrets
 import signal
 from typing import Any
 
-from ..engines import require
 from ..errors import RunError
+from ..extras import require
 
 ADDRESS = re.compile(r"auto|local|[^/\s]+:\d+|ray://\S+")  # what may follow --ray
 

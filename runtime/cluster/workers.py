@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .. import folder
 from ..card import ModelCard
-from ..engines import EngineInfo
+from ..engine import EngineInfo
 from ..errors import RunError
 from ..folder import Loaded, Settings
 from ..jobs import Job

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from importlib.resources import files
 from typing import Any
 
-from ..engines import require
 from ..errors import RunError
+from ..extras import require
 
 
 class GpuError(RunError):

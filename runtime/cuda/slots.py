@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..card import ModelCard
-from ..engines import EngineInfo
+from ..engine import EngineInfo
 from .device import Gpu
 
 

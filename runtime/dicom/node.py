@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..engines import require
 from ..errors import RunError
+from ..extras import require
 from ..files import atomic
 from ..journal import log
 from ..resolver import SuperResolver

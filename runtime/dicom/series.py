@@ -17,8 +17,8 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines import require
 from ..errors import RunError
+from ..extras import require
 from ..slices import even_step
 from ..volume import Scan, image_scan
 

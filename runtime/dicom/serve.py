@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ..command import sentences
-from ..engines import Library, Precision
+from ..engine import Library, Precision
 from ..resolver import SuperResolver
 from .node import Node, Peer, Settings
 

@@ -10,61 +10,17 @@ import contextlib
 import importlib
 import importlib.util
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Literal, Protocol, get_args
+from typing import get_args
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ..card import ModelCard
+from ..cuda.slots import CudaEngine
+from ..engine import Engine, Library, Precision
 from ..errors import RunError
 from ..files import sha256
 
-if TYPE_CHECKING:
-    from ..cuda import CudaEngine
-
-Library = Literal["auto", "openvino", "onnxruntime"]
-Precision = Literal["auto", "fp32", "fp16", "bf16"]
 EMBEDDED = "embedded"
 CHECKPOINTS = (".pt", ".pth", ".ckpt")
-
-
-@dataclass(frozen=True)
-class EngineInfo:
-    """What runs the network, for the user's eyes and for sidecars.
-
-    precision: of the arithmetic, such as "bf16". model: file name, or "embedded". sha256: of its file.
-    """
-
-    library: str
-    version: str
-    device: str
-    precision: str
-    model: str
-    sha256: str
-
-    def __str__(self) -> str:
-        return f"{self.library} {self.version} on {self.device}, {self.precision}"
-
-
-class Engine(Protocol):
-    """A network on a device, ready to run."""
-
-    @property
-    def card(self) -> ModelCard: ...
-
-    @property
-    def info(self) -> EngineInfo: ...
-
-    def __call__(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """LR windows (N, slab, H, W) in the network's range to new HR windows (N, slab·s, s·H, s·W).
-
-        Called from one thread at a time, from any thread. The input is not kept, the output not reused.
-        """
-        ...
 
 
 def open_engine(
@@ -166,16 +122,6 @@ def _gpu_is_ready(path: Path | None) -> bool:
     except (ImportError, RunError):
         return False
     return True
-
-
-def require(module: str, extra: str) -> ModuleType:
-    """Import an engine's library, or say how to get it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise RunError(
-            f"This model needs {module}, which cannot be imported ({error}): pip install 'udean[{extra}]'"
-        ) from error
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..card import ModelCard
-from . import require
+from ..extras import require
 
 
 def load_network(file: Path) -> tuple[Any, Any, ModelCard]:

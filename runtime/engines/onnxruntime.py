@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..card import METADATA_KEY, ModelCard
+from ..engine import EngineInfo, Precision
 from ..errors import RunError
-from . import EngineInfo, Precision, require
+from ..extras import require
 from .fixed import InputSize
 
 

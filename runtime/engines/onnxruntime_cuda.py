@@ -10,8 +10,9 @@ import numpy as np
 from ..card import METADATA_KEY, ModelCard
 from ..cuda import Slot
 from ..cuda.device import Gpu, GpuError, OutOfMemory
+from ..engine import EngineInfo, Precision
 from ..errors import RunError
-from . import EngineInfo, Precision, require
+from ..extras import require
 
 PROVIDER = "CUDAExecutionProvider"
 

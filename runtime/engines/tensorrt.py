@@ -8,9 +8,10 @@ from typing import Any
 from ..card import ModelCard
 from ..cuda import Slot
 from ..cuda.device import Gpu, GpuError, OutOfMemory
+from ..engine import EngineInfo, Precision
 from ..errors import RunError
+from ..extras import require
 from ..plan import deserialize, logger, read_plan
-from . import EngineInfo, Precision, require
 
 
 class TensorRtEngine:

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..card import ModelCard
+from ..engine import EngineInfo, Precision
 from ..errors import RunError
-from . import EngineInfo, Precision
 from .checkpoint import load_network
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from ..card import ModelCard
 from ..cuda import Slot
 from ..cuda.device import Gpu, GpuError, OutOfMemory
+from ..engine import EngineInfo, Precision
 from ..errors import RunError
-from . import EngineInfo, Precision
 from .checkpoint import load_network
 
 

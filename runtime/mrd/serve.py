@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ..command import sentences
-from ..engines import Library, Precision
+from ..engine import Library, Precision
 from ..journal import log
 from ..resolver import Output, SuperResolver
 from .connection import Limits, Parameters
