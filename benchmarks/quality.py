@@ -1,6 +1,6 @@
 """How good is a model on heads it has never seen, degradation by degradation, tissue by tissue?
 
-    python -m udean.benchmarks.quality [--engine MODEL] [--slices 24] [--heads 2]
+    python -m udean.benchmarks.quality [CHECKPOINT] [--slices 24] [--heads 2]
 
 The ICBM152 T1 and synthetic heads of numbers that no training takes (1000 and up) are acquired anew at half
 their resolution along every axis and restored; tricubic and zero-filled sinc interpolation stand beside. Of
@@ -18,7 +18,6 @@ from typing import Annotated, Any
 
 import nibabel as nib
 import numpy as np
-import onnx
 import typer
 from numpy.typing import NDArray
 from rich.console import Console
@@ -26,12 +25,10 @@ from rich.progress import Progress
 
 from ..export import onnx as graph
 from ..export import quantize
-from ..runtime.card import ModelCard
 from ..runtime.command import sentences
-from ..runtime.engines import Library, Precision, model_file
-from ..runtime.errors import RunError
+from ..runtime.engines import Library, Precision
 from ..runtime.resolver import SuperResolver
-from ..trainer import kspace, metrics, networks, synthetic
+from ..trainer import kspace, metrics, synthetic
 from ..trainer.evaluate import INTERPOLATIONS
 from . import common
 from .curves import Panel
@@ -62,41 +59,49 @@ PRECISIONS: dict[str, tuple[str, Library, Precision]] = {
 
 
 def main(
-    engine: Path | None = None,
+    checkpoint: Annotated[Path | None, typer.Argument(help="Model; the embedded one by default.")] = None,
     slices: Annotated[int, typer.Option(min=6)] = 24,  # SSIM needs 11 HR slices
-    heads: Annotated[int, typer.Option(min=0)] = 2,
+    heads: Annotated[int, typer.Option(min=0, help="Synthetic heads beside the T1.")] = 2,
 ) -> None:
-    """Measure a model, by default the embedded one; writes benchmarks/results/quality.json."""
-    with Progress(console=Console(stderr=True)) as progress:
-        resolve = SuperResolver(engine, "cpu")
-        bar = progress.add_task("", total=3 + (1 + heads) * len(CONDITIONS))
+    """Measure a model; writes benchmarks/results/quality.json, or quality-NAME.json of a checkpoint."""
+    with tempfile.TemporaryDirectory() as name, Progress(console=Console(stderr=True)) as progress:
+        folder = Path(name)
+        files = common.trained(checkpoint, folder) if checkpoint else common.embedded(folder)
+        result = measure(files[1], files[2], slices, heads, progress)
+    common.record(f"quality-{checkpoint.stem}" if checkpoint else "quality", result)
 
-        def step(what: str) -> None:
-            progress.update(bar, description=what, advance=1)
 
-        step("ICBM152 T1, whole")
-        brain = template()[0]
-        result: dict[str, Any] = {
-            "model": resolve.card.name,
-            "engine": str(resolve.engine.info),
-            "trained on": resolve.card.trained_on,
-            **whole(brain, resolve),
-            f"middle {slices} LR slices, by degradation": {},
-        }
-        table = result[f"middle {slices} LR slices, by degradation"]
-        subjects = {"ICBM152 T1": lambda: brain}
-        for number in range(FIRST, FIRST + heads):
-            subjects[f"synthetic head {number}"] = lambda number=number: unseen(number)
-        for name, read in subjects.items():
-            hr = read()
-            table[name] = {}
-            for condition in CONDITIONS:
-                step(f"{name}, {condition}")
-                table[name][condition] = degraded(hr, condition, resolve, slices)
-        step("artefacts")
-        result["artefacts on the ICBM152 T1"] = artefacts(engine, brain, unseen(FIRST + heads), slices)
-        step("")
-    common.record("quality" if engine is None else f"quality-{resolve.card.name}", result)
+def measure(full: Path, half: Path, slices: int, heads: int, progress: Progress) -> dict[str, Any]:
+    """All figures of a model's float32 and half-precision artefacts."""
+    resolve = SuperResolver(full, "cpu")
+    bar = progress.add_task("", total=3 + (1 + heads) * len(CONDITIONS))
+
+    def step(what: str) -> None:
+        progress.update(bar, description=what, advance=1)
+
+    step("ICBM152 T1, whole")
+    brain = template()[0]
+    table: dict[str, dict[str, dict[str, float]]] = {}
+    result: dict[str, Any] = {
+        "model": resolve.card.name,
+        "engine": str(resolve.engine.info),
+        "trained on": resolve.card.trained_on,
+        **whole(brain, resolve),
+        f"middle {slices} LR slices, by degradation": table,
+    }
+    subjects = {"ICBM152 T1": lambda: brain}
+    for number in range(FIRST, FIRST + heads):
+        subjects[f"synthetic head {number}"] = lambda number=number: unseen(number)
+    for name, read in subjects.items():
+        hr = read()
+        table[name] = {}
+        for condition in CONDITIONS:
+            step(f"{name}, {condition}")
+            table[name][condition] = degraded(hr, condition, resolve, slices)
+    step("artefacts")
+    result["artefacts on the ICBM152 T1"] = artefacts(full, half, brain, unseen(FIRST + heads), slices)
+    step("")
+    return result
 
 
 def by_degradation(result: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
@@ -190,61 +195,38 @@ def restored(lr: Volume, resolve: SuperResolver) -> dict[str, Volume]:
     return {**{name: make() for name, make in named.items()}, "sr": resolve(lr)}
 
 
-def artefacts(engine: Path | None, hr: Volume, other: Volume, slices: int) -> dict[str, dict[str, float]]:
+def artefacts(full: Path, half: Path, hr: Volume, other: Volume, slices: int) -> dict[str, dict[str, float]]:
     """What each precision makes of the T1, against float32 and against the truth.
 
     other: HR volume of somebody else, whose LR scan int8 is calibrated on.
     """
     part, inside, truth = middle(kspace.acquire(hr, kspace.Acquisition(SCALE)), hr, slices)
     found: dict[str, dict[str, float]] = {}
-    with tempfile.TemporaryDirectory() as name, model_file(engine) as (full, _):
-        models = {"fp32": full, **smaller(full, other, Path(name))}
-        exact: Volume | None = None
-        for title, (model, library, precision) in PRECISIONS.items():
-            with SuperResolver(models[model], "cpu", precision, library=library) as resolve:
-                sr = resolve(part)[:, :, inside]
-            exact = sr if exact is None else exact
-            against = common.deviation(sr, exact) if sr is not exact else {}
-            found[title] = {
-                **(
-                    {"PSNR to fp32, dB": against["psnr"], "largest": round(against["largest"], 6)}
-                    if against
-                    else {}
-                ),
-                "PSNR to the truth, dB": round(metrics.psnr(sr, truth, float(np.ptp(truth))), 2),
-                "MB": round(models[model].stat().st_size / 1e6, 2),
-            }
+    models = {"fp32": full, "fp16": half, "int8": eight_bits(full, other)}
+    exact: Volume | None = None
+    for title, (model, library, precision) in PRECISIONS.items():
+        with SuperResolver(models[model], "cpu", precision, library=library) as resolve:
+            sr = resolve(part)[:, :, inside]
+        found[title] = {
+            "PSNR to the truth, dB": round(metrics.psnr(sr, truth, float(np.ptp(truth))), 2),
+            "MB": round(models[model].stat().st_size / 1e6, 2),
+        }
+        if exact is None:
+            exact = sr
+            continue
+        against = common.deviation(sr, exact)
+        found[title] |= {"PSNR to fp32, dB": against["psnr"], "largest": round(against["largest"], 6)}
     return found
 
 
-def smaller(full: Path, hr: Volume, folder: Path) -> dict[str, Path]:
-    """The fp16 and the int8 artefact of a float32 one, made by the exporter from its weights."""
+def eight_bits(full: Path, hr: Volume) -> Path:
+    """The int8 artefact of a float32 one, calibrated on the LR scan of a head; beside it."""
     model, card = graph.read(full)
-    scan = folder / "lr.nii.gz"
-    lr = kspace.acquire(hr, kspace.Acquisition(SCALE))
-    nib.save(nib.Nifti1Image(lr, np.diag([*SCALE, 1])), scan)
-    made = {
-        "fp16": graph.to_onnx(network(model, card), card.slab[0], half=True),
-        "int8": quantize.quantize(model, quantize.scan_windows([scan], card)),
-    }
-    for precision, artefact in made.items():
-        (folder / f"{precision}.onnx").write_bytes(
-            graph.serialize(artefact, card.replace(precision=precision))
-        )
-    return {precision: folder / f"{precision}.onnx" for precision in made}
-
-
-def network(model: onnx.ModelProto, card: ModelCard) -> Any:
-    """The PyTorch network of an ONNX graph, whose initializers bear the parameters' names."""
-    import torch
-
-    for preset in common.PRESETS.values():
-        found = networks.super_resolution(preset)
-        if networks.parameter_count(found) == card.parameters:
-            weights = {i.name: onnx.numpy_helper.to_array(i).copy() for i in model.graph.initializer}
-            found.load_state_dict({name: torch.from_numpy(weights[name]) for name in found.state_dict()})
-            return found
-    raise RunError(f"{card.name} has the size of neither preset: measure a paper or compact model.")
+    scan, path = full.with_name("lr.nii.gz"), full.with_name("int8.onnx")
+    nib.save(nib.Nifti1Image(kspace.acquire(hr, kspace.Acquisition(SCALE)), np.diag([*SCALE, 1])), scan)
+    small = quantize.quantize(model, quantize.scan_windows([scan], card))
+    path.write_bytes(graph.serialize(small, card.replace(precision="int8")))
+    return path
 
 
 if __name__ == "__main__":

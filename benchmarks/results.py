@@ -20,12 +20,13 @@ import typer
 from ..runtime.command import sentences
 from ..runtime.errors import RunError
 from ..runtime.files import atomic
-from . import batch, quality, scaling
+from . import batch, page, quality, scaling
 from .common import RESULTS
 from .curves import Panel, draw
 
 ROOT = Path(__file__).parents[1]
-RAW = ("runs", "all runs")  # every repetition; the medians are shown
+RAW = ("runs", "all runs", "losses")  # every repetition; the medians are shown
+CIRCUMSTANCES = ("command", "date", "processor", "cores", "python", "versions")
 MARKED = re.compile(r"<!-- results:(?P<name>[\w-]+) -->.*?<!-- end -->", re.DOTALL)
 HEAD = """# Results
 
@@ -165,8 +166,6 @@ def large_volume(found: Mapping[str, Result]) -> str:
 
 def speed(found: Mapping[str, Result]) -> str:
     """Each machine's engines against the PyTorch path."""
-    from . import page
-
     lines: list[str] = []
     for name, result in found.items():
         if not of(name, "bench"):
@@ -202,29 +201,26 @@ def section(name: str, result: Result, folder: Path) -> str:
     """A result under its name: what it was measured on, its tables, its pictures."""
     lines = [f"## {name}", "", circumstances(result), ""]
     if of(name, "bench"):
-        from . import page
-
         lines += table(page.HEADS, [page.cells(row) for row in result["rows"]])
         lines += ["", page.caption(result), *(f"\n**{text}**" for text in result["warnings"]), ""]
     else:
-        known = ("command", "date", "processor", "cores", "python", "versions")
-        told = {k: v for k, v in result.items() if k not in (*known, *RAW)}
-        if not isinstance(result["command"], str):  # measurements of the command
-            told["command"] = result["command"]
-        lines += told_of(told, 3)
+        # "command" is also what some benchmarks call the whole command's figures.
+        known = CIRCUMSTANCES if isinstance(result.get("command"), str) else CIRCUMSTANCES[1:]
+        lines += told_of(_without({k: v for k, v in result.items() if k not in known}), 3)
     if any(of(name, prefix) for prefix in PLOTS) or (folder / f"{name}.png").exists():
         lines += [f"![{name}]({name}.png)", ""]
     return "\n".join(lines)
 
 
 def circumstances(result: Result) -> str:
-    """Command, day, machine and versions, in one line."""
-    command = f"`{result['command']}`, " if isinstance(result["command"], str) else ""
-    versions = ", ".join(f"{library} {version}" for library, version in result["versions"].items())
-    cores = f"{result['cores']} core" + "s" * (result["cores"] != 1)
-    return (
-        f"{command}{result['date']}; {result['processor']}, {cores}; Python {result['python']}, {versions}."
-    )
+    """Command, day, machine and versions, as far as they are told, in one line."""
+    command, cores = result.get("command"), result.get("cores")
+    parts = [f"`{command}`"] if isinstance(command, str) else []
+    parts += [str(result[name]) for name in ("date", "processor") if name in result]
+    parts += [f"{cores} core" + "s" * (cores != 1)] if cores else []
+    parts += [f"Python {result['python']}"] if "python" in result else []
+    parts += [f"{library} {version}" for library, version in result.get("versions", {}).items()]
+    return ", ".join(parts)
 
 
 def tables(path: Path) -> str:
@@ -258,6 +254,13 @@ def told_of(value: Mapping[str, Any], level: int) -> list[str]:
         else:
             lines += told_of(rows, level + 1)
     return lines
+
+
+def _without(value: Any) -> Any:
+    """A result without its raw figures."""
+    if isinstance(value, dict):
+        return {k: _without(v) for k, v in value.items() if k not in RAW}
+    return [_without(v) for v in value] if isinstance(value, list) else value
 
 
 def _nested(value: Any) -> bool:

@@ -3,22 +3,8 @@
 import numpy as np
 import pytest
 from udean.benchmarks import quality
-from udean.export import onnx as graph
 from udean.runtime import SuperResolver
-from udean.runtime.engines import model_file, open_engine
 from udean.trainer import kspace
-
-
-def test_the_network_made_again_from_onnx_is_that_network():
-    import torch
-
-    with model_file(None) as (file, _):
-        model, card = graph.read(file)
-        windows = np.random.default_rng(0).random((1, 3, 32, 24), np.float32)
-        wanted = open_engine(file, library="onnxruntime")(windows)
-    with torch.inference_mode():
-        found = quality.network(model, card).eval()(torch.from_numpy(windows)).numpy()
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
 def test_measured_slices_lie_on_the_truth():

@@ -90,3 +90,23 @@ def test_a_plot_says_what_it_was_drawn_from(tmp_path):
     (tmp_path / "p.png").write_bytes(curves.draw([panel, bars], "a" * 64))
     assert results.source_of(tmp_path / "p.png") == "a" * 64
     assert results.source_of(tmp_path / "none.png") == ""
+
+
+def test_the_readme_shows_our_engines_against_the_pytorch_path(folder):
+    path = {"name": "PyTorch path fp32", "kind": "monai", "against": "PyTorch path fp32"}
+    speed = {"median": 2.5, "low": 2.25, "high": 2.75}
+    figures = {"gflops": 9.0, "share_of_peak": 0.5, "seconds": 1.0, "speed_up": speed, "largest_error": 0.01}
+    ours = {"name": "openvino bf16", "kind": "udean", "against": "openvino fp32", **figures, "psnr": 57.0}
+    gone = {"name": "tensorrt fp16", "kind": "udean", "failed": "There is no GPU."}
+    document = {
+        **json.loads((folder / "quality.json").read_bytes()),
+        **{"model": {"name": "m", "gflop_a_window": 1.0}, "device": "cpu", "threads": 2, "shape": [9, 9, 3]},
+        **{"rows": [{**path, **figures, "psnr": None}, ours, gone], "warnings": ["Too busy."], "mhz": {}},
+        **{"windows": {"ours": 1, "monai": 1, "same_places": True}, "repeats": 5, "load_before": 0.0},
+        **{"roofs": {"gflops": {"fp32": 18.0}, "copy_gb_per_s": 5.0}},
+        **{"agreement": {"same_weights": {"psnr": 140.0}, "own_weights": {"psnr": 29.0}}},
+    }
+    (folder / "bench-m.json").write_text(json.dumps(document))
+    page, readme = (contents.decode() for contents in results.pages(folder).values())
+    assert "| openvino bf16 | 2.50 (2.25 to 2.75) | 57.0 |" in readme and "tensorrt fp16" not in readme
+    assert "failed: There is no GPU." in page and "**Too busy.**" in page
