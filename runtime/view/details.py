@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 from ..comparison import ERROR_SHARE
@@ -17,7 +19,8 @@ def details(result: Result, opened: Opened, number: int) -> dict[str, Any]:
     volume, volumes: which one of a series. facts: rows of a table. sidecar: as it is.
     """
     found = opened.comparison
-    facts = {"scan": printable(result.source), **_facts(opened.sr, "SR")}
+    source = os.path.relpath(result.source, result.root)
+    facts = {"scan": printable(Path(source)), **_facts(opened.sr, "SR")}
     window, error, warnings = None, None, []
     if found:
         facts |= _facts(found.scan, "LR")

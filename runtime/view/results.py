@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from .. import manifest
+from ..bids import DATASET
 from ..card import ModelCard
 from ..dicom.series import find_series, is_dicom
 from ..errors import RunError
-from ..files import read_json
-from ..folder import MANIFEST
-from ..jobs import DATASET, Job, find_scans
+from ..files import read_json, real_path
+from ..jobs import Job, find_scans
 from ..volume import Scan, open_scan
 
 KINDS = (".nii.gz", ".nii", "")  # of results; the last is a folder, a DICOM series
@@ -118,22 +119,8 @@ def read_result(root: Path, sidecar: Path) -> Result | None:
 
 def find_failures(root: Path) -> dict[str, str]:
     """Why scans failed whose last attempt did, by the name that the scan has for the run."""
-    failed: dict[str, str] = {}
-    for manifest in sorted(root.glob(MANIFEST.replace(".", "*."))):
-        try:
-            lines = manifest.read_text("utf-8", "replace").splitlines()
-        except OSError:
-            continue
-        for line in lines:
-            try:
-                entry = json.loads(line)
-                name, status, why = entry["source"], entry["status"], entry["message"]
-            except (ValueError, TypeError, KeyError):
-                continue
-            failed.pop(str(name), None)
-            if status == "failed":
-                failed[str(name)] = str(why)
-    return {printable(Path(name)): why for name, why in failed.items()}
+    failed = (line for line in manifest.read(root).values() if line.get("status") == "failed")
+    return {printable(Path(str(line.get("source")))): str(line.get("message")) for line in failed}
 
 
 def printable(path: Path) -> str:
@@ -157,4 +144,4 @@ def _source(text: str, target: Path, root: Path) -> Path:
 
 
 def _within(path: Path, root: Path) -> bool:
-    return path.resolve().is_relative_to(root.resolve())
+    return real_path(path).is_relative_to(real_path(root))

@@ -6,6 +6,9 @@ export const PLANES = {
   axial: SLICE_TYPE.AXIAL, coronal: SLICE_TYPE.CORONAL, sagittal: SLICE_TYPE.SAGITTAL, all: SLICE_TYPE.MULTIPLANAR,
 };
 
+const SOLID = 0.5; // of the difference scale, from where its colours hide what is below
+const FADING = 1; // of NiiVue's kinds of colour maps: below cal_min the more transparent, the closer to 0
+
 export class Pane extends Niivue {
   #shift = [0, 0, 0]; // mm by which this volume's field of view begins after the leader's
   #leading = false;
@@ -70,9 +73,9 @@ export class Pane extends Niivue {
   async lay(buffer, name, most) {
     this.uncover();
     const image = await NVImage.loadFromUrl({
-      url: buffer, name, colormap: "warm", colormapNegative: "winter", opacity: 0.85,
-      cal_min: most * 0.06, cal_max: most, cal_minNeg: -most, cal_maxNeg: -most * 0.06,
+      url: buffer, name, colormap: "warm", colormapNegative: "winter", cal_min: most * SOLID, cal_max: most,
     });
+    image.colormapType = FADING;
     this.addVolume(image);
   }
 
