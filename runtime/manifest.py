@@ -152,14 +152,15 @@ class Manifest:
         return outcome
 
     def _begin(self, root: Path, shard: Shard, jobs: Sequence[Job]) -> None:
-        found = read(root)
         mine = [job for job in self.jobs if job.root == root]
+        every = sum(job.root == root for job in jobs)
+        self._write(root, [{"status": "run", "scans": len(mine), "of": every}])  # a full disk shows here
+        found = read(root)
         for job in mine:
             self._known[job.target] = _known(found.get(_names(job)["target"], {}))
-        every = sum(job.root == root for job in jobs)
-        begun = {"status": "run", "scans": len(mine), "of": every}
         new = [_names(job) for job in mine if _names(job)["target"] not in found]
-        self._write(root, [begun, *({**names, "status": "queued", "message": ""} for names in new)])
+        if new:
+            self._write(root, ({**names, "status": "queued", "message": ""} for names in new))
 
     def _write(self, root: Path, lines: Iterable[dict[str, Any]]) -> None:
         now = round(time.time(), 3)
@@ -203,7 +204,8 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def manifests(root: Path) -> list[Path]:
     """The manifests of an output folder."""
-    return sorted(path for path in root.glob("udean-manifest*.jsonl") if NAME.fullmatch(path.name))
+    found = root.glob("udean-manifest*.jsonl")
+    return sorted(path for path in found if NAME.fullmatch(path.name) and path.is_file())
 
 
 def _open(root: Path, shard: Shard) -> BinaryIO:

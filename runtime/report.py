@@ -61,7 +61,7 @@ def write_report(path: Path, outcomes: Sequence[Outcome], card: ModelCard, serie
         file.write(_details("Model card", _flat(card)).encode())
         for outcome in outcomes:
             for part in _section(outcome, card, series):
-                file.write(part.encode())
+                file.write(part.encode(errors="backslashreplace"))  # odd names
 
 
 def examine(scan: Scan, sr: Scan, card: ModelCard) -> Findings:

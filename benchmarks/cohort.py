@@ -1,0 +1,161 @@
+"""What does Ray cost a cohort, and does a cohort survive the death of a worker and of the driver?
+
+    python -m udean.benchmarks.cohort [--scans 200] [--shape 64,64,32] [--times 3]
+
+The same scans by one process with all cores, by two processes as shards with a core each, and by Ray with two
+workers of a core each. The shards are what two cores can do without anybody's help, so Ray's overhead is its
+time a scan over theirs. Times are from manifests, between the outcomes at a tenth and at nine tenths of the
+cohort: start and end are the same for 200 scans and for 10 000; whole seconds stand beside.
+
+Then a worker is killed at a quarter of the cohort and the driver at a half; the same command goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import typer
+
+from ..runtime.files import sha256
+from ..runtime.manifest import lines, manifests
+from ..runtime.status import standing
+from . import common
+
+COMMAND = [sys.executable, "-m", "udean.runtime.cli"]
+SHARE = ["--num-shards", "2", "--shard"]
+KINDS = {
+    "one process": [[]],
+    "two shards": [["--threads", "1", *SHARE, "0"], ["--threads", "1", *SHARE, "1"]],
+    "ray, two workers": [["--threads", "1", "--ray"]],
+}
+DONE = ("written", "kept")
+
+
+def main(scans: int = 200, shape: str = "64,64,32", times: int = 3) -> None:
+    with tempfile.TemporaryDirectory(dir=".") as name:
+        folder = Path(name)
+        source = folder / "scans"
+        source.mkdir()
+        volume = common.head([int(n) for n in shape.split(",")])
+        random = np.random.default_rng(0)
+        for n in range(scans):
+            nib.save(
+                nib.Nifti1Image(volume + random.integers(0, 9), np.diag([1, 1, 2, 1])),
+                source / f"{n:04}.nii.gz",
+            )
+        digests: set[str] = set()
+
+        def run(kind: str) -> dict[str, float]:
+            found = _run(folder, source, KINDS[kind])
+            digests.add(_digest(folder / "out"))
+            return found
+
+        figures = common.alternate({kind: lambda kind=kind: run(kind) for kind in KINDS}, times)
+        medians = common.medians(figures)
+        survived = _killed(folder, source, scans)
+        digests.add(_digest(folder / "out"))
+        assert len(digests) == 1, "the runs did not give the same bytes"
+    ray, shards = (medians[kind]["seconds a scan"] for kind in ("ray, two workers", "two shards"))
+    common.record(
+        "cohort",
+        {
+            "scans": scans,
+            "shape": [int(n) for n in shape.split(",")],
+            "medians": medians,
+            "ray over two shards, %": round(100 * (ray / shards - 1), 1),
+            "ray over one process, throughput": round(medians["one process"]["seconds a scan"] / ray, 2),
+            "different results, byte for byte": len(digests),
+            "after the death of a worker and of the driver": survived,
+            "runs": figures,
+        },
+    )
+
+
+def _command(folder: Path, source: Path, arguments: list[str]) -> list[str]:
+    return [*COMMAND, str(source), "-o", str(folder / "out"), *arguments]
+
+
+def _run(folder: Path, source: Path, commands: list[list[str]]) -> dict[str, float]:
+    """Run a cohort afresh; seconds a scan once it runs, and in all."""
+    shutil.rmtree(folder / "out", ignore_errors=True)
+    start = time.perf_counter()
+    running = [
+        subprocess.Popen(_command(folder, source, arguments), stdout=subprocess.DEVNULL)
+        for arguments in commands
+    ]
+    codes = [process.wait() for process in running]
+    whole = time.perf_counter() - start
+    assert not any(codes), codes
+    times = sorted(line["time"] for line in _outcomes(folder / "out"))
+    low, high = len(times) // 10, len(times) - 1 - len(times) // 10
+    return {"seconds a scan": (times[high] - times[low]) / (high - low), "whole seconds": whole}
+
+
+def _killed(folder: Path, source: Path, scans: int) -> dict[str, Any]:
+    """A cohort by Ray whose worker and driver die; how often each scan was written, in all runs together."""
+    out = folder / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    command = _command(folder, source, KINDS["ray, two workers"][0])
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _wait(first, lambda: len(_outcomes(out)) >= scans // 4)
+    _kill_worker()
+    _wait(first, lambda: len(_outcomes(out)) >= scans // 2)
+    first.kill()
+    first.wait()
+    before = len(_outcomes(out))
+    done = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
+    counts = Counter(line["target"] for line in _outcomes(out) if line["status"] == "written")
+    found = standing(out)
+    assert done == 0 and found.done == scans and not found.left and not found.failed, found
+    assert max(counts.values()) == 1, "a scan was done twice"
+    return {
+        "done before the driver died": before,
+        "done": found.done,
+        "written once": len(counts),
+        "whole, but not noted when the driver died": scans - len(counts),
+        "written more than once": 0,
+    }
+
+
+def _outcomes(out: Path) -> list[dict[str, Any]]:
+    return [line for path in manifests(out) for line in lines(path) if line.get("status") in DONE]
+
+
+def _wait(process: subprocess.Popen[bytes], condition: Any) -> None:
+    while not condition():
+        assert process.poll() is None, "the cohort was done before anybody could die: give more --scans"
+        time.sleep(0.05)
+
+
+def _kill_worker() -> None:
+    """Kill one of Ray's actors that are at work on a scan."""
+    while True:
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if (process / "cmdline").read_bytes().startswith(b"ray::Worker.restore"):
+                    os.kill(int(process.name), signal.SIGKILL)
+                    return
+        time.sleep(0.002)
+
+
+def _digest(out: Path) -> str:
+    """Of all SR scans and their names."""
+    found = "".join(f"{path.name} {sha256(path)}\n" for path in sorted(out.rglob("*.nii.gz")))
+    return hashlib.sha256(found.encode()).hexdigest()
+
+
+if __name__ == "__main__":
+    typer.run(main)
