@@ -72,7 +72,7 @@ def bench(
 ) -> None:
     """Measure every engine that is here against the PyTorch path, on this machine, by turns."""
     load, cores = monitor.load(), common.cores()
-    gpu = _gpu(device)
+    gpu, asked = _gpu(device), _shape(shape) if shape else None
     where, threads = f"cuda:{gpu.index}" if gpu else "cpu", threads or cores
     times = (1 if quick else 3) if commands is None else commands
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
@@ -83,7 +83,7 @@ def bench(
     ):
         folder, task = Path(name), bar.add_task("Exporting the model", total=None)
         models = _models(model, folder, gpu)
-        size = _shape(shape) if shape else fitting(QUICK if quick else FULL, models.card, overlap)
+        size = asked or fitting(QUICK if quick else FULL, models.card, overlap)
         plan, volume = plan_windows(size, models.card, overlap), common.head(size)
         who = contenders(models, where, threads, overlap, not quick, peers)
         rows = [Row(c) for c in who if c.name == PATH or _wanted(c.name, engine)]
@@ -213,9 +213,7 @@ def _models(model: str, folder: Path, gpu: Gpu | None) -> Models:
     elif Path(model).is_file():
         files = common.trained(Path(model), folder)
     else:
-        raise RunError(
-            f"The model '{model}' is not one of embedded, paper, compact, nor a checkpoint's file."
-        )
+        raise RunError(f"The model '{model}' is neither embedded, paper, compact, nor a checkpoint's file.")
     checkpoint, full, half = files
     card = read(full)[1]
     plan = half.with_suffix(".plan")  # absent: its row will say so
@@ -281,8 +279,8 @@ def _show(document: dict[str, Any]) -> None:
         table.add_row(*page.cells(row))
     console.print(table)
     print(page.caption(document))
-    for text in document["warnings"]:
-        print(f"Warning: {text}")
+    for text in [*page.failures(document), *(f"Warning: {text}" for text in document["warnings"])]:
+        print(text)
 
 
 if __name__ == "__main__":

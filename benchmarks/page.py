@@ -16,9 +16,9 @@ HEADS = (
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
-    """A row as texts; what was not measured is a dash, what failed says why."""
+    """A row as texts; what was not measured is a dash."""
     if "failed" in row:
-        return row["name"], f"failed: {row['failed']}", *[""] * (len(HEADS) - 2)
+        return row["name"], "failed", *[""] * (len(HEADS) - 2)
     speed = row["speed_up"]
     first = row["name"] == row["against"] and row["kind"] == "monai"
     return (
@@ -39,6 +39,11 @@ def title(document: dict[str, Any]) -> str:
     model, shape = document["model"], " x ".join(map(str, document["shape"]))
     device = document["processor"] if document["device"] == "cpu" else document["device"]
     return f"{model['name']}, {shape} voxels, {device}, {document['threads']} threads"
+
+
+def failures(document: dict[str, Any]) -> list[str]:
+    """Rows without figures, and why, in the words of the library that refused."""
+    return [f"{row['name']} failed: {row['failed']}" for row in document["rows"] if "failed" in row]
 
 
 def caption(document: dict[str, Any]) -> str:
@@ -65,7 +70,9 @@ def render(document: dict[str, Any], roofline: bytes) -> str:
     lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in cells(row)) for row in document["rows"]]
     rows = "".join(f"<tr>{line}</tr>" for line in lines)
     heads = "".join(f"<th>{html.escape(head)}</th>" for head in HEADS)
-    beware = "".join(f"<p class='warning'>{html.escape(text)}</p>" for text in document["warnings"])
+    notes = [("failed", text) for text in failures(document)]
+    notes += [("warning", text) for text in document["warnings"]]
+    beware = "".join(f"<p class='{kind}'>{html.escape(text)}</p>" for kind, text in notes)
     told = html.escape(caption(document)).replace("\n", "<br>")
     picture = base64.b64encode(roofline).decode()
     figures = html.escape(json.dumps(document, indent=2))

@@ -65,7 +65,9 @@ class MonaiPath:
                 self.batch,
                 self._folded if self._variant == "folded" else network,
                 # The half keeps int(window · (1 - overlap)) at the step whatever the rounding.
-                overlap=[1 - (s + 0.5) / w for s, w in zip(steps(self.plan), self.window, strict=True)],
+                overlap=[
+                    max(0.0, 1 - (s + 0.5) / w) for s, w in zip(steps(self.plan), self.window, strict=True)
+                ],
                 mode="gaussian",
                 padding_mode="reflect",
                 **options,
