@@ -26,7 +26,7 @@ from rich.progress import Progress
 from ..export import onnx as graph
 from ..export import quantize
 from ..runtime.command import sentences
-from ..runtime.engines import Library, Precision
+from ..runtime.engine import Library, Precision
 from ..runtime.resolver import SuperResolver
 from ..trainer import kspace, metrics, synthetic
 from ..trainer.evaluate import INTERPOLATIONS
