@@ -17,8 +17,8 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from ..runtime.cuda import CudaEngine
 from ..runtime.command import sentences
+from ..runtime.cuda import CudaEngine
 from ..runtime.engines import choose_engine
 from ..runtime.resolver import SuperResolver
 from ..runtime.windows import Window
