@@ -185,7 +185,7 @@ def read(root: Path) -> dict[str, dict[str, Any]]:
     for path in manifests(root):
         for line in lines(path):
             target = line.get("target")
-            if isinstance(target, str) and _time(line) >= _time(found.get(target, {})):
+            if isinstance(target, str) and time_of(line) >= time_of(found.get(target, {})):
                 found[target] = line
     return found
 
@@ -263,6 +263,7 @@ def _trace(value: Any) -> Trace | None:
         return None
 
 
-def _time(line: dict[str, Any]) -> float:
+def time_of(line: dict[str, Any]) -> float:
+    """When a line was written, seconds since 1970; 0 where it does not say."""
     value = line.get("time")
     return float(value) if isinstance(value, int | float) else 0.0

@@ -13,7 +13,7 @@ from typing import Any
 
 from .errors import RunError
 from .files import is_locked
-from .manifest import NAME, lines, manifests, read
+from .manifest import NAME, Shard, lines, manifests, read, time_of
 
 DONE = ("written", "kept")
 
@@ -56,39 +56,40 @@ def standing(root: Path) -> Standing:
     failed = [(_text(s, "source"), _text(s, "message")) for s in scans if s.get("status") == "failed"]
     queued = sum(line.get("status") == "queued" for line in scans)
 
-    running = {path for path in found if is_locked(path)}
-    last = [run for path in found if (run := _last_run(lines(path), path in running))]
-    if running:
-        last = [run for run in last if run["running"]]
-    per_hour = sum(run["written"] / run["seconds"] * 3600 for run in last if run["seconds"])
+    last = [run for path in found if (run := _last_run(lines(path), is_locked(path)))]
+    running = [run for run in last if run.running]
+    per_hour = sum(run.written / run.seconds * 3600 for run in running or last if run.seconds)
 
     # Of shards that have not begun nobody has listed the scans; those that have know how many there are.
-    newest = max(found, key=lambda path: path.stat().st_mtime_ns)
-    match = NAME.fullmatch(newest.name)
-    count = int(match["count"] or 1) if match else 1
+    newest = NAME.fullmatch(max(found, key=lambda path: path.stat().st_mtime_ns).name)
+    count = int(newest["count"] or 1) if newest else 1
     names = {path.name for path in found}
-    waiting = [n for n in range(count) if count > 1 and f"udean-manifest-{n}-of-{count}.jsonl" not in names]
-    unlisted = 0
-    if waiting:
-        begun = [run for path in found if NAME.fullmatch(path.name) and (run := _begun(lines(path)))]
-        unlisted = max(0, max(run["of"] for run in begun) - len(scans)) if begun else 0
-    return Standing(done, sorted(failed), queued + unlisted, per_hour, len(running), waiting)
+    waiting = [n for n in range(count) if count > 1 and Shard(n, count).manifest not in names]
+    every = max((run.of for run in last), default=0) if waiting else 0
+    left = queued + max(0, every - len(scans))
+    return Standing(done, sorted(failed), left, per_hour, len(running), waiting)
 
 
-def _last_run(found: list[dict[str, Any]], running: bool) -> dict[str, Any] | None:
-    """How many scans the last run of a manifest has written, in how many seconds."""
-    begun = _begun(found)
-    if not begun:
+@dataclass(frozen=True)
+class _Run:
+    """The last run of a manifest: scans written, in how many seconds, and scans of all its shards."""
+
+    written: int
+    seconds: float
+    of: int
+    running: bool
+
+
+def _last_run(found: list[dict[str, Any]], running: bool) -> _Run | None:
+    begun = next((n for n in reversed(range(len(found))) if found[n].get("status") == "run"), None)
+    if begun is None:
         return None
-    since = [line for line in found[found.index(begun) + 1 :] if line.get("status") != "queued"]
-    end = time.time() if running else max((line["time"] for line in since), default=begun["time"])
+    since = [line for line in found[begun + 1 :] if line.get("status") != "queued"]
+    start = time_of(found[begun])
+    end = time.time() if running else max(map(time_of, since), default=start)
+    of = found[begun].get("of")
     written = sum(line.get("status") == "written" for line in since)
-    return {"written": written, "seconds": end - begun["time"], "running": running}
-
-
-def _begun(found: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The line with which the last run of a manifest has begun."""
-    return next((line for line in reversed(found) if line.get("status") == "run"), None)
+    return _Run(written, end - start, of if isinstance(of, int) else 0, running)
 
 
 def _text(line: dict[str, Any], name: str) -> str:

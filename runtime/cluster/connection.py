@@ -24,6 +24,7 @@ def connect(address: str | None) -> Any:
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address.startswith("ray://"):
         raise RunError("Run the command on a machine of the cluster, with --ray auto or --ray HOST:PORT.")
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of scans in flight when a run is stopped
     options: dict[str, Any] = {}
     if address == "local":
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is reported to Ray's makers

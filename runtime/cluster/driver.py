@@ -198,10 +198,14 @@ class Cluster:
         wanted = self.about.info
         if isinstance(about, About):
             info = about.info
-            if (info.sha256, info.precision) == (wanted.sha256, wanted.precision):
+            same = (info.sha256, info.precision) == (wanted.sha256, wanted.precision)
+            if same and about.udean == self.about.udean:
                 seat.about, seat.failures = about, 0
                 return
-            about = f"one runs {info.model} by {info}, another {wanted.model} by {wanted}."
+            about = (
+                f"one runs {info.model} by udean {about.udean} and {info}, another {wanted.model} by udean "
+                f"{self.about.udean} and {wanted}."
+            )
         self._vacate(seat)
         if all(other.failures >= TRIES for other in self._seats):
             raise RunError(f"No worker can be started any more: {about}")
@@ -224,6 +228,8 @@ class Cluster:
             seat.chains.remove(chain)
             if not isinstance(cause, exceptions.RayError):
                 raise cause from None  # with --debug, or a fault of ours
+            if isinstance(cause, exceptions.RaySystemError):
+                raise RunError(f"Ray cannot go on: {first_line(cause)}") from cause
             yield from self._blame(chain.job)  # it has killed who was reading or writing it
             return
         seat.chains.remove(chain)

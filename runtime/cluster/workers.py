@@ -10,6 +10,7 @@ from typing import Any, NoReturn, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ... import __version__
 from .. import folder
 from ..card import ModelCard
 from ..engine import EngineInfo
@@ -24,11 +25,12 @@ Make: TypeAlias = "functools.partial[SuperResolver]"  # opens an engine: SuperRe
 
 @dataclass(frozen=True)
 class About:
-    """What a worker tells of itself. node: the machine, as Ray calls it."""
+    """What a worker tells of itself. node: the machine, as Ray calls it. udean: the version there."""
 
     card: ModelCard
     info: EngineInfo
     node: str
+    udean: str
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Worker:
             self._resolve = resolve = self._make()
         except RunError as error:
             return str(error)
-        return About(resolve.card, resolve.engine.info, ray.get_runtime_context().get_node_id())
+        return About(resolve.card, resolve.engine.info, ray.get_runtime_context().get_node_id(), __version__)
 
     def restore(self, item: Loaded | Outcome, settings: Settings) -> tuple[bool, Restored | Outcome]:
         """Resolve a scan. The first of the pair says, without the voxels' weight, that it has been done."""
