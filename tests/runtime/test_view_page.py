@@ -150,6 +150,15 @@ def test_keys_step_through_scans_and_marks_are_written(page, made):  # noqa: F81
     wait_for(page, "return $('tally').textContent === '2 of 5 marked'")
     rows = {line.split("\t")[0]: line.split("\t")[1:3] for line in saved.read_text().splitlines()[1:]}
     assert rows == {names[0]: ["bad", "ringing <b>here</b>"], names[1]: ["good", "n/a"]}
+    # A click on a rating ends the note as well: both are kept.
+    run(
+        page,
+        "$('note').focus(); $('note').value = 'sharp'; $('note').blur(); "
+        "$('ratings').querySelector('[data-rating=unsure]').click(); return 0",
+    )
+    wait_for(page, "return document.querySelector('nav li.unsure') !== null")
+    rows = {line.split("\t")[0]: line.split("\t")[1:3] for line in saved.read_text().splitlines()[1:]}
+    assert rows[names[1]] == ["unsure", "sharp"]
     press(page, "p")
     shown(page, names[0])
     assert run(
@@ -172,7 +181,7 @@ def wait_for(page, script):
 def test_nothing_was_fetched_from_elsewhere_and_nothing_went_wrong(page):
     sent = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
     asked = [m["params"]["request"]["url"] for m in sent if m["method"] == "Network.requestWillBeSent"]
-    asked = [url for url in asked if not url.startswith(("chrome:", "data:", "blob:"))]
+    asked = [url for url in asked if not url.startswith(("chrome", "data:", "blob:"))]
     origin = page.execute_script("return location.origin")
     assert len(asked) > 10 and all(url.startswith(f"{origin}/") for url in asked)
     assert [entry for entry in page.get_log("browser") if entry["level"] == "SEVERE"] == []

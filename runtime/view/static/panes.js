@@ -17,7 +17,7 @@ export class Pane extends Niivue {
     super({
       backColor: [0, 0, 0, 1],
       crosshairColor: [0.42, 0.71, 1, 1],
-      crosshairWidth: 0.2,
+      crosshairWidth: 0.4,
       crosshairWidthUnit: "percent",
       dragAndDropEnabled: false,
       fontColor: [0.9, 0.92, 0.95, 1],

@@ -11,6 +11,7 @@ const FLOOR = 0.03; // of it, below which is background
 let scans = []; // {key, name, mark}
 let current = null; // {scan, details}
 let loading = new AbortController();
+let saving = Promise.resolve();
 export const panes = await openPanes(document.querySelectorAll("#panes figure"));
 
 async function ask(address, options) {
@@ -251,13 +252,15 @@ function showMark() {
   for (const button of $("ratings").children) {
     button.setAttribute("aria-pressed", String(button.dataset.rating === mark?.rating));
   }
-  $("note").value = mark?.note ?? "";
+  if (document.activeElement !== $("note")) $("note").value = mark?.note ?? "";
   $("saved").className = "";
   $("saved").textContent = mark ? `saved ${mark.timestamp.replace("T", " ").replace("Z", " UTC")}` : "";
 }
 
-async function save(scan, rating, note) {
-  try {
+// One after the other, each a change of what is saved by then: a click on Good ends a note and rates at once.
+function save(scan, change) {
+  saving = saving.then(async () => {
+    const { rating = "", note = "" } = { ...scan.mark, ...change };
     const answer = await ask(`scans/${scan.key}/0/mark`, {
       method: "POST",
       headers: { "Content-Type": "application/json" },
@@ -267,19 +270,19 @@ async function save(scan, rating, note) {
     paint(scan);
     tally();
     if (current.scan === scan) showMark();
-  } catch (error) {
+  }).catch((error) => {
     $("saved").className = "problem";
-    $("saved").textContent = `Not saved. ${error.message}`;
-  }
+    $("saved").textContent = `${scan.name} is not marked. ${error.message}`;
+  });
 }
 
 function rate(rating) {
-  if (current) save(current.scan, rating, $("note").value);
+  if (current) save(current.scan, { rating, note: $("note").value });
 }
 
 function saveNote() {
   if (current && $("note").value.trim() !== (current.scan.mark?.note ?? "")) {
-    save(current.scan, current.scan.mark?.rating ?? "", $("note").value);
+    save(current.scan, { note: $("note").value });
   }
 }
 
