@@ -202,7 +202,8 @@ def section(name: str, result: Result, folder: Path) -> str:
     lines = [f"## {name}", "", circumstances(result), ""]
     if of(name, "bench"):
         lines += table(page.HEADS, [page.cells(row) for row in result["rows"]])
-        lines += ["", page.caption(result), *(f"\n**{text}**" for text in result["warnings"]), ""]
+        notes = [*page.failures(result), *result["warnings"]]
+        lines += ["", page.caption(result), *(f"\n**{text}**" for text in notes), ""]
     else:
         # "command" is also what some benchmarks call the whole command's figures.
         known = CIRCUMSTANCES if isinstance(result.get("command"), str) else CIRCUMSTANCES[1:]

@@ -109,4 +109,4 @@ def test_the_readme_shows_our_engines_against_the_pytorch_path(folder):
     (folder / "bench-m.json").write_text(json.dumps(document))
     page, readme = (contents.decode() for contents in results.pages(folder).values())
     assert "| openvino bf16 | 2.50 (2.25 to 2.75) | 57.0 |" in readme and "tensorrt fp16" not in readme
-    assert "failed: There is no GPU." in page and "**Too busy.**" in page
+    assert "tensorrt fp16 failed: There is no GPU." in page and "**Too busy.**" in page
