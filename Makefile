@@ -57,17 +57,17 @@ vendor:
 GPU_PYTHON ?= $(BIN)/python
 gpu-check:
 	$(GPU_PYTHON) -m pytest -m "gpu or tensorrt" -rs
-	$(GPU_PYTHON) -m udean.benchmarks.bench --device cuda --model paper --scans 50 --json benchmarks/results/ --html bench/gpu.html
+	$(GPU_PYTHON) -m udean.benchmarks.bench --device cuda --model paper --scans 50 --json benchmarks/results/ --plot benchmarks/results/ --html bench/
 
 # Every engine against the PyTorch path, tables and a page in bench/: minutes on two cores.
 bench: install
-	$(BIN)/udean-bench --quick --json bench/ --html bench/embedded.html
-	$(BIN)/udean-bench --quick --model paper --json bench/ --html bench/paper.html
+	$(BIN)/udean-bench --quick --json bench/ --html bench/
+	$(BIN)/udean-bench --quick --model paper --json bench/ --html bench/
 
 # The same at size, compiled PyTorch and other libraries' windows too: up to 40 minutes, results kept.
 bench-full: install
-	$(BIN)/udean-bench --peers --json benchmarks/results/ --html bench/embedded-full.html
-	$(BIN)/udean-bench --model paper --shape 160,160,17 --peers --json benchmarks/results/ --html bench/paper-full.html
+	$(BIN)/udean-bench --peers --json benchmarks/results/ --plot benchmarks/results/ --html bench/
+	$(BIN)/udean-bench --model paper --shape 160,160,17 --peers --json benchmarks/results/ --plot benchmarks/results/ --html bench/
 
 clean:
 	rm -rf $(VENV) demo bench build *.egg-info

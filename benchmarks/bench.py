@@ -64,10 +64,10 @@ def bench(
     ] = None,
     scans: Annotated[int, typer.Option(min=1, help="Measure whole commands on so many scans, too.")] = 1,
     json_path: Annotated[
-        Path | None, typer.Option("--json", help="Write the result; into a folder under a telling name.")
+        Path | None, typer.Option("--json", help="Write the result. Of these three each may be a folder.")
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a page that needs nothing besides itself.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Write the roofline as PNG.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page that needs nothing besides itself")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write the roofline as PNG")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Measure every engine that is here against the PyTorch path, on this machine, by turns."""
@@ -140,12 +140,12 @@ def bench(
     picture = roofline.draw(roofs, layers, reached, title)
     _show(document)
     if plot:
-        with atomic(plot) as file:
+        with atomic(_into(plot, document, ".png")) as file:
             file.write(picture)
     if json_path:
-        write_json(json_path / _slug(document) if not json_path.suffix else json_path, document)
+        write_json(_into(json_path, document, ".json"), document)
     if html:
-        with atomic(html) as file:
+        with atomic(_into(html, document, ".html")) as file:
             file.write(page.render(document, picture).encode())
 
 
@@ -263,10 +263,13 @@ def _place(rows: Sequence[Row], roofs: roofline.Roofs, layers: Sequence[roofline
         }
 
 
-def _slug(document: dict[str, Any]) -> str:
+def _into(path: Path, document: dict[str, Any], suffix: str) -> Path:
+    """The file, or, of a folder, one in it that is named for model, shape and device."""
+    if path.suffix:
+        return path
     device = document["device"] if document["device"] != "cpu" else f"cpu-{document['threads']}-threads"
     shape = "x".join(map(str, document["shape"]))
-    return "-".join(f"bench {document['model']['name']} {shape} {device}".lower().split()) + ".json"
+    return path / ("-".join(f"bench {document['model']['name']} {shape} {device}".lower().split()) + suffix)
 
 
 def _show(document: dict[str, Any]) -> None:

@@ -70,14 +70,15 @@ def result(tiny):
         "--json",
         folder,
         "--html",
-        folder / "bench.html",
+        folder,
         "--plot",
         folder / "r.png",
     ]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     (file,) = folder.glob("bench-tiny-28x28x5-cpu-*-threads.json")
-    return json.loads(file.read_text()), (folder / "bench.html").read_text(), folder / "r.png", done.stdout
+    page = file.with_suffix(".html").read_text()
+    return json.loads(file.read_text()), page, folder / "r.png", done.stdout
 
 
 def test_rows_hold_every_figure(result):
