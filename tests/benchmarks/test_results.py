@@ -24,7 +24,7 @@ def test_the_committed_pages_are_those_of_the_committed_results():
 
 def test_the_committed_plots_were_drawn_from_the_committed_results():
     assert not results.pictures(), "plots are out of date: make results"
-    for picture in results.RESULTS.rglob("*.png"):
+    for picture in results.RESULTS.glob("*.png"):
         assert picture.stat().st_size < 150_000, f"{picture.name} is too large for a repository"
 
 
