@@ -45,6 +45,8 @@ DONE = ("written", "kept")
 
 
 def main(scans: int = 200, shape: str = "64,64,32", times: int = 3) -> None:
+    if common.cores() < 2:
+        raise SystemExit("Two workers need two cores.")
     with tempfile.TemporaryDirectory(dir=".") as name:
         folder = Path(name)
         source = folder / "scans"
@@ -53,7 +55,7 @@ def main(scans: int = 200, shape: str = "64,64,32", times: int = 3) -> None:
         random = np.random.default_rng(0)
         for n in range(scans):
             nib.save(
-                nib.Nifti1Image(volume + random.integers(0, 9), np.diag([1, 1, 2, 1])),
+                nib.Nifti1Image(volume + random.integers(0, 9, dtype=np.int16), np.diag([1, 1, 2, 1])),
                 source / f"{n:04}.nii.gz",
             )
         digests: set[str] = set()
