@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +19,32 @@ from .volume import Header, preamble, write_scan
 Room: TypeAlias = Callable[[Header], NDArray[Any]]  # an SR header to the array that takes its voxels
 
 
-class Draft:
-    """Room for the voxels of a file that does not exist yet.
+class Draft(Protocol):
+    """Room for the voxels of a result that does not exist yet. One of `commit` and `discard` ends it."""
+
+    @property
+    def mapped(self) -> bool:
+        """Whether the voxels lie in the file already, so that a volume need not fit into memory."""
+        ...
+
+    def room(self, header: Header) -> NDArray[Any]:
+        """An array for the voxels of this header. Raises RunError where there is no room for them."""
+        ...
+
+    def commit(self) -> None:
+        """Make the result appear, whole. Raises RunError where it cannot be written."""
+        ...
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        ...
+
+
+class FileDraft:
+    """Room for the voxels of a file that does not exist yet; see `Draft`.
 
     The voxels of an uncompressed file lie in that file, as a memory map, so a volume need not fit into
-    memory; those of a compressed one lie in memory. One of `commit` and `discard` ends a draft.
+    memory; those of a compressed one lie in memory.
     """
 
     def __init__(self, path: Path) -> None:

@@ -27,12 +27,11 @@ import numpy as np
 
 from .. import __version__
 from . import bids
-from .dicom.jobs import DicomDraft
 from .draft import Draft, check_memory
 from .errors import RunError
 from .files import read_json, sweep, write_json
 from .host import ahead
-from .jobs import Job, Stamp
+from .job import Job, Stamp
 from .manifest import MANIFEST, Known, Manifest, Outcome, Shard, Trace, failure
 from .resolver import Look, Output, Progress, SuperResolver, Timings
 from .trace import span
@@ -95,7 +94,7 @@ class Resolved:
     """A scan that waits to be written."""
 
     loaded: Loaded
-    draft: Draft | DicomDraft
+    draft: Draft
     timings: Timings
 
 

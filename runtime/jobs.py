@@ -11,72 +11,17 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
 
 from .bids import DATASET, NOT_RAW, Selection, dataset_of, result_name
+from .dicom.jobs import Format, dicom_jobs
 from .dicom.series import is_dicom
-from .draft import Draft
 from .errors import RunError
-from .files import real_path, sha256
-from .volume import SUFFIXES, Scan, open_scan, stem
-
-if TYPE_CHECKING:
-    from .dicom.jobs import DicomDraft, Format
-    from .resolver import SuperResolver
+from .files import real_path
+from .job import Job
+from .volume import SUFFIXES, stem
 
 log = logging.getLogger("udean")
-
-
-Stamp: TypeAlias = "tuple[int, int, int] | None"  # size, times of modification and of status change
-
-
-@dataclass(frozen=True)
-class Job:
-    """One scan: the file to read, the file to write, and the output folder that it belongs to.
-
-    dataset: the BIDS dataset that a scan of BIDS name comes from.
-    """
-
-    source: Path
-    target: Path
-    root: Path
-    dataset: Path | None = field(default=None, kw_only=True)
-
-    @property
-    def sidecar(self) -> Path:
-        """Beside the result; its presence says that the result is whole."""
-        return self.target.with_name(stem(self.target) + ".json")
-
-    @property
-    def identity(self) -> Path:
-        """What tells the scan from others."""
-        return real_path(self.source)
-
-    def open(self, series: bool = False) -> Scan:
-        """The scan, checked; see `open_scan`."""
-        return open_scan(self.source, series)
-
-    def open_result(self, series: bool = False) -> Scan:
-        """The SR scan that was written."""
-        return open_scan(self.target, series)
-
-    def digest(self) -> str:
-        """SHA-256 of what is read."""
-        return sha256(self.source)
-
-    def result_digest(self) -> str | None:
-        """SHA-256 of what was written, None where nothing is."""
-        return sha256(self.target) if self.target.is_file() else None
-
-    def stamps(self) -> tuple[Stamp, Stamp]:
-        """What changes when scan and result do, quick to ask for; None where there is no telling."""
-        return _stamp(self.source), _stamp(self.target)
-
-    def draft(self, resolve: SuperResolver) -> Draft | DicomDraft:
-        """Room for the result; `resolve` makes it."""
-        return Draft(self.target)
 
 
 def find_scans(
@@ -106,7 +51,7 @@ def find_scans(
             dicom = [source for source in matches if source.is_file() and is_dicom(source)]
             chosen = [m for m in matches if m not in dicom and select(m, False)]
             found = [_job(m, out or m.parent / "sr", m.parent) for m in chosen]
-            found += _dicom_jobs(dicom if select(path, False) else [], path, out or path.parent / "sr", form)
+            found += dicom_jobs(dicom if select(path, False) else [], path, out or path.parent / "sr", form)
         if not found:
             raise RunError(
                 f"{text} holds no scan{'' if select == Selection() else ' that is asked for'}: give .nii, "
@@ -139,7 +84,7 @@ def _folder_jobs(folder: Path, root: Path, form: Format, select: Selection) -> l
             log.warning("%s: no anatomical images, so left out: %s. --suffix takes them.", folder, counts)
     found = [_job(path, root / path.relative_to(folder).parent, folder, root) for path in chosen]
     others = [] if select != Selection() else [path for path in files if _is_dicom(path, folder)]
-    return found + _dicom_jobs(others, folder, root, form)
+    return found + dicom_jobs(others, folder, root, form)
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -172,23 +117,7 @@ def _is_scan(path: Path, folder: Path) -> bool:
     return path.name.endswith(SUFFIXES) and not (hidden or processed or result)
 
 
-def _dicom_jobs(files: list[Path], source: Path, root: Path, form: Format) -> list[Job]:
-    if not files:
-        return []
-    from .dicom.jobs import dicom_jobs
-
-    return [*dicom_jobs(files, source, root, form)]
-
-
 def _is_dicom(path: Path, folder: Path) -> bool:
     """Whether a file found in a folder is a DICOM file, not hidden."""
     hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
     return not hidden and not path.name.endswith(SUFFIXES) and path.is_file() and is_dicom(path)
-
-
-def _stamp(path: Path) -> Stamp:
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns

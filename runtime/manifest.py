@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, Literal, Self
 
 from .errors import RunError
 from .files import is_locked, lock
-from .jobs import Job, Stamp
+from .job import Job, Stamp
 from .resolver import Timings
 
 MANIFEST = "udean-manifest.jsonl"  # of a run without shards

@@ -20,7 +20,7 @@ from typing import Any, Self
 from ..card import ModelCard
 from ..errors import RunError
 from ..folder import Settings, is_final
-from ..jobs import Job
+from ..job import Job
 from ..manifest import Manifest, Outcome, Shard, Trace
 from . import workers
 from .connection import connect, first_line, root_cause

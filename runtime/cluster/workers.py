@@ -16,7 +16,7 @@ from ..card import ModelCard
 from ..engine import EngineInfo
 from ..errors import RunError
 from ..folder import Loaded, Settings
-from ..jobs import Job
+from ..job import Job
 from ..manifest import Known, Outcome
 from ..resolver import SuperResolver, Timings
 

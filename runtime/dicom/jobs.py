@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..draft import Draft
+from ..draft import Draft, FileDraft
 from ..errors import RunError
 from ..files import sha256
-from ..jobs import Job, Stamp
+from ..job import Job, Stamp
 from ..volume import Header, Scan
 from .derived import write_derived
 from .series import Series, find_series
@@ -60,8 +60,8 @@ class DicomJob(Job):
             return super().result_digest()
         return _digest(self.target.iterdir()) if self.target.is_dir() else None
 
-    def draft(self, resolve: SuperResolver) -> Draft | DicomDraft:
-        return DicomDraft(self, resolve) if self.derived else Draft(self.target)
+    def draft(self, resolve: SuperResolver) -> Draft:
+        return DicomDraft(self, resolve) if self.derived else FileDraft(self.target)
 
 
 class DicomDraft:

@@ -21,7 +21,8 @@ from ..card import ModelCard
 from ..dicom.series import find_series, is_dicom
 from ..errors import RunError
 from ..files import read_json, real_path
-from ..jobs import Job, find_scans
+from ..job import Job
+from ..jobs import find_scans
 from ..volume import Scan, open_scan
 
 KINDS = (".nii.gz", ".nii", "")  # of results; the last is a folder, a DICOM series

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from udean.runtime import RunError, SuperResolver
-from udean.runtime.draft import Draft
+from udean.runtime.draft import FileDraft
 from udean.runtime.folder import prepare, run_all
 from udean.runtime.jobs import find_scans
 from udean.runtime.volume import open_scan
@@ -24,7 +24,7 @@ def header(path, shape=(4, 5, 6)):
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
 def test_a_draft_appears_when_it_is_committed(tmp_path, name):
-    draft = Draft(tmp_path / "out" / name)
+    draft = FileDraft(tmp_path / "out" / name)
     voxels = draft.room(header(tmp_path / "lr.nii"))
     voxels[...] = np.arange(120).reshape(4, 5, 6)
     assert not draft.path.exists() and isinstance(voxels, np.memmap) == draft.mapped
@@ -37,7 +37,7 @@ def test_a_draft_appears_when_it_is_committed(tmp_path, name):
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
 def test_a_discarded_draft_leaves_nothing(tmp_path, name):
     (tmp_path / "out").mkdir()
-    draft = Draft(tmp_path / "out" / name)
+    draft = FileDraft(tmp_path / "out" / name)
     draft.room(header(tmp_path / "lr.nii"))
     draft.discard()
     assert os.listdir(tmp_path / "out") == []
@@ -47,7 +47,7 @@ def test_no_room_on_the_disk_is_a_sentence(tmp_path):
     wide = header(tmp_path / "lr.nii")
     wide.set_data_shape((32767, 32767, 32767))
     with pytest.raises(RunError, match="Cannot write"):
-        Draft(tmp_path / "a.nii").room(wide)
+        FileDraft(tmp_path / "a.nii").room(wide)
     assert os.listdir(tmp_path) == ["lr.nii"]
 
 

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from udean.runtime import RunError, SuperResolver, jobs
+from udean.runtime import RunError, SuperResolver
+from udean.runtime import job as jobs
 from udean.runtime.folder import Settings, prepare, run_all
-from udean.runtime.jobs import Job, find_scans
+from udean.runtime.job import Job
+from udean.runtime.jobs import find_scans
 from udean.runtime.manifest import MANIFEST, Manifest, Outcome, Shard, Trace
 from udean.runtime.status import standing
 

@@ -1,0 +1,71 @@
+"""A job: one scan to restore, and where its result goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from .draft import Draft, FileDraft
+from .files import real_path, sha256
+from .volume import Scan, open_scan, stem
+
+if TYPE_CHECKING:
+    from .resolver import SuperResolver
+
+Stamp: TypeAlias = "tuple[int, int, int] | None"  # size, times of modification and of status change
+
+
+@dataclass(frozen=True)
+class Job:
+    """One scan: the file to read, the file to write, and the output folder that it belongs to.
+
+    dataset: the BIDS dataset that a scan of BIDS name comes from.
+    """
+
+    source: Path
+    target: Path
+    root: Path
+    dataset: Path | None = field(default=None, kw_only=True)
+
+    @property
+    def sidecar(self) -> Path:
+        """Beside the result; its presence says that the result is whole."""
+        return self.target.with_name(stem(self.target) + ".json")
+
+    @property
+    def identity(self) -> Path:
+        """What tells the scan from others."""
+        return real_path(self.source)
+
+    def open(self, series: bool = False) -> Scan:
+        """The scan, checked; see `open_scan`."""
+        return open_scan(self.source, series)
+
+    def open_result(self, series: bool = False) -> Scan:
+        """The SR scan that was written."""
+        return open_scan(self.target, series)
+
+    def digest(self) -> str:
+        """SHA-256 of what is read."""
+        return sha256(self.source)
+
+    def result_digest(self) -> str | None:
+        """SHA-256 of what was written, None where nothing is."""
+        return sha256(self.target) if self.target.is_file() else None
+
+    def stamps(self) -> tuple[Stamp, Stamp]:
+        """What changes when scan and result do, quick to ask for; None where there is no telling."""
+        return _stamp(self.source), _stamp(self.target)
+
+    def draft(self, resolve: SuperResolver) -> Draft:
+        """Room for the result; `resolve` makes it."""
+        return FileDraft(self.target)
+
+
+def _stamp(path: Path) -> Stamp:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
