@@ -66,8 +66,8 @@ def bench(
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Write the result. Of these three each may be a folder.")
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a page that needs nothing besides itself")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Write the roofline as PNG")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page that needs nothing besides itself.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write the roofline as PNG.")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Measure every engine that is here against the PyTorch path, on this machine, by turns."""

@@ -135,8 +135,9 @@ class _Session:
         return described
 
     def _runtime(self, who: Contender) -> dict[str, Any]:
+        from ..runtime import host
+        from ..runtime.cuda import pipeline
         from ..runtime.engines import choose_engine
-        from ..runtime.host import batch_size
         from ..runtime.resolver import SuperResolver
 
         options: Any = who.precision, who.threads, who.library
@@ -150,7 +151,9 @@ class _Session:
             return {"network": timings.network, "windows": timings.computed}
 
         self.report = report
-        return {"what": str(resolver.engine.info), "batch": batch_size(plan) if who.device == "cpu" else None}
+        voxels = host.BATCH_VOXELS if who.device == "cpu" else pipeline.BATCH_VOXELS
+        batch = max(1, voxels // (plan.rows.window * plan.columns.window))
+        return {"what": str(resolver.engine.info), "batch": batch}
 
     def _peer(self, who: Contender) -> dict[str, Any]:
         from ..runtime.extras import require

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 from udean.benchmarks import common
 from udean.benchmarks.bench import warnings
 from udean.benchmarks.contest import PATH, Row, SpeedUp, agree, fitting
+from udean.benchmarks.monitor import PERIOD, GpuMonitor
 from udean.benchmarks.peers import monai
 from udean.benchmarks.peers.monai import MonaiPath
 from udean.benchmarks.peers.network import TorchNetwork
@@ -253,3 +254,29 @@ def test_a_row_that_does_not_get_ready_is_stopped(tiny):
     assert time.monotonic() - start < 60
     with pytest.raises(RunError, match=r"none\.onnx does not exist"):
         Worker(Contender("none", "udean", "none.onnx", "cpu", "fp32"), volume, limit=300)
+
+
+def test_device_memory_is_put_down_to_who_claims_it(tmp_path, monkeypatch):
+    """The driver's tool, played by a script that prints what a file says, in its format."""
+    used, tool = tmp_path / "used", tmp_path / "nvidia-smi"
+    used.write_text("100")
+    tool.write_text(f'#!/bin/sh\nwhile :; do echo "$(cat {used}), 1500"; sleep {PERIOD}; done\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    watch = GpuMonitor("0000:01:00.0")
+
+    def claim(name, *steps):
+        time.sleep(0.5)
+        with watch.watch(name):
+            for mebibytes in steps:
+                used.write_text(str(mebibytes))
+                time.sleep(0.5)
+
+    try:
+        claim("a", 150)  # holds 50
+        claim("b", 400, 350)  # 250 at most, then holds 200
+        claim("a", 420, 350)  # 70 more for a while
+    finally:
+        watch.close()
+    assert watch.peak("a") == 120 * 2**20 and watch.peak("b") == 250 * 2**20
+    assert watch.peak("c") is None and set(watch.mhz) == {1500.0}
