@@ -34,6 +34,7 @@ LIBRARIES = (
     "monai",
     "torchio",
     "pycuda",
+    "ray",
 )
 PRESETS = {
     "paper": networks.Architecture(),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 from .draft import Draft, FileDraft
 from .files import real_path, sha256
@@ -57,6 +58,12 @@ class Job:
     def stamps(self) -> tuple[Stamp, Stamp]:
         """What changes when scan and result do, quick to ask for; None where there is no telling."""
         return _stamp(self.source), _stamp(self.target)
+
+    def absolute(self) -> Self:
+        """The same job for a process with another working folder."""
+        dataset = self.dataset and self.dataset.absolute()
+        source, target, root = (path.absolute() for path in (self.source, self.target, self.root))
+        return dataclasses.replace(self, source=source, target=target, root=root, dataset=dataset)
 
     def draft(self, resolve: SuperResolver) -> Draft:
         """Room for the result; `resolve` makes it."""

@@ -184,7 +184,7 @@ class Cluster:
         here = NodeAffinitySchedulingStrategy(about.node, soft=False)
         task = self._ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=here)
         known = self._manifest.known(job)
-        loaded = task(workers.read).remote(_absolute(job), self._make, about, self._settings, known)
+        loaded = task(workers.read).remote(job.absolute(), self._make, about, self._settings, known)
         resolved, restored = seat.actor.restore.options(num_returns=2).remote(loaded, self._settings)
         outcome = task(workers.write).remote(restored, self._make, about, self._settings)
         seat.chains.append(Chain(job, resolved, outcome))
@@ -308,12 +308,3 @@ class Cluster:
 def _delay(tries: int) -> float:
     """Seconds to wait before trying again: twice as long each time."""
     return float(min(60, 2 ** (tries - 1)))
-
-
-def _absolute(job: Job) -> Job:
-    def place(path: Path) -> Path:
-        return Path(os.path.abspath(path))
-
-    dataset = job.dataset and place(job.dataset)
-    source, target, root = place(job.source), place(job.target), place(job.root)
-    return dataclasses.replace(job, source=source, target=target, root=root, dataset=dataset)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +52,11 @@ class DicomJob(Job):
 
     def stamps(self) -> tuple[Stamp, Stamp]:
         return None, None if self.derived else super().stamps()[1]
+
+    def absolute(self) -> Self:
+        frames = [dataclasses.replace(frame, path=frame.path.absolute()) for frame in self.series.frames]
+        series = dataclasses.replace(self.series, frames=tuple(frames))
+        return dataclasses.replace(super().absolute(), series=series)
 
     def digest(self) -> str:
         return _digest({frame.path for frame in self.series.frames})
