@@ -55,6 +55,9 @@ def test_light_imports_stay_light(module):
 def test_every_room_is_in_the_distribution():
     import tomllib
 
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     found = {"udean"} | {f"udean.{'.'.join(p.parent.relative_to(ROOT).parts)}" for p in FILES}
-    assert set(listed) == found
+    assert set(settings["packages"]) == found | set(settings["package-data"])
+    for package, patterns in settings["package-data"].items():
+        folder = ROOT.joinpath(*package.split(".")[1:])
+        assert all(list(folder.glob(pattern)) for pattern in patterns), package
