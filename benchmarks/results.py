@@ -225,7 +225,7 @@ def circumstances(result: Result) -> str:
 
 
 def tables(path: Path) -> str:
-    """The paper's tables, from what `benchmarks.paper_tables` wrote into a folder."""
+    """The paper's tables, from what `benchmarks.paper_tables` wrote into a folder, and our notes on them."""
     lines = [f"## {path.parent.name}", ""]
     rows = []
     for name, result in json.loads(path.read_bytes()).items():
@@ -233,6 +233,8 @@ def tables(path: Path) -> str:
         cells = [f"{mean[f]:{form}} ± {sd[f]:{form}}" for f, form in (("ssim_2d", ".4f"), ("psnr", ".2f"))]
         rows.append([name, result["title"], *cells, str(len(result["scans"]))])
     lines += table(("experiment", "method", "SSIM 2-D", "PSNR dB", "scans"), rows)
+    if (notes := path.with_name("notes.md")).exists():
+        lines += ["", notes.read_text().strip()]
     if (whole := path.with_suffix(".md")).exists():
         lines += ["", f"[All figures, beside the paper's]({path.parent.name}/{whole.name})"]
     return "\n".join([*lines, ""])

@@ -69,8 +69,10 @@ def test_the_papers_tables_are_shown_where_they_are(folder):
     (folder / "paper-tables").mkdir(exist_ok=True)
     found = {"2x2x2/unpaired/udean": {"title": "UDEAN", "model": "", **summary}}
     (folder / "paper-tables" / "tables.json").write_text(json.dumps(found))
+    (folder / "paper-tables" / "notes.md").write_text("What to think of it.\n")
     page = results.pages(folder)[folder / "RESULTS.md"].decode()
     assert "| 2x2x2/unpaired/udean | UDEAN | 0.9100 ± 0.0000 | 31.00 ± 1.00 | 2 |" in page
+    assert "What to think of it." in page
 
 
 def test_any_nested_figures_become_tables():
