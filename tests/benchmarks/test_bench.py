@@ -259,20 +259,25 @@ def test_a_row_that_does_not_get_ready_is_stopped(tiny):
 def test_device_memory_is_put_down_to_who_claims_it(tmp_path, monkeypatch):
     """The driver's tool, played by a script that prints what a file says, in its format."""
     used, tool = tmp_path / "used", tmp_path / "nvidia-smi"
-    used.write_text("100")
     tool.write_text(f'#!/bin/sh\nwhile :; do echo "$(cat {used}), 1500"; sleep {PERIOD}; done\n')
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     watch = GpuMonitor("0000:01:00.0")
 
     def claim(name, *steps):
-        time.sleep(0.5)
         with watch.watch(name):
             for mebibytes in steps:
-                used.write_text(str(mebibytes))
-                time.sleep(0.5)
+                use(mebibytes)
+
+    def use(mebibytes):
+        used.write_text(str(mebibytes))
+        deadline = time.monotonic() + 60
+        while not watch._memory or watch._memory[-1][1] != mebibytes * 2**20:
+            assert time.monotonic() < deadline, "not sampled"
+            time.sleep(PERIOD)
 
     try:
+        use(100)
         claim("a", 150)  # holds 50
         claim("b", 400, 350)  # 250 at most, then holds 200
         claim("a", 420, 350)  # 70 more for a while
