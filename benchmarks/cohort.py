@@ -79,7 +79,7 @@ def main(scans: int = 200, shape: str = "64,64,32", times: int = 3) -> None:
             "medians": medians,
             "ray over two shards, %": round(100 * (ray / shards - 1), 1),
             "ray over one process, throughput": round(medians["one process"]["seconds a scan"] / ray, 2),
-            "different results, byte for byte": len(digests),
+            "distinct outputs among the runs, byte for byte": len(digests),
             "after the death of a worker and of the driver": survived,
             "runs": figures,
         },
