@@ -2,10 +2,10 @@
 
     python -m udean.benchmarks.cohort [--scans 200] [--shape 64,64,32] [--times 3]
 
-The same scans by one process with all cores, by two processes as shards with a core each, and by Ray with two
-workers of a core each. The shards are what two cores can do without anybody's help, so Ray's overhead is its
-time a scan over theirs. Times are from manifests, between the outcomes at a tenth and at nine tenths of the
-cohort: start and end are the same for 200 scans and for 10 000; whole seconds stand beside.
+The same scans by one process with two cores and by Ray with one such worker; by two processes as shards with
+a core each and by Ray with two such workers. Ray's overhead is its time a scan over that of the same cores
+without it. Times are from manifests, between the outcomes at a tenth and at nine tenths of the cohort: start
+and end are the same for 200 scans and for 10 000; whole seconds stand beside.
 
 Then a worker is killed at a quarter of the cohort and the driver at a half; the same command goes on.
 """
@@ -37,7 +37,8 @@ from . import common
 COMMAND = [sys.executable, "-m", "udean.runtime.cli"]
 SHARE = ["--num-shards", "2", "--shard"]
 KINDS = {
-    "one process": [[]],
+    "one process": [["--threads", "2"]],
+    "ray, one worker": [["--threads", "2", "--ray"]],
     "two shards": [["--threads", "1", *SHARE, "0"], ["--threads", "1", *SHARE, "1"]],
     "ray, two workers": [["--threads", "1", "--ray"]],
 }
@@ -70,15 +71,16 @@ def main(scans: int = 200, shape: str = "64,64,32", times: int = 3) -> None:
         survived = _killed(folder, source, scans)
         digests.add(_digest(folder / "out"))
         assert len(digests) == 1, "the runs did not give the same bytes"
-    ray, shards = (medians[kind]["seconds a scan"] for kind in ("ray, two workers", "two shards"))
+    alone, ray_alone, shards, ray = (medians[kind]["seconds a scan"] for kind in KINDS)
     common.record(
         "cohort",
         {
             "scans": scans,
             "shape": [int(n) for n in shape.split(",")],
             "medians": medians,
-            "ray over two shards, %": round(100 * (ray / shards - 1), 1),
-            "ray over one process, throughput": round(medians["one process"]["seconds a scan"] / ray, 2),
+            "ray's overhead, one worker over one process, %": round(100 * (ray_alone / alone - 1), 1),
+            "ray's overhead, two workers over two shards, %": round(100 * (ray / shards - 1), 1),
+            "scans in the time of one process, ray with two workers": round(alone / ray, 2),
             "distinct outputs among the runs, byte for byte": len(digests),
             "after the death of a worker and of the driver": survived,
             "runs": figures,
