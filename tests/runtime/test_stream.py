@@ -126,8 +126,8 @@ def test_memory_does_not_grow_with_the_stream():
         return found
 
     peak(20)
-    short, long = peak(20), peak(200)
-    assert long < 1.1 * short + 100_000  # the 180 further slices have 3 MB, and 12 MB when restored
+    short, long = peak(20), peak(620)  # threads may be ahead by half a MB
+    assert long < short + 2e6  # the 600 further slices have 5 MB, and 39 MB when restored
 
 
 def test_giver_and_taker_may_do_with_their_arrays_what_they_like():
