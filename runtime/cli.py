@@ -18,16 +18,15 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from . import folder, jobs
+from . import folder, jobs, options
 from .bids import Selection
 from .cluster import ADDRESS, Cluster
 from .command import sentences
 from .cost import Estimator
 from .dicom.jobs import Format
-from .engine import Library, Precision
 from .errors import RunError
 from .manifest import Outcome, Shard
-from .report import NAME, write_report
+from .report import write_report
 from .resolver import Fallback, Output, SuperResolver
 from .status import standing
 from .trace import Trace
@@ -55,14 +54,12 @@ def run(
             "--out", "-o", help="Output folder. (default: FOLDER-sr beside a folder, sr/ beside files)"
         ),
     ] = None,
-    engine: Annotated[
-        Path | None, typer.Option(help="Model: .plan, .onnx or a checkpoint. (default: the embedded model)")
-    ] = None,
-    library: Annotated[Library, typer.Option(help="What runs an .onnx.")] = "auto",
-    device: Annotated[str, typer.Option(help="Where the network runs: auto, cpu, cuda or cuda:N.")] = "auto",
+    engine: options.Model = None,
+    library: options.Library = "auto",
+    device: options.Device = "auto",
     fallback: Annotated[Fallback, typer.Option(help="What goes on where a GPU fails.")] = "none",
-    precision: Annotated[Precision, typer.Option(help="Of the network's arithmetic.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="Of the network. (default: all cores)")] = None,
+    precision: options.Precision = "auto",
+    threads: options.Threads = None,
     overlap: Annotated[
         str,
         typer.Option(
@@ -121,7 +118,7 @@ def run(
         typer.Option(metavar="FILE.json", help="Write when each stage was at work, for ui.perfetto.dev."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: options.Debug = False,
 ) -> None:
     """Restore high-resolution scans from low-resolution ones. Research only, not for diagnosis."""
     if (shard is None) != (num_shards == 1):
@@ -181,7 +178,7 @@ def run(
         print(f"Profile: {profile}: {trace.shares()}")
     if report:
         for root in {job.root: None for job in found}:
-            page = root / NAME
+            page = root / f"udean-report{share.suffix}.html"
             write_report(page, [o for o in board.done if o.job.root == root], resolve.card, series)
             print(f"Report: {page}")
     if len(board.done) < len(found):

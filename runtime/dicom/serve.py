@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
+from .. import options
 from ..command import sentences
-from ..engine import Library, Precision
 from ..resolver import SuperResolver
 from .node import Node, Peer, Settings
 
@@ -35,14 +35,12 @@ def serve(
     tls_authority: Annotated[
         Path | None, typer.Option(help="PEM, of peers' certificates, which are then required.")
     ] = None,
-    engine: Annotated[
-        Path | None, typer.Option(help="Model: .plan, .onnx or a checkpoint. (default: the embedded model)")
-    ] = None,
-    library: Annotated[Library, typer.Option(help="What runs an .onnx.")] = "auto",
-    device: Annotated[str, typer.Option(help="Where the network runs: auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[Precision, typer.Option(help="Of the network's arithmetic.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="Of the network. (default: all cores)")] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    engine: options.Model = None,
+    library: options.Library = "auto",
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    threads: options.Threads = None,
+    debug: options.Debug = False,
 ) -> None:
     """Restore MR series that arrive, and send the results on. Research only, not for diagnosis."""
     warnings.simplefilter("ignore")  # pydicom's quote values

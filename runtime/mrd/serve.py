@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import signal
 import threading
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from .. import options
 from ..command import sentences
-from ..engine import Library, Precision
 from ..journal import log
 from ..resolver import Output, SuperResolver
 from .connection import Limits, Parameters
@@ -25,13 +24,11 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def serve(
-    engine: Annotated[
-        Path | None, typer.Option(help="Model: .plan, .onnx or a checkpoint. (default: the embedded model)")
-    ] = None,
-    library: Annotated[Library, typer.Option(help="What runs an .onnx.")] = "auto",
-    device: Annotated[str, typer.Option(help="Where the network runs: auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[Precision, typer.Option(help="Of the network's arithmetic.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="Of the network. (default: all cores)")] = None,
+    engine: options.Model = None,
+    library: options.Library = "auto",
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    threads: options.Threads = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="TCP port; 0 takes a free one.")] = 9002,
     metrics_port: Annotated[
@@ -50,7 +47,7 @@ def serve(
     idle_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds without a byte.")] = 600,
     total_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds of a connection.")] = 7200,
     grace: Annotated[float, typer.Option(min=0, help="Seconds for clients to end when stopped.")] = 30,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: options.Debug = False,
 ) -> None:
     """Restore images that MRD clients send. Research only, not for diagnosis."""
     stop = threading.Event()
