@@ -1,7 +1,7 @@
 """What a volume holds: its range, and the box outside which it is one value.
 
-Zeroed background is most of a skull-stripped scan. Windows that see no content are left out, and what only
-they saw becomes the background itself. Volumes are read in pieces, in the order in which they lie in memory
+Zeroed background is most of a skull-stripped scan. Windows cover the content alone, and what lies around it
+becomes the background itself. Volumes are read in pieces, in the order in which they lie in memory
 or in the file, and never copied.
 """
 

@@ -51,7 +51,7 @@ log = logging.getLogger("udean")
 class Options:
     """How windows are laid and blended; see `plan_windows`.
 
-    crop: leave out windows that see constant background only, and leave that as it is.
+    crop: windows over the content only; constant background around it stays as it is.
     """
 
     overlap: float | tuple[float, float, float] = OVERLAP
@@ -299,8 +299,8 @@ class SuperResolver:
     ) -> None:
         """Fill the SR voxels from the LR ones, both as stored, (i, j, k), slices along `axis`.
 
-        Constant background, and so a constant volume, holds nothing to restore and stays what it is; the
-        network does not see it.
+        Constant background, and so a constant volume, holds nothing to restore and stays what it is. The
+        windows cover the content alone: they lie alike however much background there is.
         """
         lr, target = np.moveaxis(voxels, axis, 2), np.moveaxis(sr, axis, 2)
         content = look.content
@@ -312,9 +312,10 @@ class SuperResolver:
 
         unit = look.unit
         store = intensity.storage(sr.dtype, unit, slope, inter, content.low, content.high)
-        plan, box = self.plan(_triple(lr.shape)).within(content.box)
-        fine = self._surround(target, box, background)
-        self._compute(fine, Volume(lr[box], slope / unit, inter / unit), plan, store, watch, progress)
+        box = self.plan(_triple(lr.shape)).around(content.box)
+        fine, seen = self._surround(target, box, background), lr[box]
+        volume, plan = Volume(seen, slope / unit, inter / unit), self.plan(_triple(seen.shape))
+        self._compute(fine, volume, plan, store, watch, progress)
 
     def _compute(
         self,

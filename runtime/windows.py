@@ -83,17 +83,11 @@ class Axis:
             step *= self.shares[n]
             before += step
 
-    def within(self, part: slice) -> tuple[Axis, slice]:
-        """Only the windows that see some of these LR voxels, and the part of the axis that they cover.
-
-        The windows stay where they are, so nothing changes in voxels that no other window saw. The axis
-        returned begins with that part.
-        """
-        used = [n for n, s in enumerate(self.starts) if s < part.stop and s + self.window > part.start]
-        first, past = max(0, self.starts[used[0]]), min(self.size, self.starts[used[-1]] + self.window)
-        starts = tuple(self.starts[n] - first for n in used)
-        shares = (np.empty(0, np.float32), *(self.shares[n] for n in used[1:]))
-        return Axis(past - first, self.window, self.scale, starts, shares), slice(first, past)
+    def around(self, part: slice) -> slice:
+        """These LR voxels, and where they are fewer than a window, as many around them as the axis has."""
+        length = max(part.stop - part.start, min(self.window, self.size))
+        start = min(max(0, (part.start + part.stop - length) // 2), self.size - length)
+        return slice(start, start + length)
 
 
 @dataclass(frozen=True)
@@ -104,11 +98,10 @@ class Plan:
     columns: Axis
     slices: Axis
 
-    def within(self, box: Box) -> tuple[Plan, Box]:
-        """Only the windows that see some of the LR voxels in a box, and the box that they cover."""
-        axes = zip((self.rows, self.columns, self.slices), box, strict=True)
-        (rows, i), (columns, j), (slices, k) = (axis.within(part) for axis, part in axes)
-        return Plan(rows, columns, slices), (i, j, k)
+    def around(self, box: Box) -> Box:
+        """A box of LR voxels, at least as large as a window where the volume is."""
+        rows, columns, slices = box
+        return self.rows.around(rows), self.columns.around(columns), self.slices.around(slices)
 
     def __len__(self) -> int:
         return len(self.rows.starts) * len(self.columns.starts) * len(self.slices.starts)

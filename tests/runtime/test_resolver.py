@@ -143,17 +143,21 @@ def test_background_around_the_content_is_not_computed_and_stays(dtype, backgrou
         np.testing.assert_allclose(image.get_fdata(), wanted, rtol=1e-6)
 
 
-def test_leaving_out_the_background_changes_nothing_in_the_content():
+@pytest.mark.parametrize("around", [0, 3, 40])
+def test_it_does_not_matter_how_much_background_is_around(around):
     def network(windows):  # whose answer depends on the whole window
         return nearest(windows, (2, 2, 2)) + windows.mean((1, 2, 3), keepdims=True)
 
     volume = np.zeros((50, 41, 20), np.float32)
     volume[17:31, 12:27, 8:13] = RANDOM.uniform(1, 99, (14, 15, 5))
-    inside = nearest(volume, CARD.scale) > 0
-    cropped, whole = (
-        SuperResolver(FakeEngine(network, CARD), overlap=0.6, crop=c)(volume) for c in (True, False)
-    )
-    np.testing.assert_array_equal(cropped[inside], whole[inside])
+    resolve = SuperResolver(FakeEngine(network, CARD.replace(intensity="percentile-100")), overlap=0.6)
+    wanted, windows = resolve(volume), resolve.timings.windows
+    padded = resolve(np.pad(volume, around))
+    assert resolve.timings.windows == windows
+    hr = tuple(slice(around * s, around * s + n * s) for n, s in zip(volume.shape, CARD.scale, strict=True))
+    np.testing.assert_array_equal(padded[hr], wanted)
+    padded[hr] = 0
+    assert not padded.any()
 
 
 def test_whole_planes_are_one_window_each(resolve):

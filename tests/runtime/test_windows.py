@@ -44,6 +44,15 @@ def test_windows_cover_evenly_with_the_overlap_asked_for(size, window, overlap, 
         assert axis.starts[0] == 0 and axis.starts[-1] == size - window
 
 
+@given(size=st.integers(1, 200), window=st.integers(1, 80), data=st.data())
+def test_a_part_is_widened_to_a_window_where_the_axis_has_one(size, window, data):
+    start = data.draw(st.integers(0, size - 1))
+    part = slice(start, data.draw(st.integers(start + 1, size)))
+    wide = plan_axis(size, window, 2, "fft", 0.25, "gaussian").around(part)
+    assert 0 <= wide.start <= part.start < part.stop <= wide.stop <= size
+    assert wide.stop - wide.start == max(part.stop - part.start, min(window, size))
+
+
 @given(size=st.integers(1, 60), window=st.integers(1, 20), overlap=st.floats(0, 0.9), weighting=WEIGHTINGS)
 def test_running_mean_is_the_weighted_mean(size, window, overlap, weighting):
     axis = plan_axis(size, window, 2, "fft", overlap, weighting)
