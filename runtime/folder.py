@@ -32,12 +32,12 @@ from .errors import RunError
 from .files import read_json, sweep, write_json
 from .host import ahead
 from .job import Job, Stamp
-from .manifest import MANIFEST, Known, Manifest, Outcome, Shard, Trace, failure
+from .manifest import Known, Manifest, Outcome, Shard, Trace, failure
 from .resolver import Look, Output, Progress, SuperResolver, Timings
 from .trace import span
 from .volume import Header, Scan
 
-__all__ = ["MANIFEST", "Outcome", "Settings", "prepare", "run_all"]
+__all__ = ["Outcome", "Settings", "prepare", "run_all"]
 
 LARGE = 1 << 30  # bytes of an SR volume, of which only one is held at a time
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what fails one scan so will fail the next

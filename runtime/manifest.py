@@ -28,7 +28,6 @@ from .files import is_locked, lock
 from .job import Job, Stamp
 from .resolver import Timings
 
-MANIFEST = "udean-manifest.jsonl"  # of a run without shards
 NAME = re.compile(r"udean-manifest(-(?P<number>\d+)-of-(?P<count>\d+))?\.jsonl")
 
 log = logging.getLogger("udean")
@@ -92,9 +91,14 @@ class Shard:
         return int.from_bytes(hashlib.sha256(name).digest()[:8]) % self.count
 
     @property
+    def suffix(self) -> str:
+        """What its own files are called after their kind: "-2-of-8", nothing where there is one share."""
+        return "" if self.count == 1 else f"-{self.number}-of-{self.count}"
+
+    @property
     def manifest(self) -> str:
         """The file's name."""
-        return MANIFEST if self.count == 1 else f"udean-manifest-{self.number}-of-{self.count}.jsonl"
+        return f"udean-manifest{self.suffix}.jsonl"
 
 
 class Manifest:

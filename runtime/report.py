@@ -26,7 +26,6 @@ from .files import atomic, read_json
 from .folder import Outcome
 from .volume import Scan
 
-NAME = "udean-report.html"
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:76rem;padding:0 1rem}
 body{background:#111;color:#ddd}

@@ -73,6 +73,10 @@ class Cluster:
         self._ray = connect(self._address)
         try:
             self._seats, self._needs = self._places()
+            # Without a core of their own: they are short, and no more than DEPTH allows. Made once, since Ray
+            # sends every remote function that is made to all processes.
+            task = self._ray.remote(num_cpus=0, max_retries=0)
+            self._read, self._write = task(workers.read), task(workers.write)
             self._hire(self._seats[0])
             about = self._ray.get(self._seats[0].opening)
             if isinstance(about, str):
@@ -180,13 +184,11 @@ class Cluster:
         """Send a scan through a seat's worker, with reading before it and writing after."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        # Without a core of their own: they are short, and no more than DEPTH allows.
-        here = NodeAffinitySchedulingStrategy(about.node, soft=False)
-        task = self._ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=here)
+        here = {"scheduling_strategy": NodeAffinitySchedulingStrategy(about.node, soft=False)}
         known = self._manifest.known(job)
-        loaded = task(workers.read).remote(job.absolute(), self._make, about, self._settings, known)
+        loaded = self._read.options(**here).remote(job.absolute(), self._make, about, self._settings, known)
         resolved, restored = seat.actor.restore.options(num_returns=2).remote(loaded, self._settings)
-        outcome = task(workers.write).remote(restored, self._make, about, self._settings)
+        outcome = self._write.options(**here).remote(restored, self._make, about, self._settings)
         seat.chains.append(Chain(job, resolved, outcome))
 
     def _opened(self, seat: Seat) -> None:

@@ -16,7 +16,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from udean.runtime.cli import _with_address
-from udean.runtime.folder import MANIFEST
+from udean.runtime.manifest import Shard
 from udean.runtime.status import standing
 
 from .fakes import card, onnx_model
@@ -73,12 +73,13 @@ def ray_run(cluster, *arguments, **options):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.glob("*.nii*")}
+    """The scans; what a killed process was at is none."""
+    return {p.name: p.read_bytes() for p in folder.glob("*.nii*") if p.suffix != ".part"}
 
 
 def written(out):
     """How often each scan was written, over all runs."""
-    lines = [json.loads(line) for line in (out / MANIFEST).read_text().splitlines()]
+    lines = [json.loads(line) for line in (out / Shard().manifest).read_text().splitlines()]
     return collections.Counter(line["target"] for line in lines if line["status"] == "written")
 
 
@@ -164,7 +165,7 @@ def test_a_driver_that_is_killed_leaves_every_scan_whole_and_done_once(cluster, 
     out = tmp_path / "out"
     command = ["--ray", "--engine", str(model), "--threads", "1", "-o", str(out), str(tmp_path / "scans")]
     first = subprocess.Popen([*COMMAND, *command], env=cluster, stdout=subprocess.DEVNULL)
-    until(lambda: (out / MANIFEST).exists() and len(written(out)) >= 3)
+    until(lambda: (out / Shard().manifest).exists() and len(written(out)) >= 3)
     first.kill()
     first.communicate()
     until(lambda: not workers(b"ray::Worker"))  # Ray ends what belongs to a driver that is gone
@@ -185,7 +186,7 @@ def test_an_interruption_is_as_clean_as_without(cluster, model, tmp_path):
     process = subprocess.Popen(
         [*COMMAND, *command], env=cluster, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
-    until(lambda: (out / MANIFEST).exists() and written(out))
+    until(lambda: (out / Shard().manifest).exists() and written(out))
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130 and b"Interrupted" in errors and b"Traceback" not in errors

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from udean.runtime import RunError, SuperResolver
 from udean.runtime.files import atomic
-from udean.runtime.folder import MANIFEST, Settings, prepare, run_all
+from udean.runtime.folder import Settings, prepare, run_all
 from udean.runtime.jobs import find_scans, result_name
+from udean.runtime.manifest import Shard
 
 from .fakes import FakeEngine, card, nearest
 
@@ -105,7 +106,7 @@ def test_sidecar_and_manifest_tell_how_a_scan_was_made(tmp_path, resolve):
     made = sidecar["udean"]
     assert len(made["request"]["input_sha256"]) == 64 and made["engine"]["device"] == "cpu"
     assert made["timings"]["windows"] > 0 and made["model_card"]["scale"] == [2, 2, 2]
-    lines = [json.loads(line) for line in (tmp_path / "scans-sr" / MANIFEST).read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "scans-sr" / Shard().manifest).read_text().splitlines()]
     assert [line["status"] for line in lines] == ["run", "queued", "queued", "failed", "written"]
     assert "not a NIfTI" in lines[3]["message"] and lines[4]["target"] == "sub-01_res-hi_desc-sr_T1w.nii.gz"
 
@@ -145,7 +146,7 @@ def test_no_sidecar_vouches_for_a_file_that_could_not_be_replaced(tmp_path, reso
     )
     (after,) = run_all([job], resolve, Settings(overwrite=True))
     assert after.status == "failed" and "No space left" in after.message
-    assert set(os.listdir(job.root)) == {"a_sr.nii", MANIFEST}
+    assert set(os.listdir(job.root)) == {"a_sr.nii", Shard().manifest}
 
 
 def test_what_nobody_foresaw_fails_one_scan_only(tmp_path, resolve):

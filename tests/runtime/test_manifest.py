@@ -17,7 +17,7 @@ from udean.runtime import job as jobs
 from udean.runtime.folder import Settings, prepare, run_all
 from udean.runtime.job import Job
 from udean.runtime.jobs import find_scans
-from udean.runtime.manifest import MANIFEST, Manifest, Outcome, Shard, Trace
+from udean.runtime.manifest import Manifest, Outcome, Shard, Trace
 from udean.runtime.status import standing
 
 from .fakes import FakeEngine, card, nearest, onnx_model
@@ -86,7 +86,7 @@ def test_files_that_are_as_noted_are_not_read_again(tmp_path, resolve, monkeypat
     with open(found[2].target, "r+b") as file:
         file.write(b"\1")
     assert statuses() == ["kept", "written", "written"]
-    (found[0].root / MANIFEST).unlink()  # sidecars vouch without it
+    (found[0].root / Shard().manifest).unlink()  # sidecars vouch without it
     assert statuses() == ["kept"] * 3 and len(read) == 6
 
 
@@ -94,7 +94,7 @@ def test_lines_that_a_killed_run_left_unfinished_spoil_no_other(tmp_path, resolv
     found = cohort(tmp_path / "scans", 2)
     prepare(found)
     list(run_all(found, resolve))
-    path = found[0].root / MANIFEST
+    path = found[0].root / Shard().manifest
     with open(path, "ab") as file:
         file.write(b'{"time": 1, "source": "../sc')
     assert [outcome.status for outcome in run_all(found, resolve)] == ["kept", "kept"]
@@ -149,7 +149,7 @@ def test_a_second_command_is_refused_until_the_first_has_died(model, tmp_path):
     try:
         assert "Model" in first.stdout.readline()
         deadline = time.monotonic() + 60
-        while not (out / MANIFEST).exists() and time.monotonic() < deadline:
+        while not (out / Shard().manifest).exists() and time.monotonic() < deadline:
             time.sleep(0.005)
         os.kill(first.pid, signal.SIGSTOP)  # it lives, and holds its lock, for as long as we look
         assert standing(out).running == 1
@@ -161,7 +161,7 @@ def test_a_second_command_is_refused_until_the_first_has_died(model, tmp_path):
     assert standing(out).running == 0
     done = udean_run(*arguments)
     assert done.returncode == 0 and "0 failed" in done.stdout
-    lines = [json.loads(line) for line in (out / MANIFEST).read_text().splitlines()]
+    lines = [json.loads(line) for line in (out / Shard().manifest).read_text().splitlines()]
     written = Counter(line["target"] for line in lines if line["status"] == "written")
     assert set(written.values()) <= {1} and standing(out).done == 6
 
@@ -175,7 +175,7 @@ def test_shards_run_at_once_and_status_adds_them_up(model, tmp_path):
 
     def command(number):
         shard = ["--num-shards", "3", "--shard", str(number), "-o", str(out), str(tmp_path / "scans")]
-        return [*COMMAND, "--engine", str(model), *shard]
+        return [*COMMAND, "--engine", str(model), "--report", *shard]
 
     assert subprocess.run(command(2), capture_output=True).returncode in (0, 1)
     waiting = standing(out)
@@ -184,6 +184,9 @@ def test_shards_run_at_once_and_status_adds_them_up(model, tmp_path):
     assert {process.wait() for process in both} <= {0, 1}
     for process in both:
         process.stderr.close()
+    pages = {path.name: path.read_text() for path in out.glob("*.html")}
+    assert set(pages) == {f"udean-report-{n}-of-3.html" for n in range(3)}
+    assert all(sum(f"/{name}</h2>" in page for page in pages.values()) == 1 for name in names)
     told = udean_run("status", out)
     assert told.returncode == 1 and "8 done, 1 failed, 0 left" in told.stdout and "an hour" in told.stdout
     assert "Failed: ../scans/bad.nii: " in told.stdout and "not a NIfTI" in told.stdout
