@@ -1,29 +1,28 @@
 """How fast a training step is: patches a second and peak memory, by precision, memory layout and compiler.
 
-    python -m udean.benchmarks.training_speed --preset compact --json speed.json
+    python -m udean.benchmarks.training_speed --preset compact --steps 100
 
 Every variant takes the same steps on the same slabs in a process of its own; the yardstick is plain eager
-float32 with contiguous images. The losses of all are reported, so that speed cannot hide harm.
+float32 with contiguous images. The losses of all are reported and drawn, so that speed cannot hide harm.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-import platform
 import resource
 import statistics
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..runtime.files import write_json
+from . import common
+from .curves import Panel
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
@@ -67,9 +66,8 @@ def main(
     warmup: Annotated[int, typer.Option(min=1, help="Steps before; compiling takes place here.")] = 5,
     batch: Annotated[int | None, typer.Option(help="LR patches a step, by default the preset's.")] = None,
     compiled: Annotated[bool, typer.Option("--compiled/--no-compiled", help="torch.compile too.")] = True,
-    output: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
 ) -> None:
-    """Time a training step in every variant."""
+    """Time a training step in every variant; writes benchmarks/results/training-speed-….json."""
     variants = [v for v in VARIANTS if compiled or not v.compile]
     results = []
     context = multiprocessing.get_context("spawn")  # a process each: peak memory is a process's
@@ -85,9 +83,10 @@ def main(
         cells = f"{r.patches_per_second:.1f}", f"{ratio:.2f}", f"{r.step_ms:.0f}", f"{r.peak_mb:.0f}"
         table.add_row(r.variant, *cells, f"{last:.4f}")
     Console().print(table)
-    if output:
-        about = {"preset": preset, "method": method, "steps": steps, **machine()}
-        write_json(output, about | {"variants": [dataclasses.asdict(r) for r in results]})
+    about = {"preset": preset, "method": method, "steps": steps, "device": device()}
+    found = [dataclasses.asdict(r) for r in results]
+    place = "" if about["device"] == "cpu" else about["device"]
+    common.record(common.slug(f"training-speed {preset} {place}"), about | {"variants": found})
 
 
 def measure(
@@ -152,17 +151,23 @@ def _slabs(config: Any) -> Any:
     return hr[:count], coarse[:count], coarse[count:]
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+def device() -> str:
+    """The GPU's name, or cpu."""
     import torch
 
-    processor = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
-        if line.startswith("model name"):
-            processor = line.partition(":")[2].strip()
-            break
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor
-    return {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def panels(result: dict[str, Any]) -> list[Panel]:
+    """Patches a second beside the losses of the same steps."""
+    variants = {v["variant"]: v for v in result["variants"]}
+    rates = [v["patches_per_second"] for v in variants.values()]
+    losses = {name: v["losses"] for name, v in variants.items()}
+    steps = list(range(1, 1 + min(map(len, losses.values()))))
+    return [
+        Panel("Speed", "variant", "LR patches a second", list(variants), {"measured": rates}),
+        Panel("The same steps", "step", "sum of the generators' losses", steps, losses),
+    ]
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ class Player:
             config.schedule.learning_rate,
             betas=(0.9, config.schedule.beta2),
             eps=1e-8,
-            fused=fabric.device.type == "cuda",
+            fused=True,
         )
         if config.machine.compile:
             turn = dataclasses.replace(turn, losses=torch.compile(turn.losses))

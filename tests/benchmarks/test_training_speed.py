@@ -1,10 +1,7 @@
 """The benchmark of the training step measures what it says, at the smallest size."""
 
-import json
-
 import pytest
-from udean.benchmarks import training_speed
-from udean.benchmarks.training_speed import Variant, machine, measure
+from udean.benchmarks.training_speed import VARIANTS, Variant, measure, panels
 
 
 def test_variants_take_the_same_steps():
@@ -15,5 +12,7 @@ def test_variants_take_the_same_steps():
     assert fast.losses == pytest.approx(plain.losses, rel=0.1)
 
 
-def test_machine_can_be_written_down():
-    assert json.loads(json.dumps(machine()))["torch"] and len(set(map(str, training_speed.VARIANTS))) == 5
+def test_speed_is_drawn_beside_the_losses():
+    variants = [{"variant": str(v), "patches_per_second": 2.0, "losses": [3.0, 2.0]} for v in VARIANTS]
+    speed, losses = panels({"variants": variants})
+    assert len(speed.x) == len(set(speed.x)) == len(losses.series) == 5 and list(losses.x) == [1, 2]

@@ -6,6 +6,7 @@ rest stands still; what an earlier turn made is at a later one's hand.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
@@ -75,7 +76,7 @@ class Weights:
     adversarial: float = 0.01
 
 
-class Method(nn.Module):
+class Method(nn.Module, ABC):
     """A method's networks and losses.
 
     draws: "unpaired": source and target group; "pairs": HR and LR scans of the same participants;
@@ -91,12 +92,13 @@ class Method(nn.Module):
     def __init__(self, arch: Architecture, patch: int, weights: Weights) -> None:
         super().__init__()
 
+    @abstractmethod
     def turns(self, stage: int = 0) -> tuple[Turn, ...]:
-        raise NotImplementedError
+        """The parts of a step, in order."""
 
+    @abstractmethod
     def deployed(self) -> SuperResolution:
         """What inference needs; it shares weights with this model."""
-        raise NotImplementedError
 
 
 def detached(**tensors: Tensor) -> Made:
