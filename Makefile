@@ -64,9 +64,9 @@ bench: install
 	$(BIN)/udean-bench --quick --json bench/ --html bench/
 	$(BIN)/udean-bench --quick --model paper --json bench/ --html bench/
 
-# The same at size, compiled PyTorch and other libraries' windows too: up to 40 minutes, results kept.
+# The same at size, compiled PyTorch and other libraries' windows too: half an hour, results kept.
 bench-full: install
-	$(BIN)/udean-bench --peers --json benchmarks/results/ --plot benchmarks/results/ --html bench/
+	$(BIN)/udean-bench --shape 160,160,33 --peers --json benchmarks/results/ --plot benchmarks/results/ --html bench/
 	$(BIN)/udean-bench --model paper --shape 160,160,17 --peers --json benchmarks/results/ --plot benchmarks/results/ --html bench/
 
 clean:

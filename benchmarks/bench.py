@@ -269,7 +269,7 @@ def _into(path: Path, document: dict[str, Any], suffix: str) -> Path:
         return path
     device = document["device"] if document["device"] != "cpu" else f"cpu-{document['threads']}-threads"
     shape = "x".join(map(str, document["shape"]))
-    return path / ("-".join(f"bench {document['model']['name']} {shape} {device}".lower().split()) + suffix)
+    return path / (common.slug(f"bench {document['model']['name']} {shape} {device}") + suffix)
 
 
 def _show(document: dict[str, Any]) -> None:

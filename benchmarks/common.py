@@ -161,6 +161,11 @@ def record(name: str, result: dict[str, Any], folder: Path = RESULTS) -> None:
     print(json.dumps(result, indent=2))
 
 
+def slug(text: str) -> str:
+    """A text, such as a device's name, as part of a file's name."""
+    return "-".join(text.lower().split())
+
+
 def circumstances(command: Sequence[str]) -> dict[str, Any]:
     """What a figure depends on: processor, versions, command; nothing that names the machine or its user."""
     versions = {}

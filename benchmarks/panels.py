@@ -91,19 +91,26 @@ def draw_panels(path: Path, results: Mapping[str, Path]) -> None:
 
 
 def draw_curves(path: Path, metrics: Sequence[Path]) -> None:
-    """Validation PSNR over the steps of each run; nothing where no run has been validated."""
-    figure = Figure(figsize=(10, 6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    """Validation PSNR over the steps of each run SCALE/SETTING/METHOD/metrics.csv, a panel a setting; nothing
+    where no run has been validated."""
+    settings: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
     for file in metrics:
         with open(file, newline="") as stream:
             rows = [row for row in csv.DictReader(stream) if row.get("validation_psnr")]
         if rows:
+            scale, setting, method = file.parent.parts[-3:]
             steps, values = ([float(row[key]) for row in rows] for key in ("step", "validation_psnr"))
-            axes.plot(steps, values, label="/".join(file.parent.parts[-3:]))
-    if not axes.lines:
+            settings.setdefault(f"{scale}, {setting}", {})[method] = steps, values
+    if not settings:
         return
-    axes.set(xlabel="step", ylabel="validation PSNR, dB (windows)")
-    axes.legend(fontsize=7)
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=100)
+    figure = Figure(figsize=(3.6 * len(settings), 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(settings), sharey=True, squeeze=False)[0]
+    for axes, (title, curves) in zip(panels, settings.items(), strict=True):
+        for method, (steps, values) in curves.items():
+            axes.plot(steps, values, label=method)
+        axes.set(title=title, xlabel="step")
+        axes.legend(fontsize=7)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("validation PSNR, dB (windows)")
+    figure.savefig(path, dpi=80)

@@ -20,7 +20,7 @@ import typer
 from ..runtime.command import sentences
 from ..runtime.errors import RunError
 from ..runtime.files import atomic
-from . import batch, page, quality, scaling
+from . import batch, page, quality, scaling, training_speed
 from .common import RESULTS
 from .curves import Panel, draw
 
@@ -39,6 +39,7 @@ PLOTS: dict[str, Callable[[Result], list[Panel]]] = {
     "batch": batch.panels,
     "quality": quality.panels,
     "scaling": scaling.panels,
+    "training-speed": training_speed.panels,
 }
 
 
@@ -148,9 +149,9 @@ def precisions(found: Mapping[str, Result]) -> str:
 
 def background(found: Mapping[str, Result]) -> str:
     """What leaving out the background brings: part of a sentence."""
-    result = found["background"]
-    times, inside = (result[k] for k in ("times faster", "inside the head, against every window"))
-    return f"{times['content']:.1f} times as fast at {inside['content']['psnr']:.0f} dB inside the head"
+    rows = [by_way["content"] for by_way in found["background"]["by window"].values()]
+    faster, psnr = sorted(row["times faster"] for row in rows), min(row["psnr"] for row in rows)
+    return f"{faster[0]:.1f} to {faster[-1]:.1f} times as fast at {psnr:.0f} dB inside the head"
 
 
 def large_volume(found: Mapping[str, Result]) -> str:

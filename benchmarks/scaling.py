@@ -40,7 +40,7 @@ def main(
     slices: Annotated[int, typer.Option(min=6, help="LR slices of the T1.")] = 24,
     engine: Annotated[Path | None, typer.Option(help="Model; the embedded one by default.")] = None,
     device: str = "cpu",
-    times: Annotated[int, typer.Option(min=1, help="Runs of each, after a warm-up.")] = 5,
+    times: Annotated[int, typer.Option(min=1, help="Runs of each; large volumes have one.")] = 5,
 ) -> None:
     """Measure all of it; writes benchmarks/results/scaling-….json."""
     opened = choose_engine(engine, device, "auto", None, "auto")
@@ -64,7 +64,7 @@ def main(
         counts = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= common.cores()]
         resolvers = {str(n): SuperResolver(engine, "cpu", threads=n) for n in counts}
         result["threads"] = against_truth(resolvers, "threads", brain, times)
-    place = f"{common.cores()}-cores" if device == "cpu" else "-".join(opened.info.device.lower().split())
+    place = f"{common.cores()}-cores" if device == "cpu" else common.slug(opened.info.device)
     common.record(f"scaling-{place}", result)
 
 
@@ -73,11 +73,11 @@ def sizes(resolve: SuperResolver, shapes: list[tuple[int, int, int]], times: int
     rows = []
     for shape in shapes:
         volume = common.head(shape)
-        found = _measured({"size": lambda volume=volume: _timed(resolve, volume)[1]}, times)["size"]
+        turns = times if volume.size <= np.prod(SHAPES[3]) else 1  # a minute and more each
+        found = _measured({"size": lambda volume=volume: _timed(resolve, volume)[1]}, turns)["size"]
         nanoseconds = round(found["seconds"] / volume.size * 1e9)
-        rows.append(
-            {"LR voxels": volume.size, "shape": "x".join(map(str, shape)), **found, "ns a voxel": nanoseconds}
-        )
+        size = {"LR voxels": volume.size, "shape": "x".join(map(str, shape)), "repeats": turns}
+        rows.append({**size, **found, "ns a voxel": nanoseconds})
     return rows
 
 
