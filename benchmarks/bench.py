@@ -12,21 +12,23 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import onnx
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ..export.onnx import read
+from ..export.onnx import read, to_onnx
 from ..runtime.command import sentences
 from ..runtime.cuda.device import Gpu, GpuError
 from ..runtime.errors import RunError
 from ..runtime.files import atomic, write_json
 from ..runtime.windows import OVERLAP, Plan, plan_windows
+from ..trainer import checkpoint
 from . import common, monitor, page, roofline
 from .contest import PATH, WIDE, Contest, Models, Row, SpeedUp, agree, contenders, fitting, whole
 from .peers import monai
@@ -101,10 +103,10 @@ def bench(
             bar.update(task, description=f"Whole command: {row.name}")
             row.figures |= whole(row, volume, folder, times, scans)
             bar.update(task, advance=times)
-        layers = roofline.convolutions(models.full, *models.card.window)
+        layers = _layers(models)
 
-    flop = sum(layer.flop for layer in layers)
     _place(measured, roofs, layers)
+    flop = {ours: sum(layer.flop for layer in these) for ours, these in layers.items()}
     windows = {
         "ours": len(plan),
         "computed": {row.name: row.windows for row in measured},
@@ -121,7 +123,8 @@ def bench(
             "name": models.card.name,
             "parameters": models.card.parameters,
             "window": list(models.card.window),
-            "gflop_a_window": round(flop / 1e9, 4),
+            "gflop_a_window": round(flop[False] / 1e9, 4),
+            "gflop_a_window_deployed": round(flop[True] / 1e9, 4),
         },
         "shape": list(size),
         "overlap": overlap,
@@ -135,9 +138,12 @@ def bench(
         "rows": [row.as_dict() for row in rows],
         "warnings": warnings(rows, windows, load / cores, repeats),
     }
-    reached = {r.name: (r.contender.precision, r.batch or 1, r.figures["gflops"] * 1e9) for r in measured}
+    reached: dict[str, Any] = {
+        r.name: (r.contender.precision, layers[r.ours], r.batch or 1, r.figures["gflops"] * 1e9)
+        for r in measured
+    }
     title = f"{models.card.name} on {document['device'] if gpu else document['processor']}, {threads} threads"
-    picture = roofline.draw(roofs, layers, reached, title)
+    picture = roofline.draw(roofs, reached, title)
     _show(document)
     if plot:
         with atomic(_into(plot, document, ".png")) as file:
@@ -249,16 +255,25 @@ def _places(plan: Plan) -> dict[str, Any]:
     return {"monai": count, "same_places": theirs == ours}
 
 
-def _place(rows: Sequence[Row], roofs: roofline.Roofs, layers: Sequence[roofline.Layer]) -> None:
+def _layers(models: Models) -> dict[bool, list[roofline.Layer]]:
+    """What a window takes the runtime (True), and whoever runs the network as it was trained."""
+    network, card = checkpoint.load_generator(models.checkpoint)
+    trained = to_onnx(network, card.slab[0], half=False)
+    graphs = {True: onnx.load(models.full), False: trained}
+    return {ours: roofline.convolutions(graph, *card.window) for ours, graph in graphs.items()}
+
+
+def _place(
+    rows: Sequence[Row], roofs: roofline.Roofs, layers: Mapping[bool, Sequence[roofline.Layer]]
+) -> None:
     """Operations per second in the network, and the share of what the machine can do."""
-    flop = sum(layer.flop for layer in layers)
     for row in rows:
-        precision = row.contender.precision
-        rate = flop * row.windows / statistics.median(row.networks)
+        precision, own = row.contender.precision, layers[row.ours]
+        rate = sum(layer.flop for layer in own) * row.windows / statistics.median(row.networks)
         row.figures |= {
             "gflops": round(rate / 1e9, 1),
             "share_of_peak": round(rate / roofs.flops[precision], 3),
-            "share_of_attainable": round(rate / roofs.attainable(layers, precision, row.batch or 1), 3),
+            "share_of_attainable": round(rate / roofs.attainable(own, precision, row.batch or 1), 3),
             "outside_network": round(1 - statistics.median(row.networks) / statistics.median(row.totals), 4),
         }
 

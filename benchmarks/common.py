@@ -6,22 +6,22 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..export.onnx import read, serialize, to_onnx
+from ..export.onnx import serialize, to_onnx
 from ..runtime.card import ModelCard
-from ..runtime.engines import model_file
 from ..runtime.files import write_json
 from ..trainer import checkpoint, networks
+from ..trainer.merging import merged
 
 RESULTS = Path(__file__).parent / "results"
 LIBRARIES = (
@@ -77,38 +77,17 @@ def trained(checkpoint_file: Path, folder: Path) -> tuple[Path, Path, Path]:
 
 
 def embedded(folder: Path) -> tuple[Path, Path, Path]:
-    """The embedded model: its weights, which the graph keeps under PyTorch's names, as a checkpoint again."""
-    import onnx
-    import torch
-    from onnx.numpy_helper import to_array
-
-    with model_file(None) as (file, _):
-        graph, card = read(file)
-    weights = {w.name: torch.from_numpy(to_array(w).copy()) for w in graph.graph.initializer}
-
-    def count(pattern: str) -> int:
-        return 1 + max(int(found[1]) for name in weights if (found := re.match(pattern, name)))
-
-    architecture = networks.Architecture(
-        channels=len(weights["encoder.body.0.weight"]),
-        groups=count(r"decoder\.body\.(\d+)\.body"),
-        blocks=count(r"decoder\.body\.0\.body\.(\d+)\.body"),
-        scale=card.scale,
-        skip=card.skip,
-    )
-    network = networks.super_resolution(architecture).eval()
-    network.load_state_dict({name: weights[name] for name in network.state_dict()})
-    path = folder / "embedded.pt"
-    checkpoint.save(path, card.replace(precision="fp32"), architecture, network)
-    full, half = folder / "embedded.onnx", folder / "embedded.fp16.onnx"
-    onnx.save(graph, full)
-    half.write_bytes(serialize(to_onnx(network, card.slab[0], half=True), card.replace(precision="fp16")))
-    return path, full, half
+    """The embedded model: the checkpoint that it was exported from, and both precisions."""
+    with as_file(files("udean.runtime") / "models" / "default.pt") as file:
+        kept = folder / "embedded.pt"
+        kept.write_bytes(file.read_bytes())
+    return trained(kept, folder)
 
 
 def _exported(stem: Path, card: ModelCard, network: Any) -> tuple[Path, Path]:
     """NAME.onnx in float32 and NAME.fp16.onnx."""
     full, half = stem.with_name(f"{stem.name}.onnx"), stem.with_name(f"{stem.name}.fp16.onnx")
+    network = merged(network)
     full.write_bytes(serialize(to_onnx(network, card.slab[0], half=False), card))
     half.write_bytes(serialize(to_onnx(network, card.slab[0], half=True), card.replace(precision="fp16")))
     return full, half

@@ -1,8 +1,8 @@
 """The embedded model's last step: measure a trained run on a brain it has never seen, and ship it.
 
-`make default-model` makes the cohort, trains and exports with the product's own commands and then calls this:
-the ICBM152 figures go into the model's card, the model into `runtime/models/`, and the curve of the training
-and the demo's picture into `docs/`.
+`make default-model` makes the cohort and trains with the product's own commands and then calls this: the
+ICBM152 figures go into the model's card, the checkpoint and what is exported from it into `runtime/models/`,
+and the curve of the training and the demo's picture into `docs/`.
 """
 
 from __future__ import annotations
@@ -15,35 +15,38 @@ from typing import Annotated
 
 import typer
 
-from ..export import onnx as graph
+from ..export.artefacts import export_onnx
+from ..trainer import checkpoint
 from . import demo
 
 ROOT = Path(__file__).parents[1]
-MODEL = ROOT / "runtime" / "models" / "default.onnx"
+MODELS = ROOT / "runtime" / "models"
 DOCS = ROOT / "docs"
 
 
-def main(
-    run: Annotated[Path, typer.Argument(help="Folder of the training, with metrics.csv.")],
-    model: Annotated[Path, typer.Argument(help="The exported .onnx of its best checkpoint.")],
-) -> None:
-    """Measure MODEL, write it with its figures to runtime/models/, and its curve to docs/."""
+def main(run: Annotated[Path, typer.Argument(help="Folder of the training: best.pt, metrics.csv.")]) -> None:
+    """Measure RUN's best checkpoint and ship it, with its figures, to runtime/models/, its curve to docs/."""
+    contents = checkpoint.load(run / "best.pt")
+    network, card = checkpoint.load_generator(run / "best.pt")
+    (measured, *_) = export_onnx(run / "best.pt", run)
     out = run / "demo"
-    demo.demo(out, str(model))
+    demo.demo(out, str(measured.path))
     report = json.loads((out / "report.json").read_text())
     quality = {
         f"icbm152.{name}.{figure}": round(report[name][figure], 4)
         for name in ("tricubic", "sinc", "sr")
         for figure in ("psnr", "ssim")
     }
-    network, card = graph.read(model)
-    card = card.replace(quality=card.quality | quality)
-    MODEL.parent.mkdir(exist_ok=True)
-    graph.write(graph.serialize(network, card), MODEL)
+    MODELS.mkdir(exist_ok=True)
+    kept = MODELS / "default.pt"
+    architecture = checkpoint.architecture(contents)
+    checkpoint.save(kept, card.replace(quality=card.quality | quality), architecture, network)
+    (model, *_) = export_onnx(kept, run)
+    shutil.copy(model.path, MODELS)
     DOCS.mkdir(exist_ok=True)
     shutil.copy(out / "report.png", DOCS / "demo.png")
     draw_curve(run / "metrics.csv", DOCS / "default-model.png")
-    print(f"{MODEL.relative_to(ROOT)}: {MODEL.stat().st_size / 1e6:.1f} MB")
+    print(f"{MODELS.relative_to(ROOT)}/{model.path.name}: {model.path.stat().st_size / 1e6:.1f} MB")
 
 
 def draw_curve(metrics: Path, picture: Path) -> None:

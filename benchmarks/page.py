@@ -54,9 +54,12 @@ def caption(document: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
     places = "the same" if windows["same_places"] else "other"
     same, own = (_text(agreement[f"{of}_weights"]["psnr"], "{:.1f} dB", "equality") for of in ("same", "own"))
+    trained = document["model"]["gflop_a_window"]
+    deployed = document["model"].get("gflop_a_window_deployed", trained)  # older results have one
     return (
         f"{windows['ours']} windows, MONAI {windows['monai']}, in {places} places; "
-        f"{document['model']['gflop_a_window']} GFLOP a window; median of {document['repeats']} turns.\n"
+        f"{trained} GFLOP a window as trained, {deployed} as deployed; median of "
+        f"{document['repeats']} turns.\n"
         f"Measured roofs: {peaks} GFLOP/s, copy {roofs['copy_gb_per_s']} GB/s. "
         f"Clocks: {clocks or 'not told'}; load before {document['load_before']}.\n"
         f"fp32 against MONAI where windows coincide: {same} with the same weights, {own} with MONAI's own "

@@ -10,6 +10,7 @@ Waterman and Patterson, "Roofline", CACM 52(4), 2009.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import io
@@ -18,7 +19,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import onnx
@@ -56,9 +56,9 @@ class Roofs:
         return batch * sum(a.flop for a in layers) / seconds
 
 
-def convolutions(model: Path, rows: int, columns: int) -> list[Layer]:
+def convolutions(model: onnx.ModelProto, rows: int, columns: int) -> list[Layer]:
     """The convolutions of an ONNX model for one window of this size, sizes by ONNX's own shape inference."""
-    graph = onnx.load(model)
+    graph = copy.deepcopy(model)
     dims = graph.graph.input[0].type.tensor_type.shape.dim
     for dim, size in zip((dims[0], dims[2], dims[3]), (1, rows, columns), strict=True):
         dim.Clear()
@@ -153,19 +153,17 @@ def _openvino(n: int, precisions: Sequence[str], threads: int | None) -> dict[st
     return found
 
 
-def draw(
-    roofs: Roofs, layers: Sequence[Layer], reached: dict[str, tuple[str, int, float]], title: str
-) -> bytes:
-    """A PNG: roofs, and each engine's (precision, batch, operations per second) where its network lies."""
+def draw(roofs: Roofs, reached: dict[str, tuple[str, Sequence[Layer], int, float]], title: str) -> bytes:
+    """A PNG: roofs, and each engine's (precision, layers, batch, operations per second) where these lie."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    places = [intensity(layers, p, batch) for p, batch, _ in reached.values()] or [100.0]
+    places = [intensity(layers, p, batch) for p, layers, batch, _ in reached.values()] or [100.0]
     low, high = min(*places, 10.0) / 4, max(*places, 10.0) * 4
-    used = {p for p, _, _ in reached.values()}
+    used = {p for p, *_ in reached.values()}
     colours = {"fp32": "tab:blue", "bf16": "tab:orange", "fp16": "tab:green"}
     for precision in (p for p in roofs.flops if p in used):
         peak = roofs.flops[precision]
@@ -174,7 +172,9 @@ def draw(
         xs = [low, max(low, knee), high]
         ys = [min(peak, x * roofs.copy) / 1e9 for x in xs]
         axes.loglog(xs, ys, color=colours[precision], label=label)
-    for marker, (name, (precision, batch, rate)) in zip("osD^v<>PX*hp" * 4, reached.items(), strict=False):
+    for marker, (name, (precision, layers, batch, rate)) in zip(
+        "osD^v<>PX*hp" * 4, reached.items(), strict=False
+    ):
         place = intensity(layers, precision, batch)
         axes.loglog([place], [rate / 1e9], marker, color=colours[precision], label=name, markersize=7)
     axes.set(xlabel="operations per byte", ylabel="GFLOP/s", title=title)

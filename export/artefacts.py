@@ -54,6 +54,7 @@ def export_onnx(
     nothing can start.
     """
     from ..trainer.checkpoint import load_generator
+    from ..trainer.merging import merged
 
     network, card = load_generator(checkpoint)
     card = card.replace(checkpoint=sha256(checkpoint))
@@ -78,11 +79,12 @@ def export_onnx(
         written.append(Artefact(path, own, found, remark))
         tell(written[-1])
 
-    full = graph.to_onnx(network, card.slab[0], half=False, shape=shape)
+    deployed = merged(network)
+    full = graph.to_onnx(deployed, card.slab[0], half=False, shape=shape)
 
     def fp16() -> tuple[onnx.ModelProto, str]:
         refuse_overflow(largest)
-        return graph.to_onnx(network, card.slab[0], half=True, shape=shape), ""
+        return graph.to_onnx(deployed, card.slab[0], half=True, shape=shape), ""
 
     def int8(calibration: parity.Windows) -> tuple[onnx.ModelProto, str]:
         small = quantize.quantize(full, calibration)

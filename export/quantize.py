@@ -120,10 +120,10 @@ def _seconds(network: parity.Network, windows: parity.Windows) -> float:
 
 def _float_nodes(body: onnx.GraphProto) -> list[str]:
     """Names of the convolutions that stay float32: first, last, interpolation (5×5), gates (1×1)."""
-    convs = [node for node in body.node if node.op_type == "Conv"]
+    first, *convs = (node for node in body.node if node.op_type == "Conv")
     kernel = {i.name: tuple(i.dims[2:]) for i in body.initializer}
-    plain = [node for node in convs if kernel[node.input[1]] == (3, 3)]
-    return [node.name for node in convs if node not in plain[1:-1]]
+    others = (n for n in convs if kernel[n.input[1]] != (3, 3) or n.input[1].startswith("decoder.tail"))
+    return [first.name, *(node.name for node in others)]
 
 
 class _Reader(CalibrationDataReader):

@@ -19,7 +19,7 @@ from .plan import read_card
 from .resolver import SuperResolver
 from .windows import Plan
 
-POOLS = ("ReduceMean", "GlobalAveragePool")
+POOLS = ("ReduceMean", "GlobalAveragePool", "Gather")  # what has no area: a mean, a row or a column
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _checkpoint_flop(file: Path) -> float:
 def graph_flop(contents: bytes) -> float:
     """Operations of an ONNX graph's convolutions, for each voxel (row, column) of its input.
 
-    A tensor's area is followed from node to node, in units of the input's; after a global mean it is 0.
+    A tensor's area is followed from node to node, in units of the input's; that of a mean or a rim is 0.
     """
     total, area, weights = 0.0, {}, {}
     nodes = []

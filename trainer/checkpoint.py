@@ -87,9 +87,7 @@ def load_generator(path: Path) -> tuple[SuperResolution, ModelCard]:
     contents = load(path)
     try:
         card = ModelCard.from_json(contents["card"], str(path))
-        architecture = contents["architecture"] | {"scale": tuple(contents["architecture"]["scale"])}
-        cleaned = architecture.pop("cleaned", False)
-        network = super_resolution(Architecture(**architecture), cleaned)
+        network = super_resolution(architecture(contents), contents["architecture"].get("cleaned", False))
         network.load_state_dict(contents["deployed"])
     except CardError as error:
         raise CheckpointError(str(error)) from None
@@ -98,3 +96,11 @@ def load_generator(path: Path) -> tuple[SuperResolution, ModelCard]:
             f"{path} does not hold the network it names: {str(error).splitlines()[0]}."
         ) from None
     return network.float().eval(), card
+
+
+def architecture(contents: dict[str, Any]) -> Architecture:
+    """The architecture of a checkpoint's networks. Raises KeyError or TypeError where it names none."""
+    fields: dict[str, Any] = dict(contents["architecture"])
+    fields.pop("cleaned", None)
+    fields["scale"] = tuple(fields["scale"])
+    return Architecture(**fields)

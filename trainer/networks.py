@@ -145,12 +145,13 @@ class Decoder(nn.Module):
         self.head = conv(c, c)
         self.body = nn.Sequential(*(ResidualGroup(c, arch.blocks) for _ in range(arch.groups)), conv(c, c))
         self.upsampler = upsampler(c, factor)
-        self.tail = conv(c, slices)
+        tail = conv(c, slices)
+        self.tail: nn.Module = tail
         self.skip = skip
         if skip is not None:  # start as the plain interpolation
-            nn.init.zeros_(self.tail.weight)
-            assert self.tail.bias is not None
-            nn.init.zeros_(self.tail.bias)
+            assert tail.bias is not None
+            nn.init.zeros_(tail.weight)
+            nn.init.zeros_(tail.bias)
 
     def forward(self, features: Tensor) -> Tensor:
         x = self.head(features)

@@ -1,6 +1,7 @@
 """Networks of checkpoints: the single place where the runtime reaches up to the trainer.
 
-The trainer's `checkpoint` knows how to rebuild the network; it is imported when a checkpoint is opened.
+The trainer's `checkpoint` knows how to rebuild the network, `merging` how to deploy it; both are imported
+when a checkpoint is opened.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from ..extras import require
 
 
 def load_network(file: Path) -> tuple[Any, Any, ModelCard]:
-    """torch, the network (torch module in float32 and eval mode) and its card.
+    """torch, the network as it is deployed (torch module in float32 and eval mode) and its card.
 
     Raises RunError where PyTorch is missing or the file is no checkpoint.
     """
     torch: Any = require("torch", "train")
     from ...trainer.checkpoint import load_generator
+    from ...trainer.merging import merged
 
     network, card = load_generator(file)
-    return torch, network, card
+    return torch, merged(network), card

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper
+from torch.utils.flop_counter import FlopCounterMode
 from udean.benchmarks import common
 from udean.benchmarks.bench import warnings
 from udean.benchmarks.contest import PATH, Row, SpeedUp, agree, fitting
@@ -23,9 +25,9 @@ from udean.benchmarks.roofline import Layer, Roofs, convolutions
 from udean.benchmarks.worker import Contender, Failed, Worker
 from udean.export.onnx import serialize, to_onnx
 from udean.runtime import RunError, SuperResolver
-from udean.runtime.cost import graph_flop
 from udean.runtime.windows import plan_windows
 from udean.trainer import checkpoint, networks
+from udean.trainer.merging import merged
 
 ARCHITECTURE = networks.Architecture(channels=8, groups=1, blocks=1)
 WINDOW, SHAPE = (16, 16), (28, 28, 5)  # two windows along each axis: 16 + 12, 3 + 2
@@ -101,10 +103,17 @@ def test_rows_hold_every_figure(result):
 
 def test_throughput_is_the_networks_arithmetic_over_its_time(result, tiny):
     document = result[0]
-    flop = graph_flop(tiny.with_suffix(".onnx").read_bytes()) * WINDOW[0] * WINDOW[1]
-    assert document["model"]["gflop_a_window"] == pytest.approx(flop / 1e9, rel=1e-2)
+    network, _ = checkpoint.load_generator(tiny)
+    flop = {}
+    for key, net in (("gflop_a_window", network), ("gflop_a_window_deployed", merged(network))):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            net(torch.zeros(1, 3, *WINDOW))
+        flop[key] = counter.get_total_flops()
+        assert document["model"][key] == pytest.approx(flop[key] / 1e9, rel=1e-2)
+    trained, deployed = flop.values()
     for row in document["rows"]:
         if "failed" not in row:
+            flop = deployed if row["kind"] == "udean" else trained
             # seconds are rounded to 0.1 ms
             assert row["gflops"] == pytest.approx(8 * flop / row["network_seconds"] / 1e9, rel=0.05, abs=0.1)
             roof = document["roofs"]["gflops"][row["precision"]]
@@ -208,7 +217,7 @@ def test_arithmetic_of_one_convolution_by_hand(tmp_path):
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), tmp_path / "one.onnx")
     # 8 outputs at 10 x 20 places, each a sum of 27 products; 3 x 20 x 40 values in, 8 x 10 x 20 out
     wanted = [Layer(2.0 * 27 * 8 * 10 * 20, 3 * 20 * 40 + 8 * 10 * 20, 8 * 27)]
-    assert convolutions(tmp_path / "one.onnx", 20, 40) == wanted
+    assert convolutions(onnx.load(tmp_path / "one.onnx"), 20, 40) == wanted
 
 
 def test_roofs_bind_as_they_should():
