@@ -25,11 +25,12 @@ def test_convolutions_of_a_graph_are_counted(tmp_path):
 def test_an_exported_model_and_its_checkpoint_cost_the_same(tmp_path):
     checkpoint, network = tiny_checkpoint(tmp_path / "tiny.pt")
     exported = tmp_path / "tiny.fp16.onnx"
-    exported.write_bytes(serialize(to_onnx(merged(network), 3, half=True), CARD))
+    deployed = merged(network)
+    exported.write_bytes(serialize(to_onnx(deployed, 3, half=True), CARD))
     # In a checkpoint's own, small window attention and rims weigh more than in the graph's count.
     for model, window in ((checkpoint, test_engines.CARD.window), (exported, (512, 512))):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            merged(network)(torch.zeros(1, 3, *window))
+            deployed(torch.zeros(1, 3, *window))
         wanted = counter.get_total_flops() / math.prod(window)
         assert flop_per_voxel(model) == pytest.approx(wanted, rel=5e-3)
 
