@@ -15,16 +15,15 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..trainer.machine import Precision
 from . import common
 from .curves import Panel
-
-Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def _train(
         bool | None, typer.Option("--register", help="Register the HR scans of pairs rigidly.")
     ] = None,
     bad_scans: Annotated[str | None, typer.Option(help="stop at, or skip, scans of no use.")] = None,
-    precision: Annotated[str | None, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, 32-true, bf16-mixed or 16-mixed.")] = None,
     devices: Annotated[int | None, typer.Option(help="GPUs (or CPU processes) on each node.")] = None,
     nodes: Annotated[int | None, typer.Option(help="Nodes, under Slurm.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that draw patches.")] = None,
@@ -103,12 +103,12 @@ def _train(
 
     from . import processes
     from .config import load
-    from .fit import fit
+    from .fit import fit, resolved
 
     options["network"] = {"scale": parse_scale(scale) if scale else None}
-    resolved = load(preset, config, options)
+    chosen = resolved(load(preset, config, options))
     progress = Progress(*COLUMNS, TextColumn("{task.fields[losses]}"), console=STDERR)
-    task = progress.add_task("Training", total=None, losses="")
+    task = progress.add_task(f"Training in {chosen.schedule.precision}", total=None, losses="")
     shown = ""
 
     def report(step: int, total: int, values: dict[str, float]) -> None:
@@ -120,7 +120,7 @@ def _train(
         progress.update(task, total=total, completed=step, losses=f"{name} {value:.4f} {shown}")
 
     try:
-        final = fit(resolved, out, resume, report)
+        final = fit(chosen, out, resume, report)
     finally:
         progress.stop()
     if processes.rank() == 0:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from ..runtime.errors import RunError
 from .kspace import Degradation, DegradationError
+from .machine import Precision
 from .methods import METHODS, Name, Weights
 from .networks import Architecture, ArchitectureError
 
@@ -60,6 +61,7 @@ class Schedule:
     """How long and how fast. patch: rows (= columns) of an LR patch; batch: LR patches a step, of all
     processes together.
 
+    precision: of the arithmetic; "auto" is what the machine is fastest in, see `machine.precision`.
     learning_rate falls by a cosine to final_rate over `steps`, beta2 is Adam's (section II-E); a method
     of two stages runs the whole schedule in each.
     """
@@ -73,7 +75,7 @@ class Schedule:
     validate_every: int = 1000
     checkpoint_every: int = 500
     seed: int = 0
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    precision: Literal["auto", Precision] = "auto"
 
 
 @dataclass(frozen=True)

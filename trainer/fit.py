@@ -23,7 +23,7 @@ from .. import __version__
 from ..runtime import intensity
 from ..runtime.card import ModelCard
 from ..runtime.errors import RunError
-from . import checkpoint, loading, processes
+from . import checkpoint, loading, machine, processes
 from .config import Config, ConfigError
 from .methods import Method, create
 from .methods.method import Batch, Made, Turn
@@ -48,6 +48,7 @@ def fit(config: Config, run: Path, resume: bool = False, report: Report | None =
     report(step, of how many, losses) is called after every step, in the first process. Returns the checkpoint
     to deploy.
     """
+    config = resolved(config)
     schedule, arch = config.schedule, config.network
     fabric = _fabric(config)
     fabric.launch()
@@ -152,6 +153,14 @@ def _fabric(config: Config) -> Fabric:
         strategy="ddp" if devices * nodes > 1 else "auto",
         precision=config.schedule.precision,
     )
+
+
+def resolved(config: Config) -> Config:
+    """The configuration with the precision that "auto" stands for on this machine."""
+    if config.schedule.precision != "auto":
+        return config
+    schedule = dataclasses.replace(config.schedule, precision=machine.precision())
+    return dataclasses.replace(config, schedule=schedule)
 
 
 def to_batch(slabs: loading.Slabs, step: int, config: Config, fabric: Fabric) -> Batch:

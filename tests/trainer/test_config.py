@@ -35,7 +35,7 @@ def test_options_win_over_the_file_and_the_file_over_the_preset(tmp_path):
         ("[schedule]\nsteps = true", "'schedule.steps' must be int"),
         ("[schedule]\nsteps = 0", "at least 1"),
         ("[schedule]\nbatch = 1", "at least 2"),
-        ("[schedule]\nprecision = 'fp8'", "must be one of '32-true'"),
+        ("[schedule]\nprecision = 'fp8'", "must be one of 'auto'"),
         ("[network]\nscale = [2, 3, 1]", "same factor"),
         ("[network]\nscale = [2, 2]", "must be a list"),
         ("[data]\nslab_axes = [3]", "slab_axes"),

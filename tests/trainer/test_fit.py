@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import nibabel as nib
 import numpy as np
@@ -17,6 +18,7 @@ from lightning_fabric.plugins.precision import MixedPrecision
 from udean.runtime.errors import RunError
 from udean.trainer import checkpoint, fit
 from udean.trainer.config import load
+from udean.trainer.machine import Precision
 from udean.trainer.methods import METHODS
 from udean.trainer.watch import Alarm, Metrics
 
@@ -51,7 +53,8 @@ def config(scans, method="udean", **tables):
             "network": {"channels": 8, "groups": 1, "blocks": 1, "discriminator": 4, "skip": "cubic"},
             "schedule": {
                 "steps": 4, "batch": 2, "patch": 16, "learning_rate": 1e-3,
-                "validate_every": 2, "checkpoint_every": 2, **tables.get("schedule", {}),
+                "validate_every": 2, "checkpoint_every": 2, "precision": "32-true",
+                **tables.get("schedule", {}),
             },
             "machine": {"workers": 0, **tables.get("machine", {})},
         },
@@ -204,3 +207,14 @@ def test_metrics_of_another_stage_keep_the_rows_before(tmp_path):
     resumed.close()
     rows = metrics_of(tmp_path)
     assert [(r["step"], r["low_pass"], r["pixel"]) for r in rows] == [("1", "1", ""), ("2", "", "3")]
+
+
+def test_auto_is_a_precision_that_the_machine_multiplies_itself(scans):
+    """bf16 by way of float32 takes several times as long as float32."""
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    chosen = fit.resolved(config(scans, schedule={"precision": "auto"})).schedule.precision
+    assert chosen in get_args(Precision)
+    if not torch.cuda.is_available() and "avx512f" in flags:
+        assert (chosen == "bf16-mixed") == bool({"avx512_bf16", "amx_bf16"} & set(flags.split()))
+    explicit = config(scans, schedule={"precision": "bf16-mixed"})
+    assert fit.resolved(explicit) == explicit
