@@ -48,7 +48,7 @@ DONE = ("written", "kept")
 def main(scans: int = 200, shape: str = "64,64,32", times: int = 3) -> None:
     if common.cores() < 2:
         raise SystemExit("Two workers need two cores.")
-    with tempfile.TemporaryDirectory(dir=".") as name:
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source = folder / "scans"
         source.mkdir()

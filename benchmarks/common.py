@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import statistics
 import sys
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..export.onnx import serialize, to_onnx
 from ..runtime.card import ModelCard
+from ..runtime.engine import cores
 from ..runtime.files import write_json
 from ..trainer import checkpoint, networks
 from ..trainer.merging import merged
@@ -161,11 +161,6 @@ def circumstances(command: Sequence[str]) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions,
     }
-
-
-def cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def _processor() -> str:

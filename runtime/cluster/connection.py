@@ -9,6 +9,7 @@ import secrets
 import signal
 from typing import Any
 
+from ..engine import cores
 from ..errors import RunError
 from ..extras import require
 
@@ -31,7 +32,7 @@ def connect(address: str | None) -> Any:
         # Ray listens on every interface and runs what it is sent: nobody else shall know the word.
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine starts slowly
-        options = {"num_cpus": _cores(), "include_dashboard": False}
+        options = {"num_cpus": cores(), "include_dashboard": False}
     ray: Any = require("ray", "cluster")
     stop = signal.getsignal(signal.SIGTERM)
     try:
@@ -56,8 +57,3 @@ def root_cause(error: BaseException) -> BaseException:
 
 def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _cores() -> int | None:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..card import METADATA_KEY, ModelCard
-from ..engine import EngineInfo, Precision
+from ..engine import EngineInfo, Precision, cores
 from ..errors import RunError
 from ..extras import require
 from .fixed import InputSize
@@ -25,8 +25,8 @@ class OnnxRuntimeEngine:
         ort: Any = require("onnxruntime", "cpu")
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors: warnings are about graph details that no user can mend
-        if threads:
-            options.intra_op_num_threads = threads
+        # Without a number ONNX Runtime binds its threads to cores, those of every process to the same.
+        options.intra_op_num_threads = threads or cores()
         try:
             self._session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the library's own exceptions share no base class

@@ -46,7 +46,9 @@ class OpenVinoEngine:
         edges = ov.preprocess.PrePostProcessor(model)
         edges.input().tensor().set_element_type(ov.Type.f32)
         edges.output().tensor().set_element_type(ov.Type.f32)
-        settings = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
+        settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
+        # OpenVINO would bind its threads to the first cores, those of another shard or worker to the same.
+        settings["ENABLE_CPU_PINNING"] = False
         if threads:
             settings["INFERENCE_NUM_THREADS"] = str(threads)
         try:

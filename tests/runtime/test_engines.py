@@ -1,6 +1,7 @@
 """Every engine against the reference, by the same test; and what each says when it cannot start."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -192,6 +193,28 @@ def test_a_model_of_one_input_size_takes_any_number_of_windows(folder, tmp_path,
         assert relative(fixed(windows[:count]), free(windows[:count])) < 1e-5
     with pytest.raises(RunError, match="16x20 only, not 16x16"):
         fixed(windows[..., :16])
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity"), reason="reads threads' affinities as Linux has them"
+)
+@pytest.mark.parametrize("library", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("threads", [None, 1, 2])
+def test_threads_may_run_on_every_core(folder, library, threads):
+    """Else those of several shards or workers share a core, while others are idle."""
+    script = (
+        "import os, sys\n"
+        "import numpy as np\n"
+        "from udean.runtime import open_engine\n"
+        "mine = os.sched_getaffinity(0)\n"
+        "threads = None if sys.argv[3] == 'None' else int(sys.argv[3])\n"
+        "engine = open_engine(sys.argv[1], precision='fp32', threads=threads, library=sys.argv[2])\n"
+        "engine(np.zeros((4, 3, 64, 64), np.float32))\n"
+        "print(all(os.sched_getaffinity(int(thread)) == mine for thread in os.listdir('/proc/self/task')))\n"
+    )
+    command = [sys.executable, "-c", script, folder / "conv.onnx", library, str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
 
 
 def test_engines_let_go_in_any_order_leave_a_process_that_survives_signals(folder):
