@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from ..runtime.card import ModelCard
 from ..runtime.cuda.device import Gpu
 from ..runtime.engines import choose_engine
+from ..runtime.files import read_json
 from ..runtime.resolver import SuperResolver
 from ..runtime.windows import plan_windows, profile
+from ..trainer import machine
 from . import common, monitor
 from .worker import Contender, Failed, Worker
 
@@ -198,6 +200,8 @@ class Contest:
         if who.compiled:  # a batch size that was right without it spares a compilation for each
             who = row.contender = dataclasses.replace(who, batch=self.rows[0].batch)
         try:
+            if who.precision == "bf16" and machine.precision() != "bf16-mixed":
+                raise Failed("This processor computes bfloat16 by way of float32, many times as slowly.")
             with self._watch(row.name):
                 worker = Worker(who, self._volume, self._limit if who.compiled else OPENING)
             workers[row.name] = worker
@@ -288,7 +292,8 @@ def whole(row: Row, volume: NDArray[Any], folder: Path, times: int, scans: int) 
     """Seconds of a whole command from .nii.gz to .nii.gz, interpreter and imports included.
 
     `udean-run` for the runtime, peers/monai.py for the PyTorch path. With more than one scan also what each
-    further one takes of a folder. Empty for rows that no command stands for.
+    further one takes of a folder, and of the runtime's commands how many times as long as their network they
+    take, as their sidecars have it. Empty for rows that no command stands for.
     """
     who = row.contender
     if who.compiled or who.kind not in ("udean", "monai"):
@@ -320,9 +325,19 @@ def whole(row: Row, volume: NDArray[Any], folder: Path, times: int, scans: int) 
             raise Failed(f"{module} failed: {done.stderr.strip().splitlines()[-1]}")
         return time.perf_counter() - start
 
+    def over_network(command: float) -> float:
+        timings = read_json(out / "0_sr.json")["udean"]["timings"]
+        return command / timings["network"]
+
     try:
-        one = statistics.median(seconds(first) for _ in range(times))
+        commands, ratios = [], []
+        for _ in range(times):
+            commands.append(seconds(first))
+            ratios += [over_network(commands[-1])] if who.kind == "udean" else []
+        one = statistics.median(commands)
         found: dict[str, Any] = {"command_seconds": round(one, 3)}
+        if ratios:
+            found["command_over_network"] = round(statistics.median(ratios), 4)
         if scans > 1:
             found["folder_seconds_a_scan"] = round((seconds(source) - one) / (scans - 1), 4)
     except Failed as error:

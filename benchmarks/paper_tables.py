@@ -30,7 +30,7 @@ from ..trainer import kspace
 from ..trainer.cli import parse_scale
 from ..trainer.config import Config, load
 from ..trainer.evaluate import INTERPOLATIONS, Summary
-from ..trainer.fit import fit
+from ..trainer.fit import fit, resolved
 from ..trainer.metrics import Figures, measure
 from ..trainer.scans import CohortError, Entry, find
 from .panels import Planes, draw_curves, draw_panels
@@ -160,7 +160,7 @@ def keep(study: Study, groups: dict[str, list[Entry]]) -> None:
 
 def train(study: Study, experiment: Experiment, say: Say) -> Path:
     """The checkpoint of an experiment, trained from its last one on."""
-    config, run = study.configuration(experiment), study.out / "runs" / experiment.name
+    config, run = resolved(study.configuration(experiment)), study.out / "runs" / experiment.name
     saved = run / "config.toml"
     if saved.exists() and saved.read_text() != config.to_toml():
         raise RunError(f"{run} was trained with other settings: give another --out, or remove it.")

@@ -146,12 +146,14 @@ def _fabric(config: Config) -> Fabric:
     if "LOCAL_WORLD_SIZE" in os.environ:
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         nodes = int(os.environ["WORLD_SIZE"]) // devices
+    precision = config.schedule.precision
+    assert precision != "auto", "resolved before"
     return Fabric(
         accelerator="auto",
         devices=devices,
         num_nodes=nodes,
         strategy="ddp" if devices * nodes > 1 else "auto",
-        precision=config.schedule.precision,
+        precision=precision,
     )
 
 

@@ -23,8 +23,10 @@ from udean.benchmarks.peers.network import TorchNetwork
 from udean.benchmarks.peers.torchio import TorchioPath
 from udean.benchmarks.roofline import Layer, Roofs, convolutions
 from udean.benchmarks.worker import Contender, Failed, Worker
-from udean.export.onnx import serialize, to_onnx
+from udean.export.onnx import read, serialize, to_onnx
 from udean.runtime import RunError, SuperResolver
+from udean.runtime.engines import model_file
+from udean.runtime.files import sha256
 from udean.runtime.windows import plan_windows
 from udean.trainer import checkpoint, networks
 from udean.trainer.merging import merged
@@ -92,6 +94,7 @@ def test_rows_hold_every_figure(result):
         assert len(row["seconds_of_all"]) == len(row["network_seconds_of_all"]) == 2
         assert 0 < row["network_seconds"] < row["seconds"] < row["command_seconds"]
         assert row["host_mb"] > row["host_mb_over_ready"] >= 0
+        assert row.get("command_over_network", 2) > 1 and ("command_over_network" in row) == (name != PATH)
         speed = row["speed_up"]
         assert speed["low"] <= speed["median"] <= speed["high"]
         assert row["windows"] == result[0]["windows"]["monai"] == result[0]["windows"]["ours"] == 8
@@ -157,11 +160,16 @@ def test_refusals_are_sentences(given, sentence):
     assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
 
 
-def test_the_embedded_models_checkpoint_is_the_embedded_model(tmp_path):
+def test_the_embedded_model_is_exported_from_the_checkpoint_beside_it(tmp_path):
+    with model_file(None) as (embedded, _):
+        _, card = read(embedded)
+        assert card.checkpoint == sha256(embedded.with_name("default.pt"))
     file, full, half = common.embedded(tmp_path)
     volume = common.head((24, 24, 3))
-    ours = SuperResolver(full, "cpu", "fp32", library="onnxruntime")(volume, "float32")
-    assert common.deviation(SuperResolver(file, "cpu")(volume, "float32"), ours)["psnr"] > 100
+    ours = SuperResolver(None, "cpu", "fp32", library="onnxruntime")(volume, "float32")
+    for model in (file, full):
+        found = SuperResolver(model, "cpu", library="onnxruntime", precision="fp32")(volume, "float32")
+        assert common.deviation(found, ours)["psnr"] > 100
     low = SuperResolver(half, "cpu", library="onnxruntime")(volume, "float32")
     assert 50 < common.deviation(low, ours)["psnr"] < 100
 
