@@ -33,9 +33,7 @@ def connect(address: str | None) -> Any:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine starts slowly
         for watched in ("enable_metrics_collection", "task_events_report_interval_ms", "event_stats"):
-            os.environ.setdefault(
-                f"RAY_{watched}", "0"
-            )  # nobody looks at these of a cluster without dashboard
+            os.environ.setdefault(f"RAY_{watched}", "0")  # nobody looks: there is no dashboard
         options = {"num_cpus": cores(), "include_dashboard": False}
     ray: Any = require("ray", "cluster")
     stop = signal.getsignal(signal.SIGTERM)
