@@ -8,6 +8,7 @@ figure is, roofline.py how near each comes to what the machine can do.
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -282,7 +283,10 @@ def _into(path: Path, document: dict[str, Any], suffix: str) -> Path:
     """The file, or, of a folder, one in it that is named for model, shape and device."""
     if path.suffix:
         return path
-    device = document["device"] if document["device"] != "cpu" else f"cpu-{document['threads']}-threads"
+    device = document["device"]
+    if device == "cpu":  # "Intel(R) Xeon(R) Processor (avx2, avx512f)" is an Intel Xeon
+        processor = re.sub(r"\((R|TM)\)|\bProcessor\b|\bCPU\b|@.*| \(.*", "", document["processor"])
+        device = f"{processor} {document['threads']} threads"
     shape = "x".join(map(str, document["shape"]))
     return path / (common.slug(f"bench {document['model']['name']} {shape} {device}") + suffix)
 

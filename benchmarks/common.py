@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import re
 import statistics
 import sys
 import time
@@ -142,7 +143,7 @@ def record(name: str, result: dict[str, Any], folder: Path = RESULTS) -> None:
 
 def slug(text: str) -> str:
     """A text, such as a device's name, as part of a file's name."""
-    return "-".join(text.lower().split())
+    return "-".join(re.findall(r"[a-z0-9.]+", text.lower()))
 
 
 def circumstances(command: Sequence[str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 from onnx import TensorProto, helper
 from torch.utils.flop_counter import FlopCounterMode
 from udean.benchmarks import common
-from udean.benchmarks.bench import warnings
+from udean.benchmarks.bench import _into, warnings
 from udean.benchmarks.contest import PATH, Row, SpeedUp, agree, fitting
 from udean.benchmarks.monitor import PERIOD, GpuMonitor
 from udean.benchmarks.peers import monai
@@ -81,7 +81,7 @@ def result(tiny):
     ]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    (file,) = folder.glob("bench-tiny-28x28x5-cpu-*-threads.json")
+    (file,) = folder.glob("bench-tiny-28x28x5-*-threads.json")
     page = file.with_suffix(".html").read_text()
     return json.loads(file.read_text()), page, folder / "r.png", done.stdout
 
@@ -302,3 +302,22 @@ def test_device_memory_is_put_down_to_who_claims_it(tmp_path, monkeypatch):
         watch.close()
     assert watch.peak("a") == 120 * 2**20 and watch.peak("b") == 250 * 2**20
     assert watch.peak("c") is None and set(watch.mhz) == {1500.0}
+
+
+@pytest.mark.parametrize(
+    ("processor", "name"),
+    [
+        ("Intel(R) Xeon(R) Processor (avx2, avx512f)", "intel-xeon"),
+        ("AMD EPYC (avx2, avx512f, avx512_bf16)", "amd-epyc"),
+        ("Intel(R) Core(TM) i7-9750H CPU @ 2.60GHz (avx2)", "intel-core-i7-9750h"),
+    ],
+)
+def test_results_of_two_processors_lie_side_by_side(tmp_path, processor, name):
+    about = {
+        "device": "cpu",
+        "threads": 2,
+        "shape": [9, 8, 7],
+        "model": {"name": "m"},
+        "processor": processor,
+    }
+    assert _into(tmp_path, about, ".json") == tmp_path / f"bench-m-9x8x7-{name}-2-threads.json"
