@@ -45,11 +45,12 @@ class MergedTail(nn.Module):
         kernel = F.conv_transpose2d(b.transpose(0, 1), a.transpose(0, 1)).transpose(0, 1)
         constant = second.bias.detach().double().repeat_interleave(s**2)
         self.whole = _conv(kernel, constant + torch.einsum("oiuv,i->o", a, bias), (2, 2))
-        # The first convolution beyond an edge sees the window with its opposite row (or column) of weights.
-        self.above = _rim(_conv(b[:, :, 2:], bias, (0, 2)), _conv(a[:, :, :1], None, (0, 0)))
-        self.below = _rim(_conv(b[:, :, :1], bias, (0, 2)), _conv(a[:, :, 2:], None, (0, 0)))
-        self.left = _rim(_conv(b[..., 2:], bias, (1, 0)), _conv(a[..., :1], None, (1, 0)))
-        self.right = _rim(_conv(b[..., :1], bias, (1, 0)), _conv(a[..., 2:], None, (1, 0)))
+        # What lies beyond an edge by the first convolution, which sees the window with the opposite row (or
+        # column) of its weights, and its share in the image by the second.
+        self.above = nn.Sequential(_conv(b[:, :, 2:], bias, (0, 2)), _conv(a[:, :, :1], None, (0, 0)))
+        self.below = nn.Sequential(_conv(b[:, :, :1], bias, (0, 2)), _conv(a[:, :, 2:], None, (0, 0)))
+        self.left = nn.Sequential(_conv(b[..., 2:], bias, (1, 0)), _conv(a[..., :1], None, (1, 0)))
+        self.right = nn.Sequential(_conv(b[..., :1], bias, (1, 0)), _conv(a[..., 2:], None, (1, 0)))
         self.shuffle = nn.PixelShuffle(s)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,11 +78,6 @@ def _on_blocks(conv: nn.Conv2d, s: int) -> Tensor:
             tap = weight[:, :, 1 + up, 1 + left]
             blocks[:, row, column, :, sub_row, sub_column, 1 + block_row, 1 + block_column] += tap
     return blocks.reshape(outputs * s**2, inputs * s**2, 3, 3)
-
-
-def _rim(first: nn.Conv2d, second: nn.Conv2d) -> nn.Sequential:
-    """What lies beyond an edge by the first convolution, and its share in the image by the second."""
-    return nn.Sequential(first, second)
 
 
 def _conv(weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> nn.Conv2d:
