@@ -23,7 +23,7 @@ from ..runtime.engines import choose_engine
 from ..runtime.files import read_json
 from ..runtime.resolver import SuperResolver
 from ..runtime.windows import plan_windows, profile
-from ..trainer import machine
+from ..trainer.machine import processor_has_bf16
 from . import common, monitor
 from .worker import Contender, Failed, Worker
 
@@ -200,7 +200,7 @@ class Contest:
         if who.compiled:  # a batch size that was right without it spares a compilation for each
             who = row.contender = dataclasses.replace(who, batch=self.rows[0].batch)
         try:
-            if who.precision == "bf16" and machine.precision() != "bf16-mixed":
+            if who.precision == "bf16" and not processor_has_bf16():
                 raise Failed("This processor computes bfloat16 by way of float32, many times as slowly.")
             with self._watch(row.name):
                 worker = Worker(who, self._volume, self._limit if who.compiled else OPENING)
