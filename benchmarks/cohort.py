@@ -4,7 +4,7 @@
 
 The same scans by one process with two cores and by Ray with one such worker; by two processes as shards with
 a core each and by Ray with two such workers. Ray's overhead is its time a scan over that of the same cores
-without it, in seconds and in processor time: what else a machine does changes the first more than the second.
+without it, in seconds and in processor time. From round to round it may differ by ten points: give --times 5.
 Both are taken between the outcomes at a tenth and at nine tenths of the cohort: start and end are the same
 for 200 scans and for 10 000; whole seconds stand beside.
 

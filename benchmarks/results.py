@@ -165,13 +165,6 @@ def large_volume(found: Mapping[str, Result]) -> str:
     )
 
 
-def cohort(found: Mapping[str, Result]) -> str:
-    """What Ray costs a scan: part of a sentence."""
-    result = found["cohort"]
-    shares = [share for figures in result["ray's overhead"].values() for share in figures.values()]
-    return f"{min(shares):.0f} to {max(shares):.0f} % more time a scan, of {result['scans']} small ones,"
-
-
 def speed(found: Mapping[str, Result]) -> str:
     """Each machine's engines against the PyTorch path."""
     lines: list[str] = []
@@ -198,7 +191,6 @@ FIGURES: dict[str, Callable[[Mapping[str, Result]], str]] = {
     "precisions": precisions,
     "background": background,
     "memory": large_volume,
-    "cohort": cohort,
     "speed": speed,
 }
 
