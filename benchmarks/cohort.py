@@ -3,10 +3,12 @@
     python -m udean.benchmarks.cohort [--scans 200] [--shape 64,64,32] [--times 3]
 
 The same scans by one process with two cores and by Ray with one such worker; by two processes as shards with
-a core each and by Ray with two such workers. Ray's overhead is its time a scan over that of the same cores
-without it, in seconds and in processor time. From round to round it may differ by ten points: give --times 5.
-Both are taken between the outcomes at a tenth and at nine tenths of the cohort: start and end are the same
-for 200 scans and for 10 000; whole seconds stand beside.
+a core each and by Ray with two such workers. Figures are taken between the outcomes at a tenth and at nine
+tenths of the cohort: start and end are the same for 200 scans and for 10 000; whole seconds stand beside.
+
+The machine's own speed may change by a third within minutes, which is more than Ray costs. So all run twice:
+with the embedded model, where Ray's overhead is read off the seconds a scan, round by round; and with a small
+network that takes next to nothing, where the processor time shows what everything else takes.
 
 Then a worker is killed at a quarter of the cohort and the driver at a half; the same command goes on.
 """
@@ -14,10 +16,12 @@ Then a worker is killed at a quarter of the cohort and the driver at a half; the
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -43,7 +47,15 @@ KINDS = {
     "two shards": [["--threads", "1", *SHARE, "0"], ["--threads", "1", *SHARE, "1"]],
     "ray, two workers": [["--threads", "1", "--ray"]],
 }
+CONTESTS = {
+    "one worker over one process": ("ray, one worker", "one process"),
+    "two workers over two shards": ("ray, two workers", "two shards"),
+}
+SECONDS, PROCESSOR = "seconds a scan", "processor seconds a scan"
+EMBEDDED, SMALL = "embedded model", "small network"
 DONE = ("written", "kept")
+
+Figures = dict[str, dict[str, list[float]]]  # of the runs of each kind, by name
 
 
 def main(scans: int = 200, shape: str = "64,64,32", times: int = 3) -> None:
@@ -60,42 +72,55 @@ def main(scans: int = 200, shape: str = "64,64,32", times: int = 3) -> None:
                 nib.Nifti1Image(volume + random.integers(0, 9, dtype=np.int16), np.diag([1, 1, 2, 1])),
                 source / f"{n:04}.nii.gz",
             )
-        digests: set[str] = set()
+        arch = dataclasses.replace(common.PRESETS["compact"], channels=6, groups=1, blocks=1)
+        _, small, _ = common.untrained(folder, "small", arch)
+        engines = {SMALL: ["--engine", str(small)], EMBEDDED: []}
+        digests: dict[str, set[str]] = {model: set() for model in engines}
 
-        def run(kind: str) -> dict[str, float]:
-            found = _run(folder, source, scans, KINDS[kind])
-            digests.add(_digest(folder / "out"))
+        def run(kind: str, model: str) -> dict[str, float]:
+            found = _run(folder, source, scans, [[*command, *engines[model]] for command in KINDS[kind]])
+            digests[model].add(_digest(folder / "out"))
             return found
 
-        figures = common.alternate({kind: lambda kind=kind: run(kind) for kind in KINDS}, times)
-        medians = common.medians(figures)
+        found = {
+            model: common.alternate({k: lambda k=k, m=model: run(k, m) for k in KINDS}, times)
+            for model in engines
+        }
         survived = _killed(folder, source, scans)
-        digests.add(_digest(folder / "out"))
-        assert len(digests) == 1, "the runs did not give the same bytes"
-    alone, ray_alone, shards, ray = (medians[kind] for kind in KINDS)
-
-    def overhead(of: dict[str, float], over: dict[str, float]) -> dict[str, float]:
-        seconds = "seconds a scan", "processor seconds a scan"
-        return {f"{unit}, %": round(100 * (of[unit] / over[unit] - 1), 1) for unit in seconds}
-
+        digests[EMBEDDED].add(_digest(folder / "out"))
+        assert all(len(outputs) == 1 for outputs in digests.values()), "the runs did not give the same bytes"
+    medians = {model: common.medians(figures) for model, figures in found.items()}
+    alone, workers = (medians[EMBEDDED][kind][SECONDS] for kind in ("one process", "ray, two workers"))
     common.record(
         "cohort",
         {
             "scans": scans,
             "shape": [int(n) for n in shape.split(",")],
             "medians": medians,
-            "ray's overhead": {
-                "one worker over one process": overhead(ray_alone, alone),
-                "two workers over two shards": overhead(ray, shards),
-            },
-            "scans in the time of one process, ray with two workers": round(
-                alone["seconds a scan"] / ray["seconds a scan"], 2
-            ),
-            "distinct outputs among the runs, byte for byte": len(digests),
+            "ray's overhead": {name: _overhead(found, *kinds) for name, kinds in CONTESTS.items()},
+            "scans in the time of one process, ray with two workers": round(alone / workers, 2),
+            "distinct outputs of each model, byte for byte": 1,
             "after the death of a worker and of the driver": survived,
-            "runs": figures,
+            "runs": found,
         },
     )
+
+
+def _overhead(found: dict[str, Figures], ray: str, other: str) -> dict[str, Any]:
+    """Ray's time a scan over the other's, and the processor time that it takes beside the network."""
+    seconds = zip(found[EMBEDDED][ray][SECONDS], found[EMBEDDED][other][SECONDS], strict=True)
+    rounds = [100 * (a / b - 1) for a, b in seconds]
+    beside = statistics.median(found[SMALL][ray][PROCESSOR]) - statistics.median(
+        found[SMALL][other][PROCESSOR]
+    )
+    return {
+        "median of the rounds, %": round(statistics.median(rounds), 1),
+        "rounds, %": [round(each, 1) for each in rounds],
+        "processor ms a scan beside the network": round(1000 * beside, 1),
+        "of a scan by the embedded model, %": round(
+            100 * beside / statistics.median(found[EMBEDDED][other][PROCESSOR]), 1
+        ),
+    }
 
 
 def _command(folder: Path, source: Path, arguments: list[str]) -> list[str]:
@@ -116,14 +141,14 @@ def _run(folder: Path, source: Path, scans: int, commands: list[list[str]]) -> d
         done = len(_outcomes(folder / "out"))
         if done >= (low, high, scans + 1)[len(marks)]:
             marks.append((done, time.perf_counter(), _busy()))
-        time.sleep(0.3)
+        time.sleep(0.1)
     whole = time.perf_counter() - start
     codes = [process.returncode for process in running]
     assert not any(codes) and len(marks) == 2, codes
     (first, begin, idle), (last, end, busy) = marks
     return {
-        "seconds a scan": (end - begin) / (last - first),
-        "processor seconds a scan": (busy - idle) / (last - first),
+        SECONDS: (end - begin) / (last - first),
+        PROCESSOR: (busy - idle) / (last - first),
         "whole seconds": whole,
     }
 

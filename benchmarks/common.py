@@ -44,31 +44,33 @@ PRESETS = {
 
 
 def model(folder: Path, preset: str = "paper") -> tuple[Path, Path, Path]:
-    """An untrained network of a preset's size: checkpoint, ONNX in float32 and in half precision.
+    """An untrained network of a preset's size: checkpoint, ONNX in float32 and in half precision."""
+    return untrained(folder, preset, PRESETS[preset])
 
-    Speed does not depend on the weights' values.
-    """
+
+def untrained(folder: Path, name: str, arch: networks.Architecture) -> tuple[Path, Path, Path]:
+    """An untrained network, as by `model`. Speed does not depend on the weights' values."""
     import torch
 
     torch.manual_seed(0)
-    network = networks.super_resolution(PRESETS[preset]).eval()
+    network = networks.super_resolution(arch).eval()
     card = ModelCard(
-        name=f"{preset}-untrained",
+        name=f"{name}-untrained",
         method="none",
         scale=(2, 2, 2),
         slab=(3, 6),
         window=(64, 64),
         grid="fft",
         intensity="percentile-99.9",
-        skip=PRESETS[preset].skip,
+        skip=arch.skip,
         precision="fp32",
         parameters=networks.parameter_count(network),
         toolkit="benchmark",
         trained_on="nothing",
     )
-    path = folder / f"{preset}.pt"
-    checkpoint.save(path, card, PRESETS[preset], network)
-    return path, *_exported(folder / preset, card, network)
+    path = folder / f"{name}.pt"
+    checkpoint.save(path, card, arch, network)
+    return path, *_exported(folder / name, card, network)
 
 
 def trained(checkpoint_file: Path, folder: Path) -> tuple[Path, Path, Path]:
