@@ -4,6 +4,8 @@ import dataclasses
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +77,23 @@ def test_torch_engine_runs_a_checkpoint(tmp_path, precision, tolerance):
         wanted = network(torch.tensor(WINDOWS)).numpy()
     assert relative(engine(WINDOWS), wanted) < tolerance
     assert engine.info.precision == precision and engine.info.library == "torch"
+
+
+def test_torch_computes_in_one_thread_whoever_asks(tmp_path, monkeypatch):
+    """A second thread's OpenMP team would make both wait asleep."""
+    seen, forward = set[int](), networks.SuperResolution.forward
+
+    def noted(self, lr):
+        seen.add(threading.get_ident())
+        return forward(self, lr)
+
+    monkeypatch.setattr(networks.SuperResolution, "forward", noted)
+    file, _ = tiny_checkpoint(tmp_path / "tiny.pt")
+    engine = open_engine(file)
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(lambda _: engine(WINDOWS), range(6)))
+    assert len(seen) == 1 and threading.get_ident() not in seen
+    assert all(np.array_equal(result, results[0]) for result in results)
 
 
 def test_nearest_is_the_same_on_every_library(folder):

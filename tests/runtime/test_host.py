@@ -4,6 +4,8 @@ import threading
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from udean.runtime import RunError
 from udean.runtime.host import Volume, ahead, resolve_slabs
 from udean.runtime.trace import Stopwatch
@@ -40,6 +42,17 @@ def test_identical_windows_are_computed_once():
     )
     np.testing.assert_array_equal(np.moveaxis(out, 0, 2), doubled(volume))
     assert sum(calls) == watch.computed == 2 and watch.windows == len(plan) == 75
+
+
+@given(*(st.integers(0, n - 1) for n in (32, 32, 6)))
+def test_windows_that_differ_in_one_voxel_are_computed_each(i, j, k):
+    volume = np.zeros((32, 32, 6), np.int16)
+    volume[i, j, k] = 1
+    wide, watch = card((2, 2, 2), 3, (16, 16)), Stopwatch()
+    plan = plan_windows(volume.shape, wide, 0)
+    out = np.concatenate([p.copy() for _, p in resolve_slabs(Volume(volume), doubled, plan, watch=watch)])
+    np.testing.assert_array_equal(np.moveaxis(out, 0, 2), doubled(volume))
+    assert watch.computed == 2 and watch.windows == 8
 
 
 def test_voxels_are_scaled_on_the_way_in():
