@@ -99,7 +99,7 @@ def main(scans: int = 200, shape: str = "64,64,32", times: int = 3) -> None:
             "medians": medians,
             "ray's overhead": {name: _overhead(found, *kinds) for name, kinds in CONTESTS.items()},
             "scans in the time of one process, ray with two workers": round(alone / workers, 2),
-            "distinct outputs of each model, byte for byte": 1,
+            "distinct outputs of a model, byte for byte": max(map(len, digests.values())),
             "after the death of a worker and of the driver": survived,
             "runs": found,
         },
@@ -110,16 +110,16 @@ def _overhead(found: dict[str, Figures], ray: str, other: str) -> dict[str, Any]
     """Ray's time a scan over the other's, and the processor time that it takes beside the network."""
     seconds = zip(found[EMBEDDED][ray][SECONDS], found[EMBEDDED][other][SECONDS], strict=True)
     rounds = [100 * (a / b - 1) for a, b in seconds]
-    beside = statistics.median(found[SMALL][ray][PROCESSOR]) - statistics.median(
-        found[SMALL][other][PROCESSOR]
-    )
+
+    def processor(model: str, kind: str) -> float:
+        return statistics.median(found[model][kind][PROCESSOR])
+
+    beside = processor(SMALL, ray) - processor(SMALL, other)
     return {
         "median of the rounds, %": round(statistics.median(rounds), 1),
         "rounds, %": [round(each, 1) for each in rounds],
         "processor ms a scan beside the network": round(1000 * beside, 1),
-        "of a scan by the embedded model, %": round(
-            100 * beside / statistics.median(found[EMBEDDED][other][PROCESSOR]), 1
-        ),
+        "of a scan by the embedded model, %": round(100 * beside / processor(EMBEDDED, other), 1),
     }
 
 
