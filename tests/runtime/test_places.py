@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -101,14 +102,15 @@ def test_a_full_disk_stops_the_run_before_the_first_scan(model, tmp_path):
 def test_a_disk_that_fills_up_stops_the_run_and_room_lets_it_go_on(model, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    mount = "mount -t tmpfs -o size=300k none"
-    if subprocess.run(["unshare", "-rm", "sh", "-c", f"{mount} '{out}'"], capture_output=True).returncode:
+    mount = shlex.join(["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(out)])
+    if subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True).returncode:
         pytest.skip("needs a file system of its own")
     for n in range(8):
         scan(tmp_path / "scans" / f"{n}.nii", (24, 24, 12))  # 110 kB each when restored
-    run = f"{sys.executable} -m udean.runtime.cli --engine {model} {tmp_path}/scans -o {out}"
+    command = [sys.executable, "-m", "udean.runtime.cli", "--engine", model, tmp_path / "scans", "-o", out]
+    run, there = shlex.join(map(str, command)), shlex.quote(str(out))
     script = (
-        f"{mount} {out} && {run}; code=$?; ls -A {out}; mount -o remount,size=9m {out} && {run}; exit $code"
+        f"{mount} && {run}; code=$?; ls -A {there}; mount -o remount,size=9m {there} && {run}; exit $code"
     )
     done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count("Failed") <= 2, done.stderr
