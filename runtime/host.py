@@ -140,10 +140,10 @@ def contents(volume: Volume, plan: Plan) -> list[Hashable]:
         for k in range(len(plan.slices.starts)):
             yield from _cut(_slab(volume, plan, k), plan)
 
-    samples = [hash(window[:, ::8, ::8].tobytes()) for window in stored()]
+    samples: list[Hashable] = [hash(window[:, ::8, ::8].tobytes()) for window in stored()]
     shared = {sample for sample, count in collections.Counter(samples).items() if count > 1}
     if not shared:
-        return [*samples]
+        return samples
     return [
         hashlib.blake2b(window.tobytes()).digest() if sample in shared else sample
         for sample, window in zip(samples, stored(), strict=True)
@@ -158,6 +158,7 @@ def _slab(volume: Volume, plan: Plan, k: int) -> NDArray[Any]:
 
 
 def _cut(slab: NDArray[Any], plan: Plan) -> Iterator[NDArray[Any]]:
+    """The windows of a slab, row by row; views."""
     rows, columns = plan.rows, plan.columns
     for row in rows.starts:
         for column in columns.starts:
