@@ -45,11 +45,13 @@ class Chain:
 
 @dataclass
 class Seat:
-    """A worker's place. opening: what it tells of itself, as Ray's reference. chains: in order."""
+    """A worker's place. opening: what it tells of itself, as Ray's reference. tasks: read and write scans.
+    chains: in order."""
 
     actor: Any = None
     opening: Any = None
     about: About | None = None
+    tasks: tuple[Any, Any] | None = None
     chains: list[Chain] = field(default_factory=list)
     failures: int = 0
     empty_until: float = 0.0
@@ -73,10 +75,6 @@ class Cluster:
         self._ray = connect(self._address)
         try:
             self._seats, self._needs = self._places()
-            # Without a core of their own: they are short, and no more than DEPTH allows. Made once, since Ray
-            # sends every remote function that is made to all processes.
-            task = self._ray.remote(num_cpus=0, max_retries=0)
-            self._read, self._write = task(workers.read), task(workers.write)
             self._hire(self._seats[0])
             about = self._ray.get(self._seats[0].opening)
             if isinstance(about, str):
@@ -112,6 +110,8 @@ class Cluster:
             self._manifest, self._settings = manifest, settings or Settings()
             self._todo, self._later = deque(manifest.jobs), []
             self._order, self._deaths, self._tries = itertools.count(), Counter[Job](), Counter[Job]()
+            for seat in self._seats:
+                seat.tasks = None  # another run's
             try:
                 for outcome in self._outcomes():
                     yield outcome
@@ -178,18 +178,24 @@ class Cluster:
     def _fire(self, seat: Seat) -> None:
         if seat.actor is not None:
             self._ray.kill(seat.actor)
-        seat.actor = seat.opening = seat.about = None
+        seat.actor = seat.opening = seat.about = seat.tasks = None
 
     def _submit(self, seat: Seat, about: About, job: Job) -> None:
         """Send a scan through a seat's worker, with reading before it and writing after."""
+        read, write = seat.tasks = seat.tasks or self._tasks(about)
+        loaded = read.remote(job.absolute(), self._manifest.known(job))
+        resolved, restored = seat.actor.restore.options(num_returns=2).remote(loaded, self._settings)
+        seat.chains.append(Chain(job, resolved, write.remote(restored)))
+
+    def _tasks(self, about: About) -> tuple[Any, Any]:
+        """Reading and writing on a worker's machine."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        here = {"scheduling_strategy": NodeAffinitySchedulingStrategy(about.node, soft=False)}
-        known = self._manifest.known(job)
-        loaded = self._read.options(**here).remote(job.absolute(), self._make, about, self._settings, known)
-        resolved, restored = seat.actor.restore.options(num_returns=2).remote(loaded, self._settings)
-        outcome = self._write.options(**here).remote(restored, self._make, about, self._settings)
-        seat.chains.append(Chain(job, resolved, outcome))
+        here = NodeAffinitySchedulingStrategy(about.node, soft=False)
+        # Without a core of their own: they are short, and no more than DEPTH allows.
+        task = self._ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=here)
+        read, write = workers.files(self._make, about, self._settings)
+        return task(read), task(write)
 
     def _opened(self, seat: Seat) -> None:
         """A worker says that it is ready, or not."""

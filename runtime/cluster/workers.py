@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
 
@@ -76,31 +77,37 @@ class Worker:
         return True, folder.guarded(item.job, settings, run)
 
 
-def read(job: Job, make: Make, about: About, settings: Settings, known: Known) -> Loaded | Outcome:
-    """The task that reads a scan."""
-    loaded = folder.guarded(job, settings, lambda: folder.load(job, _planner(make, about), settings, known))
-    if isinstance(loaded, Outcome):
-        return loaded
-    # A plain array travels without a copy; the file that it came from is not needed any more.
-    scan = dataclasses.replace(loaded.scan, array=np.asarray(loaded.scan.array), image=None)
-    return dataclasses.replace(loaded, scan=scan)
+def files(
+    make: Make, about: About, settings: Settings
+) -> tuple[Callable[[Job, Known], Loaded | Outcome], Callable[[Restored | Outcome], Outcome]]:
+    """The tasks that read and write a worker's scans. Ray sends what they share once, not with every scan."""
 
+    def read(job: Job, known: Known) -> Loaded | Outcome:
+        loaded = folder.guarded(
+            job, settings, lambda: folder.load(job, _planner(make, about), settings, known)
+        )
+        if isinstance(loaded, Outcome):
+            return loaded
+        # A plain array travels without a copy; the file that it came from is not needed any more.
+        scan = dataclasses.replace(loaded.scan, array=np.asarray(loaded.scan.array), image=None)
+        return dataclasses.replace(loaded, scan=scan)
 
-def write(step: Restored | Outcome, make: Make, about: About, settings: Settings) -> Outcome:
-    """The task that writes an SR scan."""
-    if isinstance(step, Outcome):
-        return step
-    resolve, job = _planner(make, about), step.loaded.job
-    draft = job.draft(resolve)
+    def write(step: Restored | Outcome) -> Outcome:
+        if isinstance(step, Outcome):
+            return step
+        resolve, job = _planner(make, about), step.loaded.job
+        draft = job.draft(resolve)
 
-    def run() -> Outcome:
-        draft.room(step.loaded.header)[...] = step.voxels
-        return folder.write(folder.Resolved(step.loaded, draft, step.timings), resolve)
+        def run() -> Outcome:
+            draft.room(step.loaded.header)[...] = step.voxels
+            return folder.write(folder.Resolved(step.loaded, draft, step.timings), resolve)
 
-    try:
-        return folder.guarded(job, settings, run)
-    finally:
-        draft.discard()
+        try:
+            return folder.guarded(job, settings, run)
+        finally:
+            draft.discard()
+
+    return read, write
 
 
 class _Planner:
