@@ -197,14 +197,13 @@ def _wait(process: subprocess.Popen[bytes], condition: Any) -> None:
 
 
 def _kill_worker() -> None:
-    """Kill one of Ray's actors that are at work on a scan."""
-    while True:
-        for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if (process / "cmdline").read_bytes().startswith(b"ray::Worker.restore"):
-                    os.kill(int(process.name), signal.SIGKILL)
-                    return
-        time.sleep(0.002)
+    """Kill one of Ray's actors."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "cmdline").read_bytes().startswith(b"ray::Worker"):
+                os.kill(int(process.name), signal.SIGKILL)
+                return
+    raise AssertionError("there is no worker")
 
 
 def _digest(out: Path) -> str:

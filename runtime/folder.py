@@ -114,28 +114,27 @@ def run_all(
     """
     settings = settings or Settings()
 
-    def decode(manifest: Manifest) -> Iterator[Loaded | Outcome]:
+    def ahead_of_network(manifest: Manifest) -> Iterator[Loaded | Outcome]:
         for job in manifest.jobs:
-            yield guarded(job, settings, lambda job=job: load(job, resolve, settings, manifest.known(job)))
-
-    def step(item: Loaded | Outcome) -> Resolved | Outcome:
-        if isinstance(item, Outcome):
-            return item
-        return guarded(item.job, settings, lambda: _resolve(item, resolve, settings, progress))
+            yield decode(job, resolve, settings, manifest.known(job))
 
     with (
         Manifest(jobs, shard) as manifest,
         ThreadPoolExecutor(1, "encode") as encoder,
-        contextlib.closing(ahead(decode(manifest), "decode")) as decoded,
+        contextlib.closing(ahead(ahead_of_network(manifest), "decode")) as decoded,
     ):
+
+        def finish(step: Resolved | Outcome) -> Outcome:
+            return manifest.note(encode(step, resolve, settings))
+
         behind: Future[Outcome] | None = None
         for item in decoded:
-            if behind and isinstance(item, Loaded) and _nbytes(item.header) > LARGE:
+            if behind and is_large(item):
                 yield (outcome := behind.result())
                 behind = None
                 if is_final(outcome):
                     return
-            future = encoder.submit(_finish, step(item), resolve, settings, manifest)
+            future = encoder.submit(finish, restore(item, resolve, settings, progress))
             if behind:
                 yield (outcome := behind.result())
                 if is_final(outcome):
@@ -146,16 +145,43 @@ def run_all(
             yield behind.result()
 
 
+def decode(
+    job: Job, resolve: SuperResolver, settings: Settings, known: Known | None = None
+) -> Loaded | Outcome:
+    """Read a scan and look through it, unless its result is up to date."""
+    return _guarded(job, settings, lambda: _load(job, resolve, settings, known or Known()))
+
+
+def restore(
+    item: Loaded | Outcome, resolve: SuperResolver, settings: Settings, progress: Progress | None = None
+) -> Resolved | Outcome:
+    """Send a scan through the network. What progress raises that is no Exception ends it, and is raised."""
+    if isinstance(item, Outcome):
+        return item
+    return _guarded(item.job, settings, lambda: _resolve(item, resolve, settings, progress))
+
+
+def encode(step: Resolved | Outcome, resolve: SuperResolver, settings: Settings) -> Outcome:
+    """Write an SR scan and its sidecar."""
+    if isinstance(step, Outcome):
+        return step
+    try:
+        return _guarded(step.loaded.job, settings, lambda: _write(step, resolve))
+    finally:
+        step.draft.discard()
+
+
+def is_large(item: Loaded | Outcome) -> bool:
+    """Whether its SR volume shall be the only one that is held."""
+    return isinstance(item, Loaded) and _nbytes(item.header) > LARGE
+
+
 def is_final(outcome: Outcome) -> bool:
     """Whether no further scan can be written, for the reason that this one was not."""
     return outcome.error in NO_ROOM
 
 
-def load(
-    job: Job, resolve: SuperResolver, settings: Settings, known: Known | None = None
-) -> Loaded | Outcome:
-    """Read a scan and look through it, unless its result is up to date. Raises RunError for a bad scan."""
-    known = known or Known()
+def _load(job: Job, resolve: SuperResolver, settings: Settings, known: Known) -> Loaded | Outcome:
     start = time.perf_counter()
     with span(resolve.trace, "decode", job.source.name):
         before, after = job.stamps()
@@ -188,19 +214,7 @@ def _resolve(
     return Resolved(loaded, draft, dataclasses.replace(resolve.timings, read=loaded.seconds))
 
 
-def _finish(
-    step: Resolved | Outcome, resolve: SuperResolver, settings: Settings, manifest: Manifest
-) -> Outcome:
-    """Write what there is to write, and note what became of the scan."""
-    if isinstance(step, Outcome):
-        return manifest.note(step)
-    outcome = guarded(step.loaded.job, settings, lambda: write(step, resolve))
-    step.draft.discard()
-    return manifest.note(outcome)
-
-
-def write(resolved: Resolved, resolve: SuperResolver) -> Outcome:
-    """Write an SR scan and its sidecar. Raises RunError where they cannot be written."""
+def _write(resolved: Resolved, resolve: SuperResolver) -> Outcome:
     loaded, job = resolved.loaded, resolved.loaded.job
     start = time.perf_counter()
     with span(resolve.trace, "encode", job.source.name):
@@ -229,7 +243,7 @@ def _digest(stamp: Stamp, known: Trace | None) -> str | None:
     return known.sha256 if known and stamp and known.stamp == stamp else None
 
 
-def guarded(job: Job, settings: Settings, step: Callable[[], T]) -> T | Outcome:
+def _guarded(job: Job, settings: Settings, step: Callable[[], T]) -> T | Outcome:
     """A step's result, or its failure as an outcome."""
     try:
         return step()

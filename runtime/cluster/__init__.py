@@ -1,7 +1,7 @@
 """`--ray`: a cohort over the machines of a Ray cluster, or over this machine's GPUs or cores.
 
-A worker is an actor that holds one warm engine (`workers`). Reading and writing are tasks of their own on the
-worker's machine: while the network has a scan, the next one is read and the one before is written. The driver
+A worker is an actor that holds one warm engine (`workers`): while the network has a scan, the next one is
+read and the one before is written, in threads of the same process, so that no voxels travel. The driver
 (`driver`) keeps a few scans in flight for each worker, is the only one to write the manifest, and replaces
 workers that die. A scan that kills its worker twice is set aside, so that it cannot stop the cohort.
 

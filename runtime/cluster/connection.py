@@ -34,9 +34,6 @@ def connect(address: str | None) -> Any:
         os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine starts slowly
         for watched in ("enable_metrics_collection", "task_events_report_interval_ms", "event_stats"):
             os.environ.setdefault(f"RAY_{watched}", "0")  # nobody looks: there is no dashboard
-        os.environ.setdefault("RAY_LOG_MONITOR_MANY_FILES_THRESHOLD", "0")  # lists them less often
-        # Ray ends the processes that read and write when one idles for a second, and starts others.
-        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(24 * 3600 * 1000))
         options = {"num_cpus": cores(), "include_dashboard": False}
     ray: Any = require("ray", "cluster")
     stop = signal.getsignal(signal.SIGTERM)

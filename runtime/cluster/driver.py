@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from ..card import ModelCard
 from ..errors import RunError
+from ..files import sweep
 from ..folder import Settings, is_final
 from ..job import Job
 from ..manifest import Manifest, Outcome, Shard, Trace
@@ -28,31 +29,21 @@ from .workers import About, Make
 
 CORES = 4  # of a worker without a GPU, unless --threads says so: more give little to one scan
 DEPTH = 3  # scans in flight a worker: one being read, one with the network, one being written
-DEATHS = 2  # of workers, before their scan is set aside
+DEATHS = 2  # of workers, before their scan is set aside: the first perhaps another's fault, the second not
 TRIES = 4  # of a scan whose files cannot be reached, and of starting a worker
 PATIENCE = 30.0  # seconds that scans being written get when a worker dies or a run is stopped
 TRANSIENT = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EHOSTDOWN)  # of file servers
 
 
 @dataclass
-class Chain:
-    """A scan in flight, as Ray's references: what says that it has been resolved, and its outcome."""
-
-    job: Job
-    resolved: Any
-    outcome: Any
-
-
-@dataclass
 class Seat:
-    """A worker's place. opening: what it tells of itself, as Ray's reference. tasks: read and write scans.
-    chains: in order."""
+    """A worker's place. opening: what it tells of itself, as Ray's reference. scans: in flight, by the
+    references to their outcomes, in order."""
 
     actor: Any = None
     opening: Any = None
     about: About | None = None
-    tasks: tuple[Any, Any] | None = None
-    chains: list[Chain] = field(default_factory=list)
+    scans: dict[Any, Job] = field(default_factory=dict)
     failures: int = 0
     empty_until: float = 0.0
 
@@ -108,10 +99,8 @@ class Cluster:
         """
         with Manifest(jobs, shard) as manifest:
             self._manifest, self._settings = manifest, settings or Settings()
-            self._todo, self._later = deque(manifest.jobs), []
+            self._todo, self._alone, self._later = deque(manifest.jobs), deque[Job](), []
             self._order, self._deaths, self._tries = itertools.count(), Counter[Job](), Counter[Job]()
-            for seat in self._seats:
-                seat.tasks = None  # another run's
             try:
                 for outcome in self._outcomes():
                     yield outcome
@@ -142,10 +131,10 @@ class Cluster:
         return [Seat() for _ in range(seats)], {"num_cpus": each}
 
     def _outcomes(self) -> Generator[Outcome]:
-        while self._todo or self._later or any(seat.chains for seat in self._seats):
+        while self._todo or self._alone or self._later or any(seat.scans for seat in self._seats):
             self._fill()
             opening = [seat.opening for seat in self._seats if seat.opening and not seat.about]
-            outcomes = [chain.outcome for seat in self._seats for chain in seat.chains]
+            outcomes = [reference for seat in self._seats for reference in seat.scans]
             if not (opening or outcomes):
                 time.sleep(0.1)  # whatever is to be tried again has to wait
                 continue
@@ -153,49 +142,42 @@ class Cluster:
             for seat in self._seats:
                 if seat.opening in ready and not seat.about:
                     self._opened(seat)
-                while chain := next((c for c in seat.chains if c.outcome in ready), None):
-                    yield from self._finished(seat, chain)
+                while reference := next((r for r in seat.scans if r in ready), None):
+                    yield from self._finished(seat, reference)
 
     def _fill(self) -> None:
         """Give every seat a worker, and every worker its scans."""
         now = time.monotonic()
         while self._later and self._later[0][0] <= now:
-            self._todo.append(heapq.heappop(self._later)[2])
-        for seat in self._seats[: max(1, len(self._todo) + len(self._later))]:
+            job = heapq.heappop(self._later)[2]
+            (self._alone if self._deaths[job] else self._todo).append(job)
+        for seat in self._seats[: max(1, len(self._todo) + len(self._alone) + len(self._later))]:
             if seat.actor is None and seat.empty_until <= now:
                 self._hire(seat)
         # Round by round, so that the last scans do not queue for one worker while others are idle.
         for depth in range(DEPTH):
             for seat in self._seats:
-                if self._todo and seat.about and len(seat.chains) == depth:
-                    self._submit(seat, seat.about, self._todo.popleft())
+                if not seat.about or len(seat.scans) != depth:
+                    continue
+                if self._alone and not seat.scans:
+                    self._submit(seat, self._alone.popleft())
+                elif self._todo and not any(self._deaths[job] for job in seat.scans.values()):
+                    self._submit(seat, self._todo.popleft())
 
     def _hire(self, seat: Seat) -> None:
-        actor = self._ray.remote(**self._needs, max_restarts=0)(workers.Worker)
+        # A call for each scan in flight, and one that stops them.
+        actor = self._ray.remote(**self._needs, max_restarts=0, max_concurrency=DEPTH + 1)(workers.Worker)
         seat.actor, seat.about = actor.remote(self._make), None
         seat.opening = seat.actor.open.remote()
 
     def _fire(self, seat: Seat) -> None:
         if seat.actor is not None:
             self._ray.kill(seat.actor)
-        seat.actor = seat.opening = seat.about = seat.tasks = None
+        seat.actor = seat.opening = seat.about = None
 
-    def _submit(self, seat: Seat, about: About, job: Job) -> None:
-        """Send a scan through a seat's worker, with reading before it and writing after."""
-        read, write = seat.tasks = seat.tasks or self._tasks(about)
-        loaded = read.remote(job.absolute(), self._manifest.known(job))
-        resolved, restored = seat.actor.restore.options(num_returns=2).remote(loaded, self._settings)
-        seat.chains.append(Chain(job, resolved, write.remote(restored)))
-
-    def _tasks(self, about: About) -> tuple[Any, Any]:
-        """Reading and writing on a worker's machine."""
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        here = NodeAffinitySchedulingStrategy(about.node, soft=False)
-        # Without a core of their own: they are short, and no more than DEPTH allows.
-        task = self._ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=here)
-        read, write = workers.files(self._make, about, self._settings)
-        return task(read), task(write)
+    def _submit(self, seat: Seat, job: Job) -> None:
+        known = self._manifest.known(job)
+        seat.scans[seat.actor.resolve.remote(job.absolute(), self._settings, known)] = job
 
     def _opened(self, seat: Seat) -> None:
         """A worker says that it is ready, or not."""
@@ -224,49 +206,37 @@ class Cluster:
         seat.failures += 1
         seat.empty_until = time.monotonic() + _delay(seat.failures)
 
-    def _finished(self, seat: Seat, chain: Chain) -> Generator[Outcome]:
-        exceptions = self._ray.exceptions
+    def _finished(self, seat: Seat, reference: Any) -> Generator[Outcome]:
+        exceptions, job = self._ray.exceptions, seat.scans[reference]
         try:
-            outcome = self._outcome(chain)
+            outcome = self._ray.get(reference)
         except exceptions.RayError as error:
             cause = root_cause(error)
-            if isinstance(cause, exceptions.RayActorError):
-                yield from self._died(seat)
-                return
-            seat.chains.remove(chain)
             if not isinstance(cause, exceptions.RayError):
                 raise cause from None  # with --debug, or a fault of ours
             if isinstance(cause, exceptions.RaySystemError):
                 raise RunError(f"Ray cannot go on: {first_line(cause)}") from cause
-            yield from self._blame(chain.job)  # it has killed who was reading or writing it
+            yield from self._died(seat)
             return
-        seat.chains.remove(chain)
-        self._tries[chain.job] += 1
-        if outcome.error in TRANSIENT and self._tries[chain.job] < TRIES:
-            self._try_later(chain.job, self._tries[chain.job])
+        del seat.scans[reference]
+        self._tries[job] += 1
+        if outcome.error in TRANSIENT and self._tries[job] < TRIES:
+            self._try_later(job, self._tries[job])
         else:
-            yield self._manifest.note(outcome)
+            yield self._note(outcome, job)
 
     def _died(self, seat: Seat) -> Generator[Outcome]:
-        """Who was with the network has killed the worker; the others begin again without blame."""
-        node, chains = seat.about.node if seat.about else "", seat.chains
-        seat.chains = []
-        suspect = None
-        for chain in chains:
-            resolved = self._is_resolved(chain)
-            with contextlib.suppress(self._ray.exceptions.RayError):
-                if resolved:
-                    yield self._manifest.note(self._outcome(chain, PATIENCE))
-                    continue
-            if resolved or suspect:
-                self._todo.append(chain.job)
-            else:
-                suspect = chain.job
+        """A worker has died: each of its scans is tried again, alone, so that the one that kills is known."""
+        node, jobs = seat.about.node if seat.about else "", list(seat.scans.values())
+        seat.scans = {}
         self._vacate(seat)
-        if suspect and any(n["NodeID"] == node and not n["Alive"] for n in self._ray.nodes()):
-            self._todo.append(suspect)  # the machine has gone: no scan's fault
-        elif suspect:
-            yield from self._blame(suspect)
+        gone = any(n["NodeID"] == node and not n["Alive"] for n in self._ray.nodes())
+        for job in jobs:
+            sweep(job.target.parent, {job.target.name, job.sidecar.name})  # what it was writing
+            if gone:
+                self._todo.append(job)  # with its machine: no scan's fault
+            else:
+                yield from self._blame(job)
 
     def _blame(self, job: Job) -> Generator[Outcome]:
         """A process has died over a scan: once may be bad luck."""
@@ -284,28 +254,26 @@ class Cluster:
     def _try_later(self, job: Job, tries: int) -> None:
         heapq.heappush(self._later, (time.monotonic() + _delay(tries), next(self._order), job))
 
-    def _is_resolved(self, chain: Chain) -> bool:
-        try:
-            return bool(self._ray.get(chain.resolved, timeout=0))
-        except self._ray.exceptions.RayError:
-            return False
-
-    def _outcome(self, chain: Chain, timeout: float | None = None) -> Outcome:
-        """A chain's outcome, with the job as the user has named it."""
-        return dataclasses.replace(self._ray.get(chain.outcome, timeout=timeout), job=chain.job)
+    def _note(self, outcome: Outcome, job: Job) -> Outcome:
+        """Write an outcome down, with the job as the user has named it."""
+        return self._manifest.note(dataclasses.replace(outcome, job=job))
 
     def _stop(self) -> None:
         """Start nothing more; what is being written gets its time, and is noted."""
-        chains = [chain for seat in self._seats for chain in seat.chains]
-        if not chains:
+        scans = {reference: job for seat in self._seats for reference, job in seat.scans.items()}
+        if not scans:
             return
         for seat in self._seats:
-            seat.chains = []
+            if seat.scans:
+                seat.actor.stop.remote()
+        self._ray.wait(list(scans), num_returns=len(scans), timeout=PATIENCE)
+        for reference, job in scans.items():
+            with contextlib.suppress(Exception):  # it was with the network for long, or its worker has died
+                if outcome := self._ray.get(reference, timeout=0):
+                    self._note(outcome, job)
+        for seat in self._seats:
+            seat.scans = {}
             self._fire(seat)
-        self._ray.wait([chain.outcome for chain in chains], num_returns=len(chains), timeout=PATIENCE)
-        for chain in chains:
-            with contextlib.suppress(Exception):  # it was with the network, and is left to another run
-                self._manifest.note(self._outcome(chain, 0))
 
     def _leave(self) -> None:
         for seat in self._seats:
