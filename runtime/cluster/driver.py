@@ -31,7 +31,7 @@ CORES = 4  # of a worker without a GPU, unless --threads says so: more give litt
 DEPTH = 3  # scans in flight a worker: one being read, one with the network, one being written
 DEATHS = 2  # of workers, before their scan is set aside: the first perhaps another's fault, the second not
 TRIES = 4  # of a scan whose files cannot be reached, and of starting a worker
-PATIENCE = 30.0  # seconds that scans being written get when a worker dies or a run is stopped
+PATIENCE = 30.0  # seconds that scans being written get when a run is stopped
 TRANSIENT = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EHOSTDOWN)  # of file servers
 
 
@@ -149,8 +149,7 @@ class Cluster:
         """Give every seat a worker, and every worker its scans."""
         now = time.monotonic()
         while self._later and self._later[0][0] <= now:
-            job = heapq.heappop(self._later)[2]
-            (self._alone if self._deaths[job] else self._todo).append(job)
+            self._queue(heapq.heappop(self._later)[2])
         for seat in self._seats[: max(1, len(self._todo) + len(self._alone) + len(self._later))]:
             if seat.actor is None and seat.empty_until <= now:
                 self._hire(seat)
@@ -234,7 +233,7 @@ class Cluster:
         for job in jobs:
             sweep(job.target.parent, {job.target.name, job.sidecar.name})  # what it was writing
             if gone:
-                self._todo.append(job)  # with its machine: no scan's fault
+                self._queue(job)  # with its machine: no scan's fault
             else:
                 yield from self._blame(job)
 
@@ -250,6 +249,10 @@ class Cluster:
         )
         seen = Trace(job.stamps()[0], "")
         yield self._manifest.note(Outcome(job, "failed", message, input=seen, aside=True))
+
+    def _queue(self, job: Job) -> None:
+        """A scan that a worker has died over shall have one for itself."""
+        (self._alone if self._deaths[job] else self._todo).append(job)
 
     def _try_later(self, job: Job, tries: int) -> None:
         heapq.heappush(self._later, (time.monotonic() + _delay(tries), next(self._order), job))
