@@ -54,10 +54,9 @@ class Worker:
 
         try:
             # Where it will run: a CUDA context belongs to a thread.
-            self._resolve = self._network.submit(self._make).result()
+            self._resolve = resolve = self._network.submit(self._make).result()
         except RunError as error:
             return str(error)
-        resolve = self._resolve
         return About(resolve.card, resolve.engine.info, ray.get_runtime_context().get_node_id(), __version__)
 
     def resolve(self, job: Job, settings: Settings, known: Known) -> Outcome | None:
