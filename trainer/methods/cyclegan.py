@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .. import losses, networks, processes
 from ..networks import Architecture, SuperResolution
 from ..resampling import Decimation
-from .method import Batch, Made, Method, Terms, Turn, Weights, detached, total
+from .method import Batch, Made, Method, Terms, Turn, Weights, detached, together, total
 
 CYCLE = 10.0
 POOL = 50
@@ -51,10 +51,11 @@ class CycleGan(Method):
         return self.down(hr, self.decimation(hr))
 
     def generator_losses(self, batch: Batch, made: Made) -> tuple[Terms, Made]:
-        fake_hr, fake_lr = self.up(batch.lr), self.degrade(batch.hr)
+        fake_lr = self.degrade(batch.hr)
+        fake_hr, hr_cycle = together(self.up, batch.lr, fake_lr)
         terms = {
             "lr_cycle": losses.l1(self.degrade(fake_hr), batch.lr),
-            "hr_cycle": losses.l1(self.up(fake_lr), batch.hr),
+            "hr_cycle": losses.l1(hr_cycle, batch.hr),
             "lr_adversarial": losses.adversarial(self.discriminators["lr"](fake_lr)),
             "hr_adversarial": losses.adversarial(self.discriminators["hr"](fake_hr)),
         }

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .. import losses, networks
 from ..networks import Architecture, PatchDiscriminator, SuperResolution
-from .method import Batch, Made, Method, Terms, Turn, Weights, detached, total
+from .method import Batch, Made, Method, Terms, Turn, Weights, detached, together, total
 
 ADVERSARIAL = 0.005
 
@@ -68,7 +68,7 @@ class Dasr(Method):
         with torch.no_grad():
             fake = self.down(batch.hr, batch.coarse)
             weight = self.domain_distance(fake, batch.hr.shape)
-        sr, target_sr = self.up(fake), self.up(batch.lr)
+        sr, target_sr = together(self.up, fake, batch.lr)
         terms = {
             "pixel": (weight * (sr.float() - batch.hr).abs()).mean(),
             "low_pass": losses.l1(haar(sr)[0], haar(batch.hr)[0]),

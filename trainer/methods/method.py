@@ -101,6 +101,12 @@ class Method(nn.Module, ABC):
         """What inference needs; it shares weights with this model."""
 
 
+def together(network: nn.Module, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """network(x) of each input, in one call: the same, since generators do not normalise over a batch, but
+    larger convolutions, and each weight's gradient once."""
+    return network(torch.cat(inputs)).chunk(len(inputs))
+
+
 def detached(**tensors: Tensor) -> Made:
     return {name: value.detach() for name, value in tensors.items()}
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import losses, networks
 from ..networks import Architecture, SuperResolution
-from .method import Batch, Made, Method, Terms, Turn, Weights, detached, total
+from .method import Batch, Made, Method, Terms, Turn, Weights, detached, together, total
 
 WEIGHTS = {
     "x_adversarial": 1.0,
@@ -58,14 +58,14 @@ class PseudoSr(Method):
         x, y = batch.lr, batch.coarse
         noise = batch.random(lambda shape, random: torch.randn(shape, generator=random), 1, *y.shape[2:])
         soiled = self.soil(torch.cat((y, noise.to(y.dtype)), 1), y)
-        cleaned, restored = self.clean(x), self.clean(soiled)
+        cleaned, restored, same = together(self.clean, x, soiled, y)
         sr = self.up(cleaned)
         d = self.discriminators
         terms = {
             "x_adversarial": losses.adversarial(d["x"](soiled)),
             "y_adversarial": losses.adversarial(d["y"](cleaned)),
             "cycle": losses.l1(restored, y),
-            "identity": losses.l1(self.clean(y), y),
+            "identity": losses.l1(same, y),
             "symmetry": losses.l1(cleaned, self.eightfold(x)),
             "sr_adversarial": losses.adversarial(d["sr"](sr)),
         }
@@ -73,14 +73,10 @@ class PseudoSr(Method):
 
     def eightfold(self, x: Tensor) -> Tensor:
         """The mean of `clean` over the eight flips and quarter turns of a square slab, each undone."""
-        outputs = []
-        for turns in range(4):
-            for flip in (False, True):
-                view = x.rot90(turns, (2, 3))
-                output = self.clean(view.flip(3) if flip else view)
-                output = output.flip(3) if flip else output
-                outputs.append(output.rot90(-turns, (2, 3)))
-        return torch.stack(outputs).mean(0)
+        turned = [x.rot90(turns, (2, 3)) for turns in range(4)]
+        outputs = together(self.clean, *turned, *(view.flip(3) for view in turned))
+        upright = [*outputs[:4], *(output.flip(3) for output in outputs[4:])]
+        return torch.stack([output.rot90(-turns, (2, 3)) for turns, output in enumerate(upright)]).mean(0)
 
     def restoration(self, batch: Batch, made: Made) -> tuple[Terms, Made]:
         """`up`, on truncated slabs that have been soiled and cleaned."""

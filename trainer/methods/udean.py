@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .. import losses, networks
 from ..networks import Architecture, SuperResolution
-from .method import Batch, Made, Method, Terms, Turn, Weights, detached, total
+from .method import Batch, Made, Method, Terms, Turn, Weights, detached, together, total
 
 
 class Udean(Method):
@@ -67,11 +67,9 @@ class Udean(Method):
         hr, lr = batch.hr, batch.lr
         features_s = g["extractor"](hr, batch.coarse)
         features_t = g["lr_encoder"](lr)
-        hr_same = g["sr_decoder"](features_s)
-        lr_same = g["lr_decoder"](features_t)
-        degraded = g["lr_decoder"](features_s)
+        lr_same, degraded = together(g["lr_decoder"], features_t, features_s)
         features_cycle = g["lr_encoder"](degraded)
-        hr_cycle = g["sr_decoder"](features_cycle)
+        hr_same, hr_cycle = together(g["sr_decoder"], features_s, features_cycle)
 
         def restored(fake: Tensor, real: Tensor, score: Tensor) -> Tensor:
             similar = losses.l1(fake, real) + w.ssim * losses.ssim(fake, real)
