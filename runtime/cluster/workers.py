@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -12,7 +12,7 @@ from .. import folder
 from ..card import ModelCard
 from ..engine import EngineInfo
 from ..errors import RunError
-from ..folder import Loaded, Resolved, Settings
+from ..folder import Loaded, Settings
 from ..job import Job
 from ..manifest import Known, Outcome
 from ..resolver import SuperResolver
@@ -46,6 +46,7 @@ class Worker:
         self._decoder, self._network, self._encoder = (
             ThreadPoolExecutor(1, name) for name in ("decode", "network", "encode")
         )
+        self._behind: Future[Outcome] | None = None  # the scan that left the network last
         self._stopped = False
 
     def open(self) -> About | str:
@@ -61,23 +62,25 @@ class Worker:
 
     def resolve(self, job: Job, settings: Settings, known: Known) -> Outcome | None:
         """Read a scan, resolve it and write it; None where the run has been stopped before it was written."""
-        resolve = self._resolve
-        item = self._decoder.submit(folder.decode, job, resolve, settings, known).result()
+        item = self._decoder.submit(folder.decode, job, self._resolve, settings, known).result()
         try:
-            step = self._network.submit(self._restore, item, settings).result()
+            written = self._network.submit(self._restore, item, settings).result()
         except Stopped:
             return None
-        return self._encoder.submit(folder.encode, step, resolve, settings).result()
+        return written.result()
 
     def stop(self) -> None:
         """Finish what is being written and drop everything else."""
         self._stopped = True
 
-    def _restore(self, item: Loaded | Outcome, settings: Settings) -> Resolved | Outcome:
-        if folder.is_large(item):
-            self._encoder.submit(int).result()  # when the scan before has been written
+    def _restore(self, item: Loaded | Outcome, settings: Settings) -> Future[Outcome]:
+        """In the network's thread, by which scans are handed on to be written before the next one starts."""
+        if self._behind and folder.is_large(item):
+            wait([self._behind])
         self._check()
-        return folder.restore(item, self._resolve, settings, self._check)
+        step = folder.restore(item, self._resolve, settings, self._check)
+        self._behind = self._encoder.submit(folder.encode, step, self._resolve, settings)
+        return self._behind
 
     def _check(self, *_: int) -> None:
         if self._stopped:

@@ -1,17 +1,21 @@
 """Which scans are found, what their results are called, when they are made again."""
 
+import importlib
 import json
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
-from udean.runtime import RunError, SuperResolver
+from udean.runtime import RunError, SuperResolver, folder
 from udean.runtime.files import atomic
 from udean.runtime.folder import Settings, prepare, run_all
 from udean.runtime.jobs import find_scans, result_name
-from udean.runtime.manifest import Shard
+from udean.runtime.manifest import Known, Shard
 
 from .fakes import FakeEngine, card, nearest
 
@@ -177,6 +181,60 @@ def test_scans_overlap_and_come_back_in_order(tmp_path, resolve):
         assert outcomes[n].status == "written" and outcomes[n].timings.write > 0
         found, wanted = (np.asarray(nib.load(path).dataobj) for path in (job.target, job.source))
         np.testing.assert_array_equal(found, nearest(wanted, CARD.scale))
+
+
+class Watched:
+    """Notes when the network begins a scan and when one has been written, which takes a while."""
+
+    def __init__(self, monkeypatch):
+        self.said = []
+        restore, encode = folder.restore, folder.encode
+
+        def watched_restore(item, *arguments):
+            self.said.append(f"network {item.job.source.name}")
+            return restore(item, *arguments)
+
+        def watched_encode(step, *arguments):
+            time.sleep(0.2)
+            outcome = encode(step, *arguments)
+            self.said.append(f"written {step.loaded.job.source.name}")
+            return outcome
+
+        monkeypatch.setattr(folder, "restore", watched_restore)
+        monkeypatch.setattr(folder, "encode", watched_encode)
+
+
+def by_a_worker(jobs, resolve, settings, monkeypatch):
+    """As a Ray actor does it: all scans at once, in threads of Ray's."""
+    ray = pytest.importorskip("ray")
+    workers = importlib.import_module("udean.runtime.cluster.workers")
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here"))
+    worker = workers.Worker(lambda: resolve)
+    assert worker.open().node == "here"
+    with ThreadPoolExecutor(len(jobs)) as threads:
+        return list(threads.map(lambda job: worker.resolve(job, settings, Known()), jobs))
+
+
+def by_a_run(jobs, resolve, settings, monkeypatch):
+    return list(run_all(jobs, resolve, settings))
+
+
+@pytest.mark.parametrize("way", [by_a_run, by_a_worker])
+@pytest.mark.parametrize("large", [True, False])
+def test_of_large_results_one_is_held_at_a_time(tmp_path, resolve, monkeypatch, way, large):
+    monkeypatch.setattr(folder, "LARGE", 0 if large else 1 << 30)
+    for n in range(3):
+        scan(tmp_path / "scans" / f"{n}.nii", n)
+    jobs = find_scans([f"{tmp_path}/scans"])
+    prepare(jobs)
+    watched = Watched(monkeypatch)
+    outcomes = way(jobs, resolve, Settings(), monkeypatch)
+    assert [outcome.status for outcome in outcomes] == ["written"] * 3
+    did = [words.split()[0] for words in watched.said]
+    if large:
+        assert did == ["network", "written"] * 3
+    else:  # the next one does not wait
+        assert did[:2] == ["network", "network"]
 
 
 def test_a_closed_run_finishes_the_scan_being_written(tmp_path, resolve):
