@@ -19,10 +19,19 @@ Factors = tuple[int, int, int]
 
 
 def slab_axis(zooms: Sequence[float]) -> int:
-    """The voxel axis across the slices: that of the largest voxel size, else the last.
+    """The voxel axis across the slices: the odd one out of two equal voxel sizes, thick slices or thin
+    ones; else that of the largest voxel size; the last one where all are equal.
 
     Sizes within 0.1 % count as equal: headers store rounded float32.
     """
+
+    def equal(a: int, b: int) -> bool:
+        return abs(zooms[a] - zooms[b]) <= 0.001 * max(zooms[a], zooms[b])
+
+    if not (equal(0, 1) and equal(1, 2)):
+        for axis in (2, 1, 0):
+            if equal(*(a for a in range(3) if a != axis)):
+                return axis
     return max(axis for axis in range(3) if zooms[axis] >= 0.999 * max(zooms))
 
 

@@ -45,7 +45,7 @@ def _train(
     config: Annotated[Path | None, typer.Option(help="TOML file over the preset.")] = None,
     scale: Annotated[str | None, typer.Option(help="Factors by row, column, slice, such as 2x2x2.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the schedule.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of initialisation and patches.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of initialisation and patches.")] = None,
     validation_hr: Annotated[list[str] | None, typer.Option(help="HR scans to watch the training.")] = None,
     validation_lr: Annotated[list[str] | None, typer.Option(help="LR scans of the same people.")] = None,
     pairing: Annotated[
@@ -137,14 +137,14 @@ def _simulate(
     elliptical: Annotated[bool, typer.Option("--elliptical", help="Leave out k-space's corners.")] = False,
     bias: Annotated[float, typer.Option(help="Strength of a smooth receive field, such as 0.2.")] = 0.0,
     slab_axis: Annotated[int | None, typer.Option(min=0, max=2, help="Axis across the slices.")] = None,
-    seed: Annotated[int, typer.Option(help="Of noise and receive field.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of noise and receive field.")] = 0,
     debug: Debug = False,
 ) -> None:
-    """Make LR scans from HR ones by acquiring less of their k-space."""
+    """Make LR scans from HR ones by acquiring less of their k-space, in the same folders below OUT."""
 
     from .kspace import Acquisition
     from .scans import find_scans
-    from .simulate import simulate as acquire_scan
+    from .simulate import simulate_all
 
     if sampling not in ("truncation", "blur"):
         raise RunError(f"The sampling is truncation or blur, not {sampling}.")
@@ -157,11 +157,9 @@ def _simulate(
         bias=bias,
     )
     found = find_scans(scans)
-    if out.resolve() in {path.parent.resolve() for path in found}:
-        raise RunError(f"{out} holds HR scans: give another folder with --out.")
-    for path in track(found, "Acquiring", console=STDERR):
-        acquire_scan(path, out, acquisition, seed, slab_axis)
-    print(f"{len(found)} LR scans in {out}")
+    made = simulate_all(found, out, acquisition, seed, slab_axis)
+    count = sum(1 for _ in track(made, "Acquiring", len(found), console=STDERR))
+    print(f"{count} LR scans in {out}")
 
 
 def _evaluate(
@@ -169,6 +167,7 @@ def _evaluate(
     hr: Annotated[Path, typer.Option(help="The truth: a file or a folder, scans of the same names.")],
     lr: Annotated[Path | None, typer.Option(help="The LR scans, for data consistency.")] = None,
     slab: Annotated[int, typer.Option(min=2, help="HR slices of a network call, for the slab step.")] = 6,
+    slab_axis: Annotated[int | None, typer.Option(min=0, max=2, help="Axis across the slices.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the figures here too.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Likewise, as a table for spreadsheets.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Likewise, as a table for people.")] = None,
@@ -182,7 +181,7 @@ def _evaluate(
     from .evaluate import TITLES
     from .evaluate import evaluate as measure
 
-    summary = measure(sr, hr, lr, slab)
+    summary = measure(sr, hr, lr, slab, slab_axis)
     table = Table("scan", *(TITLES[name] for name in summary.names))
     *scans, total = summary.rows()
     for row in scans:

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .kspace import Scale
-from .scans import CohortError
 
 FOREGROUND = 0.1  # share of the network's range above which a voxel shows tissue
 Volume = NDArray[Any]  # float16
@@ -38,16 +37,14 @@ class Group:
         """Slabs centred on tissue, float32 (count, slices, rows, columns), one array for each grid.
 
         slab: (rows, columns, slices) on the LR grid. augment: random flips and transposition in plane.
-        Raises CohortError where a scan is smaller than a slab.
+        Every scan must have the voxels that are `needed`.
         """
         drawn = [self._one(rng, slab, augment) for _ in range(count)]
         return tuple(np.stack(arrays) for arrays in zip(*drawn, strict=True))
 
     def _one(self, rng: np.random.Generator, slab: tuple[int, int, int], augment: bool) -> list[NDArray[Any]]:
         member = self.members[rng.integers(len(self.members))]
-        # A flip about an LR voxel keeps the grids aligned: it takes one voxel more on the far side.
-        need = np.add(slab, (1, 1, 0))
-        corner = _tissue_corner(rng, member.volumes[0], need)
+        corner = _tissue_corner(rng, member.volumes[0], needed(slab))
         flips = (rng.random(2) < 0.5) & augment
         transpose = augment and slab[0] == slab[1] and rng.random() < 0.5
         patches = []
@@ -60,13 +57,17 @@ class Group:
         return patches
 
 
+def needed(slab: tuple[int, int, int]) -> NDArray[Any]:
+    """LR voxels (rows, columns, slices) that a scan must have.
+
+    A flip about an LR voxel keeps the grids aligned: it takes one voxel more on the far side.
+    """
+    return np.add(slab, (1, 1, 0))
+
+
 def _tissue_corner(rng: np.random.Generator, volume: Volume, need: NDArray[Any]) -> NDArray[Any]:
     """Corner of a box whose centre shows tissue; of any box after 1000 vain tries (an empty scan)."""
     room = np.asarray(volume.shape) - need
-    if room.min() < 0:
-        raise CohortError(
-            f"A scan of {volume.shape} LR voxels is smaller than a training patch of {tuple(need.tolist())}."
-        )
     corner = rng.integers(0, room + 1)
     for _ in range(1000):
         if volume[tuple(corner + need // 2)] > FOREGROUND:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Callable, Mapping
+import itertools
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..runtime.errors import RunError
 from ..runtime.files import atomic, write_json
-from ..runtime.geometry import slab_axis
+from ..runtime.geometry import fine_affine, slab_axis
 from ..runtime.volume import Scan, open_scan
 from . import kspace
 from .metrics import Figures, factors, measure
@@ -26,6 +28,7 @@ INTERPOLATIONS: dict[str, Callable[[NDArray[Any], kspace.Scale], NDArray[Any]]] 
     "tricubic": kspace.tricubic,
     "sinc": kspace.zero_fill,
 }
+APART = 0.05  # HR voxels by which corners on one grid may lie apart: headers store rounded float32
 NAMES = tuple(f.name for f in dataclasses.fields(Figures))
 TITLES = {
     "psnr": "PSNR dB",
@@ -97,12 +100,16 @@ def said(name: str, value: float) -> str:
     return f"{value:.2f}" if name.startswith("psnr") or name == "shift" else f"{value:.4f}"
 
 
-def evaluate(sr: Path | str, hr: Path, lr: Path | None = None, slab: int = 6) -> Summary:
-    """Compare SR scans with HR scans of the same name (marks such as `_sr` aside).
+def evaluate(
+    sr: Path | str, hr: Path, lr: Path | None = None, slab: int = 6, axis: int | None = None
+) -> Summary:
+    """Compare SR scans with HR scans of the same name (marks such as `_sr` aside), and of the same folder
+    below the given ones where a name is there more than once.
 
     sr: "tricubic" or "sinc": what interpolation makes of lr; else, as hr and lr, a file or a folder. The HR
     scan may be larger by the voxels that the LR grid dropped. lr: for data consistency. slab: HR slices of a
-    network call.
+    network call. axis: that across the slices, by default the one along which the LR scan's factor is
+    another than along the two others, else that of `geometry.slab_axis`.
     Raises RunError where scans have no partner or do not lie on one grid.
     """
     interpolation = INTERPOLATIONS.get(str(sr)) if not Path(sr).exists() else None
@@ -111,8 +118,7 @@ def evaluate(sr: Path | str, hr: Path, lr: Path | None = None, slab: int = 6) ->
     results = Path(sr) if interpolation is None else lr
     assert results is not None
     groups = [path for path in (results, hr, lr) if path is not None]
-    alone = all(path.is_file() for path in groups)
-    names = [{bare_name(groups[0] if alone else p): p for p in find_scans([path])} for path in groups]
+    names = _by_name(groups)
     for path, group in zip(groups[1:], names[1:], strict=True):
         lonely = sorted(set(names[0]) - set(group))
         if lonely:
@@ -122,50 +128,97 @@ def evaluate(sr: Path | str, hr: Path, lr: Path | None = None, slab: int = 6) ->
         low = open_scan(names[-1][name]) if lr is not None else None
         truth = open_scan(names[1][name])
         if interpolation is None:
-            scans[name] = compare(open_scan(names[0][name]), truth, low, slab)
+            scans[name] = compare(open_scan(names[0][name]), truth, low, slab, axis)
         else:
             assert low is not None
-            scans[name] = _interpolated(interpolation, low, truth, slab)
+            scans[name] = _interpolated(interpolation, low, truth, slab, axis)
     return Summary.of(scans)
 
 
-def compare(sr: Scan, hr: Scan, lr: Scan | None = None, slab: int = 6) -> Figures:
-    """Figures of one SR scan; slices are those across the coarsest axis, of the LR scan where known."""
-    fits = all(0 <= h - s <= 8 for s, h in zip(sr.shape, hr.shape, strict=True))
-    apart = np.abs(sr.affine - hr.affine).max() / min(hr.zooms)
-    if not fits or apart > 0.01:
-        raise RunError(
-            f"{sr.name} and {hr.name} do not lie on one grid: shapes {sr.shape} and {hr.shape}, "
-            f"affines {apart:.2f} voxels apart."
-        )
-    low = None if lr is None else _voxels(lr)
-    axis = slab_axis((lr or sr).zooms)
-    return _measured(_voxels(sr), _voxels(hr)[tuple(map(slice, sr.shape))], low, axis, slab, hr)
+def compare(sr: Scan, hr: Scan, lr: Scan | None = None, slab: int = 6, axis: int | None = None) -> Figures:
+    """Figures of one SR scan; axis: see `evaluate`. Raises RunError where scans do not lie on one grid."""
+    _on_one_grid(sr, sr.shape, sr.affine, hr)
+    low = None
+    if lr is not None:
+        scale, _ = _factors(lr, hr)
+        axis = _across(lr, scale) if axis is None else axis
+        low = _voxels(lr)
+    axis = slab_axis(sr.zooms) if axis is None else axis
+    return _measured(_voxels(sr), _voxels(hr)[tuple(map(slice, sr.shape))], low, axis, slab, sr)
 
 
 def _interpolated(
-    interpolation: Callable[[NDArray[Any], kspace.Scale], NDArray[Any]], lr: Scan, hr: Scan, slab: int
+    interpolation: Callable[[NDArray[Any], kspace.Scale], NDArray[Any]],
+    lr: Scan,
+    hr: Scan,
+    slab: int,
+    axis: int | None,
 ) -> Figures:
-    scale = tuple(round(a / b) for a, b in zip(lr.zooms, hr.zooms, strict=True))
-    shape = tuple(n * s for n, s in zip(lr.shape, scale, strict=True))
-    if max(scale) == 1 or any(not 0 <= h - n <= 8 for n, h in zip(shape, hr.shape, strict=True)):
-        raise RunError(
-            f"{lr.name} {lr.shape} is no LR scan of {hr.name} {hr.shape}: their voxel sizes or shapes differ."
-        )
+    scale, shape = _factors(lr, hr)
     low = _voxels(lr)
-    sr = interpolation(low, (scale[0], scale[1], scale[2]))
-    return _measured(sr, _voxels(hr)[tuple(map(slice, shape))], low, slab_axis(lr.zooms), slab, hr)
+    axis = _across(lr, scale) if axis is None else axis
+    return _measured(interpolation(low, scale), _voxels(hr)[tuple(map(slice, shape))], low, axis, slab, hr)
+
+
+def _by_name(groups: Sequence[Path]) -> list[dict[str, Path]]:
+    """The scans of each group by what they are paired by."""
+    found = [find_scans([path]) for path in groups]
+    if all(path.is_file() for path in groups):
+        return [{bare_name(groups[0]): path} for (path,) in found]
+    by_folder = any(len(set(map(bare_name, paths))) < len(paths) for paths in found)
+    named: list[dict[str, Path]] = []
+    for group, paths in zip(groups, found, strict=True):
+        root = os.path.abspath(group) if group.is_dir() else os.path.commonpath([p.parent for p in paths])
+        named.append({})
+        for path in paths:
+            name = bare_name(path)
+            if by_folder:
+                name = (path.parent.relative_to(root) / name).as_posix()
+            if (other := named[-1].setdefault(name, path)) != path:
+                raise RunError(f"{other} and {path} have one name ({name}): which is meant cannot be told.")
+    return named
+
+
+def _factors(lr: Scan, hr: Scan) -> tuple[kspace.Scale, tuple[int, ...]]:
+    """HR voxels per LR voxel along (i, j, k), and the shape of what is restored from the LR scan."""
+    i, j, k = (round(a / b) for a, b in zip(lr.zooms, hr.zooms, strict=True))
+    shape = tuple(n * s for n, s in zip(lr.shape, (i, j, k), strict=True))
+    if min(i, j, k) < 1 or max(i, j, k) == 1:
+        raise RunError(
+            f"{lr.name} is no LR scan of {hr.name}: their voxels are {lr.zooms} and {hr.zooms} mm."
+        )
+    _on_one_grid(lr, shape, fine_affine(lr.affine, (i, j, k), "fft"), hr)
+    return (i, j, k), shape
+
+
+def _across(lr: Scan, factors: kspace.Scale) -> int:
+    """The axis across the slices, of which the factors tell where one is another than the two others."""
+    return slab_axis(factors if len(set(factors)) == 2 else lr.zooms)
+
+
+def _on_one_grid(scan: Scan, shape: tuple[int, ...], affine: NDArray[Any], hr: Scan) -> None:
+    """Raise RunError where a volume on the FFT grid of a scan does not lie on that of the HR scan."""
+    fits = all(0 <= h - n <= 8 for n, h in zip(shape, hr.shape, strict=True))
+    corners = np.array([(*corner, 1) for corner in itertools.product(*((0, n - 1) for n in shape))])
+    moved = np.linalg.norm((corners @ (affine - hr.affine).T)[:, :3], axis=1).max() / min(hr.zooms)
+    if not fits or moved > APART:
+        raise RunError(
+            f"{scan.name} and {hr.name} do not lie on one grid: shapes {shape} and {hr.shape}, corners up to "
+            f"{moved:.2f} voxels apart."
+        )
 
 
 def _measured(
-    sr: NDArray[Any], hr: NDArray[Any], lr: NDArray[Any] | None, axis: int, slab: int, truth: Scan
+    sr: NDArray[Any], hr: NDArray[Any], lr: NDArray[Any] | None, axis: int, slab: int, scan: Scan
 ) -> Figures:
+    if not np.isfinite(sr).all():
+        raise RunError(f"{scan.name} has NaN or infinite voxels.")
     try:
         if lr is not None:
             factors(sr.shape, lr.shape)
         return measure(sr, hr, lr, axis, slab)
     except ValueError as error:
-        raise RunError(f"{truth.name}: {error}") from None
+        raise RunError(f"{scan.name}: {error}") from None
 
 
 def _voxels(scan: Scan) -> NDArray[Any]:

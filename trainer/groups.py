@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import zlib
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from ..runtime.errors import RunError
 from ..runtime.geometry import voxel_factors
 from ..runtime.volume import open_scan
-from .cohort import Aligned, Group
+from .cohort import Aligned, Group, needed
 from .kspace import Acquisition, Degradation, Scale
 from .misalignment import Misalign, Register
 from .scans import CohortError, Entry
@@ -23,6 +24,7 @@ from .volumes import Acquire, Recipe
 
 LOG = logging.getLogger(__name__)
 T = TypeVar("T")
+SCALE_TOLERANCE = 1.25  # factor by which real LR scans may be coarser or finer than the scale says
 SIZE_TOLERANCE = 0.1  # by which voxel sizes within a group may differ from their median
 
 
@@ -35,6 +37,7 @@ class Preparation:
     misaligned: HR scans of the source group are moved and shrunk first. registered: and brought back onto
         the LR scans, for pairs. seed: of noise and movements, with the participant's name.
     skip_bad: leave out scans that cannot be used, with a warning, instead of stopping.
+    slab: LR voxels (rows, columns, slices) that will be drawn.
     """
 
     scale: Scale
@@ -44,6 +47,7 @@ class Preparation:
     registered: bool = False
     seed: int = 0
     skip_bad: bool = False
+    slab: tuple[int, int, int] = (1, 1, 1)
 
     def source(self, entries: Sequence[Entry]) -> Group:
         """HR scans, each with its k-space truncation on the LR grid: (truncated, hr)."""
@@ -115,10 +119,17 @@ class Preparation:
         def members(entry: Entry) -> list[Aligned]:
             if np.abs(np.asarray(sizes[entry]) / usual - 1).max() > SIZE_TOLERANCE:
                 raise CohortError(
-                    f"{entry.path} has voxels of {_mm(sizes[entry])}, the others of its group of "
-                    f"{_mm(usual)}: resample it or leave it out."
+                    f"{entry.path} has voxels of {_by(sizes[entry])} mm, the others of its group of "
+                    f"{_by(usual)} mm: resample it or leave it out."
                 )
-            return [member(entry, axis) for axis in self.axes]
+            made = [member(entry, axis) for axis in self.axes]
+            for shape in (m.volumes[0].shape for m in made):
+                if np.any(shape < needed(self.slab)):
+                    raise CohortError(
+                        f"{entry.path} has {_by(shape)} LR voxels, slices last; a training patch takes "
+                        f"{_by(needed(self.slab))}: a smaller schedule.patch may do."
+                    )
+            return made
 
         return Group(tuple(m for each in self._each(list(sizes), members).values() for m in each))
 
@@ -136,22 +147,34 @@ class Preparation:
             raise CohortError("None of the scans can be used.")
         return results
 
+    def check_scale(self, source: Sequence[Entry], target: Sequence[Entry]) -> None:
+        """Raise CohortError where real LR scans are not coarser than the HR scans by about the scale, along
+        each array axis."""
+        ratios = _usual_zooms(target) / _usual_zooms(source)
+        if ratios.prod() < 1.05:
+            raise CohortError(
+                f"The source scans (such as {source[0].path}) are no finer than the target scans: source "
+                "scans are HR and target scans LR. HR target scans are degraded first with "
+                "--target-simulated."
+            )
+        for axis in self.axes:
+            expected = voxel_factors(self.scale, axis)
+            if not np.all(np.abs(np.log(ratios / expected)) < math.log(SCALE_TOLERANCE)):
+                raise CohortError(
+                    f"Along the arrays' axes, voxels of the target scans are {_by(ratios)} times as large as "
+                    f"those of the source scans; scale {'x'.join(map(str, self.scale))} with slices along "
+                    f"axis {axis} says {_by(expected)}. See --scale, and data.slab_axes in the configuration."
+                )
 
-def check_scale(source: Sequence[Entry], target: Sequence[Entry], scale: Scale) -> None:
-    """Raise CohortError where real LR scans are not coarser than the HR scans by about the scale."""
-    hr, lr = (np.median([np.prod(open_scan(e.path).zooms) for e in group]) for group in (source, target))
-    ratio, expected = float(lr / hr), math.prod(scale)
-    if ratio < 1.05:
-        raise CohortError(
-            f"The source scans (such as {source[0].path}) are no finer than the target scans: source scans "
-            "are HR and target scans LR. HR target scans are degraded first with --target-simulated."
-        )
-    if not 2 / 3 < ratio / expected < 3 / 2:
-        raise CohortError(
-            f"A voxel of the target scans is {ratio:.2f} times as large as one of the source scans; "
-            f"the scale {'x'.join(map(str, scale))} says {expected}."
-        )
+
+def _usual_zooms(entries: Sequence[Entry]) -> NDArray[np.floating]:
+    """Voxel sizes of the scans that can be read; about the others a group complains."""
+    known = []
+    for entry in entries:
+        with contextlib.suppress(RunError):
+            known.append(open_scan(entry.path).zooms)
+    return np.median(known, axis=0) if known else np.ones(3)
 
 
-def _mm(zooms: Sequence[float] | NDArray[np.floating]) -> str:
-    return " x ".join(f"{z:.3g}" for z in zooms) + " mm"
+def _by(numbers: Sequence[float] | NDArray[np.floating]) -> str:
+    return " x ".join(f"{number:.3g}" for number in numbers)

@@ -31,8 +31,9 @@ class Degradation:
     sampling: "truncation" of k-space, or "blur": a Gaussian as wide (FWHM) as an LR voxel, decimated.
     partial_fourier: acquired share of k-space along columns (phase encoding), 0.5 < share <= 1, zero-filled.
     elliptical: leave out the corners of k-space outside the inscribed ellipsoid.
-    noise: standard deviation of the complex noise's real and imaginary part, as a share of the volume's
-        99.9th percentile; the magnitude is then Rician.
+    noise: standard deviation of the complex noise's real and imaginary part where all of k-space is acquired,
+        as a share of the volume's 99.9th percentile; the magnitude is then Rician. Points of k-space that
+        are left out bring no noise either.
     bias: strength of a smooth receive field: the standard deviation of its logarithm over the volume.
     """
 
@@ -79,14 +80,17 @@ def acquire(hr: Volume, acquisition: Acquisition, seed: int = 0) -> Volume:
     shape = tuple(n // s for n, s in zip(hr.shape, acquisition.scale, strict=True))
     if acquisition.bias:
         hr = hr * np.exp(acquisition.bias * smooth_field(hr.shape, rng))
-    if acquisition.sampling == "blur":
-        image: NDArray[Any] = blurred(hr, acquisition.scale)
-    else:
-        space = _resize_centre(_centred_fft(hr), shape) / math.prod(acquisition.scale)
-        image = fft.ifftn(fft.ifftshift(space * sampling_mask(shape, acquisition)))
+    noise: Any = 0.0
     if acquisition.noise:
         level = acquisition.noise * np.percentile(hr, 99.9)
-        image = image + level * (rng.standard_normal(shape) + 1j * rng.standard_normal(shape))
+        noise = level * (rng.standard_normal(shape) + 1j * rng.standard_normal(shape))
+    if acquisition.sampling == "blur":
+        image = blurred(hr, acquisition.scale) + noise
+    else:
+        space = _resize_centre(_centred_fft(hr), shape) / math.prod(acquisition.scale)
+        if acquisition.noise:
+            space = space + fft.fftshift(fft.fftn(noise))
+        image = fft.ifftn(fft.ifftshift(space * sampling_mask(shape, acquisition)))
     return np.abs(image).astype(np.float32)
 
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from . import processes
 from .cohort import Group
 from .config import Config, ConfigError
-from .groups import Preparation, check_scale
+from .groups import Preparation
 from .methods import METHODS
 from .scans import find, keep_apart
 
@@ -43,7 +43,7 @@ def gather(config: Config) -> Material:
 
     Raises CohortError for scans or groups that cannot be used, ConfigError where a group is missing.
     """
-    data, scale = config.data, config.network.scale
+    data, scale, slab = config.data, config.network.scale, _slab(config)
     draws = METHODS[config.method].draws
     for group in ("source", "target"):
         if not getattr(data, group) and not (draws == "target" and group == "source"):
@@ -68,6 +68,7 @@ def gather(config: Config) -> Material:
         data.register,
         config.schedule.seed,
         data.bad_scans == "skip",
+        slab,
     )
     target = None
     if draws == "target":
@@ -76,11 +77,10 @@ def gather(config: Config) -> Material:
         source = prepare.pairs(entries["source"], entries["target"])
     else:
         if not data.target_simulated:
-            check_scale(entries["source"], entries["target"], scale)
+            prepare.check_scale(entries["source"], entries["target"])
         source, target = prepare.source(entries["source"]), prepare.target(entries["target"])
 
     rng = np.random.default_rng(0)
-    slab = _slab(config)
     if not entries["validation"]:
         lr = (target or source).draw(rng, WATCHED, slab)[0]
         return Material(source, target, torch.from_numpy(lr), None)

@@ -18,6 +18,7 @@ from . import kspace
 
 Volume = NDArray[Any]  # float32
 # Wang et al. 2004: 11×11 (or 11×11×11) Gaussian of σ 1.5, population covariance.
+WINDOW = 11
 GAUSSIAN = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
 
 
@@ -34,10 +35,12 @@ class Quality:
 def quality(sr: Volume, hr: Volume, slice_axis: int = 2) -> Quality:
     """Compare an SR volume with the truth on the same grid and in the same units.
 
-    Raises ValueError where shapes differ or the truth is constant.
+    Raises ValueError where shapes differ, a side has fewer than 11 voxels or the truth is constant.
     """
     if sr.shape != hr.shape:
         raise ValueError(f"The SR volume has {sr.shape} voxels and the truth {hr.shape}.")
+    if min(hr.shape) < WINDOW:
+        raise ValueError(f"SSIM needs {WINDOW} voxels along every axis; the volume has {hr.shape}.")
     data_range = float(hr.max()) - float(hr.min())
     if data_range == 0:
         raise ValueError("The truth is constant: there is nothing to compare with.")

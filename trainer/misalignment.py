@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from ..runtime.volume import Scan
 from .kspace import Scale
+from .scans import CohortError
 from .volumes import Recipe
 
 Volume = NDArray[Any]  # float32
@@ -97,7 +98,12 @@ class Register:
         start = sitk.Euler3DTransform()
         start.SetCenter([z * (n - 1) / 2 for z, n in zip(scan.zooms, volume.shape, strict=True)])
         method.SetInitialTransform(start, inPlace=False)
-        found = method.Execute(fixed, moving)
+        try:
+            found = method.Execute(fixed, moving)
+        except RuntimeError:
+            raise CohortError(
+                f"{scan.name} cannot be registered with {self.to.path}: too few slices, or too little to see."
+            ) from None
         resampled = sitk.Resample(moving, moving, found, sitk.sitkBSpline, 0.0)
         # SimpleITK's arrays run (k, j, i).
         return np.clip(sitk.GetArrayFromImage(resampled).T, volume.min(), volume.max())

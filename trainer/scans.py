@@ -11,6 +11,7 @@ An entry is one of
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +19,16 @@ from glob import glob
 from pathlib import Path
 
 from ..runtime.errors import RunError
+from ..runtime.volume import stem
 
 LAYOUTS = {
     "hcp": ("*/T1w/T1w_acpc_dc_restore.nii.gz",),
     "hcp-raw": ("*/unprocessed/3T/T1w_MPR1/*_T1w_MPR1.nii.gz",),
     "brats2020": ("BraTS20_Training_*/*_t1ce.nii.gz", "BraTS20_Training_*/*_t1ce.nii"),
 }
+# Whose a file is, of any contrast: a part of its path that begins so, or the first folder of such a tree.
+SUBJECTS = (re.compile(r"sub-[A-Za-z0-9]+"), re.compile(r"BraTS\w*?_\d+(?![A-Za-z0-9])"))
+TREES = ("*/T1w/T[12]w_*.nii*", "*/unprocessed/*/*/*.nii*")  # HCP
 MARKS = ("_sr", "_lr", "_hr", "_res-hi", "_desc-sr")  # what commands and people add to a scan's name
 
 
@@ -58,7 +63,7 @@ def find(entries: Sequence[str | Path]) -> list[Entry]:
             paths = [path] if path.is_file() else _nifti(map(Path, glob(str(path), recursive=True)))
         if not paths:
             raise CohortError(f"{entry} holds no .nii or .nii.gz scan.")
-        found |= {path: participant(path) for path in paths}
+        found |= {Path(os.path.abspath(path)): participant(path) for path in paths}
     return sorted(Entry(path, who) for path, who in found.items())
 
 
@@ -68,19 +73,21 @@ def find_scans(entries: Sequence[str | Path]) -> list[Path]:
 
 
 def participant(path: Path) -> str:
-    """Whose scan a file is: the BIDS subject, the subject folder of a known tree, else its bare name."""
-    if subject := re.search(r"sub-[A-Za-z0-9]+", path.as_posix()):
-        return subject.group()
-    for patterns in LAYOUTS.values():
-        for pattern in patterns:
-            if path.match(pattern):
-                return path.parts[-len(Path(pattern).parts)]
+    """Whose scan a file is: the subject of BIDS or BraTS, in the file's name or the nearest folder's, the
+    subject folder of HCP, else its bare name."""
+    for part in reversed(path.parts):
+        for subject in SUBJECTS:
+            if found := subject.match(part):
+                return found.group()
+    for tree in TREES:
+        if path.match(tree):
+            return path.parts[-len(Path(tree).parts)]
     return bare_name(path)
 
 
 def bare_name(path: Path) -> str:
     """A scan's name without suffix and marks: sub-01_res-hi_desc-sr_T1w.nii.gz gives sub-01_T1w."""
-    name = path.name.removesuffix(".gz").removesuffix(".nii")
+    name = stem(path)
     for mark in MARKS:
         name = name.replace(mark, "")
     return name
@@ -132,10 +139,10 @@ def _listed(path: Path) -> dict[Path, str]:
             rows = list(csv.DictReader(stream))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise CohortError(f"{path} cannot be read as a list: {error}.") from None
-    if not rows or not rows[0].get("path"):
+    if not rows or not all(row.get("path") for row in rows):
         raise CohortError(f"{path} is no list of scans: it needs a column 'path' and a row for each scan.")
     found = {}
     for row in rows:
-        scan = path.parent / Path(row["path"]).expanduser()
+        scan = Path(os.path.abspath(path.parent / Path(row["path"]).expanduser()))
         found[scan] = row.get("participant") or participant(scan)
     return found

@@ -24,6 +24,7 @@ from .kspace import Acquisition
 from .scans import CohortError
 
 Volume = NDArray[Any]
+HIGHEST = 65504  # in float16
 
 
 class Step(Protocol):
@@ -74,17 +75,24 @@ class Recipe:
     def prepared(self, unit: float | None = None) -> Prepared:
         """The volume in units of `unit`, by default its own `intensity.unit`.
 
-        Raises RunError for a scan that cannot be read, or whose voxels are not finite.
+        Raises RunError for a scan that cannot be read, or whose voxels are not finite or too bright.
         """
         file = _folder() / f"{hashlib.sha256(f'{self.key()} {unit}'.encode()).hexdigest()[:24]}.npy"
         note = file.with_suffix(".unit")
         if not file.exists():
             volume = self._volume()
-            unit = unit or _unit(self.path, volume)
+            own = _unit(self.path, volume)
+            unit = unit or own
+            with np.errstate(over="ignore"):
+                stored = (volume / np.float32(unit)).astype(np.float16)
+            if not np.isfinite(stored).all():
+                raise CohortError(
+                    f"{self.path} has voxels over {HIGHEST} times as bright as its tissue: clip or mask them."
+                )
             with atomic(note) as stream:
                 stream.write(float(unit).hex().encode())
             with atomic(file) as stream:
-                np.save(stream, (volume / np.float32(unit)).astype(np.float16))
+                np.save(stream, stored)
         return Prepared(np.load(file, mmap_mode="r"), float.fromhex(note.read_text()))
 
     def key(self) -> str:

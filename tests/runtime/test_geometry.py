@@ -75,9 +75,17 @@ def test_the_grids_are_where_they_say(affine, factors, grid):
 
 @pytest.mark.parametrize(
     ("zooms", "axis"),
-    [((1, 1, 1), 2), ((3, 1, 1), 0), ((1, 3, 1), 1), ((1.00001, 1, 1), 2), ((2, 2, 1), 1), ((1, 1, 0.5), 1)],
+    [
+        ((1, 1, 1), 2),
+        ((1.00001, 1, 1), 2),
+        ((3, 1, 1), 0),
+        ((1, 3, 1), 1),
+        ((2, 2, 1), 2),
+        ((0.5, 1, 1), 0),
+        ((1, 3, 2), 1),
+    ],
 )
-def test_slabs_stack_along_the_coarsest_axis_else_the_last(zooms, axis):
+def test_slabs_stack_along_the_odd_axis_out_else_the_coarsest_else_the_last(zooms, axis):
     assert slab_axis(zooms) == axis
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from udean.runtime.errors import RunError
 from udean.trainer import cohort, kspace
-from udean.trainer.groups import Preparation, check_scale
+from udean.trainer.groups import Preparation
 from udean.trainer.kspace import Acquisition, Degradation
 from udean.trainer.scans import CohortError, find
 from udean.trainer.volumes import Recipe
@@ -15,7 +15,7 @@ from udean.trainer.volumes import Recipe
 
 def save(path, volume, zoom=1.0):
     path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(volume, np.diag([zoom, zoom, zoom, 1])), path)
+    nib.save(nib.Nifti1Image(volume, np.diag([*np.broadcast_to(zoom, 3), 1])), path)
     return path
 
 
@@ -41,11 +41,6 @@ def test_patches_are_centred_on_tissue_and_repeatable(scan):
     assert (draw[:, 2:5, 7:10, 7:10].max((1, 2, 3)) > cohort.FOREGROUND).all()
     (again,) = group.draw(np.random.default_rng(1), 8, (16, 16, 6), augment=True)
     np.testing.assert_array_equal(draw, again)
-
-
-def test_a_volume_smaller_than_a_patch_is_refused(scan):
-    with pytest.raises(CohortError, match="smaller than a training patch"):
-        Preparation((2, 2, 2)).target(find([scan])).draw(np.random.default_rng(0), 1, (64, 64, 3))
 
 
 @pytest.mark.parametrize("scale", [(2, 2, 2), (2, 2, 1), (3, 3, 1)])
@@ -116,11 +111,34 @@ def test_scans_of_another_voxel_size_are_named_and_left_out_on_request(tmp_path,
 def test_a_source_folder_that_is_lr_and_a_wrong_scale_are_noticed(tmp_path, head):
     fine = find([save(tmp_path / "hr" / "a.nii", head(0), 1.0)])
     coarse = find([save(tmp_path / "lr" / "b.nii", head(1), 2.0)])
-    check_scale(fine, coarse, (2, 2, 2))
+    Preparation((2, 2, 2)).check_scale(fine, coarse)
     with pytest.raises(CohortError, match="no finer than the target"):
-        check_scale(coarse, fine, (2, 2, 2))
-    with pytest.raises(CohortError, match=r"8\.00 times as large"):
-        check_scale(fine, coarse, (2, 2, 1))
+        Preparation((2, 2, 2)).check_scale(coarse, fine)
+    with pytest.raises(CohortError, match=r"are 2 x 2 x 2 times as large .* axis 2 says 2 x 2 x 1"):
+        Preparation((2, 2, 1)).check_scale(fine, coarse)
+    for zooms, scale in (((1.0, 1.0, 8.0), (2, 2, 2)), ((4.0, 1.0, 1.0), (1, 1, 4))):  # the product is right
+        thick = find([save(tmp_path / f"{zooms}" / "c.nii", head(1), zooms)])
+        with pytest.raises(CohortError, match="times as large"):
+            Preparation(scale).check_scale(fine, thick)
+    Preparation((1, 1, 4), axes=(0,)).check_scale(fine, thick)
+
+
+def test_scans_smaller_than_a_patch_are_named_before_training(tmp_path, head):
+    small, usual = (save(tmp_path / f"{n}.nii", head(0)[:n, :n, :n]) for n in (32, 48))
+    with pytest.raises(CohortError, match=r"32\.nii has 32 x 32 x 32 LR voxels, .* takes 41 x 41 x 3"):
+        Preparation((2, 2, 2), slab=(40, 40, 3)).target(find([small, usual]))
+    left = Preparation((2, 2, 2), slab=(40, 40, 3), skip_bad=True).target(find([small, usual]))
+    assert [m.volumes[0].shape for m in left.members] == [(48, 48, 48)]
+
+
+@pytest.mark.parametrize("value", [np.nan, 1e9])
+def test_a_voxel_that_no_training_can_use_is_refused_in_either_scan_of_a_pair(tmp_path, head, value):
+    spoilt = head(0).astype(np.float32)
+    spoilt[20, 20, 20] = value
+    hr = find([save(tmp_path / "hr" / "a.nii", spoilt)])
+    lr = find([save(tmp_path / "lr" / "a.nii", head(0)[::2, ::2, ::2], 2.0)])
+    with pytest.raises(CohortError, match=r"hr/a\.nii"):
+        Preparation((2, 2, 2)).pairs(hr, lr)
 
 
 def test_pairs_need_both_scans_of_every_participant(tmp_path, head):

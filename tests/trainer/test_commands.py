@@ -76,6 +76,27 @@ def test_simulated_scans_keep_geometry_units_and_dtype(cohort):
     assert json.loads((cohort / "lr" / "sub-0.json").read_text())["scale"] == [2, 2, 2]
 
 
+def test_simulated_scans_keep_their_folders(cohort):
+    for i in range(3):
+        tree = cohort / "hcp" / f"10000{i}" / "T1w"
+        tree.mkdir(parents=True)
+        (tree / "T1w_acpc_dc_restore.nii.gz").write_bytes((cohort / "hr" / f"sub-{i}.nii.gz").read_bytes())
+    done = run("udean-simulate", "hcp:hcp", "-o", "hcp-lr", cwd=cohort)
+    assert done.returncode == 0, done.stderr
+    made = sorted(path.parts[-3] for path in (cohort / "hcp-lr").glob("*/T1w/T1w_acpc_dc_restore.nii.gz"))
+    assert made == ["100000", "100001", "100002"]
+    done = run("udean-eval", "--sr", "sinc", "--hr", "hcp", "--lr", "hcp-lr", "--json", "h.json", cwd=cohort)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads((cohort / "h.json").read_text())["scans"]) == 3
+
+
+def test_freesurfers_scans_become_nifti(cohort):
+    nib.save(nib.MGHImage(np.ones((12, 12, 12), np.float32), np.eye(4)), cohort / "orig.mgz")
+    done = run("udean-simulate", "orig.mgz", "-o", "mgz", cwd=cohort)
+    assert done.returncode == 0, done.stderr
+    assert nib.load(cohort / "mgz" / "orig.nii.gz").shape == (6, 6, 6)
+
+
 def test_eval_of_the_truth_is_perfect_and_of_another_scan_is_not(cohort):
     done = run("udean-eval", "--sr", "hr", "--hr", "hr", "--json", "q.json", cwd=cohort)
     assert done.returncode == 0, done.stderr

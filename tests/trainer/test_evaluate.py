@@ -74,9 +74,50 @@ def test_interpolation_is_evaluated_like_any_result(folders):
         evaluate("tricubic", folders / "hr")
     with pytest.raises(RunError, match="is no LR scan of"):
         evaluate("tricubic", folders / "lr", folders / "hr")
+    lr = folders / "lr" / "sub-0_T1w.nii"
+    scan = nib.load(lr)
+    flipped = nib.Nifti1Image(np.asarray(scan.dataobj)[::-1], scan.affine @ np.diag([-1, 1, 1, 1]))
+    flipped.affine[:3, 3] += scan.affine[:3, 0] * (scan.shape[0] - 1)  # the same place in the world
+    half = np.eye(4)
+    half[0, 3] = 0.25  # half an HR voxel
+    drift = np.diag([1.005, 1, 1, 1])  # corners apart, not origins
+    for wrong in (flipped, *(nib.Nifti1Image(scan.dataobj, scan.affine @ a) for a in (half, drift))):
+        nib.save(wrong, folders / "wrong.nii")
+        for way in ("tricubic", folders / "hr" / "sub-0_T1w.nii"):
+            with pytest.raises(RunError, match="do not lie on one grid"):
+                evaluate(way, folders / "hr" / "sub-0_T1w.nii", folders / "wrong.nii")
     (folders / "lr" / "sub-1_T1w.nii").unlink()
     with pytest.raises(RunError, match=r"holds no scan for .*sub-1"):
         evaluate(folders / "hr", folders / "hr", folders / "lr")
+
+
+def test_scans_of_one_name_are_paired_by_their_folders(folders):
+    for side in ("hr", "lr"):
+        for i in range(2):
+            (folders / f"tree-{side}" / f"{i}").mkdir(parents=True)
+            (folders / side / f"sub-{i}_T1w.nii").rename(folders / f"tree-{side}" / f"{i}" / "T1w.nii")
+    hr, lr = folders / "tree-hr", folders / "tree-lr"
+    assert list(evaluate("sinc", hr, lr).scans) == ["0/T1w", "1/T1w"]
+    (lr / "0" / "T1w_lr.nii").write_bytes((lr / "0" / "T1w.nii").read_bytes())
+    with pytest.raises(RunError, match=r"have one name \(0/T1w\)"):
+        evaluate("sinc", hr, lr)
+    (lr / "0" / "T1w_lr.nii").unlink()
+    (hr / "1" / "T1w.nii").rename(hr / "1" / "T2w.nii")
+    with pytest.raises(RunError, match=r"holds no scan for .*1/T1w"):
+        evaluate("sinc", hr, lr)
+
+
+@pytest.mark.parametrize("slices", [0, 1, 2])
+def test_slices_lie_across_the_axis_of_another_factor(tmp_path, head, slices):
+    factors = [2, 2, 2]
+    factors[slices] = 1
+    hr = head(0).astype(np.float32)
+    lr = kspace.acquire(hr, kspace.Acquisition(tuple(factors)))
+    for name, volume, zooms in (("hr", hr, (1, 1, 1)), ("lr", lr, factors)):
+        nib.save(nib.Nifti1Image(volume, np.diag([*zooms, 1])), tmp_path / f"{name}.nii")
+    found = evaluate("tricubic", tmp_path / "hr.nii", tmp_path / "lr.nii")
+    assert found == evaluate("tricubic", tmp_path / "hr.nii", tmp_path / "lr.nii", axis=slices)
+    assert found != evaluate("tricubic", tmp_path / "hr.nii", tmp_path / "lr.nii", axis=(slices + 1) % 3)
 
 
 def test_tables_hold_every_scan_and_mean_and_sd(folders):

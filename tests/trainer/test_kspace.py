@@ -62,6 +62,14 @@ def test_noise_is_rician_at_the_stated_level_and_repeatable():
     assert (lr != kspace.acquire(hr, acquisition, seed=4)).any()
 
 
+@pytest.mark.parametrize("left_out", [{"elliptical": True}, {"partial_fourier": 0.75}])
+def test_points_of_kspace_that_are_left_out_bring_no_noise(left_out):
+    acquisition = Acquisition(noise=0.01, **left_out)
+    lr = kspace.acquire(np.full((64, 64, 64), 100.0, np.float32), acquisition, seed=3)
+    share = kspace.sampling_mask(lr.shape, acquisition).mean()
+    assert lr.std() == pytest.approx(share**0.5, rel=0.03)  # at high SNR that of the real part
+
+
 def test_sampling_masks_leave_out_what_they_say():
     elliptical = kspace.sampling_mask((40, 40, 40), Acquisition(elliptical=True))
     assert elliptical.mean() == pytest.approx(np.pi / 6, abs=0.02)

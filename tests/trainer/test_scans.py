@@ -60,7 +60,8 @@ def test_list_names_scans_relative_to_itself_and_their_participants(tmp_path):
     found = {e.path: e.participant for e in find([tmp_path / "list.csv"])}
     assert found == {tmp_path / "x" / "1.nii": "ann", Path("/abs/2.nii"): "2"}
     (tmp_path / "bad.csv").write_text("file\nx.nii\n")
-    for name in ("bad.csv", "missing.csv"):
+    (tmp_path / "short.csv").write_text("participant,path\nann,x.nii\nbob\n")
+    for name in ("bad.csv", "short.csv", "missing.csv"):
         with pytest.raises(CohortError, match=name):
             find([tmp_path / name])
 
@@ -72,8 +73,24 @@ def test_unknown_layout_is_refused_with_the_known_ones(tmp_path):
 
 def test_participants_are_told_from_names():
     assert participant(Path("x/sub-07/anat/sub-07_res-hi_T1w.nii.gz")) == "sub-07"
+    assert participant(Path("x/sub-mm/hr/sub-7_T1w.nii.gz")) == "sub-7"
     assert participant(Path("x/head-0007.nii.gz")) == "head-0007"
+    for name in (
+        "BraTS20_Training_007/BraTS20_Training_007_t1ce.nii",
+        "flair/BraTS20_Training_007_flair.nii.gz",
+    ):
+        assert participant(Path("b") / name) == "BraTS20_Training_007"
+    for contrast in ("T1w", "T2w"):
+        assert participant(Path(f"100307/T1w/{contrast}_acpc_dc_restore.nii.gz")) == "100307"
+        assert participant(Path(f"7/unprocessed/3T/{contrast}_SPC1/7_3T_{contrast}_SPC1.nii.gz")) == "7"
     assert bare_name(Path("sub-01_res-hi_desc-sr_T1w.nii.gz")) == "sub-01_T1w"
+
+
+def test_a_scan_that_is_named_in_two_ways_counts_once(tmp_path, monkeypatch):
+    touch(tmp_path / "hr" / "a.nii")
+    (tmp_path / "list.csv").write_text("path\nhr/a.nii\n")
+    monkeypatch.chdir(tmp_path)
+    assert len(find(["hr", f"{tmp_path}/hr/../hr", "list.csv"])) == 1
 
 
 def test_people_in_two_groups_are_an_error_unless_meant(tmp_path):
