@@ -28,7 +28,7 @@ from ..runtime.resolver import SuperResolver
 from ..runtime.volume import open_scan
 from ..trainer import kspace
 from ..trainer.cli import parse_scale
-from ..trainer.config import Config, load
+from ..trainer.config import ROUNDING, Config, changed, load
 from ..trainer.evaluate import INTERPOLATIONS, Summary
 from ..trainer.fit import fit, resolved
 from ..trainer.metrics import Figures, measure
@@ -37,6 +37,7 @@ from .panels import Planes, draw_curves, draw_panels
 from .paper import PUBLISHED, SCALES, Experiment, Published, table_one, table_two
 
 SHARES = {"source": 0.4, "target": 0.4, "validation": 0.1, "test": 0.1}
+GROUPS = ("data.source", "data.target", "data.validation_hr")  # `keep` compares the scans themselves
 Say = Callable[[str], None]
 Volume = NDArray[Any]  # float32
 
@@ -72,7 +73,7 @@ class Study:
         for layer in (self.options, experiment.options):
             for table, values in layer.items():
                 options[table] = options.get(table, {}) | values
-        return load(self.preset, self.config, options)
+        return load(self.preset, self.config, options, shared=True)
 
     def group(self, name: str) -> Path:
         return self.out / "groups" / f"{name}.csv"
@@ -120,6 +121,11 @@ def make(
     for i, experiment in enumerate(experiments, start=1):
         say(f"{i}/{len(experiments)} {experiment.name}")
         if study.results(experiment).exists():
+            before = read_json(study.results(experiment)).get("config", "")
+            if other := changed(before, _configured(study, experiment), (*ROUNDING, *GROUPS)):
+                raise RunError(
+                    f"{study.results(experiment)} is of a run with {other}: give another --out, or remove it."
+                )
             continue
         model = train(study, experiment, say) if experiment.method else None
         test(study, experiment, model, groups["test"])
@@ -162,8 +168,8 @@ def train(study: Study, experiment: Experiment, say: Say) -> Path:
     """The checkpoint of an experiment, trained from its last one on."""
     config, run = resolved(study.configuration(experiment)), study.out / "runs" / experiment.name
     saved = run / "config.toml"
-    if saved.exists() and saved.read_text() != config.to_toml():
-        raise RunError(f"{run} was trained with other settings: give another --out, or remove it.")
+    if saved.exists() and (other := changed(saved.read_text("utf-8"), config)):
+        raise RunError(f"{run} was trained with {other}: give another --out, or remove it.")
 
     def report(step: int, total: int, values: dict[str, float]) -> None:
         if "validation_psnr" in values:
@@ -175,16 +181,25 @@ def train(study: Study, experiment: Experiment, say: Say) -> Path:
 def test(study: Study, experiment: Experiment, model: Path | None, entries: Sequence[Entry]) -> None:
     """Restore the test group and write its figures; keep some planes of its first scan for the pictures."""
     resolver = SuperResolver(model) if model else None
-    config = study.configuration(dataclasses.replace(experiment, method=experiment.method or "udean"))
+    config = _configured(study, experiment)
     figures: dict[str, Figures] = {}
     for entry in entries:
         lr, hr = acquired(entry, config)
         sr = resolver(lr) if resolver else INTERPOLATIONS[experiment.key](lr, experiment.scale)
-        figures[entry.participant] = measure(sr, hr, lr, slab=3 * experiment.scale[2])
+        try:
+            figures[entry.participant] = measure(sr, hr, lr, slab=3 * experiment.scale[2])
+        except ValueError as error:
+            raise RunError(f"{entry.path}: {error}") from None
         if entry == entries[0]:
             Planes.of(sr, hr, lr).save(study.results(experiment).with_suffix(".npz"))
     summary = dataclasses.asdict(Summary.of(figures))
-    write_json(study.results(experiment), {"title": experiment.title, "model": str(model or ""), **summary})
+    about = {"title": experiment.title, "model": str(model or ""), "config": config.to_toml()}
+    write_json(study.results(experiment), about | summary)
+
+
+def _configured(study: Study, experiment: Experiment) -> Config:
+    """Of interpolation too: how its scans are degraded."""
+    return study.configuration(dataclasses.replace(experiment, method=experiment.method or "udean"))
 
 
 def acquired(entry: Entry, config: Config) -> tuple[Volume, Volume]:

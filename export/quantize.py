@@ -51,7 +51,10 @@ def scan_windows(paths: Sequence[Path], card: ModelCard, seed: int = 0) -> parit
         scan = open_scan(file)
         lr = np.asarray(scan.voxels(), np.float32) * np.float32(scan.slope) + np.float32(scan.inter)
         lr = np.moveaxis(lr, slab_axis(scan.zooms), 2)
-        lr = lr / np.float32(intensity.unit(lr, card.intensity))
+        try:
+            lr = lr / np.float32(intensity.unit(lr, card.intensity))
+        except intensity.IntensityError as error:
+            raise ExportError(f"{file}: {error}") from None
         if any(n < size for n, size in zip(lr.shape, sizes, strict=True)):
             raise ExportError(f"{file} is smaller than a window of {sizes}: calibrate on larger scans.")
         tissue = np.argwhere(lr > 0.1)

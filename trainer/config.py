@@ -10,6 +10,7 @@ import dataclasses
 import json
 import tomllib
 import typing
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -22,6 +23,8 @@ from .methods import METHODS, Name, Weights
 from .networks import Architecture, ArchitectureError
 
 PRESETS = ("paper", "compact")
+# What changes a training by rounding or not at all.
+ROUNDING = ("machine", "schedule.precision", "schedule.validate_every", "schedule.checkpoint_every")
 
 
 class ConfigError(RunError):
@@ -119,9 +122,12 @@ class Config:
         return "".join(top + tables)
 
 
-def load(preset: str, file: Path | None = None, options: dict[str, Any] | None = None) -> Config:
+def load(
+    preset: str, file: Path | None = None, options: dict[str, Any] | None = None, shared: bool = False
+) -> Config:
     """Resolve preset, file and options (nested dicts by table; None values are left out).
 
+    shared: the file is for several methods; weights in it that this one lacks are no mistake.
     Raises ConfigError for an unknown key, a wrong type or an impossible value.
     """
     if preset not in PRESETS:
@@ -131,9 +137,11 @@ def load(preset: str, file: Path | None = None, options: dict[str, Any] | None =
     ]
     if file is not None:
         try:
-            layers.append((str(file), file.read_text()))
+            layers.append((str(file), file.read_text("utf-8")))
         except OSError as error:
             raise ConfigError(f"{file} cannot be read: {error.strerror}.") from None
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{file} is not valid TOML: {error}.") from None
     merged: dict[str, Any] = {}
     for source, text in layers:
         try:
@@ -141,20 +149,40 @@ def load(preset: str, file: Path | None = None, options: dict[str, Any] | None =
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"{source} is not valid TOML: {error}.") from None
     _merge(merged, options or {})
-    asked = tomllib.loads(layers[-1][1]).get("weights", {}) if file is not None else {}
-    _fit_weights(merged, {**asked, **(options or {}).get("weights", {})})
+    asked = set((options or {}).get("weights", {}))
+    if file is not None and not shared and isinstance(merged.get("weights"), dict):
+        asked |= set(tomllib.loads(layers[-1][1]).get("weights", {}))
+    _fit_weights(merged, asked)
     config = _build(Config, merged, "")
     _check(config)
     return config
 
 
-def _fit_weights(merged: dict[str, Any], asked: Any) -> None:
+def changed(before: str, now: Config, free: Collection[str] = ROUNDING) -> str | None:
+    """The first setting that is another one in a configuration's TOML text, in words; None where all that
+    are not free are the same. free: keys, such as "schedule.seed", and tables."""
+    old, new = _flat(tomllib.loads(before)), _flat(tomllib.loads(now.to_toml()))
+    for key in sorted(old.keys() & new.keys()):
+        if old[key] != new[key] and not {key, key.partition(".")[0]} & set(free):
+            return f"{key} = {_toml(old[key])}, not {_toml(new[key])}"
+    return None
+
+
+def _flat(tables: dict[str, Any]) -> dict[str, Any]:
+    """Values by table.key."""
+    flat: dict[str, Any] = {}
+    for key, value in tables.items():
+        flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
+
+
+def _fit_weights(merged: dict[str, Any], asked: Collection[str]) -> None:
     """Keep the weights that the method has; one that was asked for in vain is an error."""
     method, weights = merged.get("method", "udean"), merged.get("weights", {})
     if method not in METHODS or not isinstance(weights, dict):
         return  # said better by `_build`
     weighs = METHODS[method].weighs
-    for key in asked:
+    for key in sorted(asked):
         if key in Weights.__dataclass_fields__ and key not in weighs:
             raise ConfigError(f"{method} has no weight '{key}': its others are those of its own paper.")
     merged["weights"] = {k: v for k, v in weights.items() if k in weighs or k in asked}
@@ -172,6 +200,7 @@ def _check(config: Config) -> None:
         (s.patch < 16 or s.patch % 2, "patch must be an even number of LR voxels, at least 16."),
         (not 0 <= s.final_rate <= s.learning_rate, "final_rate must lie between 0 and learning_rate."),
         (not 0 < s.beta2 < 1, "beta2 must lie between 0 and 1."),
+        (not 0 <= s.seed < 2**32, "seed must be 0 or more, and less than 2 to the 32."),
         (
             not set(data.slab_axes) <= {0, 1, 2} or not data.slab_axes,
             "slab_axes are one or more of 0, 1 and 2.",
@@ -207,15 +236,16 @@ def _check(config: Config) -> None:
 
 def _merge(into: dict[str, Any], layer: dict[str, Any]) -> None:
     for key, value in layer.items():
-        if isinstance(value, dict) and isinstance(into.get(key, {}), dict):
-            _merge(into.setdefault(key, {}), value)
+        if isinstance(value, dict):
+            if isinstance(table := into.setdefault(key, {}), dict):  # else `_build` says what is wrong
+                _merge(table, value)
         elif value is not None:
             into[key] = value
 
 
 def _build(kind: type, values: Any, where: str) -> Any:
     if not isinstance(values, dict):
-        raise ConfigError(f"'{where}' must be a table.")
+        raise ConfigError(f"'{where.removesuffix('.')}' must be a table.")
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(values) - set(hints))
     if unknown:

@@ -211,8 +211,6 @@ def _on_one_grid(scan: Scan, shape: tuple[int, ...], affine: NDArray[Any], hr: S
 def _measured(
     sr: NDArray[Any], hr: NDArray[Any], lr: NDArray[Any] | None, axis: int, slab: int, scan: Scan
 ) -> Figures:
-    if not np.isfinite(sr).all():
-        raise RunError(f"{scan.name} has NaN or infinite voxels.")
     try:
         if lr is not None:
             factors(sr.shape, lr.shape)
@@ -222,4 +220,7 @@ def _measured(
 
 
 def _voxels(scan: Scan) -> NDArray[Any]:
-    return scan.voxels() * np.float32(scan.slope) + np.float32(scan.inter)
+    voxels = scan.voxels() * np.float32(scan.slope) + np.float32(scan.inter)
+    if not np.isfinite(voxels).all():
+        raise RunError(f"{scan.name} has NaN or infinite voxels: mask or repair them first.")
+    return voxels

@@ -24,8 +24,8 @@ from ..runtime import intensity
 from ..runtime.card import ModelCard
 from ..runtime.errors import RunError
 from . import checkpoint, loading, machine, processes
-from .config import Config, ConfigError
-from .methods import Method, create
+from .config import ROUNDING, Config, ConfigError, changed
+from .methods import METHODS, Method, create
 from .methods.method import Batch, Made, Turn
 from .networks import SuperResolution, parameter_count
 from .resampling import Decimation
@@ -45,8 +45,10 @@ def fit(config: Config, run: Path, resume: bool = False, report: Report | None =
     best.pt.
 
     best.pt has the highest validation PSNR (of the last stage); without validation pairs there is none.
-    report(step, of how many, losses) is called after every step, in the first process. Returns the checkpoint
-    to deploy.
+    resume: go on from the folder's last checkpoint, with the same settings: `machine`, precision and how
+    often to save and validate aside, and the steps of a method of one stage. report(step, of how many,
+    losses) is called after every step, in the first process. Returns the checkpoint to deploy.
+    Raises RunError where the folder holds a training and none is to be resumed, or another one.
     """
     config = resolved(config)
     schedule, arch = config.schedule, config.network
@@ -56,6 +58,7 @@ def fit(config: Config, run: Path, resume: bool = False, report: Report | None =
     if schedule.batch % processes.count():
         raise ConfigError(f"batch {schedule.batch} cannot be shared by {processes.count()} processes.")
     first = processes.rank() == 0
+    _check_folder(run, config, resume)  # before the first process may write into it
     with fabric.rank_zero_first():
         material = loading.gather(config)
 
@@ -67,10 +70,12 @@ def fit(config: Config, run: Path, resume: bool = False, report: Report | None =
     start, best = 0, -math.inf
     if resume:
         start, best = _restore(run / "checkpoint.pt", method, players, fabric)
+        if start > total:
+            raise ConfigError(f"{run} has been trained for {start} steps already: {total} are fewer.")
     metrics, alarm = None, Alarm()
     if first:
         run.mkdir(parents=True, exist_ok=True)
-        (run / "config.toml").write_text(config.to_toml())
+        (run / "config.toml").write_text(config.to_toml(), "utf-8")
         metrics = Metrics(run, start)
     decimation = Decimation(arch.scale).to(fabric.device)
     lr, hr = material.watched_lr, material.watched_hr
@@ -109,13 +114,24 @@ def fit(config: Config, run: Path, resume: bool = False, report: Report | None =
                 "optimisers": [p.optimiser.state_dict() for stage in players for p in stage],
                 "scaler": fabric.strategy.precision.state_dict(),
             }
-            checkpoint.save(run / "checkpoint.pt", card, arch, method.deployed(), state)
-            if improved:
+            if improved:  # first: what a checkpoint says is best must be there
                 checkpoint.save(run / "best.pt", card, arch, method.deployed())
+            checkpoint.save(run / "checkpoint.pt", card, arch, method.deployed(), state)
     if metrics:
         metrics.close()
     fabric.barrier()
-    return run / ("checkpoint.pt" if hr is None else "best.pt")
+    return run / ("best.pt" if (run / "best.pt").exists() else "checkpoint.pt")
+
+
+def _check_folder(run: Path, config: Config, resume: bool) -> None:
+    saved = run / "config.toml"
+    if not resume:
+        if any((run / name).exists() for name in ("checkpoint.pt", "best.pt")):
+            raise RunError(f"{run} holds a training: go on with it by --resume, or give another folder.")
+    elif saved.exists():
+        longer = ("schedule.steps",) if METHODS[config.method].stages == 1 else ()
+        if other := changed(saved.read_text("utf-8"), config, (*ROUNDING, *longer)):
+            raise ConfigError(f"{run} was trained with {other}: resume it with the same settings.")
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,8 @@ class Recipe:
     def prepared(self, unit: float | None = None) -> Prepared:
         """The volume in units of `unit`, by default its own `intensity.unit`.
 
-        Raises RunError for a scan that cannot be read, or whose voxels are not finite or too bright.
+        Raises RunError for a scan that cannot be read, is constant, or has voxels that are not finite or much
+        too bright.
         """
         file = _folder() / f"{hashlib.sha256(f'{self.key()} {unit}'.encode()).hexdigest()[:24]}.npy"
         note = file.with_suffix(".unit")
@@ -85,6 +86,8 @@ class Recipe:
             unit = unit or own
             with np.errstate(over="ignore"):
                 stored = (volume / np.float32(unit)).astype(np.float16)
+            if stored.min() == stored.max():
+                raise CohortError(f"{self.path} is constant: there is nothing to learn from.")
             if not np.isfinite(stored).all():
                 raise CohortError(
                     f"{self.path} has voxels over {HIGHEST} times as bright as its tissue: clip or mask them."

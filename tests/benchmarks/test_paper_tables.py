@@ -1,6 +1,7 @@
 """The paper's tables end to end at the smallest size: divided, trained, tested, tabulated, resumed."""
 
 import csv
+import dataclasses
 import json
 
 import nibabel as nib
@@ -90,5 +91,8 @@ def test_tables_are_made_and_not_made_again(study):
     assert len(stamps) == 2
     make(study, groups, chosen)
     assert stamps == {p: p.stat().st_mtime_ns for p in stamps}
+    longer = dataclasses.replace(study, options={"schedule": {"steps": 3}})
+    with pytest.raises(RunError, match=r"is of a run with schedule\.steps = 2, not 3"):
+        make(longer, groups, chosen)
     with pytest.raises(RunError, match="another cohort or seed"):
         make(study, divide(find([study.config.parent / "*.nii"]), 1), chosen)

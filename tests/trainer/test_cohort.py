@@ -29,8 +29,11 @@ def scan(tmp_path):
 def test_cached_volume_is_scaled_by_the_intensity_rule_and_follows_its_file(scan):
     volume = Recipe(scan).prepared()
     assert volume.voxels.max() == 1 and volume.voxels.dtype == np.float16 and volume.unit == 200
+    save(scan, np.repeat(np.int16([0, 7]), 20).repeat(44 * 36).reshape(40, 44, 36))
+    assert (Recipe(scan).prepared().voxels[20:] == 1).all()
     save(scan, np.full((40, 44, 36), 7, np.int16))
-    assert (Recipe(scan).prepared().voxels == 1).all()
+    with pytest.raises(CohortError, match="is constant"):
+        Recipe(scan).prepared()
 
 
 def test_patches_are_centred_on_tissue_and_repeatable(scan):

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -154,6 +155,7 @@ def test_a_killed_run_resumes_to_the_weights_of_an_unbroken_one(trained):
         (["--source", "nowhere"], "holds no .nii"),
         (["--scale", "9x9x1"], "not supported"),
         (["--resume", "--out", "never"], "no checkpoint"),
+        (["--seed", "5000000000"], "seed must be"),
     ],
 )
 def test_mistakes_end_with_one_sentence_and_exit_code_2(cohort, arguments, sentence):
@@ -161,8 +163,25 @@ def test_mistakes_end_with_one_sentence_and_exit_code_2(cohort, arguments, sente
     assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
 
 
+def test_no_training_is_replaced_or_goes_on_as_another(trained):
+    saved = (trained / "run" / "best.pt").read_bytes()
+    for more, sentence in (
+        ([], "run holds a training: go on with it by --resume"),
+        (["--resume", "--seed", "7"], "run was trained with schedule.seed = 0, not 7"),
+        (["--resume", "--method", "cyclegan"], 'with method = "udean", not "cyclegan"'),
+        (["--resume", "--steps", "3"], "has been trained for 6 steps already: 3 are fewer"),
+    ):
+        done = train(trained, "run", *more)
+        assert done.returncode == 2 and sentence in done.stderr, done.stderr
+        assert (trained / "run" / "best.pt").read_bytes() == saved
+    shutil.copytree(trained / "run", trained / "longer")
+    done = train(trained, "longer", "--resume", "--steps", "8", "--workers", "0")
+    assert done.returncode == 0, done.stderr
+    assert checkpoint.load(trained / "longer" / "checkpoint.pt")["training"]["step"] == 8
+
+
 def test_training_without_scans_says_which_option_is_missing(cohort):
-    done = run("udean-train", "--target", "lr", cwd=cohort)
+    done = run("udean-train", "--target", "lr", "--out", "none", cwd=cohort)
     assert done.returncode == 2 and "--source" in done.stderr
 
 

@@ -48,7 +48,10 @@ def test_options_win_over_the_file_and_the_file_over_the_preset(tmp_path):
         ("[degradation]\nnoise = 0.1", "set data.target_simulated"),
         ("[degradation]\npartial_fourier = 0.2", "above 0.5"),
         ("[machine]\ndevices = 0", "at least 1"),
-        ("network = 5", "must be a table"),
+        ("network = 5", "'network' must be a table"),
+        ("schedule = 5", "'schedule' must be a table"),
+        ("weights = 5", "'weights' must be a table"),
+        ("[schedule]\nseed = -1", "seed must be"),
         ("this is not toml", "not valid TOML"),
     ],
 )
@@ -56,7 +59,19 @@ def test_mistakes_are_named(text, sentence, tmp_path):
     file = tmp_path / "c.toml"
     file.write_text(text)
     with pytest.raises(ConfigError, match=sentence.replace("'", ".")):
-        load("paper", file)
+        load("paper", file, {"schedule": {"steps": None}})
+
+
+def test_a_file_that_is_no_utf8_is_named(tmp_path):
+    (tmp_path / "c.toml").write_bytes("name = 'Gr\xf6\xdfe'".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"c\.toml is not valid TOML"):
+        load("paper", tmp_path / "c.toml")
+
+
+def test_a_file_for_several_methods_may_weigh_what_one_lacks(tmp_path):
+    (tmp_path / "c.toml").write_text("[weights]\nssim = 0.1\n")
+    assert load("paper", tmp_path / "c.toml", {"method": "cyclegan"}, shared=True).method == "cyclegan"
+    assert load("paper", tmp_path / "c.toml", shared=True).weights.ssim == 0.1
 
 
 def test_missing_file_and_preset_are_named(tmp_path):
