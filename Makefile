@@ -33,7 +33,7 @@ default-model: install
 	$(BIN)/python -m udean.trainer.synthetic $(RUN)/validation-hr --heads 4 --first 40
 	$(BIN)/udean-simulate $(RUN)/target-hr -o $(RUN)/target --scale 2x2x2
 	$(BIN)/udean-simulate $(RUN)/validation-hr -o $(RUN)/validation --scale 2x2x2
-	cd $(RUN) && OMP_NUM_THREADS=1 $(CURDIR)/$(BIN)/udean-train --preset compact --config $(CURDIR)/benchmarks/default_model.toml --out run
+	cd $(RUN) && $(CURDIR)/$(BIN)/udean-train --preset compact --config $(CURDIR)/benchmarks/default_model.toml --out run
 	$(BIN)/python -m udean.benchmarks.default_model $(RUN)/run
 
 # RESULTS.md, its plots and the figures in README.md, from the JSON in benchmarks/results/.

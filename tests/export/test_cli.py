@@ -271,7 +271,7 @@ def test_usage_errors_say_what_to_write(run: Run, arguments: list[str], sentence
     assert code == 2 and sentence in err
 
 
-@pytest.mark.parametrize("scans", ["nothing", "text", "small", "air"])
+@pytest.mark.parametrize("scans", ["nothing", "text", "small", "air", "nan"])
 def test_scans_that_cannot_calibrate_are_named(
     tmp_path: Path, checkpoint: Path, run: Run, scans: str
 ) -> None:
@@ -279,8 +279,9 @@ def test_scans_that_cannot_calibrate_are_named(
     if scans == "text":
         path.write_text("no scan")
     elif scans != "nothing":
-        shape = (40, 40, 20) if scans == "air" else (10, 40, 20)
-        nib.save(nib.Nifti1Image(np.zeros(shape, np.float32), np.eye(4)), path)
+        shape = (10, 40, 20) if scans == "small" else (40, 40, 20)
+        voxels = np.full(shape, np.nan if scans == "nan" else 0, np.float32)
+        nib.save(nib.Nifti1Image(voxels, np.eye(4)), path)
     code, _, err = run(checkpoint, "-o", tmp_path / "out", "--int8", path)
     assert code == 2 and str(path) in err and err.count("\n") == 1
 
