@@ -140,5 +140,5 @@ class _Reader(CalibrationDataReader):
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        return sorted(f for f in path.rglob("*") if f.name.endswith(SUFFIXES))
+        return sorted(f for f in path.rglob("*") if f.name.lower().endswith(SUFFIXES))
     return [path]

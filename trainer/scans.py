@@ -58,7 +58,7 @@ def find(entries: Sequence[str | Path]) -> list[Entry]:
         if colon and not Path(entry).exists():
             paths = _laid_out(layout, Path(root).expanduser())
         elif (path := Path(entry).expanduser()).is_dir():
-            paths = _nifti(path.rglob("*.nii*"))
+            paths = _nifti(path.rglob("*"))
         else:
             paths = [path] if path.is_file() else _nifti(map(Path, glob(str(path), recursive=True)))
         if not paths:
@@ -114,7 +114,7 @@ def keep_apart(groups: Mapping[str, Sequence[Entry]], may_share: frozenset[str] 
 
 
 def _nifti(paths: Iterable[Path]) -> list[Path]:
-    return [path for path in paths if path.name.endswith((".nii", ".nii.gz"))]
+    return [path for path in paths if path.name.lower().endswith((".nii", ".nii.gz"))]
 
 
 def _laid_out(layout: str, root: Path) -> list[Path]:

@@ -1,7 +1,8 @@
 """Volumes as training sees them: read, prepared step by step, brought to 0..1, cached as memory maps.
 
 A recipe is a scan and the steps that it goes through. Its result is cached once, as float16 in the user's
-cache folder; the key is the file's path, size and time of change, the steps and the intensity rule.
+cache folder; the key is the file's path, size and time of change, the steps, the intensity rule and this
+package's version.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import __version__
 from ..runtime import intensity
 from ..runtime.files import atomic
 from ..runtime.geometry import voxel_factors
@@ -101,7 +103,8 @@ class Recipe:
     def key(self) -> str:
         """What the prepared volume depends on, as text."""
         stat = self.path.stat()
-        return f"{self.path.resolve()} {stat.st_size} {stat.st_mtime_ns} {intensity.RULE} {self.steps}"
+        file = f"{self.path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+        return f"{file} {intensity.RULE} {self.steps} {__version__}"
 
     def _volume(self) -> Volume:
         """float32 in the scan's units, from the cached result of the step before."""
