@@ -6,6 +6,7 @@ Source: the Brain Imaging Data Structure 1.10: "Common principles" (entities, in
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 from .. import __version__
 from .errors import RunError
@@ -91,19 +92,34 @@ def result_name(name: str) -> str:
     the processing.
     """
     base = stem(Path(name))
-    suffix = ".nii.gz" if name.endswith(FREESURFER) else name[len(base) :]
+    suffix = ".nii.gz" if name.lower().endswith(FREESURFER) else name[len(base) :].lower()
     if match := NAME.fullmatch(base):
         entities = [e for e in match["entities"].split("_") if not e.startswith(("res-", "desc-"))]
         return "_".join([*entities, "res-hi", "desc-sr", match["suffix"]]) + suffix
     return f"{base}_sr{suffix}"
 
 
+def is_bids(source: Path) -> bool:
+    """Whether a scan has a BIDS name."""
+    return NAME.fullmatch(stem(source)) is not None
+
+
 def dataset_of(source: Path, folder: Path) -> Path | None:
     """The dataset that a scan of BIDS name lies in: the nearest folder with a description, else `folder`."""
-    if not NAME.fullmatch(stem(source)):
+    return (_dataset_above(source) or folder) if is_bids(source) else None
+
+
+def raw_dataset(folder: Path) -> Path | None:
+    """The dataset whose raw scans a folder below it holds; None for the dataset itself and for others."""
+    base = _dataset_above(folder)
+    if base is None or (folder / DATASET).is_file():
         return None
-    above = Path(os.path.abspath(source)).parents
-    return next((path for path in above if (path / DATASET).is_file()), folder)
+    return None if Path(os.path.abspath(folder)).relative_to(base).parts[0] in NOT_RAW else base
+
+
+def _dataset_above(path: Path) -> Path | None:
+    above = Path(os.path.abspath(path)).parents
+    return next((folder for folder in above if (folder / DATASET).is_file()), None)
 
 
 def describe(root: Path, datasets: Iterable[Path]) -> None:
@@ -133,7 +149,19 @@ def source_uri(source: Path, dataset: Path | None, target: Path, root: Path) -> 
     for name, link in _links(read_json(root / DATASET)).items():
         if dataset and _place(root, link) == real_path(dataset):
             return f"bids:{name}:{quote(os.path.relpath(os.path.abspath(source), os.path.abspath(dataset)))}"
-    return os.path.relpath(source, target.parent)
+    return os.path.relpath(source, real_path(target.parent))
+
+
+def source_path(uri: str, target: Path, root: Path) -> Path:
+    """The path that a sidecar's source means: relative to the result, or a BIDS URI.
+
+    Source: BIDS 1.10, "BIDS URI": bids:DATASET:PATH, DATASET named in DatasetLinks, empty for this one.
+    """
+    if not uri.startswith("bids:"):
+        return Path(os.path.normpath(real_path(target.parent) / uri))
+    _, dataset, path = (uri + "::").split(":", 2)
+    where = unquote(urlsplit(_links(read_json(root / DATASET)).get(dataset, "")).path)
+    return Path(os.path.normpath(real_path(root) / where / unquote(path.removesuffix("::"))))
 
 
 def metadata(source: Path, dataset: Path | None) -> dict[str, Any]:
@@ -145,11 +173,17 @@ def metadata(source: Path, dataset: Path | None) -> dict[str, Any]:
     *entities, suffix = stem(source).split("_")
     found: dict[str, Any] = {"SkullStripped": False}
     for folder in folders:
-        for file in sorted(folder.glob(f"*{suffix}.json"), key=lambda file: len(file.name)):
+        for file in _sidecars(folder, folder.stat().st_mtime_ns):
             *given, kind = file.stem.split("_")
             if kind == suffix and set(given) <= set(entities):
                 found |= read_json(file)
     return {name: found[name] for name in INHERITED if name in found}
+
+
+@functools.lru_cache
+def _sidecars(folder: Path, changed: int) -> list[Path]:
+    """A folder's JSON files, the most general first. Roots are large: listed once until they have changed."""
+    return sorted(folder.glob("*.json"), key=lambda file: len(file.name))
 
 
 def _links(description: dict[str, Any]) -> dict[str, str]:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import math
+import os
 import signal
 import sys
 import warnings
@@ -22,9 +23,10 @@ from . import folder, jobs, options
 from .bids import Selection
 from .cluster import ADDRESS, Cluster
 from .command import sentences
-from .cost import Estimator
+from .cost import Cost, Estimator
 from .dicom.jobs import Format
 from .errors import RunError
+from .files import read_json, real_path
 from .manifest import Outcome, Shard
 from .report import write_report
 from .resolver import Fallback, Output, SuperResolver
@@ -104,8 +106,8 @@ def run(
         ),
     ] = None,
     num_shards: Annotated[
-        int, typer.Option(min=1, help="Divide the scans among so many runs, of which this is one.")
-    ] = 1,
+        int | None, typer.Option(min=1, help="Divide the scans among so many runs, of which this is one.")
+    ] = None,
     shard: Annotated[
         int | None, typer.Option(min=0, help="Which of them, from 0; they share the output folder.")
     ] = None,
@@ -121,18 +123,20 @@ def run(
     debug: options.Debug = False,
 ) -> None:
     """Restore high-resolution scans from low-resolution ones. Research only, not for diagnosis."""
-    if (shard is None) != (num_shards == 1):
+    if (shard is None) != (num_shards is None):
         raise RunError("A share of the scans needs both --num-shards and --shard, which counts from 0.")
     if ray is not None and profile:
         raise RunError("--profile looks at one process: leave out --ray.")
-    share = Shard(shard or 0, num_shards)
+    share = Shard(shard or 0, num_shards or 1)
     select = Selection(_labels(participants), _labels(sessions), _labels(suffixes))
     every = jobs.find_scans(scans, out, form, select)
     found = share.of(every)
     weightings: Any = _per_axis(weighting, str, "weighting")  # judged with the plan
     trace = Trace() if profile else None
     if trace and profile:
-        trace.write(profile)  # a place that cannot be written to is refused now, not after the last scan
+        _check_profile(profile, every)
+        if not dry_run:
+            trace.write(profile)  # a place that cannot be written to is refused now, not after the last scan
     make = functools.partial(
         SuperResolver,
         engine=engine,
@@ -162,7 +166,8 @@ def run(
             run_all = resolve.run_all
         print(f"Model {resolve.describe()}", flush=True)
         folder.prepare(every)
-        outcomes = opened.enter_context(contextlib.closing(run_all(every, settings=settings, shard=share)))
+        outcomes = run_all(every, settings=settings, shard=share, noted=board.count)
+        opened.enter_context(contextlib.closing(outcomes))
         try:
             with board:
                 for outcome in outcomes:
@@ -270,9 +275,12 @@ class _Board:
         before = self._started - 1 + self.counts["kept"] + self.counts["failed"]
         self._bar.update(self._overall, completed=min(before + done / every, self._total))
 
+    def count(self, outcome: Outcome) -> None:
+        """An outcome stands in the manifest."""
+        self.counts[outcome.status] += 1
+
     def add(self, outcome: Outcome) -> None:
         """A scan is done, or has failed."""
-        self.counts[outcome.status] += 1
         self.done.append(outcome)
         if not self._started:
             self._bar.update(self._overall, completed=len(self.done))
@@ -301,6 +309,13 @@ def _tell(outcome: Outcome) -> None:
     print(f"{job.source} -> {job.target}: {outcome.message}{took}", flush=True)
 
 
+def _check_profile(path: Path, every: list[jobs.Job]) -> None:
+    """Raise RunError where a profile would replace anything but a profile, now or later."""
+    other = os.path.lexists(path) and "traceEvents" not in read_json(path)
+    if path.suffix.lower() != ".json" or other or real_path(path) in {real_path(j.sidecar) for j in every}:
+        raise RunError(f"--profile takes a file of its own that ends in .json, not {path}.")
+
+
 def _describe(
     found: list[jobs.Job], resolve: SuperResolver, settings: folder.Settings, estimate: Estimator
 ) -> int:
@@ -308,27 +323,30 @@ def _describe(
     failed = False
     seconds = 0.0
     for job in found:
-        try:
-            scan = job.open(settings.series)
-            header = resolve.header(scan, settings.dtype, settings.axis)
-        except RunError as error:
+        told = folder.guarded(job, settings, functools.partial(_told, job, resolve, settings, estimate))
+        if isinstance(told, Outcome):
             failed = True
-            typer.echo(f"Would fail: {error}", err=True)
+            typer.echo(f"Would fail: {told.message}", err=True)
             continue
-        across, _, plan = resolve.layout(scan, settings.axis)
-        shape = header.get_data_shape()
-        voxels = math.prod(scan.shape) * scan.volumes
-        cost = estimate(
-            plan,
-            scan.volumes,
-            voxels * scan.dtype.itemsize,
-            math.prod(shape) * header.get_data_dtype().itemsize,
-        )
+        text, cost = told
         seconds += cost.seconds
-        sizes = " x ".join(map(str, scan.shape)) + " to " + " x ".join(map(str, shape))
-        print(f"{job.source} -> {job.target}: {sizes}, slices along {'ijk'[across]}, {cost}")
+        print(f"{job.source} -> {job.target}: {text}, {cost}")
     print(f"{len(found)} scans, at most {seconds:.0f} s")
     return 1 if failed else 0
+
+
+def _told(
+    job: jobs.Job, resolve: SuperResolver, settings: folder.Settings, estimate: Estimator
+) -> tuple[str, Cost]:
+    """What a scan would become, and cost."""
+    scan = job.open(settings.series)
+    header = resolve.header(scan, settings.dtype, settings.axis)
+    across, _, plan = resolve.layout(scan, settings.axis)
+    shape = header.get_data_shape()
+    coarse = math.prod(scan.shape) * scan.volumes * scan.dtype.itemsize
+    cost = estimate(plan, scan.volumes, coarse, math.prod(shape) * header.get_data_dtype().itemsize)
+    sizes = " x ".join(map(str, scan.shape)) + " to " + " x ".join(map(str, shape))
+    return f"{sizes}, slices along {'ijk'[across]}", cost
 
 
 def _per_axis(text: str, kind: Callable[[str], T], what: str) -> T | tuple[T, T, T]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from . import intensity
 from .card import Grid, ModelCard
 from .errors import RunError
-from .geometry import Factors
+from .geometry import Factors, slab_axis
 from .resample import acquired_again, tricubic_plane
 from .volume import Scan
 
@@ -73,7 +73,7 @@ def compare(scan: Scan, sr: Scan, card: ModelCard, volume: int = 0) -> Compariso
     measured = scaled(lr, scan)
     difference = again - measured
     consistency = float(np.linalg.norm(difference) / max(float(np.linalg.norm(measured)), 1e-12))
-    snr = signal_to_noise(measured, unit)
+    snr = signal_to_noise(np.moveaxis(measured, slab_axis(scan.zooms), 2), unit)
     warnings = list(_warnings(lr, measured, unit, snr, card))
     return Comparison(scan, sr, card.grid, lr, fine, factors, unit, difference, consistency, snr, warnings)
 
@@ -84,7 +84,7 @@ def scaled(voxels: NDArray[Any], scan: Scan) -> NDArray[np.float32]:
 
 
 def signal_to_noise(volume: NDArray[np.float32], unit: float) -> float:
-    """Median of the foreground over the noise's standard deviation.
+    """Median of the foreground of a volume (rows, columns, slices) over the noise's standard deviation.
 
     The noise is that of the diagonal Haar detail in plane, whose median magnitude hardly knows edges
     (Donoho and Johnstone, Biometrika 81, 1994).

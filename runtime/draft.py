@@ -55,7 +55,7 @@ class FileDraft:
 
     @property
     def mapped(self) -> bool:
-        return not self.path.name.endswith(".gz")
+        return not self.path.name.lower().endswith(".gz")
 
     def room(self, header: Header) -> NDArray[Any]:
         """An array for the voxels of this header. Raises RunError where the disk has no room for them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -19,7 +20,7 @@ try:
 except ImportError:  # Windows, where an open file cannot be removed, which serves as well
     fcntl = None
 
-PART = re.compile(r"\.(?P<name>.+)\.\d+\.part")
+PART = re.compile(r"\.(?P<name>.*)\.\d+\.part")
 
 
 @contextlib.contextmanager
@@ -31,7 +32,7 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
     Raises RunError where the system refuses: no permission, no space.
     """
     # A random number: machines that share the folder may have processes of one number.
-    partial = path.with_name(f".{path.name}.{secrets.randbits(48)}.part")
+    partial = path.with_name(f".{_short(path.name)}.{secrets.randbits(48)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "w+b") as file:
@@ -51,13 +52,19 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
 
 def sweep(folder: Path, names: set[str]) -> None:
     """Remove what killed processes have left of these files; those of living ones stay."""
+    short = {_short(name) for name in names}
     with contextlib.suppress(OSError):
         for partial in folder.glob(".*.part"):
             match = PART.fullmatch(partial.name)
-            if match and match["name"] in names:
+            if match and match["name"] in short:
                 with contextlib.suppress(OSError), open(partial, "rb") as file:
                     lock(file)
                     partial.unlink(missing_ok=True)
+
+
+def _short(name: str) -> str:
+    """A name, or so much of it that a temporary one is no longer than the system allows (255 bytes)."""
+    return os.fsencode(name)[:200].decode(errors="ignore")
 
 
 def lock(file: BinaryIO) -> None:
@@ -80,9 +87,17 @@ def is_locked(path: Path) -> bool:
 
 
 def write_json(path: Path, value: dict[str, Any], indent: int | None = 2) -> None:
-    """Write JSON atomically, keys in the order given."""
+    """Write JSON atomically, keys in the order given. What JSON has no number for (NaN, Inf) becomes null."""
     with atomic(path) as file:
-        file.write((json.dumps(value, indent=indent) + "\n").encode())
+        file.write((json.dumps(_finite(value), indent=indent, allow_nan=False) + "\n").encode())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: Path) -> dict[str, Any]:

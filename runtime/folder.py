@@ -32,7 +32,7 @@ from .errors import RunError
 from .files import read_json, sweep, write_json
 from .host import ahead
 from .job import Job, Stamp
-from .manifest import Known, Manifest, Outcome, Shard, Trace, failure
+from .manifest import Known, Manifest, Noted, Outcome, Shard, Trace, failure
 from .resolver import Look, Output, Progress, SuperResolver, Timings
 from .trace import span
 from .volume import Header, Scan
@@ -104,13 +104,14 @@ def run_all(
     settings: Settings | None = None,
     progress: Progress | None = None,
     shard: Shard | None = None,
+    noted: Noted | None = None,
 ) -> Generator[Outcome]:
     """Resolve every job of the shard in order and note each outcome; one failure does not stop the others.
 
     Only an output folder that takes no more does: the failure that says so is the last outcome.
     progress(done, all) counts windows of the scan in hand. Closing the generator, or an interruption,
-    finishes the scan being written and drops the one with the network. Raises RunError where another run
-    works on these scans.
+    finishes the scan being written and drops the one with the network; only `noted` is told of that scan.
+    Raises RunError where another run works on these scans.
     """
     settings = settings or Settings()
 
@@ -119,7 +120,7 @@ def run_all(
             yield decode(job, resolve, settings, manifest.known(job))
 
     with (
-        Manifest(jobs, shard) as manifest,
+        Manifest(jobs, shard, noted) as manifest,
         ThreadPoolExecutor(1, "encode") as encoder,
         contextlib.closing(ahead(ahead_of_network(manifest), "decode")) as decoded,
     ):
@@ -149,7 +150,7 @@ def decode(
     job: Job, resolve: SuperResolver, settings: Settings, known: Known | None = None
 ) -> Loaded | Outcome:
     """Read a scan and look through it, unless its result is up to date."""
-    return _guarded(job, settings, lambda: _load(job, resolve, settings, known or Known()))
+    return guarded(job, settings, lambda: _load(job, resolve, settings, known or Known()))
 
 
 def restore(
@@ -158,7 +159,7 @@ def restore(
     """Send a scan through the network. What progress raises that is no Exception ends it, and is raised."""
     if isinstance(item, Outcome):
         return item
-    return _guarded(item.job, settings, lambda: _resolve(item, resolve, settings, progress))
+    return guarded(item.job, settings, lambda: _resolve(item, resolve, settings, progress))
 
 
 def encode(step: Resolved | Outcome, resolve: SuperResolver, settings: Settings) -> Outcome:
@@ -166,7 +167,7 @@ def encode(step: Resolved | Outcome, resolve: SuperResolver, settings: Settings)
     if isinstance(step, Outcome):
         return step
     try:
-        return _guarded(step.loaded.job, settings, lambda: _write(step, resolve))
+        return guarded(step.loaded.job, settings, lambda: _write(step, resolve))
     finally:
         step.draft.discard()
 
@@ -192,7 +193,13 @@ def _load(job: Job, resolve: SuperResolver, settings: Settings, known: Known) ->
         request = _request(digest, resolve, settings)
         made = None if settings.overwrite else _made(job, request)
         if made and made == (_digest(after, known.output) or job.result_digest()):
+            _renew(job)
             return Outcome(job, "kept", "up to date", None, Trace(before, digest), Trace(after, made))
+        if not settings.overwrite and (other := _other_source(job)):
+            raise RunError(
+                f"{job.target} would replace the result of {other}, for {job.source}: choose another folder "
+                "with -o, or --overwrite."
+            )
         header = resolve.header(scan, settings.dtype, settings.axis)
         if not job.draft(resolve).mapped:
             check_memory(scan.name, header)
@@ -218,7 +225,10 @@ def _write(resolved: Resolved, resolve: SuperResolver) -> Outcome:
     loaded, job = resolved.loaded, resolved.loaded.job
     start = time.perf_counter()
     with span(resolve.trace, "encode", job.source.name):
-        job.sidecar.unlink(missing_ok=True)  # it must not vouch for the new file before that is whole
+        try:
+            job.sidecar.unlink(missing_ok=True)  # it must not vouch for the new file before that is whole
+        except OSError as error:
+            raise RunError(f"Cannot replace {job.sidecar}: {error.strerror or error}.") from error
         resolved.draft.commit()
         end = time.perf_counter()
         timings = dataclasses.replace(resolved.timings, write=end - start, total=end - loaded.start)
@@ -238,12 +248,35 @@ def _made(job: Job, request: Request) -> str | None:
     return made.get("output_sha256") if isinstance(made, dict) and made.get("request") == wanted else None
 
 
+def _other_source(job: Job) -> Path | None:
+    """The scan that the sidecar there is about, if that is another one; one that has moved is the same.
+
+    Sidecars stand for their scans, as a.nii and a.nii.gz would have one.
+    """
+    sources = read_json(job.sidecar).get("Sources")
+    if not (isinstance(sources, list) and sources and type(sources[0]) is str):
+        return None
+    made_from = bids.source_path(sources[0], job.target, job.root)
+    both = os.path.exists(made_from) and os.path.exists(job.source)
+    return made_from if both and not os.path.samefile(made_from, job.source) else None
+
+
+def _renew(job: Job) -> None:
+    """Bring a kept result's sidecar up to date: what it takes over from the scan's may have changed there."""
+    there = read_json(job.sidecar)
+    made = there.pop("udean")
+    wanted = {name: value for name, value in there.items() if name not in bids.INHERITED}
+    wanted |= bids.metadata(job.source, job.dataset)
+    if wanted != there:
+        write_json(job.sidecar, {**wanted, "udean": made})
+
+
 def _digest(stamp: Stamp, known: Trace | None) -> str | None:
     """The digest of a file that is as it was when it was last read, else None."""
     return known.sha256 if known and stamp and known.stamp == stamp else None
 
 
-def _guarded(job: Job, settings: Settings, step: Callable[[], T]) -> T | Outcome:
+def guarded(job: Job, settings: Settings, step: Callable[[], T]) -> T | Outcome:
     """A step's result, or its failure as an outcome."""
     try:
         return step()

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import RunError
-from .intensity import Storage
+from .intensity import LOST, IntensityError, Storage
 from .trace import Stopwatch
 from .windows import Axis, Plan
 
@@ -256,10 +256,7 @@ def blend_slabs(axis: Axis, slabs: Iterable[Planes], watch: Stopwatch) -> Iterat
             last = k + 1 == len(axis.starts)
             finished = (axis.size * axis.scale if last else axis.span(k + 1)[0]) - first
             if not np.isfinite(mean[:finished]).all():
-                raise RunError(
-                    "The network returned NaN or infinite values: its precision does not carry this scan, "
-                    "try --precision fp32."
-                )
+                raise IntensityError(LOST)
         yield first, mean[:finished]
         with watch.time("blend"):
             unfinished = axis.span(k)[1] - first - finished

@@ -17,10 +17,15 @@ from .errors import RunError
 
 RULE = "percentile-99.9"
 PIECE = 1 << 18  # voxels looked at in one go
+NO_NUMBERS = "There are NaN or infinite voxels: mask or repair them first."
+LOST = (
+    "The network returned NaN or infinite values: look for voxels far brighter than the others, or try "
+    "--precision fp32 where it is another."
+)
 
 
 class IntensityError(RunError, ValueError):
-    """The volume cannot be brought to the network's range."""
+    """The volume cannot be brought to the network's range, or back."""
 
 
 @dataclass(frozen=True)
@@ -99,15 +104,22 @@ def unit(volume: NDArray[np.generic], rule: str = RULE, slope: float = 1.0, inte
     """The intensity, in units of volume · slope + inter, that becomes 1 inside the network.
 
     volume: any real dtype and shape; it is read in pieces and not copied. Raises IntensityError for an
-    unknown rule or non-finite voxels. A volume whose percentile is 0 (empty, or a few bright voxels) uses
-    its maximum, an empty one 1.
+    unknown rule, non-finite voxels, or intensities that float32 does not hold. A volume whose percentile is 0
+    (empty, or a few bright voxels) uses its maximum, an empty one 1.
     """
     name, _, percent = rule.partition("-")
     if name != "percentile" or not percent:
         raise IntensityError(f"The model's intensity rule '{rule}' is unknown to this version of udean.")
     rank = min(volume.size - 1, int(float(percent) / 100 * volume.size))
-    largest = _largest(volume, volume.size - rank, np.float32(slope), np.float32(inter))
-    return float(largest.min()) or float(largest.max()) or 1.0
+    with np.errstate(over="ignore"):
+        largest = _largest(volume, volume.size - rank, np.float32(slope), np.float32(inter))
+    found = float(largest.min()) or float(largest.max())
+    if not found and volume.min() == volume.max():
+        return 1.0
+    # What brings the voxels to the network's range shall be a number of float32 too.
+    if not found or abs(slope) / found > float(np.finfo(np.float32).max):
+        raise IntensityError("The intensities are too small for float32: scale them up first.")
+    return found
 
 
 def _largest(
@@ -124,7 +136,9 @@ def _largest(
             piece = piece * slope + inter
         magnitude = np.abs(piece).ravel()
         if not np.isfinite(magnitude.max()):
-            raise IntensityError("There are NaN or infinite voxels.")
+            if np.isfinite(layers[start : start + step]).all():
+                raise IntensityError("The intensities are too large for float32: scale them down first.")
+            raise IntensityError(NO_NUMBERS)
         if kept.size == count:
             magnitude = magnitude[magnitude > kept.min()]
         kept = np.concatenate((kept, magnitude))

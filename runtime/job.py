@@ -36,8 +36,8 @@ class Job:
 
     @property
     def identity(self) -> Path:
-        """What tells the scan from others."""
-        return real_path(self.source)
+        """What tells the scan from others: its place. Two links to one file are two scans."""
+        return real_path(self.source.parent) / self.source.name
 
     def open(self, series: bool = False) -> Scan:
         """The scan, checked; see `open_scan`."""

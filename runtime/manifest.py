@@ -18,10 +18,10 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Self
+from typing import Any, BinaryIO, Literal, Self, TypeAlias
 
 from .errors import RunError
 from .files import is_locked, lock
@@ -67,6 +67,9 @@ class Outcome:
     aside: bool = False
 
 
+Noted: TypeAlias = "Callable[[Outcome], None]"
+
+
 @dataclass(frozen=True)
 class Shard:
     """Share `number` (from 0) of `count` in which scans are divided.
@@ -104,12 +107,14 @@ class Shard:
 class Manifest:
     """The manifests of a run, one in each of its output folders, locked until `close`.
 
-    Raises RunError where one cannot be written, or another run works on the same scans.
+    noted: told of each outcome once it stands there. Raises RunError where one cannot be written, or another
+    run works on the same scans.
     """
 
-    def __init__(self, jobs: Sequence[Job], shard: Shard | None = None) -> None:
+    def __init__(self, jobs: Sequence[Job], shard: Shard | None = None, noted: Noted | None = None) -> None:
         shard = shard or Shard()
         self.jobs = shard.of(jobs)
+        self._noted = noted
         self._files: dict[Path, BinaryIO] = {}
         self._known: dict[Path, Known] = {}
         try:
@@ -152,7 +157,9 @@ class Manifest:
             self._write(outcome.job.root, [{name: value for name, value in line.items() if value}])
         except RunError as error:
             if outcome.status != "failed":
-                return failure(outcome.job, error)
+                outcome = failure(outcome.job, error)
+        if self._noted:
+            self._noted(outcome)
         return outcome
 
     def _begin(self, root: Path, shard: Shard, jobs: Sequence[Job]) -> None:

@@ -123,21 +123,25 @@ def _section(outcome: Outcome, card: ModelCard, series: bool) -> Iterator[str]:
             f'<img alt="{_text(name)}" style="aspect-ratio:{aspect:.4f}" src="data:image/png;base64,{data}">'
         )
     yield "</div>"
-    made = read_json(job.sidecar).get("udean", {})
-    timings = {
-        name: f"{value:.2f} s" for name, value in made.get("timings", {}).items() if type(value) is float
-    }
-    counts = {name: value for name, value in made.get("timings", {}).items() if type(value) is int}
+    made = read_json(job.sidecar).get("udean")
+    engine, took = (_object(_object(made).get(name)) for name in ("engine", "timings"))
+    timings = {name: f"{value:.2f} s" for name, value in took.items() if type(value) is float}
+    counts = {name: value for name, value in took.items() if type(value) is int}
     yield _table(
         {
             "result": f"{job.target} ({outcome.status})",
             "difference to the scan's k-space": f"{found.consistency:.2%} of its energy's root",
             "signal-to-noise ratio": f"{found.snr:.1f}",
-            "engine": " ".join(str(value) for value in made.get("engine", {}).values()),
+            "engine": " ".join(str(value) for value in engine.values()),
             **timings,
             **counts,
         }
     )
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """A sidecar's field, empty where it is none: others may have edited the file."""
+    return value if isinstance(value, dict) else {}
 
 
 def _flat(card: ModelCard) -> dict[str, Any]:

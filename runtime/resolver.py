@@ -128,12 +128,15 @@ class SuperResolver:
         self._pipeline: HostPipeline | CudaPipeline | None = _pipeline(engine)
         self.card = engine.card
         self.options = Options(overlap, window, weighting, crop)
-        self.plan((1, 1, 1))  # options out of range are refused now
         self._turn = threading.Lock()
         self._last = threading.local()
-        if loading:
-            with span(trace, "warm-up"):
-                self._warm_up()
+        try:
+            self.plan((1, 1, 1))  # options out of range are refused now
+            if loading:
+                with span(trace, "warm-up"):
+                    self._warm_up()
+        except MemoryError as error:
+            raise RunError("Windows of this size do not fit into memory: take smaller ones.") from error
 
     def __enter__(self) -> Self:
         return self
@@ -252,8 +255,11 @@ class SuperResolver:
             scan = scan.loaded()
             looks = looks or self.look(scan, axis)
             volumes = _volumes(scan.voxels())
-        for lr, fine, look in zip(volumes, _volumes(sr), looks, strict=True):
-            self._resolve(lr, fine, scan.slope, scan.inter, axis, look, watch, progress)
+        try:
+            for lr, fine, look in zip(volumes, _volumes(sr), looks, strict=True):
+                self._resolve(lr, fine, scan.slope, scan.inter, axis, look, watch, progress)
+        except intensity.IntensityError as error:
+            raise RunError(f"{scan.name}: {error}") from None
         self._note(start, watch)
         return header, sr
 
@@ -263,7 +269,7 @@ class SuperResolver:
         try:
             return [self._look(v, axis, scan.slope, scan.inter) for v in _volumes(scan.voxels())]
         except intensity.IntensityError as error:
-            raise RunError(f"{scan.name}: {error} Mask or repair its voxels first.") from None
+            raise RunError(f"{scan.name}: {error}") from None
 
     def header(self, scan: Scan, dtype: Output = "input", axis: int | None = None) -> Header:
         """The header that the SR scan will have."""
@@ -282,6 +288,8 @@ class SuperResolver:
 
     def layout(self, scan: Scan, axis: int | None = None) -> tuple[int, Factors, Plan]:
         """How a scan will be resolved: slab axis, HR voxels per LR voxel along (i, j, k), windows."""
+        if axis not in (None, 0, 1, 2):
+            raise RunError(f"The axis across the slices is 0, 1 or 2, not {axis}.")
         axis = slab_axis(scan.zooms) if axis is None else axis
         rows, columns, slices = (scan.shape[n] for n in _order(axis))
         return axis, voxel_factors(self.card.scale, axis), self.plan((rows, columns, slices))

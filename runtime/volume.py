@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.freesurfer.mghformat import MGHError
 from nibabel.nifti1 import Nifti1Image
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 from numpy.typing import NDArray
@@ -42,8 +43,8 @@ HEADER_LIMIT = 64 << 20  # header extensions are kilobytes
 def stem(path: Path) -> str:
     """The name without a scan's suffix, or without its last suffix."""
     for suffix in SUFFIXES:
-        if path.name.endswith(suffix):
-            return path.name.removesuffix(suffix)
+        if path.name.lower().endswith(suffix):
+            return path.name[: -len(suffix)]
     return path.stem
 
 
@@ -69,8 +70,8 @@ class Scan:
 
     @property
     def zooms(self) -> tuple[float, float, float]:
-        """Voxel sizes along (i, j, k), mm as a rule."""
-        i, j, k = self.header["pixdim"][1:4].astype(float)
+        """Voxel sizes along (i, j, k), mm as a rule: the affine's, from which the header's own may differ."""
+        i, j, k = map(float, np.linalg.norm(self.affine[:3, :3], axis=0))
         return i, j, k
 
     @property
@@ -143,8 +144,8 @@ class Scan:
             for name, value in zip(("qoffset_x", "qoffset_y", "qoffset_z"), origin, strict=True):
                 header[name] = value
         if header["sform_code"] > 0 or header["qform_code"] <= 0:
-            code = int(header["sform_code"]) if header["sform_code"] > 0 else "aligned"
-            header.set_sform(move(_sform(self.header)), code)
+            header.set_sform(move(_sform(self.header)))
+            header["sform_code"] = max(0, int(self.header["sform_code"])) or 2  # any other means "aligned"
         header["slice_start"] = header["slice_end"] = header["slice_duration"] = header["slice_code"] = 0
         header["vox_offset"] = 0  # set when written
         return header
@@ -156,7 +157,7 @@ def open_scan(path: Path, series: bool = False) -> Scan:
     Raises RunError for what cannot be resolved: a missing or foreign file, not 3-D, complex or colour
     voxels, voxel sizes that are no sizes, a singular affine, more voxels than the file can hold.
     """
-    if path.name.endswith(FREESURFER):
+    if path.name.lower().endswith(FREESURFER):
         return _open_freesurfer(path, series)
     with reading(path):
         if not path.is_file():
@@ -166,14 +167,14 @@ def open_scan(path: Path, series: bool = False) -> Scan:
             start = file.read(540)
             header = _parse(start, path)
             offset = float(header["vox_offset"])
-            offset = 0 if not math.isfinite(offset) else max(int(offset), int(header["sizeof_hdr"]) + 4)
+            offset = max(int(offset) if math.isfinite(offset) else 0, header.sizeof_hdr + 4)
             if offset > HEADER_LIMIT:
                 raise RunError(f"{path} has a damaged header: its voxels would begin at byte {offset}.")
             block = start + file.read(max(0, offset - len(start)))
         header = type(header).from_fileobj(io.BytesIO(block[:offset]), header.endianness, check=False)
         stored = _stored_dtype(header, path)  # in the file's byte order, unlike the SR volume's header
         header = _little_endian(header)
-        header["vox_offset"] = offset
+        header["vox_offset"], header["sizeof_hdr"] = offset, header.sizeof_hdr
         scan = _checked(str(path), header, stored, series, path=path)
         _check_size(scan, path, offset, packed)
     return scan
@@ -185,7 +186,7 @@ def _open_freesurfer(path: Path, series: bool) -> Scan:
             raise RunError(f"{path} does not exist." if not path.exists() else f"{path} is not a file.")
         try:
             image: Any = nib.MGHImage.from_filename(path)
-        except (ImageFileError, ValueError, KeyError):
+        except (ImageFileError, MGHError, ValueError, KeyError, TypeError):  # the last where it is empty
             raise RunError(f"{path} is not a FreeSurfer volume, or damaged.") from None
         scan = image_scan(image, series)
         _check_size(scan, path, 284, is_gzip(path))  # bytes of an MGH header
@@ -208,6 +209,8 @@ def image_scan(image: SpatialImage, series: bool = False) -> Scan:
     proxy: Any = image.dataobj
     name = image.get_filename() or "The image"
     header = _little_endian(nifti.header)
+    if isinstance(image, nib.MGHImage):
+        header.set_xyzt_units("mm", "msec")
     header.set_slope_inter(getattr(proxy, "slope", 1.0), getattr(proxy, "inter", 0.0))
     stored = np.dtype(proxy.dtype) if hasattr(proxy, "dtype") else np.asanyarray(proxy).dtype
     if stored == np.bool_ or stored == np.float16:
@@ -224,7 +227,7 @@ def write_scan(path: Path, header: Header, voxels: NDArray[Any]) -> None:
     written.
     """
     data = np.asfortranarray(voxels, header.get_data_dtype())
-    with atomic(path) as raw, packing(raw, path.name.endswith(".gz")) as file:
+    with atomic(path) as raw, packing(raw, path.name.lower().endswith(".gz")) as file:
         file.write(preamble(header))
         flat = data.T.reshape(-1).view(np.uint8).data
         for start in range(0, len(flat), CHUNK):
@@ -268,8 +271,8 @@ def _parse(start: bytes, path: Path) -> Header:
         at = 344 if size == 348 else 4
         if len(start) >= size and start[at : at + len(magic)] == magic:
             # nibabel tells the byte order from dim[0], which may be damaged; the size is a constant.
-            order = "<" if start[:4] == size.to_bytes(4, "little") else ">"
-            return kind(start[:size], order, check=False)
+            orders = {size.to_bytes(4, "little"): "<", size.to_bytes(4, "big"): ">"}
+            return kind(start[:size], orders.get(start[:4]), check=False)
     if start[344:348] == b"ni1\0":
         raise RunError(
             f"{path} is a NIfTI header without its voxels: join the pair into one .nii file first."
@@ -294,8 +297,10 @@ def _checked(
 ) -> Scan:
     """A scan, once its header has passed all checks."""
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        what = {"c": "complex", "V": "colour"}.get(dtype.kind, str(dtype))
-        raise RunError(f"{name} has {what} voxels: give a real-valued volume, for instance its magnitude.")
+        what = "complex" if dtype.kind == "c" else "colour" if dtype.names else None
+        if what:
+            raise RunError(f"{name} has {what} voxels: give a real-valued volume, such as its magnitude.")
+        raise RunError(f"{name} has voxels of datatype {header['datatype']}: convert them to float32.")
     raw = [int(n) for n in header["dim"]]
     if not 1 <= raw[0] <= 7 or min(raw[1 : raw[0] + 1]) < 1:
         raise RunError(f"{name} has a damaged header: its dimensions are {raw}.")
@@ -305,9 +310,9 @@ def _checked(
     volumes = shape.pop() if series and len(shape) == 4 else 1
     if len(shape) != 3:
         size = " x ".join(map(str, shape))
-        remedy = (
-            "--series resolves it volume by volume" if len(shape) == 4 else "give one 3-D volume at a time"
-        )
+        remedy = "give one 3-D volume at a time"
+        if len(shape) == 4:
+            remedy = f"udean-run --series resolves it volume by volume, else {remedy}"
         raise RunError(f"{name} is {len(shape)}-D ({size}): {remedy}.")
     zooms = header["pixdim"][1:4]
     if not np.isfinite(zooms).all() or (zooms <= 0).any():

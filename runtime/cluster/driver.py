@@ -22,7 +22,7 @@ from ..errors import RunError
 from ..files import sweep
 from ..folder import Settings, is_final
 from ..job import Job
-from ..manifest import Manifest, Outcome, Shard, Trace
+from ..manifest import Manifest, Noted, Outcome, Shard, Trace
 from . import workers
 from .connection import connect, first_line, root_cause
 from .workers import About, Make
@@ -91,13 +91,17 @@ class Cluster:
         return f"{self.card.name} ({self.card.method}, {scale}): {self.about.info}, {len(self._seats)} by Ray"
 
     def run_all(
-        self, jobs: Sequence[Job], settings: Settings | None = None, shard: Shard | None = None
+        self,
+        jobs: Sequence[Job],
+        settings: Settings | None = None,
+        shard: Shard | None = None,
+        noted: Noted | None = None,
     ) -> Generator[Outcome]:
         """Resolve every job of the shard, as `folder.run_all` does; outcomes come as scans are finished.
 
         Closing the generator, or an interruption, gives the scans being written half a minute.
         """
-        with Manifest(jobs, shard) as manifest:
+        with Manifest(jobs, shard, noted) as manifest:
             self._manifest, self._settings = manifest, settings or Settings()
             self._todo, self._alone, self._later = deque(manifest.jobs), deque[Job](), []
             self._order, self._deaths, self._tries = itertools.count(), Counter[Job](), Counter[Job]()

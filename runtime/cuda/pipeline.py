@@ -10,15 +10,16 @@ for finished slabs. The number of slots therefore changes nothing in the result.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import logging
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import RunError
 from ..host import Volume, twins
-from ..intensity import Storage
+from ..intensity import LOST, IntensityError, Storage
 from ..trace import Stopwatch
 from ..windows import Plan
 from .device import GpuError, OutOfMemory
@@ -54,6 +55,11 @@ class CudaPipeline:
         Where memory runs out the batch is halved and the volume begun again, so slabs may come twice.
         Raises GpuError where the device is lost, RunError for non-finite values.
         """
+        # The network sees float32 anyway, and what it makes of a volume is no finer.
+        if _is_foreign(volume.voxels.dtype):
+            volume = dataclasses.replace(volume, voxels=volume.voxels.astype(np.float32))
+        if _is_foreign(store.dtype):
+            store = dataclasses.replace(store, dtype=np.dtype(np.float32))
         least, most = self.engine.batches((plan.rows.window, plan.columns.window))
         wanted = BATCH_VOXELS // (plan.rows.window * plan.columns.window)
         batch = min(most, LAYERS, max(least, 1, wanted), self._batch or most)
@@ -138,10 +144,12 @@ class CudaPipeline:
             yield land()
         watch.seconds["network"] += work.network_seconds(len(order.batches))
         if work.flawed():
-            raise RunError(
-                "The network returned NaN or infinite values: its precision does not carry this scan, "
-                "try --precision fp32."
-            )
+            raise IntensityError(LOST)
+
+
+def _is_foreign(dtype: np.dtype[Any]) -> bool:
+    """Whether `kernels.cu` has no kernels for it: float16, and floats of more than 8 bytes."""
+    return dtype.kind == "f" and dtype.itemsize not in (4, 8)
 
 
 def _key(plan: Plan) -> tuple[object, ...]:

@@ -12,12 +12,15 @@ import importlib.util
 from collections.abc import Iterator
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from ..cuda.slots import CudaEngine
 from ..engine import Engine, Library, Precision
 from ..errors import RunError
 from ..files import sha256
+
+if TYPE_CHECKING:
+    from ..cuda.device import Gpu
 
 EMBEDDED = "embedded"
 CHECKPOINTS = (".pt", ".pth", ".ckpt")
@@ -79,12 +82,22 @@ def choose_engine(
         return open_engine(path, "cpu", precision, threads, library)
     if library == "openvino":
         raise RunError("OpenVINO runs on the processor here: leave out --device, or --library.")
-    from ..cuda.device import Gpu
+    from ..cuda.device import Gpu, GpuError, OutOfMemory
 
     gpu = Gpu(int(number or 0))
-    with model_file(path) as (file, name), gpu.current():
+    try:
+        with gpu.current():
+            return _open_on(gpu, path, precision)
+    except OutOfMemory as error:
+        raise GpuError(
+            f"{gpu.name} has not the memory for the model ({error}): free it, or go on with --fallback cpu."
+        ) from error
+
+
+def _open_on(gpu: Gpu, path: Path | None, precision: Precision) -> CudaEngine:
+    with model_file(path) as (file, name):
         digest = sha256(file)
-        if plan:
+        if file.suffix.lower() == ".plan":
             from .tensorrt import TensorRtEngine
 
             return TensorRtEngine(file, name, digest, precision, gpu)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,8 @@ class TorchCudaEngine:
         self._torch.backends.cudnn.benchmark = True
         dtype = self._torch.float16 if self.half else self._torch.float32
         layout = self._torch.channels_last
-        self._network = network.eval().to(self._device, dtype, memory_format=layout)
+        with self._failing():
+            self._network = network.eval().to(self._device, dtype, memory_format=layout)
         self._streams: dict[int, Any] = {}
         version = self._torch.__version__
         self.info = EngineInfo("torch", version, gpu.name, "fp16" if self.half else "fp32", name, sha256)
@@ -54,13 +57,18 @@ class TorchCudaEngine:
         torch = self._torch
         if slot.stream not in self._streams:
             self._streams[slot.stream] = torch.cuda.ExternalStream(slot.stream, self._device)
+        with self._failing(), torch.inference_mode(), torch.cuda.stream(self._streams[slot.stream]):
+            lr = self._tensor(slot.lr, slot.shape).contiguous(memory_format=torch.channels_last)
+            self._tensor(slot.sr, slot.fine).copy_(self._network(lr))
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Turn what PyTorch raises into OutOfMemory or GpuError."""
         try:
-            with torch.inference_mode(), torch.cuda.stream(self._streams[slot.stream]):
-                lr = self._tensor(slot.lr, slot.shape).contiguous(memory_format=torch.channels_last)
-                self._tensor(slot.sr, slot.fine).copy_(self._network(lr))
-        except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
-            raise OutOfMemory(str(error)) from error
+            yield
+        except self._torch.OutOfMemoryError as error:
+            self._torch.cuda.empty_cache()
+            raise OutOfMemory(str(error).splitlines()[0]) from error
         except RuntimeError as error:
             raise GpuError(f"PyTorch failed on the GPU: {str(error).splitlines()[0]}") from error
 

@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from .. import manifest
-from ..bids import DATASET
+from ..bids import source_path
 from ..card import ModelCard
 from ..dicom.series import find_series, is_dicom
 from ..errors import RunError
@@ -114,7 +113,7 @@ def read_result(root: Path, sidecar: Path) -> Result | None:
     target = next((path for path in targets if path.exists()), None)
     if target is None:
         return None
-    source = _source(sources[0], target, root)
+    source = source_path(sources[0], target, root)
     return Result(root, sidecar, target, printable(target.relative_to(root)), source, made)
 
 
@@ -128,20 +127,6 @@ def printable(path: Path) -> str:
     """A path as text of one line that UTF-8 can carry; other bytes and control characters are escaped."""
     text = os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _source(text: str, target: Path, root: Path) -> Path:
-    """The path that a sidecar's source means: relative to the result, or a BIDS URI.
-
-    Source: BIDS 1.10, "BIDS URI": bids:DATASET:PATH, DATASET named in DatasetLinks, empty for this one.
-    """
-    if not text.startswith("bids:"):
-        return Path(os.path.normpath(target.parent / text))
-    _, dataset, path = (text + "::").split(":", 2)
-    links = read_json(root / DATASET).get("DatasetLinks")
-    link = links.get(dataset) if isinstance(links, dict) else None
-    where = unquote(urlsplit(link).path) if isinstance(link, str) else ""
-    return Path(os.path.normpath(root / where / unquote(path.removesuffix("::"))))
 
 
 def _within(path: Path, root: Path) -> bool:

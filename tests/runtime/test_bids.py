@@ -23,10 +23,10 @@ def resolve():
     return SuperResolver(FakeEngine(lambda x: nearest(x, (2, 2, 2)), CARD))
 
 
-def scan(path, volumes=1):
+def scan(path, volumes=1, seed=0):
     path.parent.mkdir(parents=True, exist_ok=True)
     shape = (9, 8, 5) if volumes == 1 else (9, 8, 5, volumes)
-    data = np.random.default_rng(0).integers(0, 100, shape).astype(np.int16)
+    data = np.random.default_rng(seed).integers(0, 100, shape).astype(np.int16)
     image = nib.Nifti1Image(data, np.eye(4))
     image.header.set_xyzt_units("mm", "sec")
     if volumes > 1:
@@ -129,3 +129,44 @@ def test_an_output_folder_links_to_every_dataset_it_holds_and_keeps_what_it_says
     before = (dataset / "dataset_description.json").read_text()
     prepare(find_scans([str(dataset)], dataset))
     assert (dataset / "dataset_description.json").read_text() == before
+
+
+def test_datasets_with_equal_names_do_not_replace_each_others_results(dataset, resolve, tmp_path):
+    other, out = tmp_path / "other", tmp_path / "out"
+    scan(other / "sub-01" / "ses-a" / "anat" / "sub-01_ses-a_T1w.nii.gz", seed=1)
+    (other / "dataset_description.json").write_text("{}")
+    select = Selection(["01"], ["a"], ["T1w"])
+    outcomes = []
+    for root in (dataset, other, dataset):
+        jobs = find_scans([str(root)], out, select=select)
+        prepare(jobs)
+        outcomes += run_all(jobs, resolve)
+    assert [o.status for o in outcomes] == ["written", "failed", "kept"]
+    assert f"replace the result of {dataset}" in outcomes[1].message
+
+
+def test_a_part_of_a_dataset_is_treated_as_in_the_whole(dataset, tmp_path, caplog):
+    out = tmp_path / "out"
+    whole = {job.source: job.target for job in find_scans([str(dataset)], out)}
+    part = find_scans([str(dataset / "sub-01")], out)
+    assert {job.source: job.target for job in part}.items() <= whole.items() and len(part) == 4
+    assert "left out: 2 T2starw, 2 bold" in caplog.text
+    other = dataset / "derivatives" / "other"  # no part of the raw dataset
+    assert [job.target for job in find_scans([str(other)], out)] == [out / "sub-01_res-hi_desc-sr_T1w.nii.gz"]
+
+
+def test_what_a_kept_results_sidecar_takes_over_stays_up_to_date(dataset, resolve, tmp_path):
+    (job,) = jobs = find_scans([str(dataset)], tmp_path / "out", select=Selection(["02"], [], ["T1w"]))
+    prepare(jobs)
+
+    def run():
+        (outcome,) = run_all(jobs, resolve)
+        return outcome.status, json.loads(job.sidecar.read_text())
+
+    _, before = run()
+    (dataset / "T1w.json").write_text('{"EchoTime": 0.004}')
+    status, after = run()
+    del before["MagneticFieldStrength"]
+    assert status == "kept" and after == {**before, "EchoTime": 0.004} and list(after)[-1] == "udean"
+    written = job.sidecar.stat().st_mtime_ns
+    assert run()[0] == "kept" and job.sidecar.stat().st_mtime_ns == written

@@ -147,6 +147,17 @@ def test_dry_run_says_what_would_be_done_and_does_nothing(model, tmp_path):
     assert os.listdir(tmp_path) == ["a.nii"]
 
 
+def test_a_dry_run_names_every_bad_scan_and_tells_of_the_others(model, tmp_path):
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    cases = bad_scans(folder)
+    scan(folder / "good.nii.gz")
+    done = udean_run("--engine", model, "--dry-run", folder)
+    assert done.returncode == 1 and "Traceback" not in done.stderr and "good.nii.gz ->" in done.stdout
+    # Nobody looks at voxels: those of four files are what is wrong with them.
+    assert done.stderr.count("Would fail: ") == len(done.stderr.splitlines()) >= len(cases) - 5
+
+
 def test_windows_overlap_and_weighting_can_differ_by_axis(model, tmp_path):
     source = scan(tmp_path / "a.nii")
     one = ["--overlap", "0,0,0.5", "--weighting", "constant,hann,gaussian", "--window", "plane", "--no-crop"]
@@ -177,6 +188,7 @@ def test_an_interruption_leaves_whole_files_only(model, tmp_path, stop):
     assert process.returncode == 130 and "Interrupted" in errors and "Traceback" not in errors
     left = os.listdir(out)
     assert not [name for name in left if name.startswith(".")]
+    assert f"Interrupted: {len(list(out.glob('*.json')))} written" in errors
     for name in left:
         if name.endswith(".nii.gz"):
             assert np.asanyarray(nib.load(out / name).dataobj).shape == (128, 128, 48)

@@ -262,3 +262,11 @@ def test_a_trace_shows_every_stream_and_changes_nothing(library):
     assert sum(span.stage == "network" for span in trace.spans) == len(engine.calls)
     for lane in stages.keys() - {"MainThread"}:  # a stream does one thing after the other
         assert all(a.stop <= b.start for a, b in itertools.pairwise(lanes[lane]))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.longdouble])
+def test_floats_that_the_kernels_do_not_know_are_computed_in_float32(library, dtype):
+    volume = np.random.default_rng(0).integers(0, 900, (20, 21, 9)).astype(dtype)
+    host, cuda, _ = on_both(library, volume, CARD, {})
+    np.testing.assert_array_equal(cuda, host)
+    assert cuda.dtype == dtype

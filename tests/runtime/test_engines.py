@@ -1,6 +1,8 @@
 """Every engine against the reference, by the same test; and what each says when it cannot start."""
 
+import contextlib
 import dataclasses
+import importlib
 import os
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 from udean.runtime import CardError, RunError, SuperResolver, engines, open_engine
+from udean.runtime.cuda import device
 from udean.trainer import checkpoint, networks
 
 from .fakes import card, nearest, onnx_model
@@ -251,3 +254,44 @@ def test_engines_let_go_in_any_order_leave_a_process_that_survives_signals(folde
     command = [sys.executable, "-c", script, folder / "conv.onnx"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
+
+
+class FullGpu:
+    """A GPU whose memory other processes have taken. torch and ONNX Runtime meet it as they would."""
+
+    name, index, capability = "Full", 0, "9.0"
+
+    def __init__(self, index):
+        pass
+
+    @contextlib.contextmanager
+    def current(self):
+        yield
+
+
+@pytest.mark.parametrize("file", ["conv.onnx", "tiny.pt"])
+def test_a_gpu_whose_memory_is_full_when_the_model_loads_is_gone_without(folder, monkeypatch, caplog, file):
+    onnxruntime = importlib.import_module("onnxruntime")
+    session, to = onnxruntime.InferenceSession, torch.nn.Module.to
+
+    def session_where(model, *arguments, **options):
+        if any(name == "CUDAExecutionProvider" for name, *_ in options["providers"]):
+            raise RuntimeError("[ONNXRuntimeError] : 6 : CUDA failure 2: out of memory ; GPU=0")
+        return session(model, *arguments, **options)
+
+    def moved(module, *arguments, **options):
+        if torch.device("cuda", 0) in arguments:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB.\nSee the manual.")
+        return to(module, *arguments, **options)
+
+    monkeypatch.setattr(device, "Gpu", FullGpu)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session_where)
+    monkeypatch.setattr(torch.nn.Module, "to", moved)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    if file == "tiny.pt":
+        tiny_checkpoint(folder / file)
+    with pytest.raises(device.GpuError, match="Full has not the memory for the model"):
+        SuperResolver(folder / file, device="cuda")
+    resolve = SuperResolver(folder / file, device="cuda", fallback="cpu")
+    assert resolve.engine.info.device == "cpu" and "Going on with" in caplog.text

@@ -3,6 +3,7 @@
 import hashlib
 import os
 
+import numpy as np
 import pytest
 from udean.runtime import RunError
 from udean.runtime.files import atomic, read_json, sha256, write_json
@@ -37,6 +38,8 @@ def test_json_and_hash(tmp_path):
     write_json(path, {"a": [1, 2]})
     assert read_json(path) == {"a": [1, 2]}
     assert sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    write_json(path, {"a": [np.inf, {"b": (float("nan"), 2.5)}]})
+    assert read_json(path) == {"a": [None, {"b": [None, 2.5]}]} and "NaN" not in path.read_text()
     path.write_text("[1")
     assert read_json(path) == {} == read_json(tmp_path / "none.json")
     with pytest.raises(RunError, match="Cannot read"):

@@ -45,6 +45,9 @@ def scan(path, seed=0):
         ("sub-01.nii", "sub-01_sr.nii"),
         ("subject_T1w.nii", "subject_T1w_sr.nii"),
         ("orig.mgz", "orig_sr.nii.gz"),
+        ("S.NII.GZ", "S_sr.nii.gz"),
+        ("ORIG.MGZ", "ORIG_sr.nii.gz"),
+        ("sub-01_T1w.Nii", "sub-01_res-hi_desc-sr_T1w.nii"),
     ],
 )
 def test_results_have_names_of_their_own(name, result):
@@ -52,7 +55,7 @@ def test_results_have_names_of_their_own(name, result):
 
 
 def test_a_folder_goes_to_a_new_folder_beside_it(tmp_path):
-    for name in ("a.nii", "sub/b.nii.gz", ".hidden/c.nii", "._d.nii", "sr/a_sr.nii", "sub-1_desc-sr_T1w.nii"):
+    for name in ("a.nii", "sub/b.NII.GZ", ".hidden/c.nii", "._d.nii", "sr/a_sr.nii", "sub-1_desc-sr_T1w.nii"):
         scan(tmp_path / "scans" / name)
     jobs = find_scans([f"{tmp_path}/scans"])
     assert [job.target.relative_to(tmp_path) for job in jobs] == [
@@ -242,9 +245,11 @@ def test_a_closed_run_finishes_the_scan_being_written(tmp_path, resolve):
         scan(tmp_path / "scans" / f"{n}.nii")
     jobs = find_scans([f"{tmp_path}/scans"])
     prepare(jobs)
-    run = run_all(jobs, resolve)
+    noted = []
+    run = run_all(jobs, resolve, noted=noted.append)
     next(run)
     run.close()
+    assert [outcome.job for outcome in noted] == [job for job in jobs if job.sidecar.exists()]
     left = set(os.listdir(jobs[0].root))
     assert not [name for name in left if name.startswith(".")]
     for job in jobs:
@@ -316,3 +321,80 @@ def test_freesurfers_scans_become_nifti(tmp_path, resolve):
     for name in ("cut.mgz", "short.mgh", "bad.mgz"):
         assert outcomes[name].status == "failed" and name in outcomes[name].message, outcomes[name].message
         assert "unexpectedly" not in outcomes[name].message
+
+
+def test_a_result_of_another_scan_is_not_replaced(tmp_path, resolve):
+    one, two = scan(tmp_path / "p1" / "T1.nii"), scan(tmp_path / "p2" / "T1.nii", seed=1)
+    out = tmp_path / "out"
+
+    def run(source, **settings):
+        jobs = find_scans([str(source)], out)
+        prepare(jobs)
+        (outcome,) = run_all(jobs, resolve, Settings(**settings))
+        return outcome
+
+    assert run(one).status == "written"
+    before = (out / "T1_sr.nii").read_bytes()
+    for _ in range(2):
+        refused = run(two)
+        assert refused.status == "failed" and f"replace the result of {one}, for {two}" in refused.message
+    assert run(scan(tmp_path / "p3" / "T1.nii.gz")).status == "failed"  # it would have the same sidecar
+    assert (out / "T1_sr.nii").read_bytes() == before and run(one).status == "kept"
+    (tmp_path / "way").symlink_to(tmp_path / "p1")
+    scan(one, seed=2)  # the same scan, changed, by whatever way to it
+    assert run(tmp_path / "way" / "T1.nii").status == "written"
+    assert run(two, overwrite=True).status == "written"
+    two = two.rename(tmp_path / "T1.nii")  # the data set has moved, and changed
+    scan(two, seed=3)
+    assert run(two).status == "written"
+
+
+def test_what_stands_in_the_way_of_a_sidecar_is_named(tmp_path, resolve):
+    (job,) = find_scans([str(scan(tmp_path / "a.nii"))])
+    prepare([job])
+    job.sidecar.mkdir()
+    (outcome,) = run_all([job], resolve)
+    assert outcome.status == "failed" and str(job.sidecar) in outcome.message
+    assert "unexpectedly" not in outcome.message
+
+
+def test_two_links_to_one_file_are_two_scans(tmp_path):
+    scan(tmp_path / "annex" / "object.nii")
+    for session in "12":
+        (tmp_path / "scans" / session).mkdir(parents=True)
+        (tmp_path / "scans" / session / "T1.nii").symlink_to(tmp_path / "annex" / "object.nii")
+    jobs = find_scans([f"{tmp_path}/scans"])
+    assert [str(job.target.relative_to(tmp_path)) for job in jobs] == [
+        "scans-sr/1/T1_sr.nii",
+        "scans-sr/2/T1_sr.nii",
+    ]
+    (tmp_path / "scans" / "x.nii").symlink_to(tmp_path / "scans-sr" / "1" / "T1_sr.nii")
+    scan(tmp_path / "scans-sr" / "1" / "T1_sr.nii")
+    with pytest.raises(RunError, match="collide"):  # it would be replaced
+        find_scans([f"{tmp_path}/scans"])
+
+
+def test_folders_that_a_pattern_matches_are_searched_as_if_they_were_named(tmp_path):
+    for name in ("a b/x.nii", "c/deep/y.nii", "z.nii", "c-sr/deep/y_sr.nii", "notes.txt"):
+        scan(tmp_path / name) if ".nii" in name else (tmp_path / name).touch()
+    (tmp_path / "c-sr" / Shard().manifest).touch()
+
+    def targets(*inputs):
+        return {str(job.target.relative_to(tmp_path)) for job in find_scans([*map(str, inputs)])}
+
+    wanted = {"sr/z_sr.nii", "a b-sr/x_sr.nii", "c-sr/deep/y_sr.nii"}
+    assert targets(tmp_path / "*") == wanted
+    assert targets(*sorted(p for p in tmp_path.iterdir() if p.suffix != ".txt")) == wanted  # by the shell
+    assert targets(tmp_path / "**" / "*") == {"a b/sr/x_sr.nii", "c/deep/sr/y_sr.nii", "sr/z_sr.nii"}
+    with pytest.raises(RunError, match="results of earlier runs"):
+        find_scans([f"{tmp_path}/c-sr"])
+
+
+def test_an_output_folder_has_one_spelling(tmp_path, monkeypatch):
+    for name in "xyz":
+        scan(tmp_path / "a" / f"{name}.nii")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    monkeypatch.chdir(tmp_path)
+    jobs = find_scans(["a/x.nii", f"{tmp_path}/a/y.nii", "link/../a/z.nii", "link/x.nii"])
+    assert [job.target for job in jobs] == [Path("a/sr") / f"{name}_sr.nii" for name in "xyz"]
+    assert {job.root for job in jobs} == {Path("a/sr")}

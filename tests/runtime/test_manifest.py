@@ -195,6 +195,12 @@ def test_shards_run_at_once_and_status_adds_them_up(model, tmp_path):
         assert udean_run("--engine", model, *wrong, tmp_path / "scans").returncode == 2
 
 
+def test_one_shard_of_one_is_the_whole(model, tmp_path):
+    done = udean_run("--engine", model, "--num-shards", "1", "--shard", "0", scan(tmp_path / "a.nii"))
+    assert done.returncode == 0 and "1 written" in done.stdout, done.stderr
+    assert (tmp_path / "sr" / Shard().manifest).exists()
+
+
 def test_status_speaks_of_what_it_is_given(tmp_path, model):
     for arguments, word in ((["status"], "OUT"), (["status", tmp_path], "holds no manifest")):
         done = udean_run(*arguments)

@@ -126,3 +126,38 @@ def test_results_of_odd_names_are_whole(model, tmp_path):
     (made,) = (tmp_path / "x y" / "sr").glob("*.json")
     assert json.loads(made.read_text())["Sources"] == ["../é.nii.gz"]
     assert np.asarray(nib.load(made.with_name("é_sr.nii.gz")).dataobj).shape == (40, 36, 14)
+
+
+def test_the_same_pattern_goes_on_where_it_also_matches_results(model, tmp_path):
+    for name in ("a/x.nii", "a/y.nii.gz", "S.NII.GZ"):
+        scan(tmp_path / "g" / name, (6, 6, 4))
+    quoted = [f"{tmp_path}/g/**/*.[nN]*"]
+    for status in ("3 written, 0 kept", "0 written, 3 kept"):
+        done = udean_run("--engine", model, *quoted)
+        assert done.returncode == 0 and status in done.stdout, done.stderr
+    inside = tmp_path / "g" / "a"
+    for status in ("2 written, 0 kept", "0 written, 2 kept"):
+        shell = sorted(path for path in inside.iterdir() if ".nii" in path.name)
+        done = udean_run("--engine", model, *shell, "-o", inside)
+        assert done.returncode == 0 and status in done.stdout, done.stderr
+    sr = tmp_path / "g" / "sr" / "S_sr.nii.gz"  # compressed, and so called
+    assert sr.read_bytes()[:2] == b"\x1f\x8b" and nib.load(sr).shape == (12, 12, 8)
+
+
+def test_one_output_folder_spelled_in_two_ways_is_one(model, tmp_path):
+    for name in "xy":
+        scan(tmp_path / "a" / f"{name}.nii", (6, 6, 4))
+    done = udean_run("--engine", model, "--report", "a/x.nii", tmp_path / "a" / "y.nii", cwd=tmp_path)
+    assert done.returncode == 0 and "2 written" in done.stdout, done.stderr
+    assert (tmp_path / "a" / "sr" / "udean-report.html").read_text().count("</h2>") == 2
+
+
+def test_a_name_may_be_as_long_as_the_system_allows(model, tmp_path):
+    source = scan(tmp_path / ("n" * (255 - len("_sr.json")) + ".nii"), (6, 6, 4))
+    done = udean_run("--engine", model, source)
+    assert done.returncode == 0 and "1 written" in done.stdout, done.stderr
+
+
+def test_nothing_lies_beside_the_root_of_all_folders(model):
+    done = udean_run("--engine", model, "/")
+    assert done.returncode == 2 and "choose one with -o" in done.stderr and "Traceback" not in done.stderr

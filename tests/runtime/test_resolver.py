@@ -8,7 +8,7 @@ import pytest
 from udean.runtime import RunError, SuperResolver, resolver
 from udean.runtime.volume import open_scan
 
-from .fakes import FakeEngine, card, nearest
+from .fakes import FakeEngine, card, nearest, onnx_model
 
 CARD = card((2, 2, 2), 3, (8, 8))
 RANDOM = np.random.default_rng(0)
@@ -199,3 +199,43 @@ def test_timings_tell_of_the_last_volume(resolve):
     timings = resolve.timings
     assert timings.windows == timings.computed == 3 * 3 * 4
     assert timings.total >= max(timings.gather, timings.network, timings.blend) > 0
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype", "word"),
+    [
+        (1e39, float, "too large"),
+        (1e-40, float, "too small"),
+        (1e-60, float, "too small"),
+        (1e-42, "f4", "too"),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_intensities_that_float32_does_not_hold_are_refused_with_the_scans_name(
+    resolve, tmp_path, size, dtype, word
+):
+    volume = (RANDOM.random((9, 8, 7)) * size).astype(dtype)
+    with pytest.raises(RunError, match=word):
+        resolve(volume)
+    nib.save(nib.Nifti1Image(volume, np.eye(4)), tmp_path / "odd.nii")
+    with pytest.raises(RunError, match=f"odd.nii: .*{word}"):
+        resolve.scan(open_scan(tmp_path / "odd.nii"))
+
+
+def test_a_scan_on_which_the_network_breaks_down_is_named(tmp_path):
+    resolve = SuperResolver(FakeEngine(lambda x: nearest(x, (2, 2, 2)) * np.nan, CARD))
+    nib.save(nib.Nifti1Image(RANDOM.random((9, 8, 7), np.float32), np.eye(4)), tmp_path / "odd.nii")
+    with pytest.raises(RunError, match=r"odd.nii: The network returned NaN"):
+        resolve.scan(open_scan(tmp_path / "odd.nii"))
+
+
+@pytest.mark.parametrize("axis", [-1, 3, 5])
+def test_an_axis_that_a_volume_has_not_is_refused(resolve, axis):
+    with pytest.raises(RunError, match="0, 1 or 2"):
+        resolve.image(nib.Nifti1Image(np.ones((3, 4, 5), np.float32), np.eye(4)), axis=axis)
+
+
+def test_windows_that_no_machine_holds_are_refused(tmp_path):
+    model = onnx_model(tmp_path / "sr.onnx", CARD)
+    with pytest.raises(RunError, match="smaller"):
+        SuperResolver(model, window=(10_000_000, 10_000_000))

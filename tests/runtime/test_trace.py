@@ -54,6 +54,24 @@ def test_a_profile_that_cannot_be_written_is_refused_before_any_scan(tmp_path):
     assert not (tmp_path / "sr").exists()
 
 
+def test_a_profile_replaces_nothing_but_a_profile(tmp_path):
+    model, source = onnx_model(tmp_path / "sr.onnx", CARD), scan(tmp_path / "a.nii")
+    text = tmp_path / "a.json"
+    text.write_text('{"EchoTime": 1}')
+    before = source.read_bytes()
+    for place in (source, text, tmp_path / "sr" / "a_sr.nii", tmp_path / "sr" / "a_sr.json"):
+        for dry in ([], ["--dry-run"]):
+            done = udean_run("--engine", model, *dry, "--profile", place, source)
+            assert done.returncode == 2 and str(place) in done.stderr, done.stdout
+    assert source.read_bytes() == before and text.read_text() == '{"EchoTime": 1}'
+    assert not (tmp_path / "sr").exists()
+    profile = tmp_path / "p.json"
+    assert udean_run("--engine", model, "--dry-run", "--profile", profile, source).returncode == 0
+    assert not profile.exists()
+    for _ in range(2):
+        assert udean_run("--engine", model, "--profile", profile, source).returncode == 0
+
+
 def test_tracing_changes_no_voxel_and_is_off_unless_asked_for():
     volume = np.random.default_rng(0).normal(size=(20, 18, 7)).astype(np.float32)
     engine, trace = FakeEngine(lambda x: nearest(x, (2, 2, 2)), card((2, 2, 2), 3, (8, 8))), Trace()

@@ -136,6 +136,8 @@ def bad_scans(folder):
         "cut.nii.gz": ("truncated", whole[: len(whole) // 2]),
         "cuthead.nii.gz": ("truncated", whole[:60]),
         "flipped.nii.gz": ("damaged", whole[:-8] + bytes(4) + whole[-4:]),
+        "none.mgz": ("FreeSurfer", b""),
+        "stub.mgz": ("FreeSurfer", gzip.compress(bytes(100))),
     }
     for name, (_, content) in files.items():
         if content is not None:
@@ -162,6 +164,8 @@ def bad_scans(folder):
     add("manydims.nii", "dimensions", image, dim=[99, 4, 5, 6, 1, 1, 1, 1])
     add("offset.nii", "begin at", image, vox_offset=1e12)
     add("datatype.nii", "damaged header", image, datatype=12345)
+    for code in (0, 1, 1536):
+        add(f"datatype{code}.nii", f"datatype {code}:", image, datatype=code)
     add("inter.nii", "scl_inter", image, scl_slope=1, scl_inter=np.inf)
     nan = np.ones((4, 4, 4), np.float32)
     nan[1, 2, 3] = np.nan
@@ -222,3 +226,40 @@ def test_other_nibabel_formats_are_taken(tmp_path):
     scan = image_scan(nib.load(tmp_path / "a.mgz"))
     np.testing.assert_allclose(scan.affine, OBLIQUE, atol=1e-4)
     np.testing.assert_array_equal(scan.voxels(), np.asanyarray(image.dataobj))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"sform_code": 6},
+        {"sform_code": 1000},
+        {"sizeof_hdr": 1},
+        {"sizeof_hdr": 0, "vox_offset": 0},
+        {"vox_offset": np.nan},
+    ],
+)
+def test_what_does_not_matter_may_be_odd_in_a_header(tmp_path, fields):
+    image = scan_image()
+    scan = open_scan(edited(tmp_path / "odd.nii", image, **fields))
+    np.testing.assert_allclose(scan.affine, OBLIQUE, atol=1e-5)
+    header = scan.fine_header((1, 1, 1), "fft", scan.dtype)
+    assert header["sform_code"] == fields.get("sform_code", 4) and header["sizeof_hdr"] == 348
+    write_scan(tmp_path / "out.nii", header, scan.voxels())
+    back = nib.load(tmp_path / "out.nii")
+    np.testing.assert_array_equal(np.asanyarray(back.dataobj), np.asanyarray(image.dataobj))
+    np.testing.assert_allclose(back.affine, OBLIQUE, atol=1e-5)
+
+
+def test_voxel_sizes_are_those_of_the_affine_in_use(tmp_path):
+    image = scan_image()
+    image.set_sform(np.diag([5, 1, 1, 1]), 2)
+    path = edited(tmp_path / "a.nii", image, qform_code=0, pixdim=[1] * 8)
+    np.testing.assert_allclose(open_scan(path).zooms, (5, 1, 1))
+
+
+def test_a_freesurfer_series_keeps_its_repetition_time(tmp_path):
+    image = nib.MGHImage(RANDOM.integers(0, 100, (4, 5, 6, 3)).astype(np.int16), OBLIQUE)
+    image.header.set_zooms((1.5, 1.5, 3, 2000))  # milliseconds
+    nib.save(image, tmp_path / "a.mgz")
+    header = open_scan(tmp_path / "a.mgz", series=True).fine_header((2, 2, 2), "fft", np.dtype("int16"))
+    assert header.get_xyzt_units() == ("mm", "msec") and header["pixdim"][4] == 2000
