@@ -248,14 +248,18 @@ def _made(job: Job, request: Request) -> str | None:
     return made.get("output_sha256") if isinstance(made, dict) and made.get("request") == wanted else None
 
 
-def _other_source(job: Job) -> Path | None:
+def _other_source(job: Job) -> Path | str | None:
     """The scan that the sidecar there is about, if that is another one; one that has moved is the same.
 
     Sidecars stand for their scans, as a.nii and a.nii.gz would have one.
     """
-    sources = read_json(job.sidecar).get("Sources")
+    there = read_json(job.sidecar)
+    sources, made = there.get("Sources"), there.get("udean")
     if not (isinstance(sources, list) and sources and type(sources[0]) is str):
         return None
+    series = made.get("series_sha256") if isinstance(made, dict) else None
+    if series and job.series_sha256 and series != job.series_sha256:
+        return "another series"
     made_from = bids.source_path(sources[0], job.target, job.root)
     both = os.path.exists(made_from) and os.path.exists(job.source)
     return made_from if both and not os.path.samefile(made_from, job.source) else None
@@ -345,6 +349,7 @@ def _sidecar(
         "udean": {
             "request": dataclasses.asdict(request),
             "output_sha256": digest,
+            **({"series_sha256": job.series_sha256} if job.series_sha256 else {}),
             "engine": dataclasses.asdict(resolve.engine.info),
             "model_card": dataclasses.asdict(resolve.card),
             "versions": {

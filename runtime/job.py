@@ -39,6 +39,16 @@ class Job:
         """What tells the scan from others: its place. Two links to one file are two scans."""
         return real_path(self.source.parent) / self.source.name
 
+    @property
+    def inputs(self) -> set[Path]:
+        """What a result must not replace."""
+        return {real_path(self.source)}
+
+    @property
+    def series_sha256(self) -> str | None:
+        """Of the DICOM series' UID: what tells a folder's scan from the one that was there before."""
+        return None
+
     def open(self, series: bool = False) -> Scan:
         """The scan, checked; see `open_scan`."""
         return open_scan(self.source, series)

@@ -54,7 +54,7 @@ def find_scans(
         raise RunError(f"{', '.join(inputs)}: all that is found are results of earlier runs.")
     select.check(job.source for job in jobs.values())
 
-    read = {*jobs, *(real_path(job.source) for job in jobs.values())}
+    read = set(jobs).union(*(job.inputs for job in jobs.values()))
     claimed: dict[Path, Path] = {}
     for source, job in jobs.items():
         # Sidecars stand for their scans: a.nii and a.nii.gz would have one sidecar.

@@ -11,6 +11,7 @@ import copy
 import datetime
 import hashlib
 import os
+import re
 import shutil
 import uuid
 from pathlib import Path
@@ -22,7 +23,8 @@ from numpy.typing import NDArray
 from ... import __version__
 from ..card import ModelCard
 from ..errors import RunError
-from .series import CLASSIC, LPS_TO_RAS, MANUFACTURER, Dataset, Series, require_pydicom
+from ..geometry import fine_affine
+from .series import CLASSIC, LPS_TO_RAS, MANUFACTURER, Dataset, Series, is_ours, require_pydicom
 
 NUMBER_STEP = 1000  # the SR series of series 3 is 1003
 NEIGHBOURS = 1  # LR slices on each side of the nearest that an SR slice is derived from: the slab's
@@ -73,22 +75,26 @@ def write_derived(
 ) -> list[Path]:
     """Write an SR volume as one classic MR file a slice; the folder appears when all are there.
 
-    header: NIfTI, of the SR volume. voxels: integers as stored, (i, j, k). model: the model file's SHA-256;
-    from it and the source's the new UIDs follow, so that the same again is the same series. Raises RunError
-    where the folder cannot be written.
+    header: NIfTI, of the SR volume. voxels: integers as stored, (i, j, k). model: the model file's SHA-256.
+    The new UIDs follow from it, the sources' and the result itself: the same again is the same series, and
+    nothing else is. Raises RunError where the folder cannot be written, or holds what is not udean's.
     """
     pydicom = require_pydicom()
-    affine = LPS_TO_RAS @ header.get_best_affine()
-    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    coarse = series.head.Columns, series.head.Rows, len(series.frames)
+    i, j, k = (fine // size for fine, size in zip(header.get_data_shape(), coarse, strict=True))
+    affine = LPS_TO_RAS @ fine_affine(series.affine(), (i, j, k), card.grid)  # the header's are float32
+    row, column = series.frames[0].spacing
+    sizes = np.array(
+        [column / i, row / j, float(np.linalg.norm(affine[:3, 2]))]
+    )  # cosines are rounded, these not
     normal = np.cross(affine[:3, 0], affine[:3, 1]) / (sizes[0] * sizes[1])
-    factor = voxels.shape[2] // len(series.frames)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
         for left in folder.parent.glob(f".{folder.name}.*.part"):  # by a run that was killed
             shutil.rmtree(left)
         partial.mkdir(parents=True)
         template = _template(series, card, sizes, voxels)
-        uid = f"{series.uid} {series.part} {model} {__version__} {voxels.shape} {voxels.dtype}"
+        uid = _uid_root(series, affine, voxels, model)
         template.SeriesInstanceUID = _uid(uid)
         for number in range(voxels.shape[2]):
             dataset = copy.deepcopy(template)
@@ -97,7 +103,9 @@ def write_derived(
             position = affine[:3] @ [0, 0, number, 1]
             dataset.ImagePositionPatient = [_decimal(v) for v in position]
             dataset.SliceLocation = _decimal(position @ normal)
-            dataset.SourceImageSequence = _sources(series, number // factor)
+            dataset.SourceImageSequence = _sources(series, number // k)
+            if window := series.frames[number // k].window:
+                dataset.WindowCenter, dataset.WindowWidth = ([_decimal(v) for v in ends] for ends in window)
             plane = np.ascontiguousarray(voxels[:, :, number].T)
             dataset.add_new("PixelData", "OB" if plane.itemsize == 1 else "OW", plane.tobytes())
             meta = pydicom.dataset.FileMetaDataset()
@@ -110,6 +118,7 @@ def write_derived(
                 file.flush()
                 os.fsync(file.fileno())
         if folder.exists():
+            _check_ours(folder)
             shutil.rmtree(folder)
         os.replace(partial, folder)
     except OSError as error:
@@ -117,6 +126,32 @@ def write_derived(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return sorted(folder.iterdir())
+
+
+def _check_ours(folder: Path) -> None:
+    """Raise RunError where a folder that is to be replaced holds anything but slices that udean wrote."""
+    pydicom = require_pydicom()
+    try:
+        for path in folder.iterdir() if os.path.lexists(folder) else ():
+            if not re.fullmatch(r"\d{5,}\.dcm", path.name) or not is_ours(
+                pydicom.dcmread(path, stop_before_pixels=True)
+            ):
+                raise RunError(
+                    f"{folder} holds files that are not udean's ({path.name}): choose another with -o."
+                )
+    except (OSError, pydicom.errors.InvalidDicomError) as error:
+        raise RunError(f"{folder} is no folder of udean's results: choose another with -o.") from error
+
+
+def _uid_root(series: Series, affine: NDArray[np.float64], voxels: NDArray[Any], model: str) -> str:
+    """A text that two results have in common only if they are the same image of the same slices."""
+    digest = hashlib.sha256(np.ascontiguousarray(voxels.T).data)
+    digest.update(repr((affine.round(6).tolist(), series.frames[0].slope, series.frames[0].inter)).encode())
+    for frame in series.frames:
+        digest.update(f" {frame.instance} {frame.number}".encode())
+    return (
+        f"{series.uid} {series.part} {model} {__version__} {voxels.shape} {voxels.dtype} {digest.hexdigest()}"
+    )
 
 
 def _template(series: Series, card: ModelCard, sizes: NDArray[np.float64], voxels: NDArray[Any]) -> Dataset:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..draft import Draft, FileDraft
 from ..errors import RunError
-from ..files import sha256
+from ..files import real_path, sha256
 from ..job import Job, Stamp
 from ..volume import Header, Scan
 from .derived import write_derived
@@ -36,6 +36,16 @@ class DicomJob(Job):
     @property
     def identity(self) -> Path:
         return self.source.resolve() / f"{self.series.uid}-{self.series.part}"
+
+    @property
+    def inputs(self) -> set[Path]:
+        files = {real_path(frame.path) for frame in self.series.frames}
+        # A derived series replaces its whole folder, so none may hold slices.
+        return {folder for file in files for folder in (file, *file.parents)}
+
+    @property
+    def series_sha256(self) -> str:
+        return hashlib.sha256(self.series.uid.encode()).hexdigest()
 
     @property
     def derived(self) -> bool:
@@ -101,7 +111,10 @@ class DicomDraft:
 
 
 def dicom_jobs(files: list[Path], source: Path, root: Path, form: Format) -> list[DicomJob]:
-    """The jobs of the MR volumes among DICOM files. Raises RunError for a damaged file."""
+    """The jobs of the MR volumes among DICOM files. Raises RunError for a damaged file.
+
+    A series with a file that is readable but unusable is a job that fails when it is opened.
+    """
     found = find_series(files, source)
     names = Counter((series.number, series.part) for series in found)
     jobs = []

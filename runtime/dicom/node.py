@@ -17,6 +17,7 @@ import shutil
 import ssl
 import threading
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ FREE = 1 << 30  # bytes that stay free on the spool's disk
 POLL = 0.25  # seconds between looks at the spool
 TIMEOUT = 30  # seconds for a peer to answer
 ATTEMPTS = 5  # times that a destination may refuse a slice
+DONE = ".done-"  # begins the name of what was sent and only needs to be removed
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ class Peer:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a node is. quiet: seconds without a slice after which a series is finished; retry: between sends.
+    """What a node is. quiet: seconds without a slice after which a series is finished, once the associations
+    that it came by have ended; retry: between sends.
 
     callers: the titles that may send. certificate, key: PEM files, for TLS in both directions; authority:
     of the peers' certificates.
@@ -88,12 +91,15 @@ class Node:
         self._stop, self._lock = threading.Event(), threading.Lock()
         self._later: dict[str, float] = {}
         self._refused: dict[str, int] = {}
+        self._senders: dict[str, set[threading.Thread]] = defaultdict(set)  # associations by series
         self._incoming, self._work, self._quarantine = (
             settings.spool / name for name in ("incoming", "work", "quarantine")
         )
         try:
             for folder in (self._incoming, self._work, self._quarantine):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for sent in self._work.glob(f"{DONE}*"):  # by a node that was killed
+                shutil.rmtree(sent)
             self._server = self._listen()
         except (OSError, ssl.SSLError) as error:
             raise RunError(f"The node cannot start: {error.strerror or error}.") from error
@@ -103,9 +109,13 @@ class Node:
         """Restore and send what the spool holds and gets, until `stop`."""
         while not self._stop.is_set():
             self._collect()
-            for folder in sorted(self._work.iterdir()):
+            for folder in _series(self._work):
                 if not self._stop.is_set() and time.monotonic() >= self._later.get(folder.name, 0.0):
-                    self._handle(folder)
+                    try:
+                        self._handle(folder)
+                    except OSError as error:  # of the spool's disk: the series waits where it is
+                        self._later[folder.name] = time.monotonic() + self._settings.retry
+                        log("failed", series=folder.name, reason=error.strerror or type(error).__name__)
             self._stop.wait(POLL)
         self._server.shutdown()
 
@@ -154,6 +164,7 @@ class Node:
                 self._lock,
                 atomic(folder / f"{_name(str(event.request.AffectedSOPInstanceUID))}.dcm") as file,
             ):
+                self._senders[folder.name].add(event.assoc)
                 file.write(data)
         except (OSError, RunError):
             return OUT_OF_RESOURCES
@@ -161,20 +172,29 @@ class Node:
 
     def _collect(self) -> None:
         """Move finished series to work, where late slices cannot change them."""
-        for folder in sorted(self._incoming.iterdir()):
+        for folder in _series(self._incoming):
             with self._lock:
                 finished = time.time() - folder.stat().st_mtime >= self._settings.quiet
-                if finished and not (self._work / folder.name).exists():
+                busy = any(sender.is_alive() for sender in self._senders.get(folder.name, ()))
+                if finished and not busy and not (self._work / folder.name).exists():
                     os.replace(folder, self._work / folder.name)
+                    self._senders.pop(folder.name, None)
 
     def _handle(self, folder: Path) -> None:
-        """Restore a series, send it, and forget it; or set it aside."""
+        """Restore a series, send it, and forget it; or set it aside, with what of it cannot be restored.
+
+        Raises OSError where the spool's disk fails.
+        """
         start = time.monotonic()
         try:
-            volumes, slices = self._restore(folder)
-            self._send(slices)
+            volumes, slices, reasons = self._restore(folder)
+            if volumes:
+                self._send(slices)
+                seconds = round(time.monotonic() - start, 3)
+                log("sent", series=folder.name, volumes=volumes, slices=len(slices), seconds=seconds)
+            if reasons:
+                raise RunError("\n".join(reasons))
         except Undelivered as error:
-            self._refused[folder.name] = self._refused.get(folder.name, 0) + 1
             self._later[folder.name] = time.monotonic() + self._settings.retry
             log("undelivered", series=folder.name, reason=str(error))
         except RunError as error:
@@ -182,36 +202,50 @@ class Node:
         except Exception as error:
             self._set_aside(folder, f"Unexpected: {type(error).__name__}.")
         else:
-            shutil.rmtree(folder)
+            done = self._work / f"{DONE}{folder.name}-{time.time_ns()}"
+            os.replace(folder, done)  # in one step: a part of a series would be restored as a whole one
+            shutil.rmtree(done, ignore_errors=True)
             self._refused.pop(folder.name, None)
-            seconds = round(time.monotonic() - start, 3)
-            log("sent", series=folder.name, volumes=volumes, slices=len(slices), seconds=seconds)
 
-    def _restore(self, folder: Path) -> tuple[int, list[Path]]:
-        """Write the SR slices below a series' folder; those of an earlier attempt are kept."""
+    def _restore(self, folder: Path) -> tuple[int, list[Path], list[str]]:
+        """Write the SR slices below a series' folder; those of an earlier attempt are kept.
+
+        Returns how many volumes there are, their slices, and why others cannot be restored.
+        """
         files = [path for path in sorted(folder.iterdir()) if path.suffix == ".dcm"]
         jobs = dicom_jobs(files, folder, folder / "sr", "dicom")
         if not jobs:
             raise RunError("There is no MR volume in it.")
+        targets, reasons = [], []
         for job in jobs:
-            if not job.target.is_dir():
-                header, voxels = self._resolve.scan(job.open())
-                model = self._resolve.engine.info.sha256
-                write_derived(job.series, header, voxels, self._resolve.card, model, job.target)
-        return len(jobs), [file for job in jobs for file in sorted(job.target.iterdir())]
+            try:
+                if not job.target.is_dir():
+                    header, voxels = self._resolve.scan(job.open())
+                    model = self._resolve.engine.info.sha256
+                    write_derived(job.series, header, voxels, self._resolve.card, model, job.target)
+                targets.append(job.target)
+            except RunError as error:
+                reasons.append(str(error))
+        return len(targets), [file for target in targets for file in sorted(target.iterdir())], reasons
 
     def _send(self, files: list[Path]) -> None:
-        """Store all files at the destination. Raises Undelivered, or RunError where it keeps refusing."""
+        """Store all files at the destination. Raises Undelivered, or RunError where it keeps refusing.
+
+        Implicit VR is what every archive has to take (PS3.5, 10.1).
+        """
         pydicom, there = require_pydicom(), self._settings.destination
         entity = self._net.AE(ae_title=self._settings.me.title)
         entity.network_timeout = entity.dimse_timeout = entity.acse_timeout = TIMEOUT
         entity.connection_timeout = TIMEOUT
-        entity.add_requested_context(CLASSIC, pydicom.uid.ExplicitVRLittleEndian)
+        for syntax in (pydicom.uid.ExplicitVRLittleEndian, pydicom.uid.ImplicitVRLittleEndian):
+            entity.add_requested_context(CLASSIC, syntax)  # one each, for it to choose
         tls = self._tls(ssl.Purpose.SERVER_AUTH)
         link = entity.associate(
             there.host, there.port, ae_title=there.title, tls_args=(tls, there.host) if tls else None
         )
         if not link.is_established:
+            if link.rejected_contexts:
+                raise RunError("The destination takes no MR images of explicit or implicit VR little endian.")
             raise Undelivered("The destination does not answer, or takes no association.")
         try:
             for file in files:
@@ -221,7 +255,8 @@ class Node:
                     raise Undelivered("The destination broke off.")
                 if code != SUCCESS and code & 0xF000 != 0xB000:  # Bxxx are warnings: it is stored
                     name = file.parents[1].parent.name
-                    if self._refused.get(name, 0) + 1 >= ATTEMPTS:
+                    self._refused[name] = self._refused.get(name, 0) + 1
+                    if self._refused[name] >= ATTEMPTS:
                         raise RunError(f"The destination refused it {ATTEMPTS} times (status {code:04X}).")
                     raise Undelivered(f"The destination refused a slice (status {code:04X}).")
         finally:
@@ -229,12 +264,16 @@ class Node:
                 link.release()
 
     def _set_aside(self, folder: Path, reason: str) -> None:
-        """To quarantine, with the reason beside the slices."""
-        target = self._quarantine / f"{folder.name}-{time.time_ns()}"
-        os.replace(folder, target)
-        (target / "reason.txt").write_text(reason + "\n")
+        """To quarantine, with the reason beside the slices. Raises OSError where the disk fails."""
+        (folder / "reason.txt").write_text(reason + "\n")
+        os.replace(folder, self._quarantine / f"{folder.name}-{time.time_ns()}")
         self._refused.pop(folder.name, None)
         log("quarantined", series=folder.name)
+
+
+def _series(place: Path) -> list[Path]:
+    """The folders of series in a part of the spool; whatever else lies there is not ours to touch."""
+    return sorted(path for path in place.iterdir() if path.is_dir() and not path.name.startswith(DONE))
 
 
 def _name(*parts: str) -> str:

@@ -1,17 +1,19 @@
 """DICOM series as scans: classic single-frame and enhanced multi-frame MR, sorted by where slices lie.
 
-Source: DICOM PS3.3, C.7.6.2 (image plane), C.7.6.16 (multi-frame functional groups), C.8.3.1 (MR image).
+Source: DICOM PS3.3, C.7.5.1.1.2 (pixel padding), C.7.6.2 (image plane), C.7.6.16 (multi-frame functional
+groups), C.8.3.1 (MR image), C.8.13.3.1.1 (complex image component).
 File names and instance numbers say nothing about order here. pydicom is imported when a folder is read.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import nibabel as nib
 import numpy as np
@@ -27,9 +29,22 @@ ENHANCED = ("1.2.840.10008.5.1.4.1.1.4.1", "1.2.840.10008.5.1.4.1.1.4.4")  # and
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 MANUFACTURER = "udean"  # of the contributing equipment in results
 MAGIC = 128, b"DICM"  # PS3.10, 7.1
-ROUNDING = 3  # digits of direction cosines by which frames are told apart: files round them
+TOLERANCE = 1e-3  # absolute and relative, of cosines, spacings, echo times and b-values: files round them
+SAME_PLACE = 0.01  # mm along the normal
+PADDING_GAP = 0.1  # of the other voxels' range, from it to padding that would ring: 0 in black air does not
+NO_MAGNITUDE = {"P", "R", "I", "PHASE", "REAL", "IMAGINARY", "PHASE MAP", "VELOCITY MAP", "VELOCITY"}
+REPEATS = (  # what may tell volumes at the same positions apart; or its like in functional groups
+    "TriggerTime",
+    "AcquisitionNumber",
+    "EchoNumbers",
+    "InversionTime",
+    "FlipAngle",
+    "DiffusionGradientOrientation",
+)
 
 Dataset = Any  # pydicom's, which is not imported here
+_Key: TypeAlias = tuple[Any, ...]
+_Values: TypeAlias = tuple[float | None, ...]
 
 
 @dataclass(frozen=True)
@@ -38,7 +53,9 @@ class Frame:
 
     position: first voxel's centre, LPS, mm. cosines: of a row's and of a column's direction, six. spacing:
     from row to row and from column to column, mm.
-    slope, inter: stored voxels · slope + inter.
+    slope, inter: stored voxels · slope + inter. real: the same to real-world values, if it says so. pixels:
+    BitsStored, PixelRepresentation, PhotometricInterpretation. kind: image type and complex component.
+    window: centre and width. repeat: the values of REPEATS, empty where there is none.
     """
 
     path: Path
@@ -50,6 +67,11 @@ class Frame:
     thickness: float | None
     slope: float
     inter: float
+    real: tuple[float, ...]
+    pixels: tuple[int, int, str]
+    kind: tuple[str, ...]
+    window: tuple[tuple[float, ...], tuple[float, ...]] | None
+    repeat: tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -57,7 +79,7 @@ class Series:
     """The slices of one volume, sorted along the normal.
 
     name: what errors call it. number: of the series. part: of several volumes in it, from 1, or 0 for the
-    only one. head: the first slice's data set, without voxels.
+    only one. head: the first slice's data set, without voxels. fault: why it cannot be resolved, if known.
     """
 
     name: str
@@ -66,6 +88,7 @@ class Series:
     part: int
     frames: tuple[Frame, ...]
     head: Dataset
+    fault: str = ""
 
     @property
     def enhanced(self) -> bool:
@@ -77,6 +100,8 @@ class Series:
 
         Raises RunError where the slices are not one upright, evenly spaced stack.
         """
+        if self.fault:
+            raise RunError(self.fault)
         first = self.frames[0]
         row, column = np.reshape(first.cosines, (2, 3))
         frame = np.array([row, column, np.cross(row, column)])
@@ -85,6 +110,8 @@ class Series:
         size = np.array(first.spacing[::-1])
         if not (np.isfinite(size).all() and (size > 0).all()):
             raise RunError(f"{self.name} has no usable pixel spacing: {first.spacing} mm.")
+        if not all(_near(frame.spacing, first.spacing) for frame in self.frames):
+            raise RunError(f"{self.name} has slices of different pixel spacing: give one stack of them.")
         places = np.array([frame.position for frame in self.frames])
         step = first.thickness or 0.0
         if len(places) > 1:
@@ -99,10 +126,21 @@ class Series:
     def scan(self) -> Scan:
         """The series as a scan, its voxels decoded. Raises RunError for what cannot be resolved."""
         affine = self.affine()
+        kind = self.frames[0].kind
+        if "MOSAIC" in kind:
+            raise RunError(f"{self.name} has many slices in one image (mosaic): convert it to NIfTI first.")
+        if kind[-1] not in ("", "MAGNITUDE") or NO_MAGNITUDE.intersection(kind[2:4]):
+            raise RunError(f"{self.name} is phase, real or imaginary: only magnitude images are restored.")
         scales = {(frame.slope, frame.inter) for frame in self.frames}
-        if len(scales) > 1:
+        if len(scales) > 1 or len({frame.real for frame in self.frames}) > 1:
             raise RunError(f"{self.name} has slices of different rescaling: convert it to NIfTI first.")
+        if len({frame.pixels for frame in self.frames}) > 1:
+            raise RunError(
+                f"{self.name} has slices of different BitsStored, PixelRepresentation or "
+                "PhotometricInterpretation: convert it to NIfTI first."
+            )
         voxels = np.stack(list(self._planes()), axis=2)
+        self._check_padding(voxels)
         image = nib.Nifti1Image(voxels, affine, dtype=voxels.dtype)
         image.header.set_qform(affine, "scanner")
         image.header.set_sform(affine, "scanner")
@@ -110,6 +148,24 @@ class Series:
         scan = image_scan(image)
         slope, inter = scales.pop()
         return Scan(self.name, scan.header, scan.shape, scan.dtype, slope, inter, array=voxels)
+
+    def _check_padding(self, voxels: NDArray[Any]) -> None:
+        """Raise RunError where padding would pass for signal: it decides the intensities, and rings."""
+        value = self.head.get("PixelPaddingValue")
+        if value in (None, ""):
+            return
+        ends = [int(value), int(self.head.get("PixelPaddingRangeLimit", value))]
+        low, high = sorted(np.array(ends).astype(voxels.dtype))  # some files write -2000 as 63536
+        padded = (voxels >= low) & (voxels <= high)
+        if not padded.any() or padded.all():
+            return
+        others = voxels[~padded]
+        least, most = int(others.min()), int(others.max())
+        if max(least - int(low), int(high) - most) > PADDING_GAP * (most - least):
+            raise RunError(
+                f"{self.name} has padding (PixelPaddingValue {value}) far outside its other voxels' range of "
+                f"{least} to {most}: set it to their background first."
+            )
 
     def _planes(self) -> Iterator[NDArray[Any]]:
         """The stored voxels (i, j) of each frame, in order."""
@@ -153,115 +209,179 @@ def find_series(files: list[Path], place: Path, ours: bool = False) -> list[Seri
     """The MR volumes that DICOM files make up; files of other kinds are left out.
 
     A series that holds several volumes (echoes, time points, b-values, orientations, image types) is
-    taken apart. place: the folder, for errors. ours: take results of earlier runs too. Raises
-    RunError for a damaged file.
+    taken apart; one with an unusable file is one volume with a fault. place: the folder, for errors. ours:
+    take results of earlier runs too. Raises RunError for a damaged file.
     """
     pydicom = require_pydicom()
-    frames: dict[tuple[Any, ...], list[Frame]] = defaultdict(list)
+    groups: dict[str, dict[_Key, list[_Group]]] = defaultdict(lambda: defaultdict(list))
     heads: dict[str, Dataset] = {}
+    faults: dict[str, tuple[str, Dataset]] = {}
     for path in files:
         try:
             dataset = pydicom.dcmread(path, stop_before_pixels=True)
             kind = str(dataset.get("SOPClassUID", ""))
-            if not ours and _is_ours(dataset):
+            if kind not in (CLASSIC, *ENHANCED) or (not ours and is_ours(dataset)):
                 continue
-            if kind == CLASSIC:
-                found = [_classic(path, dataset)]
-            elif kind in ENHANCED:
-                found = list(_enhanced(path, dataset))
-            else:
-                continue
-        except RunError:
-            raise
+            uid = str(dataset.SeriesInstanceUID)
         except Exception as error:  # a damaged file may raise anything
             raise RunError(f"{path} is a damaged DICOM file ({type(error).__name__}).") from error
-        heads[found[0][1].instance] = dataset
-        for key, frame in found:
-            frames[str(dataset.SeriesInstanceUID), *key].append(frame)
+        try:
+            whole = kind == CLASSIC
+            found = [_frame(path, dataset, 0, dataset)] if whole else list(_enhanced(path, dataset))
+        except RunError as error:
+            faults.setdefault(uid, (str(error), dataset))
+        except AttributeError as error:
+            faults.setdefault(uid, (f"{path} has no usable {error.name}.", dataset))
+        except Exception as error:
+            faults.setdefault(uid, (f"{path} is a damaged DICOM file ({type(error).__name__}).", dataset))
+        else:
+            for exact, near, frame in found:
+                heads[frame.instance] = dataset
+                alike = groups[uid][exact]
+                group = next((group for group in alike if _near(group.near, near)), None)
+                if group is None:
+                    alike.append(group := _Group(near, []))
+                group.frames.append(frame)
 
     series = []
-    parts: dict[str, list[tuple[Any, ...]]] = defaultdict(list)
-    for key in sorted(frames, key=repr):
-        parts[key[0]].append(key)
-    for uid, keys in parts.items():
-        for part, key in enumerate(keys, 1):
-            row, column = np.reshape(frames[key][0].cosines, (2, 3))
-            normal = np.cross(row, column)
-            ordered = sorted(frames[key], key=lambda f: float(np.dot(f.position, normal)))
+    for uid, (fault, head) in faults.items():
+        groups.pop(uid, None)
+        number = _integer(head.get("SeriesNumber"))
+        fault = f"Series {number} in {place} cannot be resolved: {fault}"
+        series.append(Series(f"Series {number} in {place}", uid, number, 0, (), head, fault))
+    for uid, kinds in groups.items():
+        found = [(exact, group) for exact, alike in kinds.items() for group in alike]
+        found.sort(key=lambda pair: repr((pair[1].near, pair[0])))
+        volumes = [volume for _, group in found for volume in _volumes(group.frames)]
+        for part, ordered in enumerate(volumes, 1):
             head = heads[ordered[0].instance]
             number = _integer(head.get("SeriesNumber"))
-            several = len(keys) > 1
+            several = len(volumes) > 1
             name = f"Series {number} in {place}" + (f", volume {part}" if several else "")
-            series.append(Series(name, uid, number, part if several else 0, tuple(ordered), head))
+            fault = ""
+            if len(ordered) >= 2 * len(_places(ordered)):
+                fault = f"{name} holds several volumes that cannot be told apart: give one of them."
+            series.append(Series(name, uid, number, part if several else 0, tuple(ordered), head, fault))
     return sorted(series, key=lambda s: (s.number, s.uid, s.part))
 
 
-def _is_ours(dataset: Dataset) -> bool:
+@dataclass(frozen=True)
+class _Group:
+    """Frames whose cosines, echo times and b-values are nearly these."""
+
+    near: _Values
+    frames: list[Frame]
+
+
+def _near(one: _Values, other: _Values) -> bool:
+    return all(
+        a == b
+        or (a is not None and b is not None and math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE))
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def _places(frames: list[Frame]) -> list[list[Frame]]:
+    """Frames along the normal, those at the same place together."""
+    row, column = np.reshape(frames[0].cosines, (2, 3))
+    normal = np.cross(row, column)
+    along = sorted(((float(np.dot(frame.position, normal)), frame) for frame in frames), key=lambda f: f[0])
+    places: list[list[Frame]] = []
+    last = -math.inf
+    for place, frame in along:
+        if place - last > SAME_PLACE:
+            places.append([])
+        places[-1].append(frame)
+        last = place
+    return places
+
+
+def _volumes(frames: list[Frame]) -> list[list[Frame]]:
+    """Frames along the normal; those of several volumes apart, by the first of REPEATS, or all, that does it.
+
+    Only a value that gives each volume every place once does; else they stay together, to be refused.
+    """
+    places = _places(frames)
+    ordered = [frame for place in places for frame in place]
+    if len(ordered) > len(places):
+        for chosen in (*([n] for n in range(len(REPEATS))), range(len(REPEATS))):
+            volumes: dict[Any, list[Frame]] = defaultdict(list)
+            for frame in ordered:
+                volumes[tuple(frame.repeat[n] for n in chosen)].append(frame)
+            if all(len(volume) == len(places) == len(_places(volume)) for volume in volumes.values()):
+                return [volumes[key] for key in sorted(volumes)]
+    return [ordered]
+
+
+def is_ours(dataset: Dataset) -> bool:
     """Whether a file is the result of an earlier run."""
     equipment = dataset.get("ContributingEquipmentSequence") or ()
     return any(item.get("Manufacturer") == MANUFACTURER for item in equipment)
 
 
-def _classic(path: Path, dataset: Dataset) -> tuple[tuple[Any, ...], Frame]:
-    _check(path, dataset)
-    cosines = _cosines(dataset.ImageOrientationPatient)
-    key = (
-        _rounded(cosines),
-        _shape(dataset),
-        _texts(dataset.get("ImageType")),
-        _number(dataset.get("EchoTime")),
-        _integer(dataset.get("TemporalPositionIdentifier")),
-        _number(dataset.get("DiffusionBValue")),
-    )
-    return key, Frame(
-        path,
-        0,
-        str(dataset.SOPInstanceUID),
-        _triple(dataset.ImagePositionPatient),
-        cosines,
-        _pair(dataset.PixelSpacing),
-        _number(dataset.get("SliceThickness")),
-        _number(dataset.get("RescaleSlope")) or 1.0,
-        _number(dataset.get("RescaleIntercept")) or 0.0,
-    )
-
-
-def _enhanced(path: Path, dataset: Dataset) -> Iterator[tuple[tuple[Any, ...], Frame]]:
-    _check(path, dataset)
+def _enhanced(path: Path, dataset: Dataset) -> Iterator[tuple[_Key, _Values, Frame]]:
+    """The frames of a multi-frame file; see `_frame`."""
     shared = dataset.SharedFunctionalGroupsSequence[0]
     for number, own in enumerate(dataset.PerFrameFunctionalGroupsSequence):
+        at: dict[str, Any] = {}
+        for element in (*shared, *own):
+            if element.VR == "SQ" and element.value and not element.tag.is_private:
+                at |= {item.keyword: item.value for item in element.value[0]}
+                at[element.keyword] = element.value
+        exact, near, frame = _frame(path, dataset, number, at)
+        yield (*exact, str(at.get("StackID", ""))), near, frame
 
-        def group(name: str, own: Dataset = own) -> Dataset:
-            """A functional group of this frame, or that of all frames; empty where there is none."""
-            items = own.get(name) or shared.get(name)
-            return items[0] if items else {}
 
-        measures, rescale = group("PixelMeasuresSequence"), group("PixelValueTransformationSequence")
-        content, kind = group("FrameContentSequence"), group("MRImageFrameTypeSequence")
-        cosines = _cosines(group("PlaneOrientationSequence").ImageOrientationPatient)
-        key = (
-            _rounded(cosines),
-            _shape(dataset),
-            _texts(kind.get("FrameType")),
-            _number(group("MREchoSequence").get("EffectiveEchoTime")),
-            _integer(content.get("TemporalPositionIndex")),
-            _number(group("MRDiffusionSequence").get("DiffusionBValue")),
-            str(content.get("StackID", "")),
-        )
-        yield (
-            key,
-            Frame(
-                path,
-                number,
-                str(dataset.SOPInstanceUID),
-                _triple(group("PlanePositionSequence").ImagePositionPatient),
-                cosines,
-                _pair(measures.PixelSpacing),
-                _number(measures.get("SliceThickness")),
-                _number(rescale.get("RescaleSlope")) or 1.0,
-                _number(rescale.get("RescaleIntercept")) or 0.0,
-            ),
-        )
+def _frame(path: Path, dataset: Dataset, number: int, at: Any) -> tuple[_Key, _Values, Frame]:
+    """What frames of one volume have in common exactly and nearly, and the frame.
+
+    at: attributes of the frame by keyword; of functional groups the items' too.
+    """
+    _check(path, dataset)
+    types = _texts(at.get("FrameType") or dataset.get("ImageType"))
+    component = at.get("ComplexImageComponent") or dataset.get("ComplexImageComponent") or ""
+    directions = at.get("DiffusionGradientDirectionSequence") or [at]
+    repeat = (
+        at.get("TriggerTime", at.get("NominalCardiacTriggerDelayTime")),
+        at.get("AcquisitionNumber", at.get("FrameAcquisitionNumber")),
+        at.get("EchoNumbers"),
+        at.get("InversionTime", at.get("InversionTimes")),
+        at.get("FlipAngle"),
+        directions[0].get("DiffusionGradientOrientation"),
+    )
+    real = at.get("RealWorldValueMappingSequence") or ()
+    window = _floats(at.get("WindowCenter")), _floats(at.get("WindowWidth"))
+    row, column = _numbers(at, "PixelSpacing", 2)
+    x, y, z = _numbers(at, "ImagePositionPatient", 3)
+    frame = Frame(
+        path,
+        number,
+        str(dataset.SOPInstanceUID),
+        (x, y, z),
+        _numbers(at, "ImageOrientationPatient", 6),
+        (row, column),
+        _number(at.get("SliceThickness")),
+        _number(at.get("RescaleSlope")) or 1.0,
+        _number(at.get("RescaleIntercept")) or 0.0,
+        tuple(
+            value
+            for item in real
+            for name in ("RealWorldValueSlope", "RealWorldValueIntercept")
+            for value in _floats(item.get(name))
+        ),
+        (
+            int(dataset.BitsStored),
+            int(dataset.PixelRepresentation),
+            str(dataset.get("PhotometricInterpretation", "")),
+        ),
+        tuple(value.upper() for value in (*types, str(component))),
+        window if all(window) else None,
+        tuple(map(_floats, repeat)),
+    )
+    time = _integer(at.get("TemporalPositionIdentifier", at.get("TemporalPositionIndex")))
+    echo = _number(at.get("EchoTime", at.get("EffectiveEchoTime")))
+    near = *frame.cosines, echo, _number(at.get("DiffusionBValue"))
+    return (_shape(dataset), frame.kind, time), near, frame
 
 
 def _check(path: Path, dataset: Dataset) -> None:
@@ -275,27 +395,21 @@ def _shape(dataset: Dataset) -> tuple[int, int]:
     return int(dataset.Rows), int(dataset.Columns)
 
 
-def _cosines(values: Any) -> tuple[float, ...]:
-    cosines = tuple(float(v) for v in values)
-    if len(cosines) != 6 or not np.isfinite(cosines).all():
-        raise ValueError("ImageOrientationPatient")
-    return cosines
+def _numbers(at: Any, name: str, count: int) -> tuple[float, ...]:
+    """The finite values of an attribute. Raises AttributeError where there are not that many."""
+    try:
+        numbers = _floats(at.get(name))
+    except (TypeError, ValueError):
+        numbers = ()
+    if len(numbers) != count or not np.isfinite(numbers).all():
+        raise AttributeError(name=name)
+    return numbers
 
 
-def _rounded(cosines: tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(round(value, ROUNDING) + 0.0 for value in cosines)
-
-
-def _triple(values: Any) -> tuple[float, float, float]:
-    x, y, z = (float(v) for v in values)
-    if not np.isfinite([x, y, z]).all():
-        raise ValueError("ImagePositionPatient")
-    return x, y, z
-
-
-def _pair(values: Any) -> tuple[float, float]:
-    row, column = (float(v) for v in values)
-    return row, column
+def _floats(value: Any) -> tuple[float, ...]:
+    if value in (None, ""):
+        return ()
+    return (float(value),) if np.ndim(value) == 0 else tuple(map(float, value))
 
 
 def _texts(values: Any) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ import select
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import get_args
@@ -89,26 +90,46 @@ class Parameters:
 
 
 class Budget:
-    """Bytes that all connections together may hold."""
+    """Bytes that all connections together may hold.
+
+    Holders that wait for one another would wait in vain: one of them is refused, and gives way.
+    """
 
     def __init__(self, size: int) -> None:
         self.size, self.used = size, 0
+        self._held: Counter[object] = Counter()
+        self._wanted: dict[object, int] = {}  # by those who wait
         self._change = threading.Condition()
 
-    def claim(self, size: int, patience: float) -> None:
+    def claim(self, owner: object, size: int, patience: float) -> None:
         """Take memory, waiting for others to give theirs back. Raises RunError where there is none."""
-        if size > self.size:
-            raise RunError(f"This needs {size} bytes of memory, and the server has {self.size} in all.")
         with self._change:
-            if not self._change.wait_for(lambda: self.used + size <= self.size, patience):
+            total = self._held[owner] + size
+            if total > self.size:
+                raise RunError(f"This needs {total} bytes of memory, and the server has {self.size} in all.")
+            self._wanted[owner] = size
+            self._change.wait_for(lambda: self._fits(size) or self._stuck(owner), patience)
+            del self._wanted[owner]
+            if not self._fits(size):
                 raise RunError("The server has no memory left for this: others hold it, try again later.")
+            self._held[owner] = total
             self.used += size
 
-    def release(self, size: int) -> None:
+    def release(self, owner: object, size: int) -> None:
         """Give memory back."""
         with self._change:
             self.used -= size
+            self._held[owner] -= size
+            self._held = +self._held  # without those that hold none
             self._change.notify_all()
+
+    def _fits(self, size: int) -> bool:
+        return self.used + size <= self.size
+
+    def _stuck(self, owner: object) -> bool:
+        """Whether all that hold memory wait for more, the owner among them, and nobody can have it."""
+        waits = owner in self._held and self._wanted.keys() >= self._held.keys()
+        return waits and not any(map(self._fits, self._wanted.values()))
 
 
 class Connection:
@@ -148,12 +169,12 @@ class Connection:
     def claim(self, size: int) -> None:
         """Take memory until `release`, or the connection's end."""
         patience = min(self._limits.idle, max(0.0, self._end - time.monotonic()))
-        self._budget.claim(size, patience)
+        self._budget.claim(self, size, patience)
         self._claimed += size
 
     def release(self, size: int) -> None:
         """Give memory back before the connection ends."""
-        self._budget.release(size)
+        self._budget.release(self, size)
         self._claimed -= size
 
     def check(self) -> None:
@@ -180,7 +201,7 @@ class Connection:
             self._socket.shutdown(socket.SHUT_WR)
             self._drain()
         self._socket.close()
-        self._budget.release(self._claimed)
+        self._budget.release(self, self._claimed)
         self._claimed = 0
 
     def _read(self, size: int) -> bytearray:

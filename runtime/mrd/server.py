@@ -159,7 +159,7 @@ class Session:
         for images in stacks.group(kept):
             try:
                 source = stacks.stack(images, self._parameters.position)
-                self._restore(source, numbers.of(source))
+                self._restore(source, *numbers.of(source, card))
             except RunError as error:
                 self._metrics.add("volumes", outcome="refused")
                 self._say("ERROR", f"{error} Only its originals are delivered.")
@@ -186,8 +186,8 @@ class Session:
             self._say("INFO", f"{len(others)} images are no magnitude images and were passed on as they are.")
         return kept, others
 
-    def _restore(self, source: Stack, series: int) -> None:
-        """Restore one volume, when it is its turn, and send its SR series."""
+    def _restore(self, source: Stack, series: int, first: int) -> None:
+        """Restore one volume, when it is its turn, and send its SR series, from its image `first` on."""
         card, parameters = self._resolve.card, self._parameters
         lr = source.volume()
         itemsize = 4 if parameters.dtype == "float32" else lr.dtype.itemsize
@@ -196,7 +196,7 @@ class Session:
         try:
             start = time.perf_counter()
             sr, network = self._worker.submit(self._network, lr).result()
-            images = stacks.fine_images(source, sr, card, parameters.position, series, __version__)
+            images = stacks.fine_images(source, sr, card, parameters.position, series, __version__, first)
             for image in images:
                 self._connection.send(image.parts())
             seconds = time.perf_counter() - start

@@ -24,8 +24,14 @@ from . import messages as mrd
 from .messages import Image
 
 Position = Literal["spec", "first-voxel"]
-COUNTERS = ("image_series_index", "average", "contrast", "phase", "repetition", "set")
-LIMIT = 65535  # voxels along an axis, and series: uint16 in the header
+COUNTERS = ("measurement_uid", "image_series_index", "average", "contrast", "phase", "repetition", "set")
+LIMIT = 65535  # voxels along an axis, series, and images of one: uint16 in the header
+PERPENDICULAR = 0.99  # sine of the angle from which slices are other planes of a localizer, not tilted ones
+JOINTS = {  # attributes that hosts show as one text, to which ours is added
+    "SequenceDescriptionAdditional": "_",
+    "ImageComments": "; ",
+    "DerivationDescription": "; ",
+}
 
 
 @dataclass(frozen=True)
@@ -75,14 +81,29 @@ def is_resolvable(image: Image) -> bool:
 
 
 def group(images: Iterable[Image]) -> list[tuple[Image, ...]]:
-    """Images that make up a volume each, in order of arrival; a 3-D image is a volume of its own."""
-    groups: dict[Any, list[Image]] = defaultdict(list)
+    """Images that make up a volume each, in order of arrival; a 3-D image is a volume of its own.
+
+    Perpendicular planes of a localizer are volumes of their own, too.
+    """
+    groups: list[list[Image]] = []
+    alike: dict[Any, list[list[Image]]] = defaultdict(list)
     for number, image in enumerate(images):
         header = image.header
         planar = image.pixels.shape[1] == 1
         key = *(int(header[name]) for name in COUNTERS), image.pixels.shape, image.pixels.dtype.str
-        groups[key if planar else number].append(image)
-    return [tuple(members) for members in groups.values()]
+        planes = alike[key if planar else number]
+        members = next((plane for plane in planes if not _perpendicular(plane[0], image)), None)
+        if members is None:
+            members = []
+            planes.append(members)
+            groups.append(members)
+        members.append(image)
+    return [tuple(members) for members in groups]
+
+
+def _perpendicular(one: Image, other: Image) -> bool:
+    normals = (image.header["slice_dir"].astype(np.float64) for image in (one, other))
+    return bool(np.linalg.norm(np.cross(*normals)) > PERPENDICULAR)
 
 
 def stack(images: tuple[Image, ...], position: Position) -> Stack:
@@ -125,12 +146,18 @@ def stack(images: tuple[Image, ...], position: Position) -> Stack:
 
 
 def fine_images(
-    source: Stack, voxels: NDArray[Any], card: ModelCard, position: Position, series: int, toolkit: str
+    source: Stack,
+    voxels: NDArray[Any],
+    card: ModelCard,
+    position: Position,
+    series: int,
+    toolkit: str,
+    first: int = 1,
 ) -> list[Image]:
     """The SR images of a volume: slices if it came as slices, else one 3-D image.
 
     voxels: (rows, columns, slices) as the resolver gives them, int or float. series: their
-    image_series_index.
+    image_series_index. first: image_index of the first, which counts on from volume to volume of a series.
     """
     planes = np.moveaxis(voxels, 2, source.axis).transpose(2, 1, 0)  # z, y, x
     factors = source.factors(card)
@@ -148,23 +175,27 @@ def fine_images(
         place = affine[:3] @ [0, 0, number, 1]
         header["position"] = place + affine[:3, :3] @ ((shape - 1) / 2) if position == "spec" else place
         header["slice"] = number if source.planar else header["slice"]
-        header["image_series_index"], header["image_index"] = series, number + 1
+        header["image_series_index"], header["image_index"] = series, first + number
         header["image_type"] = mrd.MAGNITUDE
         header["data_type"] = next(n for n, dtype in mrd.DTYPES.items() if dtype == block.dtype)
         attributes = mrd.read_attributes(origin.attributes)
         attributes.setdefault("WindowCenter", [f"{(low + high) / 2:g}"])
         attributes.setdefault("WindowWidth", [f"{max(high - low, 1):g}"])
-        xml = mrd.write_attributes(attributes | marks(header, card, toolkit))
+        xml = mrd.write_attributes(attributes | marks(attributes, header, card, toolkit))
         header["attribute_string_len"] = len(xml)
         images.append(Image(header, xml, block[None]))
     return images
 
 
-def marks(header: Any, card: ModelCard, toolkit: str) -> dict[str, list[str]]:
-    """The attributes by which nobody can take an SR image for a measured one."""
-    return {
+def marks(given: dict[str, list[str]], header: Any, card: ModelCard, toolkit: str) -> dict[str, list[str]]:
+    """The attributes by which nobody can take an SR image for a measured one.
+
+    given: those received; what they say of earlier processing stays.
+    """
+    history = given.get("ImageProcessingHistory", [])
+    made = {
         "DataRole": ["Image"],
-        "ImageProcessingHistory": ["UDEAN", f"Super-resolution by {card.name}", card.intended_use],
+        "ImageProcessingHistory": [*history, "UDEAN", f"Super-resolution by {card.name}", card.intended_use],
         "SequenceDescriptionAdditional": ["UDEAN_SR"],
         "ImageComments": [f"Super-resolution by udean, {card.intended_use}"],
         "DerivationDescription": [
@@ -175,6 +206,9 @@ def marks(header: Any, card: ModelCard, toolkit: str) -> dict[str, list[str]]:
         "ImageRowDir": [f"{value:.9f}" for value in header["read_dir"]],
         "ImageColumnDir": [f"{value:.9f}" for value in header["phase_dir"]],
     }
+    for name, joint in JOINTS.items():
+        made[name] = [joint.join(filter(None, [*given.get(name, ()), *made[name]]))]
+    return made
 
 
 class SeriesNumbers:
@@ -184,15 +218,20 @@ class SeriesNumbers:
         taken = {int(image.header["image_series_index"]) for image in images}
         above = range(max(taken, default=0) + 1, LIMIT + 1)
         self._free = (n for n in itertools.chain(above, range(1, LIMIT + 1)) if n not in taken)
-        self._given: dict[Any, int] = {}
+        self._given: dict[Any, tuple[int, int]] = {}  # series, and images in it
 
-    def of(self, source: Stack) -> int:
-        """The SR series of a volume. Raises RunError where all numbers are taken."""
+    def of(self, source: Stack, card: ModelCard) -> tuple[int, int]:
+        """The SR series of a volume, and the index in it of the volume's first image.
+
+        A series that is full is followed by another. Raises RunError where all numbers are taken.
+        """
+        count = source.fine_shape(card)[2] if source.planar else 1
         image = source.images[0]
         key = int(image.header["image_series_index"]), image.pixels.shape, image.pixels.dtype.str
-        if key not in self._given:
-            number = next(self._free, None)
+        number, used = self._given.get(key, (None, 0))
+        if number is None or used + count > LIMIT:
+            number, used = next(self._free, None), 0
             if number is None:
                 raise RunError("All series numbers of this stream are taken.")
-            self._given[key] = number
-        return self._given[key]
+        self._given[key] = number, used + count
+        return number, used + 1

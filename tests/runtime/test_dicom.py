@@ -209,6 +209,17 @@ def test_several_series_in_one_folder_are_told_apart(tmp_path):
         (lambda files: [change(f, PixelSpacing=[0, 1]) for f in files], "pixel spacing"),
         (lambda files: change(files[1], RescaleSlope=3, RescaleIntercept=0), "rescaling"),
         (lambda files: change(files[1], PixelData=b"\0\0"), "decoded"),
+        (lambda files: change(files[1], PixelSpacing=[2.4, 2.0]), "different pixel spacing"),
+        (lambda files: change(files[1], BitsStored=12, HighBit=11), "different BitsStored"),
+        (lambda files: change(files[1], PixelRepresentation=1), "PixelRepresentation"),
+        (lambda files: change(files[1], PhotometricInterpretation="MONOCHROME1"), "Photometric"),
+        (lambda files: change(files[1], RealWorldValueMappingSequence=[real(2.0)]), "rescaling"),
+        (lambda files: [change(f, ImageType=["ORIGINAL", "PRIMARY", "P", "ND"]) for f in files], "phase"),
+        (lambda files: [change(f, ComplexImageComponent="IMAGINARY") for f in files], "imaginary"),
+        (lambda files: [change(f, ImageType=[*"ABCD", "MOSAIC"]) for f in files], "mosaic"),
+        (lambda files: [change(f, SamplesPerPixel=3) for f in files[:1]], "colour"),
+        (lambda files: [change(f, ImagePositionPatient=None) for f in files[:1]], "ImagePositionPatient"),
+        (lambda files: files.extend([twin(f) for f in files]), "cannot be told apart"),
     ],
 )
 def test_what_is_no_stack_is_refused_in_a_sentence(tmp_path, spoil, word):
@@ -223,6 +234,147 @@ def change(path, **fields):
     for name, value in fields.items():
         setattr(dataset, name, value)
     dataset.save_as(path)
+
+
+def real(slope):
+    mapping = Dataset()
+    mapping.RealWorldValueSlope, mapping.RealWorldValueIntercept = slope, 0.0
+    return mapping
+
+
+def twin(path, **fields):
+    """A copy of a slice as another instance at the same place."""
+    dataset = pydicom.dcmread(path)
+    for name, value in fields.items():
+        setattr(dataset, name, value)
+    return save(path.with_suffix(".twin"), dataset)
+
+
+def ordered(files):
+    """Files by where their slices lie."""
+    (series,) = find_series(files, "here")
+    return [frame.path for frame in series.frames]
+
+
+def test_phase_among_the_frames_of_an_enhanced_file_is_refused_by_itself(tmp_path):
+    file = enhanced(tmp_path / "e.dcm", echoes=2)
+    dataset = pydicom.dcmread(file)
+    for group in dataset.PerFrameFunctionalGroupsSequence:
+        kind = Dataset()
+        kind.FrameType = ["ORIGINAL", "PRIMARY", "M", "NONE"]
+        kind.ComplexImageComponent = (
+            "MAGNITUDE" if group.MREchoSequence[0].EffectiveEchoTime == 10 else "PHASE"
+        )
+        group.MRImageFrameTypeSequence = [kind]
+    dataset.save_as(file)
+    magnitude, phase = find_series([file], tmp_path)
+    assert magnitude.scan().shape == (18, 20, 6)
+    with pytest.raises(RunError, match=r"volume 2 .*only magnitude"):
+        phase.scan()
+
+
+def test_rounding_in_headers_does_not_take_a_volume_apart(tmp_path):
+    files = ordered(classic(tmp_path / "in", frame=np.eye(3)))
+    for n, file in enumerate(files):
+        sine = 0.0835 + (-1) ** n * 1e-6
+        cosine = np.sqrt(1 - sine**2)
+        cosines = [f"{v:.8f}" for v in (cosine, sine, 0, -sine, cosine, 0)]
+        change(file, ImageOrientationPatient=cosines, EchoTime=("2.98", "2.9800001")[n % 2])
+    (series,) = find_series(files, tmp_path)
+    assert len(series.frames) == 6
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"TriggerTime": 40},
+        {"AcquisitionNumber": 2},
+        {"EchoNumbers": 2},
+        {"InversionTime": 900},
+        {"FlipAngle": 20},
+        {"DiffusionGradientOrientation": [0, 1, 0]},
+    ],
+)
+def test_volumes_at_the_same_positions_are_told_apart_by_what_sets_them_apart(tmp_path, fields):
+    files = classic(tmp_path / "in")
+    found = find_series([*files, *(twin(file, **fields) for file in files)], tmp_path)
+    assert [(s.part, len(s.frames)) for s in found] == [(1, 6), (2, 6)]
+    assert {frame.path for frame in found[0].frames} == set(files)
+    for n, file in enumerate(files):  # where no position repeats they say nothing
+        change(file, AcquisitionNumber=n, TriggerTime=n, FlipAngle=n)
+    assert len(find_series(files, tmp_path)) == 1
+
+
+def test_cardiac_phases_of_an_enhanced_file_are_told_apart(tmp_path):
+    file = enhanced(tmp_path / "e.dcm", echoes=2)
+    dataset = pydicom.dcmread(file)
+    for group in dataset.PerFrameFunctionalGroupsSequence:
+        cardiac, echo = Dataset(), group.MREchoSequence[0]
+        cardiac.NominalCardiacTriggerDelayTime, echo.EffectiveEchoTime = echo.EffectiveEchoTime, 10.0
+        group.CardiacSynchronizationSequence = [cardiac]
+    dataset.save_as(file)
+    assert [len(series.frames) for series in find_series([file], tmp_path)] == [6, 6]
+
+
+@pytest.mark.parametrize(("padding", "refused"), [(65000, True), (0, False)])
+def test_padding_is_refused_only_where_it_would_pass_for_signal(tmp_path, padding, refused):
+    files = classic(tmp_path / "in")
+    for file in files:
+        dataset = pydicom.dcmread(file)
+        pixels = dataset.pixel_array - np.uint16(1000)
+        pixels[:4], pixels[4] = padding, 5
+        dataset.PixelData = pixels.tobytes()
+        dataset.add_new("PixelPaddingValue", "US", padding)
+        dataset.save_as(file)
+    (series,) = find_series(files, tmp_path)
+    if refused:
+        with pytest.raises(RunError, match="padding"):
+            series.scan()
+    else:
+        assert series.scan().shape == (18, 20, 6)
+
+
+def test_sr_slices_take_the_window_of_the_slice_they_lie_in(tmp_path):
+    files = ordered(classic(tmp_path / "in"))
+    for n, file in enumerate(files):
+        change(file, WindowCenter=100 + n, WindowWidth=200 + n)
+    (series,) = find_series(files, tmp_path)
+    found = [(d.WindowCenter, d.WindowWidth) for d in restored(series, tmp_path / "out")]
+    assert found == [(100 + n // 2, 200 + n // 2) for n in range(12)]
+
+
+def test_geometry_is_not_rounded_to_float32(tmp_path):
+    (series,) = find_series(classic(tmp_path / "in", spacing=(0.46875, 0.46875)), tmp_path)
+    first = restored(series, tmp_path / "out")[0]
+    assert [str(v) for v in first.PixelSpacing] == ["0.234375", "0.234375"]
+
+
+def test_other_images_get_other_uids(tmp_path):
+    files = ordered(classic(tmp_path / "in", shape=(8, 20, 18)))
+
+    def uids(name, files, network=None):
+        (series,) = find_series(files, tmp_path)
+        return {str(d.SOPInstanceUID) for d in restored(series, tmp_path / name, network)}
+
+    first, second, whole = uids("first", files[:4]), uids("second", files[4:]), uids("whole", files)
+    network = interpolation((2, 2, 2), "fft")
+    other = uids("other", files, lambda windows: network(windows) * 0.9)  # as by other options
+    change(files[0], PixelData=bytes(2 * 20 * 18))
+    changed = uids("changed", files)
+    assert len(first | second | whole | other | changed) == 8 + 8 + 16 + 16 + 16
+    assert uids("again", files[4:]) == second
+
+
+def test_only_slices_of_udean_are_ever_replaced(tmp_path):
+    (series,) = find_series(classic(tmp_path / "in"), tmp_path)
+    restored(series, tmp_path / "out")
+    restored(series, tmp_path / "out")
+    for name, source in (("notes.txt", __file__), ("00099.dcm", series.frames[0].path)):
+        shutil.copy(source, tmp_path / "out" / name)
+        with pytest.raises(RunError, match=name):
+            restored(series, tmp_path / "out")
+        (tmp_path / "out" / name).unlink()
+    assert len(list((tmp_path / "out").iterdir())) == 12
 
 
 def test_damaged_files_are_named_and_other_kinds_left_out(tmp_path):

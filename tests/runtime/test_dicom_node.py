@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pydicom
 import pytest
 from pynetdicom import AE, evt
-from pynetdicom.sop_class import MRImageStorage
+from pynetdicom.sop_class import EnhancedMRImageStorage, MRImageStorage
+from udean.runtime import SuperResolver
+from udean.runtime.dicom.node import Node, Peer, Settings
 
 from .fakes import card, onnx_model
 from .test_dicom import classic
@@ -26,7 +29,7 @@ def model(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def archive(port=0, status=0x0000, tls=None):
+def archive(port=0, status=0x0000, tls=None, kind=MRImageStorage, syntax=None):
     """A storage node that keeps what it gets in a list."""
     got = []
 
@@ -36,7 +39,7 @@ def archive(port=0, status=0x0000, tls=None):
         return status
 
     entity = AE("ARCHIVE")
-    entity.add_supported_context(MRImageStorage)
+    entity.add_supported_context(kind, syntax)
     entity.require_called_aet = True
     server = entity.start_server(
         ("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, store)], ssl_context=tls
@@ -134,6 +137,115 @@ def test_a_destination_that_keeps_refusing_ends_in_quarantine(model, tmp_path):
         assert send(mine, files) == [0] * 3
         wait(lambda: list((tmp_path / "spool" / "quarantine").glob("*/reason.txt")))
         assert len(got) == 5
+
+
+def test_attempts_while_the_archive_is_away_are_no_refusals(model, tmp_path):
+    files = classic(tmp_path / "in", shape=(3, 12, 10))
+    with archive() as (port, _):
+        pass
+    with running(model, tmp_path / "spool", port) as (node, mine):
+        assert send(mine, files) == [0] * 3
+        for _ in range(6):
+            assert '"undelivered"' in node.stderr.readline()
+        with archive(port, status=0xA700) as (_, got):
+            wait(lambda: list((tmp_path / "spool" / "quarantine").glob("*/reason.txt")))
+    assert len(got) == 5
+
+
+def test_an_archive_of_implicit_vr_alone_is_served(model, tmp_path):
+    files = classic(tmp_path / "in", shape=(3, 12, 10))
+    syntax = pydicom.uid.ImplicitVRLittleEndian
+    with archive(syntax=syntax) as (port, got), running(model, tmp_path / "spool", port) as (_, mine):
+        assert send(mine, files) == [0] * 3
+        wait(lambda: len(got) == 6)
+    assert {d.pixel_array.shape for d in map(with_meta, got)} == {(24, 20)}
+
+
+def test_an_archive_that_takes_no_mr_images_ends_in_quarantine(model, tmp_path):
+    files = classic(tmp_path / "in", shape=(3, 12, 10))
+    kind, quarantine = EnhancedMRImageStorage, tmp_path / "spool" / "quarantine"
+    with archive(kind=kind) as (port, _), running(model, tmp_path / "spool", port) as (_, mine):
+        assert send(mine, files) == [0] * 3
+        wait(lambda: list(quarantine.glob("*/reason.txt")))
+        assert "takes no MR images" in next(quarantine.glob("*/reason.txt")).read_text()
+
+
+def test_a_series_is_not_finished_while_its_association_is_open(model, tmp_path):
+    files = classic(tmp_path / "in", shape=(4, 12, 10))
+    with archive() as (port, got), running(model, tmp_path / "spool", port) as (_, mine):
+        entity = AE("SCANNER")
+        entity.add_requested_context(MRImageStorage, pydicom.uid.ExplicitVRLittleEndian)
+        link = entity.associate("127.0.0.1", mine, ae_title="UDEAN")
+        for number, file in enumerate(files):
+            if number == 2:
+                time.sleep(2)  # four times the node's --quiet
+            assert link.send_c_store(pydicom.dcmread(file)).Status == 0
+        time.sleep(1)
+        assert not got
+        link.abort()
+        wait(lambda: len(got) == 8 and not list((tmp_path / "spool" / "work").iterdir()))
+
+
+def test_stray_files_and_a_failing_disk_do_not_end_the_node(model, tmp_path):
+    bad = classic(tmp_path / "bad", shape=(5, 12, 10))
+    good = classic(tmp_path / "good", shape=(3, 12, 10), SeriesInstanceUID="1.2.8")
+    spool = tmp_path / "spool"
+    with archive() as (port, got), running(model, spool, port) as (node, mine):
+        (spool / "incoming" / "stray").touch()
+        (spool / "work" / "stray").touch()
+        (spool / "quarantine").rmdir()
+        (spool / "quarantine").touch()  # where nothing can be moved to
+        assert send(mine, [*bad[:2], *bad[3:]]) == [0] * 4
+        assert '"failed"' in node.stderr.readline()
+        assert send(mine, good) == [0] * 3
+        wait(lambda: len(got) == 6)
+        (spool / "quarantine").unlink()
+        (spool / "quarantine").mkdir()
+        wait(lambda: list((spool / "quarantine").glob("*/reason.txt")))
+        assert node.poll() is None and (spool / "incoming" / "stray").exists()
+
+
+def test_a_kill_while_a_sent_series_is_removed_sends_no_part_of_it(model, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def rmtree(folder, **_):
+        next(folder.glob("*.dcm")).unlink()
+        shutil.rmtree(folder / "sr")
+        raise Killed
+
+    names = types.SimpleNamespace(rmtree=rmtree, disk_usage=shutil.disk_usage)
+    files, spool = classic(tmp_path / "in", shape=(3, 12, 10)), tmp_path / "spool"
+    with archive() as (port, got):
+        settings = Settings(
+            Peer("UDEAN", "127.0.0.1", 0), Peer("ARCHIVE", "127.0.0.1", port), ("SCANNER",), spool, 0.5, 0.3
+        )
+        with SuperResolver(model, "cpu", "fp32", threads=1) as resolve, monkeypatch.context() as patch:
+            node = Node(resolve, settings)
+            patch.setattr("udean.runtime.dicom.node.shutil", names)
+            assert send(node.address[1], files) == [0] * 3
+            with pytest.raises(Killed):
+                node.run()
+            node.stop()
+            node.run()
+        assert len(got) == 6 and list((spool / "work").iterdir())
+        with running(model, spool, port):
+            wait(lambda: not list((spool / "work").iterdir()))
+            time.sleep(1)
+    assert len(got) == 6
+
+
+def test_good_volumes_of_a_series_are_sent_though_another_is_refused(model, tmp_path):
+    good = classic(tmp_path / "good", shape=(4, 12, 10), EchoTime=10)
+    bad = classic(tmp_path / "bad", shape=(5, 12, 10), EchoTime=20)
+    bad = sorted(bad, key=lambda file: pydicom.dcmread(file).ImagePositionPatient[2])
+    with archive() as (port, got), running(model, tmp_path / "spool", port) as (_, mine):
+        assert send(mine, [*good, *bad[:2], *bad[3:]]) == [0] * 8
+        quarantine = tmp_path / "spool" / "quarantine"
+        wait(lambda: list(quarantine.glob("*/reason.txt")))
+        (reason,) = quarantine.glob("*/reason.txt")
+        assert "missing" in reason.read_text() and len(list(reason.parent.glob("*.dcm"))) == 8
+    assert len(got) == 8 and {d.EchoTime for d in got} == {10}
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl, which makes the certificate, is absent")

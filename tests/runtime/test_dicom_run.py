@@ -58,6 +58,46 @@ def test_a_folder_of_series_becomes_a_folder_of_derived_series(model, tmp_path):
     assert "udean-manifest.jsonl" in os.listdir(out) and not [n for n in os.listdir(out) if n[0] == "."]
 
 
+def test_an_unusable_file_fails_its_series_only(model, tmp_path):
+    folder = tmp_path / "study"
+    classic(folder / "a", shape=(3, 10, 12))
+    (colour,) = classic(folder / "b", shape=(1, 10, 12), SeriesInstanceUID="1.2.4", SeriesNumber=4)
+    (nowhere,) = classic(folder / "c", shape=(1, 10, 12), SeriesInstanceUID="1.2.5", SeriesNumber=5)
+    change(colour, SamplesPerPixel=3, PhotometricInterpretation="RGB")
+    change(nowhere, ImagePositionPatient=None)
+    done = udean_run("--engine", model, folder)
+    assert done.returncode == 1 and "1 written, 0 kept, 2 failed" in done.stdout, done.stderr
+    assert f"{colour} has colour voxels" in done.stderr
+    assert f"{nowhere} has no usable ImagePositionPatient" in done.stderr
+
+
+def test_no_result_replaces_slices_or_what_is_not_its_own(model, tmp_path):
+    study = tmp_path / "study"
+    files = classic(study / "series-003", shape=(3, 10, 12))
+    before = [file.read_bytes() for file in files]
+    done = udean_run("--engine", model, "--overwrite", "-o", study, study)
+    assert done.returncode == 2 and "collide" in done.stderr
+    assert [file.read_bytes() for file in files] == before
+    (tmp_path / "out" / "series-003").mkdir(parents=True)
+    (tmp_path / "out" / "series-003" / "notes.txt").write_text("mine")
+    done = udean_run("--engine", model, "-o", tmp_path / "out", study)
+    assert done.returncode == 1 and "notes.txt" in done.stderr
+    assert os.listdir(tmp_path / "out" / "series-003") == ["notes.txt"]
+
+
+def test_another_series_in_the_same_folder_replaces_a_result_only_on_request(model, tmp_path):
+    inbox, out = tmp_path / "inbox", tmp_path / "out"
+    classic(inbox, shape=(3, 10, 12))
+    assert udean_run("--engine", model, "-o", out, inbox).returncode == 0
+    for file in inbox.iterdir():
+        change(file, SeriesInstanceUID="9.9", PatientID="88")
+    done = udean_run("--engine", model, "-o", out, inbox)
+    assert done.returncode == 1 and "another series" in done.stderr and "--overwrite" in done.stderr
+    assert pydicom.dcmread(out / "series-003" / "00001.dcm").PatientID == "77"
+    assert udean_run("--engine", model, "--overwrite", "-o", out, inbox).returncode == 0
+    assert pydicom.dcmread(out / "series-003" / "00001.dcm").PatientID == "88"
+
+
 def test_nifti_on_request_lies_where_the_series_lies(model, tmp_path):
     classic(tmp_path / "in", shape=(5, 20, 18))
     done = udean_run("--engine", model, "--format", "nifti", "--dtype", "float32", tmp_path / "in")

@@ -4,6 +4,8 @@ UDEAN_FUZZ=1000000 runs the long fuzz.
 """
 
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import ismrmrd
 import numpy as np
@@ -13,9 +15,21 @@ from hypothesis import strategies as st
 from udean.runtime import RunError
 from udean.runtime.mrd import messages as mrd
 from udean.runtime.mrd import stacks
+from udean.runtime.mrd.connection import Limits
 
 from .fakes import card
-from .mrd_client import pack_close, pack_config, pack_image, pack_text, pack_waveform
+from .mrd_client import (
+    Client,
+    images,
+    pack_close,
+    pack_config,
+    pack_image,
+    pack_text,
+    pack_waveform,
+    talk,
+    texts,
+)
+from .test_server import meta, serving
 
 LIMIT = 1 << 16
 FUZZ = int(os.environ.get("UDEAN_FUZZ", "20000"))
@@ -142,3 +156,99 @@ def test_the_header_is_that_of_the_ismrmrd_package():
     assert mrd.HEADER_DTYPE.itemsize == 198
     offsets = {name: offset for name, (_, offset, *_) in mrd.HEADER_DTYPE.fields.items()}
     assert offsets == {name: getattr(theirs, name).offset for name, _ in theirs._fields_}
+
+
+def planes(count=4, attributes="", start=0.0, **fields):
+    """Image messages of an upright stack."""
+    fields = {"field_of_view": (10, 12, 3)} | fields
+    pixels = np.arange(120, dtype=np.uint16).reshape(1, 12, 10)
+    return [
+        pack_image(pixels + n, attributes, slice=n, **({"position": (0, 0, start + 3 * n)} | fields))
+        for n in range(count)
+    ]
+
+
+def sr_of(messages):
+    """The SR images among answers to images of series 1."""
+    return [image for image in images(messages) if image.header.image_series_index != 1]
+
+
+def test_image_indices_count_on_through_an_sr_series():
+    block = np.arange(480, dtype=np.int16).reshape(4, 12, 10)
+    volumes = [pack_image(block, field_of_view=(10, 12, 12), repetition=n) for n in range(3)]
+    with serving() as server:
+        contrasts = sr_of(talk(server.address, *planes(contrast=0), *planes(contrast=1), pack_close()))
+        repetitions = sr_of(talk(server.address, *volumes, pack_close()))
+    for found, count in ((contrasts, 16), (repetitions, 3)):
+        assert {image.header.image_series_index for image in found} == {2}
+        assert [image.header.image_index for image in found] == list(range(1, count + 1))
+
+
+def test_a_full_sr_series_is_followed_by_another():
+    model = card((2, 2, 2), 3, (8, 8))
+    message = pack_image(np.ones((1, 4, 4), np.uint16), field_of_view=(4, 4, 1))
+    ((image, _),) = parse(message)
+    numbers, source = stacks.SeriesNumbers([image]), stacks.stack((image,), "spec")
+    found = [numbers.of(source, model) for _ in range(stacks.LIMIT // 2 + 1)]
+    assert found[-2:] == [(2, stacks.LIMIT - 2), (3, 1)]
+
+
+def test_what_attributes_say_of_earlier_processing_stays():
+    given = ismrmrd.Meta(
+        {
+            "ImageProcessingHistory": ["FIRE", "Distortion"],
+            "SequenceDescriptionAdditional": "DIXON_W",
+            "ImageComments": "water",
+            "DerivationDescription": "Distortion corrected",
+        }
+    )
+    with serving() as server:
+        found = sr_of(talk(server.address, *planes(attributes=given.serialize()), pack_close()))
+    assert len(found) == 8
+    for marks in map(meta, found):
+        assert marks["ImageProcessingHistory"][:3] == ["FIRE", "Distortion", "UDEAN"]
+        assert marks["SequenceDescriptionAdditional"] == ["DIXON_W_UDEAN_SR"]
+        for name, start in (
+            ("ImageComments", "water; "),
+            ("DerivationDescription", "Distortion corrected; "),
+        ):
+            (value,) = marks[name]
+            assert value.startswith(start + "Super-resolution")
+
+
+def test_measurements_are_volumes_of_their_own():
+    sent = [*planes(measurement_uid=1), *planes(measurement_uid=2, start=12.0)]
+    with serving() as server:
+        got = talk(server.address, *sent, pack_close())
+    assert sum("restored to 20 x 24 x 8" in line for line in texts(got)) == 2
+    assert [image.header.measurement_uid for image in sr_of(got)] == [1] * 8 + [2] * 8
+
+
+def test_planes_of_a_localizer_are_volumes_of_their_own():
+    x, y, z = np.eye(3)
+    axial = planes(1, read_dir=x, phase_dir=y, slice_dir=z)
+    sagittal = planes(1, read_dir=y, phase_dir=z, slice_dir=x)
+    coronal = planes(1, read_dir=x, phase_dir=z, slice_dir=-y)
+    with serving() as server:
+        got = talk(server.address, *axial, *sagittal, *coronal, pack_close())
+    assert not any(line.startswith("ERROR") for line in texts(got))
+    normals = [np.abs(image.header.slice_dir).tolist() for image in sr_of(got)]
+    assert normals == [[0, 0, 1]] * 2 + [[1, 0, 0]] * 2 + [[0, 1, 0]] * 2
+
+
+def test_of_two_clients_that_wait_for_one_another_one_is_served():
+    def client(address):
+        first, second = planes(2)
+        with Client(address) as client:
+            client.send(first)
+            while client.receive().kind != 1022:
+                pass
+            time.sleep(0.5)  # both hold memory now
+            client.send(second, pack_close())
+            return client.receive_all()
+
+    start = time.monotonic()
+    with serving(limits=Limits(memory=14_000, idle=30)) as server, ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(client, [server.address] * 2))
+    assert sorted(len(sr_of(got)) for got in found) == [0, 4] and time.monotonic() - start < 20
+    assert sum("no memory left" in line for got in found for line in texts(got)) == 1
