@@ -26,7 +26,9 @@ def simulate_all(
     """
     root = Path(os.path.commonpath([path.resolve().parent for path in paths]))
     names = {path: path.resolve().relative_to(root) for path in paths}
-    if {out.resolve() / name for name in names.values()} & {path.resolve() for path in paths}:
+    sources = {path.resolve() for path in paths}
+    targets = {out.resolve() / name for name in names.values()}
+    if out.resolve() in {source.parent for source in sources} or targets & sources:
         raise RunError(f"{out} holds HR scans: give another folder with --out.")
     for path, name in names.items():
         yield simulate(path, out, acquisition, seed, axis, name)

@@ -188,3 +188,8 @@ def test_training_without_scans_says_which_option_is_missing(cohort):
 def test_simulate_never_writes_among_its_inputs(cohort):
     done = run("udean-simulate", "hr", "-o", "hr", cwd=cohort)
     assert done.returncode == 2 and "another folder" in done.stderr
+    (cohort / "other").mkdir()
+    shutil.copy(cohort / "hr" / "sub-0.nii.gz", cohort / "other" / "a.nii.gz")
+    for out in ("hr", "."):  # one of several folders; the one above them
+        done = run("udean-simulate", "hr", "other", "-o", out, cwd=cohort)
+        assert done.returncode == 2 and "another folder" in done.stderr
