@@ -28,9 +28,9 @@ demo: install
 # The embedded model again from nothing: cohort, LR scans, an hour of training, export. RUN keeps it all.
 RUN ?= runs/default
 default-model: install
-	$(BIN)/python -m udean.trainer.synthetic $(RUN)/source --heads 20 --first 0
-	$(BIN)/python -m udean.trainer.synthetic $(RUN)/target-hr --heads 20 --first 20
-	$(BIN)/python -m udean.trainer.synthetic $(RUN)/validation-hr --heads 4 --first 40
+	$(BIN)/python -m udean.trainer.simulation.atlas_heads $(RUN)/source --heads 20 --first 0
+	$(BIN)/python -m udean.trainer.simulation.atlas_heads $(RUN)/target-hr --heads 20 --first 20
+	$(BIN)/python -m udean.trainer.simulation.atlas_heads $(RUN)/validation-hr --heads 4 --first 40
 	$(BIN)/udean-simulate $(RUN)/target-hr -o $(RUN)/target --scale 2x2x2
 	$(BIN)/udean-simulate $(RUN)/validation-hr -o $(RUN)/validation --scale 2x2x2
 	cd $(RUN) && $(CURDIR)/$(BIN)/udean-train --preset compact --config $(CURDIR)/benchmarks/default_model.toml --out run
@@ -56,7 +56,7 @@ vendor:
 GPU_PYTHON ?= $(BIN)/python
 gpu-check:
 	$(GPU_PYTHON) -m pytest -m "gpu or tensorrt" -rs
-	$(GPU_PYTHON) -m udean.benchmarks.bench --device cuda --model paper --scans 50 --json benchmarks/results/ --plot benchmarks/results/ --html bench/
+	$(GPU_PYTHON) -m udean.benchmarks.engines.command --device cuda --model paper --scans 50 --json benchmarks/results/ --plot benchmarks/results/ --html bench/
 
 # Every engine against the PyTorch path, tables and a page in bench/: minutes on two cores.
 bench: install

@@ -20,8 +20,8 @@ import typer
 from numpy.typing import NDArray
 
 from ..runtime.cuda import CudaEngine
-from ..runtime.engine import Engine
-from ..runtime.engines import choose_engine
+from ..runtime.engines.choose import choose_engine
+from ..runtime.pipeline.engine import Engine
 from ..runtime.resolver import SuperResolver
 from . import common
 from .demo import template

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import typer
 
-from ..runtime.engines import open_engine
+from ..runtime.engines.choose import open_engine
 from . import common
 from .curves import Panel
 

@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..export.onnx import serialize, to_onnx
-from ..runtime.card import ModelCard
-from ..runtime.engine import cores
-from ..runtime.files import write_json
-from ..trainer import checkpoint, networks
-from ..trainer.merging import merged
+from ..export.graph import serialize, to_onnx
+from ..runtime.models.card import ModelCard
+from ..runtime.pipeline.engine import cores
+from ..runtime.system.files import write_json
+from ..trainer import checkpoint
+from ..trainer.nets import generators
+from ..trainer.nets.merging import merged
 
 RESULTS = Path(__file__).parent / "results"
 LIBRARIES = (
@@ -38,8 +39,8 @@ LIBRARIES = (
     "ray",
 )
 PRESETS = {
-    "paper": networks.Architecture(),
-    "compact": networks.Architecture(channels=32, groups=2, blocks=3, skip="cubic"),
+    "paper": generators.Architecture(),
+    "compact": generators.Architecture(channels=32, groups=2, blocks=3, skip="cubic"),
 }
 
 
@@ -48,12 +49,12 @@ def model(folder: Path, preset: str = "paper") -> tuple[Path, Path, Path]:
     return untrained(folder, preset, PRESETS[preset])
 
 
-def untrained(folder: Path, name: str, arch: networks.Architecture) -> tuple[Path, Path, Path]:
+def untrained(folder: Path, name: str, arch: generators.Architecture) -> tuple[Path, Path, Path]:
     """An untrained network, as by `model`. Speed does not depend on the weights' values."""
     import torch
 
     torch.manual_seed(0)
-    network = networks.super_resolution(arch).eval()
+    network = generators.super_resolution(arch).eval()
     card = ModelCard(
         name=f"{name}-untrained",
         method="none",
@@ -64,7 +65,7 @@ def untrained(folder: Path, name: str, arch: networks.Architecture) -> tuple[Pat
         intensity="percentile-99.9",
         skip=arch.skip,
         precision="fp32",
-        parameters=networks.parameter_count(network),
+        parameters=generators.parameter_count(network),
         toolkit="benchmark",
         trained_on="nothing",
     )

@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ..runtime.command import sentences
-from ..runtime.files import write_json
+from ..runtime.commands.common import sentences
 from ..runtime.resolver import SuperResolver
-from ..trainer import kspace
-from ..trainer.metrics import Quality, quality
+from ..runtime.system.files import write_json
+from ..trainer.evaluation.quality import Quality, quality
+from ..trainer.simulation import kspace
 
 SCALE = (2, 2, 2)
 MIDDLE = 0.45  # where each plane is cut: off the midline, which shows little

@@ -32,8 +32,8 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from ..runtime.engine import Precision
 from ..runtime.mrd import messages as mrd
+from ..runtime.pipeline.engine import Precision
 from ..runtime.resolver import SuperResolver
 from . import common
 
@@ -52,7 +52,7 @@ def main(
     with tempfile.TemporaryDirectory(dir=".") as folder:
         _, full, half = common.model(Path(folder), preset)
         model = half if device.startswith("cuda") else full
-        command = [sys.executable, "-m", "udean.runtime.mrd.serve", "--port", "0", "--metrics-port", "0"]
+        command = [sys.executable, "-m", "udean.runtime.commands.serve", "--port", "0", "--metrics-port", "0"]
         command += ["--engine", str(model), "--device", device, "--precision", precision]
         server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:

@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
-from ..export import onnx as graph
-from ..export import quantize
-from ..runtime.command import sentences
-from ..runtime.engine import Library, Precision
+from ..export import graph, quantize
+from ..runtime.commands.common import sentences
+from ..runtime.pipeline.engine import Library, Precision
 from ..runtime.resolver import SuperResolver
-from ..trainer import kspace, metrics, synthetic
-from ..trainer.evaluate import INTERPOLATIONS
+from ..trainer.evaluation.evaluate import INTERPOLATIONS
+from ..trainer.evaluation.quality import psnr, quality, ssim
+from ..trainer.simulation import atlas_heads, kspace
 from . import common
 from .curves import Panel
 from .demo import SCALE, template
@@ -127,15 +127,15 @@ def panels(result: dict[str, Any]) -> list[Panel]:
 
 
 def unseen(number: int) -> Volume:
-    """A synthetic head of the cohort that `udean.trainer.synthetic` makes, cropped to even size."""
-    head, _ = synthetic.head(int(np.random.SeedSequence((0, number)).generate_state(1)[0]))
+    """A synthetic head of the cohort that `udean.trainer.simulation.atlas_heads` makes, cropped to even size."""
+    head, _ = atlas_heads.head(int(np.random.SeedSequence((0, number)).generate_state(1)[0]))
     return kspace.crop(head, SCALE)
 
 
 def whole(hr: Volume, resolve: SuperResolver) -> dict[str, Any]:
     """PSNR and SSIM of the whole T1, and the errors inside its tissues as shares of the HR range."""
     volumes = restored(kspace.acquire(hr, kspace.Acquisition(SCALE)), resolve)
-    figures = {name: metrics.quality(volume, hr) for name, volume in volumes.items()}
+    figures = {name: quality(volume, hr) for name, volume in volumes.items()}
     span = float(np.ptp(hr))
     tissue = {}
     for name, mask in tissues():
@@ -154,7 +154,7 @@ def whole(hr: Volume, resolve: SuperResolver) -> dict[str, Any]:
 
 def tissues() -> Iterator[tuple[str, NDArray[np.bool_]]]:
     """Where the ICBM maps give a tissue more than half of an HR voxel."""
-    grey, white, brain = (kspace.crop(m, SCALE) for m in synthetic.tissue_maps()[:3])
+    grey, white, brain = (kspace.crop(m, SCALE) for m in atlas_heads.tissue_maps()[:3])
     fluid = brain - grey - white
     for name, share in (("grey matter", grey), ("white matter", white), ("fluid", fluid)):
         yield name, share > 0.5
@@ -174,8 +174,8 @@ def degraded(hr: Volume, condition: str, resolve: SuperResolver, slices: int) ->
     found: dict[str, float] = {}
     span = float(np.ptp(truth))
     for name, volume in restored(part, resolve).items():
-        found[f"{name} dB"] = round(metrics.psnr(volume[:, :, inside], truth, span), 2)
-        found[f"{name} SSIM"] = round(metrics.ssim(volume[:, :, inside], truth, span), 3)
+        found[f"{name} dB"] = round(psnr(volume[:, :, inside], truth, span), 2)
+        found[f"{name} SSIM"] = round(ssim(volume[:, :, inside], truth, span), 3)
     return found
 
 
@@ -208,7 +208,7 @@ def artefacts(full: Path, half: Path, hr: Volume, other: Volume, slices: int) ->
         with SuperResolver(models[model], "cpu", precision, library=library) as resolve:
             sr = resolve(part)[:, :, inside]
         found[title] = {
-            "PSNR to the truth, dB": round(metrics.psnr(sr, truth, float(np.ptp(truth))), 2),
+            "PSNR to the truth, dB": round(psnr(sr, truth, float(np.ptp(truth))), 2),
             "MB": round(models[model].stat().st_size / 1e6, 2),
         }
         if exact is None:

@@ -17,12 +17,13 @@ from typing import Any
 
 import typer
 
-from ..runtime.command import sentences
+from ..runtime.commands.common import sentences
 from ..runtime.errors import RunError
-from ..runtime.files import atomic
-from . import batch, page, quality, scaling, training_speed
+from ..runtime.system.files import atomic
+from . import batch, quality, scaling, training_speed
 from .common import RESULTS
 from .curves import Panel, draw
+from .engines import page
 
 ROOT = Path(__file__).parents[1]
 RAW = ("runs", "all runs", "losses")  # every repetition; the medians are shown

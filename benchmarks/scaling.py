@@ -17,12 +17,13 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from ..runtime.command import sentences
+from ..runtime.commands.common import sentences
 from ..runtime.cuda import CudaEngine
-from ..runtime.engines import choose_engine
+from ..runtime.engines.choose import choose_engine
+from ..runtime.pipeline.tiling import Window
 from ..runtime.resolver import SuperResolver
-from ..runtime.windows import Window
-from ..trainer import kspace, metrics
+from ..trainer.evaluation.quality import psnr, ssim
+from ..trainer.simulation import kspace
 from . import common
 from .curves import Panel
 from .demo import SCALE, template
@@ -97,8 +98,8 @@ def against_truth(
     rows = []
     for name, found in figures.items():
         quality = {
-            "PSNR dB": round(metrics.psnr(kept[name][:, :, inside], truth, span), 2),
-            "SSIM": round(metrics.ssim(kept[name][:, :, inside], truth, span), 4),
+            "PSNR dB": round(psnr(kept[name][:, :, inside], truth, span), 2),
+            "SSIM": round(ssim(kept[name][:, :, inside], truth, span), 4),
         }
         rows.append({what: name, **found, **quality})
     return rows

@@ -21,9 +21,9 @@ import nibabel as nib
 import numpy as np
 import typer
 
-from ..runtime.command import sentences
+from ..runtime.commands.common import sentences
 from ..runtime.errors import RunError
-from ..runtime.files import atomic
+from ..runtime.system.files import atomic
 from . import common
 
 STARTING = ("load", "warm-up")  # once a process, not once a scan
@@ -75,7 +75,7 @@ def main(
             for n in range(count):
                 nib.save(nib.Nifti1Image(volume, np.diag([1, 1, 2, 1])), source / f"{n:03}.nii.gz")
             file = Path(name) / f"{count}.json"
-            command = ["-m", "udean.runtime.cli", source, "--profile", file, "--device", device]
+            command = ["-m", "udean.runtime.commands.run", source, "--profile", file, "--device", device]
             command += ["--engine", engine] if engine else []
             subprocess.run([sys.executable, *map(str, command)], check=True, stdout=subprocess.DEVNULL)
             events[title] = read(file)
@@ -86,7 +86,7 @@ def main(
 
 
 def read(path: Path) -> list[Event]:
-    """The complete events of a Chrome trace. Raises RunError where it is none of ours."""
+    """The complete events of a Chrome trace. Raises RunError if it is none of ours."""
     try:
         found = json.loads(path.read_bytes())["traceEvents"]
         lanes = {e["tid"]: e["args"]["name"] for e in found if e["name"] == "thread_name"}

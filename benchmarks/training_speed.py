@@ -136,7 +136,7 @@ def _slabs(config: Any) -> Any:
     import numpy as np
     import torch
 
-    from ..trainer import kspace
+    from ..trainer.simulation import kspace
 
     s, patch, count = config.network.scale, config.schedule.patch, config.schedule.batch
     rng = np.random.default_rng(0)

@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..runtime.card import ModelCard, Precision
-from ..runtime.files import sha256
-from . import onnx as graph
-from . import parity, quantize
+from ..runtime.models.card import ModelCard, Precision
+from ..runtime.system.files import sha256
+from . import graph, parity, quantize
 from .errors import ExportError
 
 if TYPE_CHECKING:
     import onnx
 
-    from ..trainer.networks import SuperResolution
+    from ..trainer.nets.generators import SuperResolution
 
 SUFFIXES: dict[Precision, str] = {"fp32": ".onnx", "fp16": ".fp16.onnx", "int8": ".int8.onnx"}
 
@@ -50,11 +49,11 @@ def export_onnx(
     """Write NAME.onnx, NAME.fp16.onnx and, with scans to calibrate on, NAME.int8.onnx into the folder.
 
     shape: fixed input sizes. tell: hears of each file, or of why it was refused, as it happens. A refused
-    precision is not written and not in the result. Raises ExportError, RunError or CheckpointError where
+    precision is not written and not in the result. Raises ExportError, RunError or CheckpointError if
     nothing can start.
     """
     from ..trainer.checkpoint import load_generator
-    from ..trainer.merging import merged
+    from ..trainer.nets.merging import merged
 
     network, card = load_generator(checkpoint)
     card = card.replace(checkpoint=sha256(checkpoint))

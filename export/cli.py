@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import numpy as np
 import typer
 
-from ..runtime.command import sentence, sentences
+from ..runtime.commands.common import sentence, sentences
 from ..runtime.errors import RunError
 from .errors import ExportError
-from .tensorrt import BuildOptions
+from .trt_build import BuildOptions
 
 if TYPE_CHECKING:
     from .artefacts import Artefact
-    from .onnx import Shape
+    from .graph import Shape
     from .parity import Deviation
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -111,9 +111,9 @@ def export(
     )
 
     if trt or source:  # the plan's needs are known before the minute of an export, not after it
-        from . import plans
+        from . import trt_plan
 
-        plans.check_host()
+        trt_plan.check_host()
     written = 0
     failures = 0
 
@@ -134,11 +134,11 @@ def export(
         if trt and source is None:
             tell(ExportError("No plan is built, since it is made of the fp16 model."))
     if source is not None:
-        from . import plans
+        from . import trt_plan
 
-        sizes = plans.Sizes(batch_sizes, window_sizes, streams)
+        sizes = trt_plan.Sizes(batch_sizes, window_sizes, streams)
         try:
-            tell(plans.build_plan(source, out or source.parent, sizes, options, layers, against, debug))
+            tell(trt_plan.build_plan(source, out or source.parent, sizes, options, layers, against, debug))
         except RunError as error:
             if not written or debug:
                 raise
@@ -153,7 +153,7 @@ def inspect(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Tell what a model is: its card, inputs, profiles, sizes and operators."""
-    from .describe import describe
+    from .inspect import describe
 
     lines = list(describe(file))
     width = max(len(name) for name, _ in lines)
@@ -209,7 +209,7 @@ def _three(text: str, option: str, read: Callable[[str], T]) -> tuple[T, T, T]:
 
 
 def _shape(static: str, batch: int) -> Shape:
-    from .onnx import Shape
+    from .graph import Shape
 
     try:
         return Shape(batch, *_window(static))

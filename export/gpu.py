@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..runtime.cuda import CudaEngine, Slot
 from ..runtime.cuda.device import Gpu, GpuError, OutOfMemory
-from ..runtime.engines import choose_engine
+from ..runtime.engines.choose import choose_engine
 from .errors import ExportError
 
 Windows = NDArray[np.float32]

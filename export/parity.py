@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime import intensity
-from ..runtime.card import ModelCard, Precision
-from ..runtime.engines import open_engine
+from ..runtime.engines.choose import open_engine
+from ..runtime.models.card import ModelCard, Precision
+from ..runtime.scans import intensity
 from .errors import ExportError
 
 Windows = NDArray[np.float32]
@@ -116,7 +116,7 @@ def _brain(scale: tuple[int, int, int], rule: str) -> Windows:
     """The ICBM152 T1 (rows, columns, slices), truncated by the scale, its intensities by the rule."""
     from nilearn import datasets
 
-    from ..trainer import kspace
+    from ..trainer.simulation import kspace
 
     brain = np.asarray(datasets.load_mni152_template(resolution=1).dataobj, np.float32)
     if max(scale) > 1:

@@ -24,12 +24,11 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
-from ..runtime import intensity
-from ..runtime.card import ModelCard
-from ..runtime.geometry import slab_axis
-from ..runtime.volume import SUFFIXES, open_scan
-from . import onnx as graph
-from . import parity
+from ..runtime.models.card import ModelCard
+from ..runtime.scans import intensity
+from ..runtime.scans.geometry import slab_axis
+from ..runtime.scans.scan import SUFFIXES, open_scan
+from . import graph, parity
 from .errors import ExportError
 
 CALIBRATION_WINDOWS = 64
@@ -39,7 +38,7 @@ REPEATS = 7
 def scan_windows(paths: Sequence[Path], card: ModelCard, seed: int = 0) -> parity.Windows:
     """Windows (64, slab, rows, columns) of LR scans in the network's range, drawn where there is tissue.
 
-    paths: NIfTI files and folders of them. Raises ExportError or RunError where no window can be had.
+    paths: NIfTI files and folders of them. Raises ExportError or RunError if no window can be had.
     """
     files = [f for path in paths for f in _files(path)]
     if not files:

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..runtime.card import CardError, ModelCard
-from ..runtime.engines import CHECKPOINTS, open_engine
-from ..runtime.files import sha256
-from ..runtime.plan import Profile, read_card
-from . import onnx as graph
-from . import parity
+from ..runtime.engines.choose import CHECKPOINTS, open_engine
+from ..runtime.models.card import CardError, ModelCard
+from ..runtime.models.trt_plan import Profile, read_card
+from ..runtime.system.files import sha256
+from . import graph, parity
 from .errors import ExportError
 
 
@@ -66,7 +65,7 @@ def sizes(profile: Profile) -> list[parity.Size]:
 def reference(
     path: Path, card: ModelCard, against: Path | None = None, last: Path | None = None
 ) -> Reference:
-    """The float32 model of the same checkpoint, on the CPU. Raises ExportError where there is none.
+    """The float32 model of the same checkpoint, on the CPU. Raises ExportError if there is none.
 
     against: the file to use. last: file to fall back on, though it is not float32.
     """

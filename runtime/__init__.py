@@ -3,12 +3,12 @@
 Importing it needs numpy and nibabel; an engine's library is imported when that engine is opened.
 """
 
-from .card import CardError, ModelCard
-from .engine import Engine, EngineInfo
-from .engines import open_engine
+from .engines.choose import open_engine
 from .errors import RunError
-from .intensity import Intensities
+from .models.card import CardError, ModelCard
+from .pipeline.engine import Engine, EngineInfo
 from .resolver import SuperResolver
+from .scans.intensity import Intensities
 
 __all__ = [
     "CardError",

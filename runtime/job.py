@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeAlias
 
-from .draft import Draft, FileDraft
-from .files import real_path, sha256
-from .volume import Scan, open_scan, stem
+from .scans.output import Draft, FileDraft
+from .scans.scan import Scan, open_scan, stem
+from .system.files import real_path, sha256
 
 if TYPE_CHECKING:
     from .resolver import SuperResolver

@@ -23,21 +23,21 @@ from nibabel.nifti1 import Nifti1Image
 from nibabel.spatialimages import SpatialImage
 from numpy.typing import NDArray
 
-from . import intensity
-from .content import Content, survey
 from .cuda import CudaEngine, CudaPipeline
 from .cuda.device import GpuError
-from .draft import Room, in_memory
-from .engine import Engine, Library, Precision
-from .engines import choose_engine, cpu_model, open_engine
+from .engines.choose import choose_engine, cpu_model, open_engine
 from .errors import RunError
-from .geometry import Factors, slab_axis, voxel_factors
-from .host import HostPipeline, Volume, batch_size
-from .intensity import Intensities
-from .stream import resolve_stream
-from .trace import Stopwatch, Trace, span
-from .volume import Header, Scan, fine_image, image_scan
-from .windows import OVERLAP, Box, Plan, Weighting, Window, plan_windows
+from .pipeline.content import Content, survey
+from .pipeline.engine import Engine, Library, Precision
+from .pipeline.host import HostPipeline, LrVolume, batch_size
+from .pipeline.stream import resolve_stream
+from .pipeline.tiling import OVERLAP, Box, Tiling, Weighting, Window, tile_windows
+from .scans import intensity
+from .scans.geometry import Factors, slab_axis, voxel_factors
+from .scans.intensity import Intensities
+from .scans.output import Room, in_memory
+from .scans.scan import Header, Scan, fine_image, image_scan
+from .system.trace import Stopwatch, Trace, span
 
 Output = Literal["input", "float32"]
 Fallback = Literal["none", "cpu"]
@@ -49,7 +49,7 @@ log = logging.getLogger("udean")
 
 @dataclass(frozen=True)
 class Options:
-    """How windows are laid and blended; see `plan_windows`.
+    """How windows are laid and blended; see `tile_windows`.
 
     crop: windows over the content only; constant background around it stays as it is.
     """
@@ -64,7 +64,7 @@ class Options:
 class Timings:
     """Seconds of the last volume. The stages overlap, so they do not add up to the total.
 
-    windows: all of the plan; computed: those that the network saw, without byte-identical ones. write:
+    windows: all of the tiling; computed: those that the network saw, without byte-identical ones. write:
     into a file, where there is one; total then counts from opening the scan to its end.
     """
 
@@ -131,7 +131,7 @@ class SuperResolver:
         self._turn = threading.Lock()
         self._last = threading.local()
         try:
-            self.plan((1, 1, 1))  # options out of range are refused now
+            self.tiling((1, 1, 1))  # options out of range are refused now
             if loading:
                 with span(trace, "warm-up"):
                     self._warm_up()
@@ -171,7 +171,7 @@ class SuperResolver:
         """
         _check(volume)
         start, watch = time.perf_counter(), Stopwatch(self.trace)
-        sr = np.empty(self.plan(_triple(volume.shape)).fine_shape, _stored_dtype(volume.dtype, dtype), "F")
+        sr = np.empty(self.tiling(_triple(volume.shape)).fine_shape, _stored_dtype(volume.dtype, dtype), "F")
         self._resolve(volume, sr, 1.0, 0.0, 2, self._look(volume, 2, 1.0, 0.0), watch, progress)
         self._note(start, watch)
         return sr
@@ -211,7 +211,7 @@ class SuperResolver:
             slices,
             count,
             intensities,
-            self.plan,
+            self.tiling,
             lambda given: _stored_dtype(given, dtype),
             self._compute,
             watch,
@@ -281,18 +281,18 @@ class SuperResolver:
         scale = "x".join(map(str, self.card.scale))
         return f"{self.card.name} ({self.card.method}, {scale}): {self.engine.info}"
 
-    def plan(self, shape: tuple[int, int, int]) -> Plan:
+    def tiling(self, shape: tuple[int, int, int]) -> Tiling:
         """The windows of an LR volume (rows, columns, slices) that is all content."""
         options = self.options
-        return plan_windows(shape, self.card, options.overlap, options.window, options.weighting)
+        return tile_windows(shape, self.card, options.overlap, options.window, options.weighting)
 
-    def layout(self, scan: Scan, axis: int | None = None) -> tuple[int, Factors, Plan]:
+    def layout(self, scan: Scan, axis: int | None = None) -> tuple[int, Factors, Tiling]:
         """How a scan will be resolved: slab axis, HR voxels per LR voxel along (i, j, k), windows."""
         if axis not in (None, 0, 1, 2):
             raise RunError(f"The axis across the slices is 0, 1 or 2, not {axis}.")
         axis = slab_axis(scan.zooms) if axis is None else axis
         rows, columns, slices = (scan.shape[n] for n in _order(axis))
-        return axis, voxel_factors(self.card.scale, axis), self.plan((rows, columns, slices))
+        return axis, voxel_factors(self.card.scale, axis), self.tiling((rows, columns, slices))
 
     def _resolve(
         self,
@@ -320,16 +320,16 @@ class SuperResolver:
 
         unit = look.unit
         store = intensity.storage(sr.dtype, unit, slope, inter, content.low, content.high)
-        box = self.plan(_triple(lr.shape)).around(content.box)
+        box = self.tiling(_triple(lr.shape)).around(content.box)
         fine, seen = self._surround(target, box, background), lr[box]
-        volume, plan = Volume(seen, slope / unit, inter / unit), self.plan(_triple(seen.shape))
-        self._compute(fine, volume, plan, store, watch, progress)
+        volume, tiling = LrVolume(seen, slope / unit, inter / unit), self.tiling(_triple(seen.shape))
+        self._compute(fine, volume, tiling, store, watch, progress)
 
     def _compute(
         self,
         fine: NDArray[Any],
-        volume: Volume,
-        plan: Plan,
+        volume: LrVolume,
+        tiling: Tiling,
         store: intensity.Storage,
         watch: Stopwatch,
         progress: Progress | None = None,
@@ -337,16 +337,16 @@ class SuperResolver:
         """Fill the SR voxels when it is this thread's turn, without a GPU that fails if that may be."""
         with self._turn:
             try:
-                self._fill(fine, volume, plan, store, watch, progress)
+                self._fill(fine, volume, tiling, store, watch, progress)
             except GpuError as error:
                 self._engine, self._pipeline = self._without_gpu(error)
-                self._fill(fine, volume, plan, store, watch, progress)
+                self._fill(fine, volume, tiling, store, watch, progress)
 
     def _fill(
         self,
         fine: NDArray[Any],
-        volume: Volume,
-        plan: Plan,
+        volume: LrVolume,
+        tiling: Tiling,
         store: intensity.Storage,
         watch: Stopwatch,
         progress: Progress | None,
@@ -354,27 +354,27 @@ class SuperResolver:
         """Run the pipeline; fine: where the stored voxels go."""
         if self._pipeline is None:
             raise RunError("This SuperResolver is closed: open another.")
-        with contextlib.closing(self._pipeline.slabs(volume, plan, store, watch, progress)) as slabs:
+        with contextlib.closing(self._pipeline.slabs(volume, tiling, store, watch, progress)) as slabs:
             for first, voxels in slabs:
                 with watch.time("blend"):
                     fine[:, :, first : first + voxels.shape[2]] = voxels
 
-    def seconds_per_window(self, plan: Plan) -> float:
-        """How long the network takes for one of a plan's windows, measured on a batch of noise."""
-        self._restore_noise(plan)  # what a library does once for windows of a new size
-        return self._restore_noise(plan).seconds["network"] / batch_size(plan)
+    def seconds_per_window(self, tiling: Tiling) -> float:
+        """How long the network takes for one of a tiling's windows, measured on a batch of noise."""
+        self._restore_noise(tiling)  # what a library does once for windows of a new size
+        return self._restore_noise(tiling).seconds["network"] / batch_size(tiling)
 
     def _warm_up(self) -> None:
         """Run the network once: libraries put off to their first call what nobody should wait for later."""
         window = self.options.window
         rows, columns = self.card.window if window is None or window == "plane" else window
-        self._restore_noise(self.plan((rows, columns, self.card.slab[0])))
+        self._restore_noise(self.tiling((rows, columns, self.card.slab[0])))
 
-    def _restore_noise(self, plan: Plan) -> Stopwatch:
-        """What a batch of a plan's windows takes."""
-        shape = plan.rows.window, plan.columns.window, plan.slices.window * batch_size(plan)
-        volume = Volume(np.random.default_rng(0).random(shape, np.float32))
-        windows = plan_windows(shape, self.card, 0.0, shape[:2])
+    def _restore_noise(self, tiling: Tiling) -> Stopwatch:
+        """What a batch of a tiling's windows takes."""
+        shape = tiling.rows.window, tiling.columns.window, tiling.slices.window * batch_size(tiling)
+        volume = LrVolume(np.random.default_rng(0).random(shape, np.float32))
+        windows = tile_windows(shape, self.card, 0.0, shape[:2])
         watch = Stopwatch()
         self._compute(
             np.empty(windows.fine_shape, np.float32), volume, windows, intensity.IN_THE_NETWORKS_RANGE, watch

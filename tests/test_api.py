@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from udean import SuperResolver
 from udean.benchmarks.demo import template
-from udean.runtime import Intensities, engines
-from udean.trainer import kspace
+from udean.runtime import Intensities
+from udean.runtime.engines import choose as engines
+from udean.trainer.simulation import kspace
 
 PAGE = Path(__file__).parents[1] / "docs" / "api.md"
 MODEL = Path(engines.__file__).parents[1] / "models" / "default.onnx"

@@ -13,8 +13,8 @@ import pytest
 import udean
 from udean.runtime.mrd.connection import Parameters
 
-from .runtime.fakes import card, onnx_model
-from .runtime.mrd_client import images, pack_close, pack_image, talk
+from .support.fakes import card, onnx_model
+from .support.mrd_client import images, pack_close, pack_image, talk
 
 ROOT = Path(udean.__file__).parent
 OPENRECON = ROOT / "deploy" / "openrecon"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import udean
 
-from .runtime.fakes import card, onnx_model
-from .runtime.test_cli import scan
+from .runtime.commands.test_run import scan
+from .support.fakes import card, onnx_model
 
 SCRIPT = Path(udean.__file__).parent / "deploy" / "slurm" / "udean-array.sh"
 BIN = Path(sys.executable).parent

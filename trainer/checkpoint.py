@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from ..runtime.card import CardError, ModelCard
 from ..runtime.errors import RunError
-from ..runtime.files import atomic
-from .networks import Architecture, SuperResolution, super_resolution
+from ..runtime.models.card import CardError, ModelCard
+from ..runtime.system.files import atomic
+from .nets.generators import Architecture, SuperResolution, super_resolution
 
 FORMAT = 1
 
@@ -99,7 +99,7 @@ def load_generator(path: Path) -> tuple[SuperResolution, ModelCard]:
 
 
 def architecture(contents: dict[str, Any]) -> Architecture:
-    """The architecture of a checkpoint's networks. Raises KeyError or TypeError where it names none."""
+    """The architecture of a checkpoint's networks. Raises KeyError or TypeError if it names none."""
     fields: dict[str, Any] = dict(contents["architecture"])
     fields.pop("cleaned", None)
     fields["scale"] = tuple(fields["scale"])

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn, track
 from rich.table import Table
 
-from ..runtime.command import sentences
+from ..runtime.commands.common import sentences
 from ..runtime.errors import RunError
 
 Entries = Annotated[list[str] | None, typer.Option(help="Scans: a file, a folder or a glob; repeatable.")]
@@ -101,7 +101,7 @@ def _train(
         },
     }
 
-    from . import processes
+    from . import distributed
     from .config import load
     from .fit import fit, resolved
 
@@ -123,7 +123,7 @@ def _train(
         final = fit(chosen, out, resume, report)
     finally:
         progress.stop()
-    if processes.rank() == 0:
+    if distributed.rank() == 0:
         print(f"Deploy it with: udean-export {final}")
 
 
@@ -142,9 +142,9 @@ def _simulate(
 ) -> None:
     """Make LR scans from HR ones by acquiring less of their k-space, in the same folders below OUT."""
 
-    from .kspace import Acquisition
-    from .scans import find_scans
-    from .simulate import simulate_all
+    from .data.scans import find_scans
+    from .simulation.kspace import Acquisition
+    from .simulation.simulate import simulate_all
 
     if sampling not in ("truncation", "blur"):
         raise RunError(f"The sampling is truncation or blur, not {sampling}.")
@@ -178,8 +178,8 @@ def _evaluate(
     Also data consistency and steps at slab edges; by scan and mean ± sd.
     """
 
-    from .evaluate import TITLES
-    from .evaluate import evaluate as measure
+    from .evaluation.evaluate import TITLES
+    from .evaluation.evaluate import evaluate as measure
 
     summary = measure(sr, hr, lr, slab, slab_axis)
     table = Table("scan", *(TITLES[name] for name in summary.names))

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..runtime.errors import RunError
-from .kspace import Degradation, DegradationError
 from .machine import Precision
 from .methods import METHODS, Name, Weights
-from .networks import Architecture, ArchitectureError
+from .nets.generators import Architecture, ArchitectureError
+from .simulation.kspace import Degradation, DegradationError
 
 PRESETS = ("paper", "compact")
 # What changes a training by rounding or not at all.

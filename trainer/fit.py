@@ -20,16 +20,17 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from .. import __version__
-from ..runtime import intensity
-from ..runtime.card import ModelCard
 from ..runtime.errors import RunError
-from . import checkpoint, loading, machine, processes
+from ..runtime.models.card import ModelCard
+from ..runtime.scans import intensity
+from . import checkpoint, distributed, machine
 from .config import ROUNDING, Config, ConfigError, changed
+from .data import batches
 from .methods import METHODS, Method, create
 from .methods.method import Batch, Made, Turn
-from .networks import SuperResolution, parameter_count
-from .resampling import Decimation
-from .watch import Alarm, Metrics, panel, validate
+from .nets.generators import SuperResolution, parameter_count
+from .nets.interpolation import Decimation
+from .validation import Alarm, Metrics, panel, validate
 
 # Steps in a row that may overflow: in fp16 the gradient scaler leaves such a step out and halves its factor.
 OVERFLOWS = {"32-true": 0, "bf16-mixed": 0, "16-mixed": 20}
@@ -48,19 +49,19 @@ def fit(config: Config, run: Path, resume: bool = False, report: Report | None =
     resume: go on from the folder's last checkpoint, with the same settings: `machine`, precision and how
     often to save and validate aside, and the steps of a method of one stage. report(step, of how many,
     losses) is called after every step, in the first process. Returns the checkpoint to deploy.
-    Raises RunError where the folder holds a training and none is to be resumed, or another one.
+    Raises RunError if the folder holds a training and none is to be resumed, or another one.
     """
     config = resolved(config)
     schedule, arch = config.schedule, config.network
     fabric = _fabric(config)
     fabric.launch()
     fabric.seed_everything(schedule.seed, verbose=False)
-    if schedule.batch % processes.count():
-        raise ConfigError(f"batch {schedule.batch} cannot be shared by {processes.count()} processes.")
-    first = processes.rank() == 0
+    if schedule.batch % distributed.count():
+        raise ConfigError(f"batch {schedule.batch} cannot be shared by {distributed.count()} processes.")
+    first = distributed.rank() == 0
     _check_folder(run, config, resume)  # before the first process may write into it
     with fabric.rank_zero_first():
-        material = loading.gather(config)
+        material = batches.gather(config)
 
     method = create(config.method, arch, schedule.patch, config.weights).to(fabric.device)
     if config.machine.channels_last:
@@ -81,7 +82,7 @@ def fit(config: Config, run: Path, resume: bool = False, report: Report | None =
     lr, hr = material.watched_lr, material.watched_hr
 
     infinite = 0
-    slabs = loading.batches(config, material, range(start, total))
+    slabs = batches.batches(config, material, range(start, total))
     for step, drawn in zip(range(start, total), slabs, strict=True):
         stage, within = divmod(step, schedule.steps)
         rate = learning_rate(config, within)
@@ -181,7 +182,7 @@ def resolved(config: Config) -> Config:
     return dataclasses.replace(config, schedule=schedule)
 
 
-def to_batch(slabs: loading.Slabs, step: int, config: Config, fabric: Fabric) -> Batch:
+def to_batch(slabs: batches.Slabs, step: int, config: Config, fabric: Fabric) -> Batch:
     layout = torch.channels_last if config.machine.channels_last else torch.contiguous_format
     hr, coarse, lr = (s.to(fabric.device, memory_format=layout, non_blocking=True) for s in slabs)
     seed = int(np.random.SeedSequence((config.schedule.seed, step)).generate_state(1)[0])
@@ -204,10 +205,10 @@ def take_step(
         player.optimiser.param_groups[0]["lr"] = rate
         player.optimiser.zero_grad(set_to_none=True)
         fabric.backward(terms["total"])
-        processes.average_gradients(player.turn.trains.parameters())
+        distributed.average_gradients(player.turn.trains.parameters())
         player.scaled.step()
         shown |= {name: term.detach() for name, term in terms.items() if name != "total"}
-    values = processes.mean(torch.stack(list(shown.values()))).tolist()
+    values = distributed.mean(torch.stack(list(shown.values()))).tolist()
     return dict(zip(shown, values, strict=True))
 
 

@@ -9,9 +9,9 @@ import secrets
 import signal
 from typing import Any
 
-from ..engine import cores
 from ..errors import RunError
-from ..extras import require
+from ..pipeline.engine import cores
+from ..system.extras import require
 
 ADDRESS = re.compile(r"auto|local|[^/\s]+:\d+|ray://\S+")  # what may follow --ray
 
@@ -20,7 +20,7 @@ def connect(address: str | None) -> Any:
     """The module `ray`, connected. address: HOST:PORT, "auto" for the cluster that runs on this machine,
     "local" for one of this process's own, which ends with it; None for RAY_ADDRESS, else "local".
 
-    Raises RunError where that cannot be.
+    Raises RunError if that cannot be.
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address.startswith("ray://"):

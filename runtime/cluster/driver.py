@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from ..card import ModelCard
 from ..errors import RunError
-from ..files import sweep
-from ..folder import Settings, is_final
 from ..job import Job
-from ..manifest import Manifest, Noted, Outcome, Shard, Trace
+from ..models.card import ModelCard
+from ..runs.manifest import Fingerprint, Manifest, Noted, Outcome, Shard
+from ..runs.run import Settings, is_final
+from ..system.files import sweep
 from . import workers
 from .connection import connect, first_line, root_cause
 from .workers import About, Make
@@ -251,7 +251,7 @@ class Cluster:
             f"{job.source} has killed its worker {DEATHS} times and is set aside: see what is wrong with it, "
             f"and try again with --overwrite {job.source} -o {job.root}"
         )
-        seen = Trace(job.stamps()[0], "")
+        seen = Fingerprint(job.stamps()[0], "")
         yield self._manifest.note(Outcome(job, "failed", message, input=seen, aside=True))
 
     def _queue(self, job: Job) -> None:

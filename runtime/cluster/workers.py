@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from ... import __version__
-from .. import folder
-from ..card import ModelCard
-from ..engine import EngineInfo
 from ..errors import RunError
-from ..folder import Loaded, Settings
 from ..job import Job
-from ..manifest import Known, Outcome
+from ..models.card import ModelCard
+from ..pipeline.engine import EngineInfo
 from ..resolver import SuperResolver
+from ..runs.manifest import Known, Outcome
+from ..runs.run import Loaded, Settings, decode, encode, is_large, restore
 
 Make: TypeAlias = "functools.partial[SuperResolver]"  # opens an engine: SuperResolver's arguments by name
 
@@ -62,7 +61,7 @@ class Worker:
 
     def resolve(self, job: Job, settings: Settings, known: Known) -> Outcome | None:
         """Read a scan, resolve it and write it; None where the run has been stopped before it was written."""
-        item = self._decoder.submit(folder.decode, job, self._resolve, settings, known).result()
+        item = self._decoder.submit(decode, job, self._resolve, settings, known).result()
         try:
             written = self._network.submit(self._restore, item, settings).result()
         except Stopped:
@@ -75,11 +74,11 @@ class Worker:
 
     def _restore(self, item: Loaded | Outcome, settings: Settings) -> Future[Outcome]:
         """In the network's thread, by which scans are handed on to be written before the next one starts."""
-        if self._behind and folder.is_large(item):
+        if self._behind and is_large(item):
             wait([self._behind])
         self._check()
-        step = folder.restore(item, self._resolve, settings, self._check)
-        self._behind = self._encoder.submit(folder.encode, step, self._resolve, settings)
+        step = restore(item, self._resolve, settings, self._check)
+        self._behind = self._encoder.submit(encode, step, self._resolve, settings)
         return self._behind
 
     def _check(self, *_: int) -> None:

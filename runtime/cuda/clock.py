@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from ..trace import Stopwatch
+from ..system.trace import Stopwatch
 
 
 class StreamClock:

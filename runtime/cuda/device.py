@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 from ..errors import RunError
-from ..extras import require
+from ..system.extras import require
 
 
 class GpuError(RunError):
@@ -23,7 +23,7 @@ class OutOfMemory(Exception):
 class Gpu:
     """One CUDA device. index: as the driver counts. capability: compute capability, such as "9.0".
 
-    Raises GpuError where there is no such device, or no PyCUDA to reach it.
+    Raises GpuError if there is no such device, or no PyCUDA to reach it.
     """
 
     def __init__(self, index: int = 0) -> None:

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..host import Volume, twins
-from ..intensity import LOST, IntensityError, Storage
-from ..trace import Stopwatch
-from ..windows import Plan
+from ..pipeline.host import LrVolume, twins
+from ..pipeline.tiling import Tiling
+from ..scans.intensity import LOST, IntensityError, Storage
+from ..system.trace import Stopwatch
 from .device import GpuError, OutOfMemory
-from .slots import CudaEngine, Slot
+from .engine import CudaEngine, Slot
 from .workspace import LANDING, Order, Workspace
 
 __all__ = ["CudaEngine", "CudaPipeline", "Slot"]
@@ -44,8 +44,8 @@ class CudaPipeline:
 
     def slabs(
         self,
-        volume: Volume,
-        plan: Plan,
+        volume: LrVolume,
+        tiling: Tiling,
         store: Storage,
         watch: Stopwatch,
         progress: Callable[[int, int], None] | None = None,
@@ -53,19 +53,19 @@ class CudaPipeline:
         """Yield finished slabs: (first HR slice, voxels to store (rows, columns, slices)), valid for a step.
 
         Where memory runs out the batch is halved and the volume begun again, so slabs may come twice.
-        Raises GpuError where the device is lost, RunError for non-finite values.
+        Raises GpuError if the device is lost, RunError for non-finite values.
         """
         # The network sees float32 anyway, and what it makes of a volume is no finer.
         if _is_foreign(volume.voxels.dtype):
             volume = dataclasses.replace(volume, voxels=volume.voxels.astype(np.float32))
         if _is_foreign(store.dtype):
             store = dataclasses.replace(store, dtype=np.dtype(np.float32))
-        least, most = self.engine.batches((plan.rows.window, plan.columns.window))
-        wanted = BATCH_VOXELS // (plan.rows.window * plan.columns.window)
+        least, most = self.engine.batches((tiling.rows.window, tiling.columns.window))
+        wanted = BATCH_VOXELS // (tiling.rows.window * tiling.columns.window)
         batch = min(most, LAYERS, max(least, 1, wanted), self._batch or most)
         while True:
             try:
-                yield from self._resolve(volume, plan, store, batch, least, watch, progress)
+                yield from self._resolve(volume, tiling, store, batch, least, watch, progress)
                 return
             except OutOfMemory as error:
                 self._workspace = None
@@ -79,8 +79,8 @@ class CudaPipeline:
 
     def _resolve(
         self,
-        volume: Volume,
-        plan: Plan,
+        volume: LrVolume,
+        tiling: Tiling,
         store: Storage,
         batch: int,
         least: int,
@@ -88,19 +88,19 @@ class CudaPipeline:
         progress: Callable[[int, int], None] | None,
     ) -> Iterator[tuple[int, NDArray[Any]]]:
         with self.engine.gpu.current():
-            key = (_key(plan), volume.voxels.dtype.newbyteorder("="), store.dtype, batch)
+            key = (_key(tiling), volume.voxels.dtype.newbyteorder("="), store.dtype, batch)
             if self._workspace is None or self._workspace.key != key:
                 self._workspace = None  # before the next one is allocated
-                self._workspace = Workspace(key, self.engine, plan, volume, store.dtype, batch)
+                self._workspace = Workspace(key, self.engine, tiling, volume, store.dtype, batch)
             work = self._workspace
             with watch.time("gather"):
                 work.upload(volume, watch)
                 sources = twins(work.digests())
-            order = Order(plan, sources, batch, work.ring)
+            order = Order(tiling, sources, batch, work.ring)
             watch.windows += len(sources)
             watch.computed += len(order.computed)
             try:
-                yield from self._run(work, order, volume, plan, store, least, watch, progress)
+                yield from self._run(work, order, volume, tiling, store, least, watch, progress)
             finally:
                 work.finish()
             work.clock.tell()
@@ -109,34 +109,34 @@ class CudaPipeline:
         self,
         work: Workspace,
         order: Order,
-        volume: Volume,
-        plan: Plan,
+        volume: LrVolume,
+        tiling: Tiling,
         store: Storage,
         least: int,
         watch: Stopwatch,
         progress: Callable[[int, int], None] | None,
     ) -> Iterator[tuple[int, NDArray[Any]]]:
-        work.begin(order, plan)
+        work.begin(order, tiling)
         landing: collections.deque[tuple[int, int, int, int]] = collections.deque()
-        issued, first, per_slab = 0, 0, len(plan.rows.starts) * len(plan.columns.starts)
+        issued, first, per_slab = 0, 0, len(tiling.rows.starts) * len(tiling.columns.starts)
 
         def land() -> tuple[int, NDArray[Any]]:
             k, start, count, done = landing.popleft()
             with watch.time("blend", "wait"):
                 planes = work.landed(k, count)
             if progress:
-                progress(done, len(plan))
+                progress(done, len(tiling))
             return start, planes
 
-        for k in range(len(plan.slices.starts)):
+        for k in range(len(tiling.slices.starts)):
             while issued < len(order.batches) and order.may_issue(issued, k):
                 work.issue(issued, order, volume, least, self.engine)
                 issued += 1
             if len(landing) == LANDING:
                 yield land()
-            last = k + 1 == len(plan.slices.starts)
-            finished = (plan.fine_shape[2] if last else plan.slices.span(k + 1)[0]) - first
-            work.blend(k, order, plan)
+            last = k + 1 == len(tiling.slices.starts)
+            finished = (tiling.fine_shape[2] if last else tiling.slices.span(k + 1)[0]) - first
+            work.blend(k, order, tiling)
             work.store(k, first, finished, store)
             landing.append((k, first, finished, (k + 1) * per_slab))
             first += finished
@@ -152,7 +152,7 @@ def _is_foreign(dtype: np.dtype[Any]) -> bool:
     return dtype.kind == "f" and dtype.itemsize not in (4, 8)
 
 
-def _key(plan: Plan) -> tuple[object, ...]:
-    """What tells plans apart."""
-    axes = (plan.rows, plan.columns, plan.slices)
+def _key(tiling: Tiling) -> tuple[object, ...]:
+    """What tells tilings apart."""
+    axes = (tiling.rows, tiling.columns, tiling.slices)
     return tuple((a.size, a.window, a.scale, a.starts, b"".join(s.tobytes() for s in a.shares)) for a in axes)

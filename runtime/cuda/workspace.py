@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..host import KEPT_OUTPUTS, Volume
-from ..intensity import Storage
-from ..trace import Stopwatch
-from ..windows import Axis, Plan
+from ..pipeline.host import KEPT_OUTPUTS, LrVolume
+from ..pipeline.tiling import Axis, Tiling
+from ..scans.intensity import Storage
+from ..system.trace import Stopwatch
 from .clock import StreamClock
-from .slots import CudaEngine, Slot
+from .engine import CudaEngine, Slot
 
 LANDING = 3  # finished slabs between device and host: one written, one copied, one read
 BLOCK = (32, 4, 1)
@@ -26,11 +26,11 @@ SPAN = np.dtype([(name, np.int32) for name in ("low", "seen", "high", "skip", "o
 class Order:
     """Which window is computed when and lies where.
 
-    Computed windows are numbered in plan order and cut into batches; batch b has place b modulo `ring` of
+    Computed windows are numbered in tiling order and cut into batches; batch b has place b modulo `ring` of
     the pool. An output that a later window needs as its own is kept behind the ring.
     """
 
-    def __init__(self, plan: Plan, sources: list[int], batch: int, ring: int) -> None:
+    def __init__(self, tiling: Tiling, sources: list[int], batch: int, ring: int) -> None:
         self.computed = [n for n, source in enumerate(sources) if n == source]
         self.batches = [self.computed[n : n + batch] for n in range(0, len(self.computed), batch)]
         number = {n: c for c, n in enumerate(self.computed)}
@@ -38,7 +38,7 @@ class Order:
         self.kept = {n: ring * batch + q for q, n in enumerate(reused)}
         self.place = {n: c // batch % ring * batch + c % batch for n, c in number.items()}
         self.at = np.array([self.kept.get(source, self.place[source]) for source in sources], np.int32)
-        per_slab = len(sources) // len(plan.slices.starts)
+        per_slab = len(sources) // len(tiling.slices.starts)
         ends = [max(number[s] for s in sources[: k + per_slab]) for k in range(0, len(sources), per_slab)]
         self.needs = [end // batch for end in ends]  # the last batch that slab k needs
         slabs = np.arange(len(sources)) // per_slab
@@ -54,15 +54,21 @@ class Workspace:
     """Streams, events and buffers for volumes of one size."""
 
     def __init__(
-        self, key: object, engine: CudaEngine, plan: Plan, volume: Volume, stored: np.dtype[Any], batch: int
+        self,
+        key: object,
+        engine: CudaEngine,
+        tiling: Tiling,
+        volume: LrVolume,
+        stored: np.dtype[Any],
+        batch: int,
     ) -> None:
         gpu = engine.gpu
         cuda = self._cuda = gpu.cuda
-        self.key, self.batch, self.plan = key, batch, plan
-        axes = (plan.slices, plan.rows, plan.columns)
+        self.key, self.batch, self.tiling = key, batch, tiling
+        axes = (tiling.slices, tiling.rows, tiling.columns)
         self.window = tuple(a.window for a in axes)
         self.fine = tuple(a.window * a.scale for a in axes)
-        per_slab = len(plan.rows.starts) * len(plan.columns.starts)
+        per_slab = len(tiling.rows.starts) * len(tiling.columns.starts)
         # A slab's windows may begin and end inside a batch; every slot can be one batch ahead.
         self.ring = math.ceil(per_slab / batch) + 1 + engine.slots
         size = np.dtype(np.float16 if engine.half else np.float32).itemsize
@@ -73,19 +79,19 @@ class Workspace:
 
         self._stage = cuda.pagelocked_empty(volume.voxels.size, volume.voxels.dtype.newbyteorder("="))
         self._volume = empty(self._stage.nbytes)
-        self._starts = self._put(np.array(list(_starts(plan)), np.int32))
-        self._order = empty(12 * len(plan))
-        self._at = empty(4 * len(plan))
-        self._digests = empty(16 * len(plan))
+        self._starts = self._put(np.array(list(_starts(tiling)), np.int32))
+        self._order = empty(12 * len(tiling))
+        self._at = empty(4 * len(tiling))
+        self._digests = empty(16 * len(tiling))
         self._flaw = empty(4)
         self._lr = [empty(batch * math.prod(self.window) * size) for _ in range(engine.slots)]
         self._pool = empty((self.ring * batch + KEPT_OUTPUTS) * self._window_bytes)
-        depth, (height, width, _) = self.fine[0], plan.fine_shape
+        depth, (height, width, _) = self.fine[0], tiling.fine_shape
         self._mean = empty(4 * depth * height * width)
         self._out = [empty(depth * height * width * stored.itemsize) for _ in range(LANDING)]
         self._landing = [cuda.pagelocked_empty(depth * height * width, stored) for _ in range(LANDING)]
-        self._spans = [self._put(_spans(axis)) for axis in (plan.rows, plan.columns)]
-        self._shares = [self._put(_shares(axis)) for axis in (plan.rows, plan.columns, plan.slices)]
+        self._spans = [self._put(_spans(axis)) for axis in (tiling.rows, tiling.columns)]
+        self._shares = [self._put(_shares(axis)) for axis in (tiling.rows, tiling.columns, tiling.slices)]
 
         self._slots = [cuda.Stream() for _ in range(engine.slots)]
         self._blending, self._copying = cuda.Stream(), cuda.Stream()
@@ -104,7 +110,7 @@ class Workspace:
             "store": gpu.kernel(f"store_{stored.name}"),
         }
 
-    def upload(self, volume: Volume, watch: Stopwatch) -> None:
+    def upload(self, volume: LrVolume, watch: Stopwatch) -> None:
         """Bring the volume to the device, in the order in which it lies in memory."""
         order = np.argsort(-np.abs(volume.voxels.strides), kind="stable")
         laid = volume.voxels.transpose(order)
@@ -120,8 +126,8 @@ class Workspace:
             self._cuda.memcpy_htod_async(self._volume, self._stage, self._slots[0])
 
     def digests(self) -> list[bytes]:
-        """What tells the windows of the plan apart, computed on the device; waits for it."""
-        count = len(self.plan)
+        """What tells the windows of the tiling apart, computed on the device; waits for it."""
+        count = len(self.tiling)
         stream = self._slots[0]
         with self.clock.time("gather", "GPU stream 0", stream):
             self._cuda.memset_d8_async(self._digests, 0, 16 * count, stream)
@@ -132,9 +138,9 @@ class Workspace:
         stream.synchronize()
         return [row.tobytes() for row in found]
 
-    def begin(self, order: Order, plan: Plan) -> None:
+    def begin(self, order: Order, tiling: Tiling) -> None:
         """Tell the device which windows are computed and where their outputs lie."""
-        starts = np.array(list(_starts(plan)), np.int32)[order.computed]
+        starts = np.array(list(_starts(tiling)), np.int32)[order.computed]
         self._cuda.memcpy_htod(self._order, np.ascontiguousarray(starts))
         self._cuda.memcpy_htod(self._at, order.at)
         self._cuda.memset_d8(int(self._flaw), 0, 4)
@@ -142,7 +148,7 @@ class Workspace:
         self._waited = -1
         self._first.record(self._slots[0])
 
-    def issue(self, number: int, order: Order, volume: Volume, least: int, engine: CudaEngine) -> None:
+    def issue(self, number: int, order: Order, volume: LrVolume, least: int, engine: CudaEngine) -> None:
         """Gather a batch and run the network on it, in the slot whose turn it is."""
         windows, place, index = order.batches[number], number % self.ring, number % len(self._slots)
         stream = self._slots[index]
@@ -175,19 +181,25 @@ class Workspace:
                 self._cuda.memcpy_dtod_async(target, source, self._window_bytes, stream)
         self._done[place].record(stream)
 
-    def blend(self, k: int, order: Order, plan: Plan) -> None:
+    def blend(self, k: int, order: Order, tiling: Tiling) -> None:
         """Blend slab k's windows into the mean, once they are there."""
         stream = self._blending
         for number in range(self._waited + 1, order.needs[k] + 1):
             stream.wait_for_event(self._done[number % self.ring])
         self._waited = max(self._waited, order.needs[k])
-        height, width, _ = plan.fine_shape
-        counts = len(plan.rows.starts), len(plan.columns.starts)
+        height, width, _ = tiling.fine_shape
+        counts = len(tiling.rows.starts), len(tiling.columns.starts)
         at = np.uint64(int(self._at) + 4 * k * math.prod(counts))
         args = self._pool, at, _triple(self.fine), self._spans[0], np.int32(counts[0]), self._shares[0]
-        args += self._spans[1], np.int32(counts[1]), self._shares[1], _spans(plan.slices)[k], self._shares[2]
+        args += (
+            self._spans[1],
+            np.int32(counts[1]),
+            self._shares[1],
+            _spans(tiling.slices)[k],
+            self._shares[2],
+        )
         args += np.int32(height), np.int32(width), self._mean
-        low, high = plan.slices.span(k)
+        low, high = tiling.slices.span(k)
         with self.clock.time("blend", "GPU blending", stream):
             self._kernels["blend"](*args, block=BLOCK, grid=_grid(height, width, high - low), stream=stream)
         self._blended[k] = self._cuda.Event()
@@ -195,7 +207,7 @@ class Workspace:
 
     def store(self, k: int, first: int, count: int, store: Storage) -> None:
         """Turn finished HR slices into stored voxels and send them to the host."""
-        height, width, _ = self.plan.fine_shape
+        height, width, _ = self.tiling.fine_shape
         turn = k % LANDING
         # Slab k - LANDING has landed, so its buffer is free: the host has waited for it.
         # Rows fastest, as in the Fortran order of a NIfTI file whose slices are stacked along its last axis.
@@ -220,7 +232,7 @@ class Workspace:
 
     def landed(self, k: int, count: int) -> NDArray[Any]:
         """The stored voxels (rows, columns, slices) of slab k, once they have arrived."""
-        height, width, _ = self.plan.fine_shape
+        height, width, _ = self.tiling.fine_shape
         self._landed[k % LANDING].synchronize()
         voxels = self._landing[k % LANDING][: count * height * width]
         return voxels.reshape((height, width, count), order="F")
@@ -255,11 +267,11 @@ def _triple(sizes: tuple[int, ...]) -> np.void:
     return np.void(np.array(sizes, np.int32).tobytes())
 
 
-def _starts(plan: Plan) -> Iterator[tuple[int, int, int]]:
-    """First LR (row, column, slice) of each window, in plan order."""
-    for k in plan.slices.starts:
-        for i in plan.rows.starts:
-            for j in plan.columns.starts:
+def _starts(tiling: Tiling) -> Iterator[tuple[int, int, int]]:
+    """First LR (row, column, slice) of each window, in tiling order."""
+    for k in tiling.slices.starts:
+        for i in tiling.rows.starts:
+            for j in tiling.columns.starts:
                 yield i, j, k
 
 

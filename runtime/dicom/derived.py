@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import __version__
-from ..card import ModelCard
 from ..errors import RunError
-from ..geometry import fine_affine
+from ..models.card import ModelCard
+from ..scans.geometry import fine_affine
 from .series import CLASSIC, LPS_TO_RAS, MANUFACTURER, Dataset, Series, is_ours, require_pydicom
 
 NUMBER_STEP = 1000  # the SR series of series 3 is 1003
@@ -77,7 +77,7 @@ def write_derived(
 
     header: NIfTI, of the SR volume. voxels: integers as stored, (i, j, k). model: the model file's SHA-256.
     The new UIDs follow from it, the sources' and the result itself: the same again is the same series, and
-    nothing else is. Raises RunError where the folder cannot be written, or holds what is not udean's.
+    nothing else is. Raises RunError if the folder cannot be written, or holds what is not udean's.
     """
     pydicom = require_pydicom()
     coarse = series.head.Columns, series.head.Rows, len(series.frames)
@@ -129,7 +129,7 @@ def write_derived(
 
 
 def _check_ours(folder: Path) -> None:
-    """Raise RunError where a folder that is to be replaced holds anything but slices that udean wrote."""
+    """Raise RunError if a folder that is to be replaced holds anything but slices that udean wrote."""
     pydicom = require_pydicom()
     try:
         for path in folder.iterdir() if os.path.lexists(folder) else ():

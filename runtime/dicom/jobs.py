@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ..draft import Draft, FileDraft
 from ..errors import RunError
-from ..files import real_path, sha256
 from ..job import Job, Stamp
-from ..volume import Header, Scan
+from ..scans.output import Draft, FileDraft
+from ..scans.scan import Header, Scan
+from ..system.files import real_path, sha256
 from .derived import write_derived
 from .series import Series, find_series
 
@@ -100,7 +100,7 @@ class DicomDraft:
         return voxels
 
     def commit(self) -> None:
-        """Write the series, whole. Raises RunError where it cannot be written."""
+        """Write the series, whole. Raises RunError if it cannot be written."""
         assert self._voxels is not None
         write_derived(self._job.series, self._header, self._voxels, self._card, self._model, self._job.target)
         self.discard()

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RunError
-from ..extras import require
-from ..files import atomic
-from ..journal import log
 from ..resolver import SuperResolver
+from ..system.extras import require
+from ..system.files import atomic
+from ..system.log import log
 from .derived import write_derived
 from .jobs import dicom_jobs
 from .series import CLASSIC, ENHANCED, require_pydicom
@@ -82,7 +82,7 @@ class Undelivered(Exception):
 
 
 class Node:
-    """Listens from the start; `run` does the work. Raises RunError where it cannot listen or spool."""
+    """Listens from the start; `run` does the work. Raises RunError if it cannot listen or spool."""
 
     def __init__(self, resolve: SuperResolver, settings: Settings) -> None:
         require_pydicom()
@@ -183,7 +183,7 @@ class Node:
     def _handle(self, folder: Path) -> None:
         """Restore a series, send it, and forget it; or set it aside, with what of it cannot be restored.
 
-        Raises OSError where the spool's disk fails.
+        Raises OSError if the spool's disk fails.
         """
         start = time.monotonic()
         try:
@@ -229,7 +229,7 @@ class Node:
         return len(targets), [file for target in targets for file in sorted(target.iterdir())], reasons
 
     def _send(self, files: list[Path]) -> None:
-        """Store all files at the destination. Raises Undelivered, or RunError where it keeps refusing.
+        """Store all files at the destination. Raises Undelivered, or RunError if it keeps refusing.
 
         Implicit VR is what every archive has to take (PS3.5, 10.1).
         """
@@ -264,7 +264,7 @@ class Node:
                 link.release()
 
     def _set_aside(self, folder: Path, reason: str) -> None:
-        """To quarantine, with the reason beside the slices. Raises OSError where the disk fails."""
+        """To quarantine, with the reason beside the slices. Raises OSError if the disk fails."""
         (folder / "reason.txt").write_text(reason + "\n")
         os.replace(folder, self._quarantine / f"{folder.name}-{time.time_ns()}")
         self._refused.pop(folder.name, None)

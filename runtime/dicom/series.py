@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RunError
-from ..extras import require
-from ..slices import even_step
-from ..volume import Scan, image_scan
+from ..scans.scan import Scan, image_scan
+from ..scans.slices import even_step
+from ..system.extras import require
 
 CLASSIC = "1.2.840.10008.5.1.4.1.1.4"
 ENHANCED = ("1.2.840.10008.5.1.4.1.1.4.1", "1.2.840.10008.5.1.4.1.1.4.4")  # and legacy converted
@@ -98,7 +98,7 @@ class Series:
     def affine(self) -> NDArray[np.float64]:
         """Voxels (i, j, k) to RAS, (4, 4): i along a row, j along a column.
 
-        Raises RunError where the slices are not one upright, evenly spaced stack.
+        Raises RunError if the slices are not one upright, evenly spaced stack.
         """
         if self.fault:
             raise RunError(self.fault)
@@ -150,7 +150,7 @@ class Series:
         return Scan(self.name, scan.header, scan.shape, scan.dtype, slope, inter, array=voxels)
 
     def _check_padding(self, voxels: NDArray[Any]) -> None:
-        """Raise RunError where padding would pass for signal: it decides the intensities, and rings."""
+        """Raise RunError if padding would pass for signal: it decides the intensities, and rings."""
         value = self.head.get("PixelPaddingValue")
         if value in (None, ""):
             return
@@ -396,7 +396,7 @@ def _shape(dataset: Dataset) -> tuple[int, int]:
 
 
 def _numbers(at: Any, name: str, count: int) -> tuple[float, ...]:
-    """The finite values of an attribute. Raises AttributeError where there are not that many."""
+    """The finite values of an attribute. Raises AttributeError if there are not that many."""
     try:
         numbers = _floats(at.get(name))
     except (TypeError, ValueError):

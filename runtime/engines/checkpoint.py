@@ -9,18 +9,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..card import ModelCard
-from ..extras import require
+from ..models.card import ModelCard
+from ..system.extras import require
 
 
 def load_network(file: Path) -> tuple[Any, Any, ModelCard]:
     """torch, the network as it is deployed (torch module in float32 and eval mode) and its card.
 
-    Raises RunError where PyTorch is missing or the file is no checkpoint.
+    Raises RunError if PyTorch is missing or the file is no checkpoint.
     """
     torch: Any = require("torch", "train")
     from ...trainer.checkpoint import load_generator
-    from ...trainer.merging import merged
+    from ...trainer.nets.merging import merged
 
     network, card = load_generator(file)
     return torch, merged(network), card

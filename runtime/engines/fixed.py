@@ -24,7 +24,7 @@ class InputSize:
     def run(self, network: Callable[[Windows], Windows], windows: Windows) -> Windows:
         """The network's output for windows (N, slab, H, W); the last batch is filled up with zeros.
 
-        Raises RunError where H or W is not the graph's.
+        Raises RunError if H or W is not the graph's.
         """
         size = windows.shape[2:]
         if any(want not in (None, have) for want, have in zip((self.rows, self.columns), size, strict=True)):

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from ..card import METADATA_KEY, ModelCard
 from ..cuda import Slot
 from ..cuda.device import Gpu, GpuError, OutOfMemory
-from ..engine import EngineInfo, Precision
 from ..errors import RunError
-from ..extras import require
+from ..models.card import METADATA_KEY, ModelCard
+from ..pipeline.engine import EngineInfo, Precision
+from ..system.extras import require
 
 PROVIDER = "CUDAExecutionProvider"
 

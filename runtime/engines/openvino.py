@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..card import METADATA_KEY, ModelCard
-from ..engine import EngineInfo, Precision
 from ..errors import RunError
-from ..extras import require
+from ..models.card import METADATA_KEY, ModelCard
+from ..pipeline.engine import EngineInfo, Precision
+from ..system.extras import require
 from .fixed import InputSize
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..card import ModelCard
 from ..cuda import Slot
 from ..cuda.device import Gpu, GpuError, OutOfMemory
-from ..engine import EngineInfo, Precision
 from ..errors import RunError
-from ..extras import require
-from ..plan import deserialize, logger, read_plan
+from ..models.card import ModelCard
+from ..models.trt_plan import deserialize, logger, read_plan
+from ..pipeline.engine import EngineInfo, Precision
+from ..system.extras import require
 
 
 class TensorRtEngine:

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..card import ModelCard
-from ..engine import EngineInfo, Precision
 from ..errors import RunError
+from ..models.card import ModelCard
+from ..pipeline.engine import EngineInfo, Precision
 from .checkpoint import load_network
 
 

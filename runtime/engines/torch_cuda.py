@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..card import ModelCard
 from ..cuda import Slot
 from ..cuda.device import Gpu, GpuError, OutOfMemory
-from ..engine import EngineInfo, Precision
 from ..errors import RunError
+from ..models.card import ModelCard
+from ..pipeline.engine import EngineInfo, Precision
 from .checkpoint import load_network
 
 

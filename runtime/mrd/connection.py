@@ -102,7 +102,7 @@ class Budget:
         self._change = threading.Condition()
 
     def claim(self, owner: object, size: int, patience: float) -> None:
-        """Take memory, waiting for others to give theirs back. Raises RunError where there is none."""
+        """Take memory, waiting for others to give theirs back. Raises RunError if there is none."""
         with self._change:
             total = self._held[owner] + size
             if total > self.size:
@@ -149,7 +149,7 @@ class Connection:
         self._writer.start()
 
     def receive(self) -> mrd.Message:
-        """The client's next message. Raises RunError for what is refused, Gone where nobody is there."""
+        """The client's next message. Raises RunError for what is refused, Gone if nobody is there."""
         return mrd.read_message(self._read, self._limits.message, self.claim)
 
     def send(self, parts: Iterable[mrd.Bytes]) -> None:
@@ -178,7 +178,7 @@ class Connection:
         self._claimed -= size
 
     def check(self) -> None:
-        """Raise Gone or RunError where there is no use to go on for this client."""
+        """Raise Gone or RunError if there is no use to go on for this client."""
         if self._broken.is_set() or self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             raise Gone
         if self._ended:

@@ -122,7 +122,7 @@ Message: TypeAlias = Text | Close | Waveform | Image
 def read_message(read: Read, limit: int, claim: Claim) -> Message:
     """The next message. limit: bytes of an image's pixels or a waveform.
 
-    Raises EndOfStream where the stream ends before a message, RunError where it ends inside one or holds
+    Raises EndOfStream where the stream ends before a message, RunError if it ends inside one or holds
     something else.
     """
     kind = _unpack("<H", read(2))

@@ -54,7 +54,7 @@ class Metrics:
 def serve_metrics(port: int, metrics: Metrics, ready: Callable[[], bool], info: str) -> ThreadingHTTPServer:
     """Serve on loopback, in a thread, until `shutdown`. Port 0 takes a free one.
 
-    `/health` answers 200 with what runs while the server takes clients, else 503. Raises RunError where
+    `/health` answers 200 with what runs while the server takes clients, else 503. Raises RunError if
     the port is not to be had.
     """
 

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from ... import __version__
 from ..errors import RunError
-from ..journal import log
 from ..resolver import SuperResolver
+from ..system.log import log
 from . import messages as mrd
 from . import stacks
 from .connection import Budget, Connection, Gone, Limits, Parameters
@@ -33,7 +33,7 @@ REFUSALS = 4  # times the connections: how many are told that the server is full
 
 
 class Server:
-    """Listens, and serves each client in a thread. Raises RunError where the address is not to be had."""
+    """Listens, and serves each client in a thread. Raises RunError if the address is not to be had."""
 
     def __init__(
         self,
@@ -151,7 +151,7 @@ class Session:
         self._metrics, self._parameters = metrics, parameters
 
     def run(self) -> None:
-        """Serve the client to the end. Raises RunError with why it is refused, Gone where it left."""
+        """Serve the client to the end. Raises RunError with why it is refused, Gone if it left."""
         card = self._resolve.card
         self._say("INFO", f"udean {__version__}, model {card.name}: {card.intended_use}.")
         kept, others = self._receive()

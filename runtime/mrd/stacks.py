@@ -16,10 +16,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..card import ModelCard
 from ..errors import RunError
-from ..geometry import Factors, fine_affine, slab_axis, voxel_factors
-from ..slices import even_step
+from ..models.card import ModelCard
+from ..scans.geometry import Factors, fine_affine, slab_axis, voxel_factors
+from ..scans.slices import even_step
 from . import messages as mrd
 from .messages import Image
 
@@ -109,7 +109,7 @@ def _perpendicular(one: Image, other: Image) -> bool:
 def stack(images: tuple[Image, ...], position: Position) -> Stack:
     """The volume that images of one group make up.
 
-    Raises RunError where they have no usable geometry, or are not evenly spaced slices of one stack: one
+    Raises RunError if they have no usable geometry, or are not evenly spaced slices of one stack: one
     missing, twice there, tilted or shifted.
     """
     first = images[0].header
@@ -223,7 +223,7 @@ class SeriesNumbers:
     def of(self, source: Stack, card: ModelCard) -> tuple[int, int]:
         """The SR series of a volume, and the index in it of the volume's first image.
 
-        A series that is full is followed by another. Raises RunError where all numbers are taken.
+        A series that is full is followed by another. Raises RunError if all numbers are taken.
         """
         count = source.fine_shape(card)[2] if source.planar else 1
         image = source.images[0]

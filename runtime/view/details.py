@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..comparison import ERROR_SHARE
-from ..volume import Scan
+from ..scans.scan import Scan
+from .comparison import ERROR_SHARE
+from .files import Opened
 from .results import Result, printable
-from .volumes import Opened
 
 
 def details(result: Result, opened: Opened, number: int) -> dict[str, Any]:

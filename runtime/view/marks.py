@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ..errors import RunError
-from ..files import atomic, fcntl
+from ..system.files import atomic, fcntl
 
 NAME = "qc.tsv"
 Rating = Literal["good", "bad", "unsure"]
@@ -44,7 +44,7 @@ class Marks:
         self._turn = threading.Lock()
 
     def read(self) -> dict[str, Mark]:
-        """All rows by file name. Raises RunError where the file is no such table: it is never overwritten."""
+        """All rows by file name. Raises RunError if the file is no such table: it is never overwritten."""
         try:
             lines = self.path.read_text("utf-8-sig").split("\n")
         except FileNotFoundError:
@@ -62,7 +62,7 @@ class Marks:
     def write(self, filename: str, rating: str, note: str) -> Mark | None:
         """Set a scan's row; neither rating nor note removes it, and None is returned.
 
-        Raises RunError where the rating is none, the note too long or the file cannot be written.
+        Raises RunError if the rating is none, the note too long or the file cannot be written.
         """
         if rating not in (*RATINGS, ""):
             raise RunError(f"'{rating}' is no rating: take {', '.join(RATINGS)}.")

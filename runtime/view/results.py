@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import manifest
-from ..bids import source_path
-from ..card import ModelCard
 from ..dicom.series import find_series, is_dicom
 from ..errors import RunError
-from ..files import read_json, real_path
 from ..job import Job
-from ..jobs import find_scans
-from ..volume import Scan, open_scan
+from ..models.card import ModelCard
+from ..runs import manifest
+from ..runs.bids import source_path
+from ..runs.find import find_scans
+from ..scans.scan import Scan, open_scan
+from ..system.files import read_json, real_path
 
 KINDS = (".nii.gz", ".nii", "")  # of results; the last is a folder, a DICOM series
 LIMIT = 1 << 20  # bytes of a sidecar, which has some thousand
@@ -46,11 +46,11 @@ class Result:
 
     @property
     def card(self) -> ModelCard:
-        """The model that made it. Raises CardError where the sidecar has no readable card."""
+        """The model that made it. Raises CardError if the sidecar has no readable card."""
         return ModelCard.from_json(json.dumps(self.made.get("model_card")), str(self.sidecar))
 
     def open(self) -> Scan:
-        """The SR scan, read. Raises RunError where it is damaged or not in the folder."""
+        """The SR scan, read. Raises RunError if it is damaged or not in the folder."""
         parts = sorted(self.target.iterdir()) if self.target.is_dir() else [self.target]
         if not all(_within(part, self.root) for part in parts):
             raise RunError(f"{self.target} leads out of {self.root}: copy the scan into it.")
@@ -62,7 +62,7 @@ class Result:
         return series[0].scan().loaded()
 
     def open_source(self) -> Scan:
-        """The scan it was made from, read. Raises RunError where that is gone or has changed."""
+        """The scan it was made from, read. Raises RunError if that is gone or has changed."""
         job = self._job()
         request = self.made.get("request")
         if not isinstance(request, dict) or job.digest() != request.get("input_sha256"):

@@ -25,9 +25,9 @@ from urllib.parse import urlsplit
 
 from ..errors import RunError
 from .details import details
+from .files import KINDS, Kind, Shelf, volume
 from .marks import Marks
 from .results import Result, find_failures, find_results, printable, read_result
-from .volumes import KINDS, Kind, Shelf, volume
 
 STATIC = Path(__file__).with_name("static")
 HOSTS = ("127.0.0.1", "localhost", "::1")
@@ -66,7 +66,7 @@ class Refusal(Exception):
 class Viewer(ThreadingHTTPServer):
     """Serves one output folder on loopback until `shutdown`. Port 0 takes a free one.
 
-    Raises RunError where the folder is none, or the port is not to be had.
+    Raises RunError if the folder is none, or the port is not to be had.
     """
 
     daemon_threads = True

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from udean.benchmarks import common
 from udean.runtime import SuperResolver
-from udean.runtime.host import Volume, buffer_nbytes, resolve_slabs
-from udean.runtime.windows import plan_windows
+from udean.runtime.pipeline.host import LrVolume, buffer_nbytes, resolve_slabs
+from udean.runtime.pipeline.tiling import tile_windows
 
-from ..runtime.fakes import FakeEngine, card, nearest, onnx_model
+from ..support.fakes import FakeEngine, card, nearest, onnx_model
 
 CARD = card((2, 2, 2), 3, (32, 32))
 SHAPE = (80, 56, 13)  # windows of 32, 32, 3 in steps of 24, 24, 2: 3 x 2 x 6
@@ -60,7 +60,7 @@ def test_windows_of_a_scan_in_empty_space(counted):
     resolve(volume)
     # With margins the content spans 38 x 38 x 5 voxels: at most 3 windows along rows and columns, 4 along
     # slices. The whole field of view has 13 x 13 x 20.
-    assert network.windows <= 3 * 3 * 4 < len(resolve.plan(volume.shape)) / 90
+    assert network.windows <= 3 * 3 * 4 < len(resolve.tiling(volume.shape)) / 90
 
 
 def test_bytes_handed_to_the_network(counted):
@@ -90,10 +90,10 @@ def test_allocations_do_not_grow_with_the_slices():
 
     def held(slices):
         volume = np.random.default_rng(0).random((32, 32, slices), np.float32)
-        plan = plan_windows(volume.shape, CARD)
+        plan = tile_windows(volume.shape, CARD)
         tracemalloc.start()
         most = 0
-        for _ in resolve_slabs(Volume(volume), Counter(), plan):
+        for _ in resolve_slabs(LrVolume(volume), Counter(), plan):
             most = max(most, tracemalloc.get_traced_memory()[0])
         tracemalloc.stop()
         return most
@@ -113,7 +113,7 @@ def test_peak_memory_of_the_command(tmp_path, suffix):
         source = tmp_path / f"{'x'.join(map(str, shape))}{suffix}"
         nib.save(nib.Nifti1Image(common.head(shape), np.diag([1, 1, 2, 1])), source)
         code = (
-            "from udean.runtime.cli import main\n"
+            "from udean.runtime.commands.run import main\n"
             "try: main()\n"
             "except SystemExit as end: assert not end.code, end.code\n"
             # not ru_maxrss, which a child inherits from the process that started it
@@ -127,7 +127,7 @@ def test_peak_memory_of_the_command(tmp_path, suffix):
 
     model = onnx_model(tmp_path / "sr.onnx", CARD)
     shape = (160, 128, 100)
-    plan = plan_windows(shape, CARD)
+    plan = tile_windows(shape, CARD)
     scan, output = np.prod(shape) * 2, np.prod(plan.fine_shape) * 2
     # Scan and output once, the pipeline's buffers, and 16 MB for the library's arena of one batch and the
     # pieces in which files are read and written. (52 MB were measured of these 72.)

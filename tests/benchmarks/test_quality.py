@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from udean.benchmarks import quality
 from udean.runtime import SuperResolver
-from udean.trainer import kspace
+from udean.trainer.simulation import kspace
 
 
 def test_measured_slices_lie_on_the_truth():

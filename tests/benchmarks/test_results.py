@@ -7,8 +7,8 @@ import shutil
 import pytest
 from udean.benchmarks import curves, results
 from udean.runtime import RunError
-from udean.trainer.evaluate import Summary
-from udean.trainer.metrics import Figures
+from udean.trainer.evaluation.evaluate import Summary
+from udean.trainer.evaluation.quality import Figures
 
 
 @pytest.fixture

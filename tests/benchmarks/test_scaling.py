@@ -4,7 +4,7 @@ import numpy as np
 from udean.benchmarks import scaling
 from udean.benchmarks.quality import middle, template
 from udean.runtime import SuperResolver
-from udean.trainer import kspace
+from udean.trainer.simulation import kspace
 
 
 def test_more_overlap_is_more_windows_and_no_worse():

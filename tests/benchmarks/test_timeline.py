@@ -6,7 +6,7 @@ import sys
 import pytest
 from udean.benchmarks import timeline
 from udean.runtime import RunError
-from udean.runtime.trace import Trace
+from udean.runtime.system.trace import Trace
 
 COMMAND = [sys.executable, "-m", "udean.benchmarks.timeline"]
 

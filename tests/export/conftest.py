@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from udean.export.artefacts import Artefact, export_onnx
-from udean.runtime.card import ModelCard
-from udean.runtime.intensity import RULE
+from udean.runtime.models.card import ModelCard
+from udean.runtime.scans.intensity import RULE
 from udean.trainer.checkpoint import save
-from udean.trainer.networks import Architecture, parameter_count, super_resolution
+from udean.trainer.nets.generators import Architecture, parameter_count, super_resolution
 
 TINY = Architecture(channels=8, groups=1, blocks=1, skip="cubic")
 

@@ -17,11 +17,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from udean.export import cli, plans, quantize
+from udean.export import cli, quantize, trt_plan
 from udean.export.artefacts import Artefact
 from udean.export.errors import ExportError
-from udean.export.onnx import read
-from udean.trainer.networks import Architecture
+from udean.export.graph import read
+from udean.trainer.nets.generators import Architecture
 
 from .conftest import write_checkpoint
 
@@ -302,14 +302,14 @@ def test_a_plan_is_made_of_the_half_precision_model(
         asked.append(arguments)
         raise ExportError("TensorRT cannot do it.")
 
-    monkeypatch.setattr(plans, "check_host", lambda: None)
-    monkeypatch.setattr(plans, "build_plan", refuse)
+    monkeypatch.setattr(trt_plan, "check_host", lambda: None)
+    monkeypatch.setattr(trt_plan, "build_plan", refuse)
     code, out, err = run(checkpoint, "-o", tmp_path, "--trt", "--windows", "8x8:16x16:24x20", "--refit")
     assert (code, err) == (1, "TensorRT cannot do it.\n")  # the other two are written
     assert "tiny.fp16.onnx" in out
     ((source, folder, sizes, options, *_),) = asked
     assert (source, folder) == (tmp_path / "tiny.fp16.onnx", tmp_path)
-    assert sizes == plans.Sizes((1, 8, 16), ((8, 8), (16, 16), (24, 20)), 2)
+    assert sizes == trt_plan.Sizes((1, 8, 16), ((8, 8), (16, 16), (24, 20)), 2)
     assert options.weights == "refittable"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from udean.export.artefacts import Artefact
 
-from .bindings import VERSIONS, install
+from ..support.bindings import VERSIONS, install
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -19,7 +19,7 @@ def test_builder_and_engine_code_keep_to_the_bindings(
     assert pytestconfig.cache is not None
     folder = Path(pytestconfig.cache.mkdir(f"tensorrt-bindings-{version}"))
     environment = install(version, folder) | {"UDEAN_CONTRACT_MODELS": str(exported["fp16"].path.parent)}
-    contract = Path(__file__).with_name("contract.py")
+    contract = Path(__file__).parents[1] / "support" / "contract.py"
     options = ["-q", "--noconftest", "-p", "no:cacheprovider", "--import-mode=importlib"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, str(contract)],

@@ -6,9 +6,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 from udean.runtime import RunError, SuperResolver, resolver
-from udean.runtime.volume import open_scan
+from udean.runtime.scans.scan import open_scan
 
-from .fakes import FakeEngine, card, nearest, onnx_model
+from ..support.fakes import FakeEngine, card, nearest, onnx_model
 
 CARD = card((2, 2, 2), 3, (8, 8))
 RANDOM = np.random.default_rng(0)
@@ -138,7 +138,7 @@ def test_background_around_the_content_is_not_computed_and_stays(dtype, backgrou
         resolve = SuperResolver(network, crop=crop)
         found = resolve(volume)
         np.testing.assert_allclose(found, wanted, rtol=1e-6)
-        assert (resolve.timings.windows < len(resolve.plan(volume.shape)) / 4) == crop
+        assert (resolve.timings.windows < len(resolve.tiling(volume.shape)) / 4) == crop
         image = resolve.image(nib.Nifti1Image(volume, np.diag([3, 1, 1, 1])))  # slices along i
         np.testing.assert_allclose(image.get_fdata(), wanted, rtol=1e-6)
 
@@ -173,7 +173,7 @@ def test_threads_share_a_resolver_and_closing_lets_the_engine_go(resolve):
         results = list(pool.map(lambda v: (resolve(v), resolve.timings), volumes))
     for volume, (sr, timings) in zip(volumes, results, strict=True):
         np.testing.assert_allclose(sr, nearest(volume, CARD.scale), rtol=1e-6)
-        assert timings.windows == len(resolve.plan(volume.shape))
+        assert timings.windows == len(resolve.tiling(volume.shape))
     with pytest.raises(RunError, match="closed"):
         resolve(volumes[0])
 

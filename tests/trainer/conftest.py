@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from udean.trainer import kspace
+from udean.trainer.simulation import kspace
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ import pickle
 
 import pytest
 import torch
-from udean.runtime.card import ModelCard
 from udean.runtime.errors import RunError
+from udean.runtime.models.card import ModelCard
 from udean.trainer import checkpoint
 from udean.trainer.checkpoint import CheckpointError
-from udean.trainer.networks import Architecture, super_resolution
+from udean.trainer.nets.generators import Architecture, super_resolution
 
 ARCH = Architecture(channels=8, groups=1, blocks=1, discriminator=4, skip="cubic")
 CARD = ModelCard(

@@ -20,7 +20,7 @@ from udean.trainer import checkpoint, fit
 from udean.trainer.config import load
 from udean.trainer.machine import Precision
 from udean.trainer.methods import METHODS
-from udean.trainer.watch import Alarm, Metrics
+from udean.trainer.validation import Alarm, Metrics
 
 PAIRED = {"supervised": "misaligned"}
 

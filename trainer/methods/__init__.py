@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ..networks import Architecture
+from ..nets.generators import Architecture
 from .cyclegan import CycleGan
 from .dasr import Dasr
 from .method import Method, Weights

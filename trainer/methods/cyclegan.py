@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .. import losses, networks, processes
-from ..networks import Architecture, SuperResolution
-from ..resampling import Decimation
+from .. import distributed
+from ..nets import generators, losses
+from ..nets.generators import Architecture, SuperResolution
+from ..nets.interpolation import Decimation
 from .method import Batch, Made, Method, Terms, Turn, Weights, detached, together, total
 
 CYCLE = 10.0
@@ -25,13 +26,13 @@ class CycleGan(Method):
         super().__init__(arch, patch, weights)
         slab_lr, slab_hr = arch.slab
         size = patch * arch.scale[0]
-        self.up = networks.super_resolution(arch)
-        self.down = networks.degrader(arch)
+        self.up = generators.super_resolution(arch)
+        self.down = generators.degrader(arch)
         self.generators = nn.ModuleDict({"up": self.up, "down": self.down})
         self.discriminators = nn.ModuleDict(
             {
-                "lr": networks.Discriminator(slab_lr, arch.discriminator, patch),
-                "hr": networks.Discriminator(slab_hr, arch.discriminator, size),
+                "lr": generators.Discriminator(slab_lr, arch.discriminator, patch),
+                "hr": generators.Discriminator(slab_hr, arch.discriminator, size),
             }
         )
         self.decimation = Decimation(arch.scale)
@@ -89,7 +90,7 @@ class Pool(nn.Module):
     def forward(self, fakes: Tensor, seed: int) -> Tensor:
         """fakes (N, …) of this process; as many to judge."""
         random = torch.Generator().manual_seed(seed)
-        fakes = processes.gather(fakes).to(self.images.dtype)
+        fakes = distributed.gather(fakes).to(self.images.dtype)
         judged = fakes.clone()
         filled = int(self.filled)
         for i, fake in enumerate(fakes):
@@ -101,4 +102,4 @@ class Pool(nn.Module):
                 judged[i] = self.images[place]
                 self.images[place] = fake
         self.filled.fill_(filled)
-        return judged[processes.share(len(fakes))]
+        return judged[distributed.share(len(fakes))]

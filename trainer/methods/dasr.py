@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import losses, networks
-from ..networks import Architecture, PatchDiscriminator, SuperResolution
+from ..nets import generators, losses
+from ..nets.generators import Architecture, PatchDiscriminator, SuperResolution
 from .method import Batch, Made, Method, Terms, Turn, Weights, detached, together, total
 
 ADVERSARIAL = 0.005
@@ -35,10 +35,10 @@ class Dasr(Method):
     def __init__(self, arch: Architecture, patch: int, weights: Weights) -> None:
         super().__init__(arch, patch, weights)
         slab_lr, slab_hr = arch.slab
-        self.down = networks.degrader(arch)
-        self.up = networks.super_resolution(arch)
+        self.down = generators.degrader(arch)
+        self.up = generators.super_resolution(arch)
         self.judge_lr = PatchDiscriminator(3 * slab_lr, arch.discriminator)
-        self.judge_hr = networks.Discriminator(3 * slab_hr, arch.discriminator, patch * arch.scale[0] // 2)
+        self.judge_hr = generators.Discriminator(3 * slab_hr, arch.discriminator, patch * arch.scale[0] // 2)
 
     def turns(self, stage: int = 0) -> tuple[Turn, ...]:
         if stage == 0:

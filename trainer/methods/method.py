@@ -14,8 +14,8 @@ from typing import ClassVar, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from .. import processes
-from ..networks import Architecture, SuperResolution
+from .. import distributed
+from ..nets.generators import Architecture, SuperResolution
 
 Terms: TypeAlias = dict[str, Tensor]  # losses by name, "total" among them: the one that is descended
 Made: TypeAlias = dict[str, Tensor]  # detached images and features by name
@@ -40,9 +40,9 @@ class Batch:
 
     def random(self, make: Callable[[tuple[int, ...], torch.Generator], Tensor], *shape: int) -> Tensor:
         """This process's part of make((global batch, *shape), generator): the same in any number of them."""
-        samples = len(self.lr) * processes.count()
+        samples = len(self.lr) * distributed.count()
         made = make((samples, *shape), torch.Generator().manual_seed(self.seed))
-        return made[processes.share(samples)].to(self.lr.device)
+        return made[distributed.share(samples)].to(self.lr.device)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .. import losses, networks
-from ..networks import Architecture, SuperResolution
+from ..nets import generators, losses
+from ..nets.generators import Architecture, SuperResolution
 from .method import Batch, Made, Method, Terms, Turn, Weights, detached, together, total
 
 WEIGHTS = {
@@ -30,16 +30,16 @@ class PseudoSr(Method):
     def __init__(self, arch: Architecture, patch: int, weights: Weights) -> None:
         super().__init__(arch, patch, weights)
         slab_lr, slab_hr = arch.slab
-        self.up = networks.super_resolution(arch)
-        self.clean = networks.lr_mapping(arch)
-        self.soil = networks.lr_mapping(arch, extra=1)
+        self.up = generators.super_resolution(arch)
+        self.clean = generators.lr_mapping(arch)
+        self.soil = generators.lr_mapping(arch, extra=1)
         self.translators = nn.ModuleDict({"clean": self.clean, "soil": self.soil})
         width = arch.discriminator
         self.discriminators = nn.ModuleDict(
             {
-                "x": networks.Discriminator(slab_lr, width, patch),
-                "y": networks.Discriminator(slab_lr, width, patch),
-                "sr": networks.Discriminator(slab_hr, width, patch * arch.scale[0]),
+                "x": generators.Discriminator(slab_lr, width, patch),
+                "y": generators.Discriminator(slab_lr, width, patch),
+                "sr": generators.Discriminator(slab_hr, width, patch * arch.scale[0]),
             }
         )
 

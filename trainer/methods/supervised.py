@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from .. import losses, networks
-from ..networks import Architecture, SuperResolution
+from ..nets import generators, losses
+from ..nets.generators import Architecture, SuperResolution
 from .method import Batch, Draws, Made, Method, Terms, Turn, Weights, total
 
 
@@ -20,7 +20,7 @@ class Supervised(Method):
     def __init__(self, arch: Architecture, patch: int, weights: Weights) -> None:
         super().__init__(arch, patch, weights)
         self.ssim = weights.ssim
-        self.network = networks.super_resolution(arch)
+        self.network = generators.super_resolution(arch)
 
     def turns(self, stage: int = 0) -> tuple[Turn, ...]:
         return (Turn(self.network, self.losses),)

@@ -16,8 +16,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from .. import losses, networks
-from ..networks import Architecture, SuperResolution
+from ..nets import generators, losses
+from ..nets.generators import Architecture, SuperResolution
 from .method import Batch, Made, Method, Terms, Turn, Weights, detached, together, total
 
 
@@ -35,18 +35,18 @@ class Udean(Method):
         slab_lr, slab_hr = arch.slab
         self.generators = nn.ModuleDict(
             {
-                "extractor": networks.feature_extractor(arch),
-                "lr_encoder": networks.lr_encoder(arch),
-                "lr_decoder": networks.lr_decoder(arch),
-                "sr_decoder": networks.sr_decoder(arch),
+                "extractor": generators.feature_extractor(arch),
+                "lr_encoder": generators.lr_encoder(arch),
+                "lr_decoder": generators.lr_decoder(arch),
+                "sr_decoder": generators.sr_decoder(arch),
             }
         )
         width = arch.discriminator
         self.discriminators = nn.ModuleDict(
             {
-                "lr": networks.Discriminator(slab_lr, width, patch),
-                "features": networks.Discriminator(arch.channels, width, patch),
-                "hr": networks.Discriminator(slab_hr, width, patch * arch.scale[0]),
+                "lr": generators.Discriminator(slab_lr, width, patch),
+                "features": generators.Discriminator(arch.channels, width, patch),
+                "hr": generators.Discriminator(slab_hr, width, patch * arch.scale[0]),
             }
         )
 

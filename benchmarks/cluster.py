@@ -1,0 +1,216 @@
+"""What does Ray cost a cohort, and does a cohort survive the death of a worker and of the driver?
+
+    python -m udean.benchmarks.cluster [--scans 200] [--shape 64,64,32] [--times 3]
+
+The same scans by one process with two cores and by Ray with one such worker; by two processes as shards with
+a core each and by Ray with two such workers. Figures are taken between the outcomes at a tenth and at nine
+tenths of the cohort: start and end are the same for 200 scans and for 10 000; whole seconds stand beside.
+
+The machine's own speed may change by a third within minutes, which is more than Ray costs. So all run twice:
+with the embedded model, where Ray's overhead is read off the seconds a scan, round by round; and with a small
+network that takes next to nothing, where the processor time shows what everything else takes.
+
+Then a worker is killed at a quarter of the cohort and the driver at a half; the same command goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import typer
+
+from ..runtime.runs.manifest import lines, manifests
+from ..runtime.runs.status import standing
+from ..runtime.system.files import sha256
+from . import common
+
+COMMAND = [sys.executable, "-m", "udean.runtime.commands.run"]
+SHARE = ["--num-shards", "2", "--shard"]
+KINDS = {
+    "one process": [["--threads", "2"]],
+    "ray, one worker": [["--threads", "2", "--ray"]],
+    "two shards": [["--threads", "1", *SHARE, "0"], ["--threads", "1", *SHARE, "1"]],
+    "ray, two workers": [["--threads", "1", "--ray"]],
+}
+CONTESTS = {
+    "one worker over one process": ("ray, one worker", "one process"),
+    "two workers over two shards": ("ray, two workers", "two shards"),
+}
+SECONDS, PROCESSOR = "seconds a scan", "processor seconds a scan"
+EMBEDDED, SMALL = "embedded model", "small network"
+DONE = ("written", "kept")
+
+Figures = dict[str, dict[str, list[float]]]  # of the runs of each kind, by name
+
+
+def main(scans: int = 200, shape: str = "64,64,32", times: int = 3) -> None:
+    if common.cores() < 2:
+        raise SystemExit("Two workers need two cores.")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        source = folder / "scans"
+        source.mkdir()
+        volume = common.head([int(n) for n in shape.split(",")])
+        random = np.random.default_rng(0)
+        for n in range(scans):
+            nib.save(
+                nib.Nifti1Image(volume + random.integers(0, 9, dtype=np.int16), np.diag([1, 1, 2, 1])),
+                source / f"{n:04}.nii.gz",
+            )
+        arch = dataclasses.replace(common.PRESETS["compact"], channels=6, groups=1, blocks=1)
+        _, small, _ = common.untrained(folder, "small", arch)
+        engines = {SMALL: ["--engine", str(small)], EMBEDDED: []}
+        digests: dict[str, set[str]] = {model: set() for model in engines}
+
+        def run(kind: str, model: str) -> dict[str, float]:
+            found = _run(folder, source, scans, [[*command, *engines[model]] for command in KINDS[kind]])
+            digests[model].add(_digest(folder / "out"))
+            return found
+
+        found = {
+            model: common.alternate({k: lambda k=k, m=model: run(k, m) for k in KINDS}, times)
+            for model in engines
+        }
+        survived = _killed(folder, source, scans)
+        digests[EMBEDDED].add(_digest(folder / "out"))
+        assert all(len(outputs) == 1 for outputs in digests.values()), "the runs did not give the same bytes"
+    medians = {model: common.medians(figures) for model, figures in found.items()}
+    alone, workers = (medians[EMBEDDED][kind][SECONDS] for kind in ("one process", "ray, two workers"))
+    common.record(
+        "cohort",
+        {
+            "scans": scans,
+            "shape": [int(n) for n in shape.split(",")],
+            "medians": medians,
+            "ray's overhead": {name: _overhead(found, *kinds) for name, kinds in CONTESTS.items()},
+            "scans in the time of one process, ray with two workers": round(alone / workers, 2),
+            "distinct outputs of a model, byte for byte": max(map(len, digests.values())),
+            "after the death of a worker and of the driver": survived,
+            "runs": found,
+        },
+    )
+
+
+def _overhead(found: dict[str, Figures], ray: str, other: str) -> dict[str, Any]:
+    """Ray's time a scan over the other's, and the processor time that it takes beside the network."""
+    seconds = zip(found[EMBEDDED][ray][SECONDS], found[EMBEDDED][other][SECONDS], strict=True)
+    rounds = [100 * (a / b - 1) for a, b in seconds]
+
+    def processor(model: str, kind: str) -> float:
+        return statistics.median(found[model][kind][PROCESSOR])
+
+    beside = processor(SMALL, ray) - processor(SMALL, other)
+    return {
+        "median of the rounds, %": round(statistics.median(rounds), 1),
+        "rounds, %": [round(each, 1) for each in rounds],
+        "processor ms a scan beside the network": round(1000 * beside, 1),
+        "of a scan by the embedded model, %": round(100 * beside / processor(EMBEDDED, other), 1),
+    }
+
+
+def _command(folder: Path, source: Path, arguments: list[str]) -> list[str]:
+    return [*COMMAND, str(source), "-o", str(folder / "out"), *arguments]
+
+
+def _run(folder: Path, source: Path, scans: int, commands: list[list[str]]) -> dict[str, float]:
+    """Run a cohort afresh; seconds a scan once it runs, and in all."""
+    shutil.rmtree(folder / "out", ignore_errors=True)
+    start = time.perf_counter()
+    running = [
+        subprocess.Popen(_command(folder, source, arguments), stdout=subprocess.DEVNULL)
+        for arguments in commands
+    ]
+    low, high = scans // 10, scans - scans // 10
+    marks: list[tuple[int, float, float]] = []
+    while any(process.poll() is None for process in running):
+        done = len(_outcomes(folder / "out"))
+        if done >= (low, high, scans + 1)[len(marks)]:
+            marks.append((done, time.perf_counter(), _busy()))
+        time.sleep(0.1)
+    whole = time.perf_counter() - start
+    codes = [process.returncode for process in running]
+    assert not any(codes) and len(marks) == 2, codes
+    (first, begin, idle), (last, end, busy) = marks
+    return {
+        SECONDS: (end - begin) / (last - first),
+        PROCESSOR: (busy - idle) / (last - first),
+        "whole seconds": whole,
+    }
+
+
+def _busy() -> float:
+    """Seconds that this machine's processors have worked, for whomever."""
+    user, nice, system = map(int, Path("/proc/stat").read_text().split()[1:4])
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
+
+
+def _killed(folder: Path, source: Path, scans: int) -> dict[str, Any]:
+    """A cohort by Ray whose worker and driver die; how often each scan was written, in all runs together."""
+    out = folder / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    command = _command(folder, source, KINDS["ray, two workers"][0])
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _wait(first, lambda: len(_outcomes(out)) >= scans // 4)
+    _kill_worker()
+    _wait(first, lambda: len(_outcomes(out)) >= scans // 2)
+    first.kill()
+    first.wait()
+    before = len(_outcomes(out))
+    done = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
+    counts = Counter(line["target"] for line in _outcomes(out) if line["status"] == "written")
+    found = standing(out)
+    assert done == 0 and found.done == scans and not found.left and not found.failed, found
+    times = Counter(counts.values())
+    assert max(times) == 1, "a scan was done twice"
+    return {
+        "done before the driver died": before,
+        "done": found.done,
+        "written once": times[1],
+        "whole, but not noted when the driver died": scans - len(counts),
+        "written more than once": len(counts) - times[1],
+    }
+
+
+def _outcomes(out: Path) -> list[dict[str, Any]]:
+    return [line for path in manifests(out) for line in lines(path) if line.get("status") in DONE]
+
+
+def _wait(process: subprocess.Popen[bytes], condition: Any) -> None:
+    while not condition():
+        assert process.poll() is None, "the cohort was done before anybody could die: give more --scans"
+        time.sleep(0.05)
+
+
+def _kill_worker() -> None:
+    """Kill one of Ray's actors."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "cmdline").read_bytes().startswith(b"ray::Worker"):
+                os.kill(int(process.name), signal.SIGKILL)
+                return
+    raise AssertionError("there is no worker")
+
+
+def _digest(out: Path) -> str:
+    """Of all SR scans and their names."""
+    found = "".join(f"{path.name} {sha256(path)}\n" for path in sorted(out.rglob("*.nii.gz")))
+    return hashlib.sha256(found.encode()).hexdigest()
+
+
+if __name__ == "__main__":
+    typer.run(main)

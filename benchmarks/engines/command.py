@@ -1,0 +1,310 @@
+"""`udean-bench`: what does each engine give on this machine, against PyTorch as a careful user runs it?
+
+The yardstick is the same network in eager float32 PyTorch behind MONAI's sliding window (peers/monai.py),
+with as many windows as ours, and by default in the same places. contest.py says who takes part and what a
+figure is, roofline.py how near each comes to what the machine can do.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import onnx
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ...export.graph import read, to_onnx
+from ...runtime.commands.common import sentences
+from ...runtime.cuda.device import Gpu, GpuError
+from ...runtime.errors import RunError
+from ...runtime.pipeline.tiling import OVERLAP, Tiling, tile_windows
+from ...runtime.system.files import atomic, write_json
+from ...trainer import checkpoint
+from .. import common
+from . import machine, page, roofline
+from .contest import PATH, WIDE, Contest, Models, Row, SpeedUp, agree, contenders, fitting, whole
+from .peers import monai
+
+QUICK, FULL = (112, 112, 9), (160, 160, 129)  # LR voxels, before they are fitted to the windows
+BUSY = 0.25  # processes that want each core before anything is measured, from which it is not quiet
+ENOUGH = 5  # turns: four leave one chance in eight that the median lies outside of their range
+
+
+def main() -> None:
+    with sentences("bench"):
+        typer.run(bench)
+
+
+def bench(
+    model: Annotated[
+        str,
+        typer.Option(help="embedded; paper or compact: that size, untrained; or a checkpoint."),
+    ] = "embedded",
+    shape: Annotated[
+        str | None, typer.Option(help="LR rows,columns,slices. (default: where both sides' windows coincide)")
+    ] = None,
+    overlap: Annotated[float, typer.Option(min=0.0, max=0.95, help="Least share of a window.")] = OVERLAP,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="(default: all cores)")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns after the warm-up; 5 or more to conclude.")] = 5,
+    engine: Annotated[
+        list[str] | None, typer.Option(help="Only rows whose name contains this; repeatable.")
+    ] = None,
+    peers: Annotated[bool, typer.Option("--peers", help="Buffered MONAI and TorchIO too.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A small volume, nothing compiled.")] = False,
+    compile_limit: Annotated[float, typer.Option(help="Seconds that torch.compile may take.")] = 300,
+    commands: Annotated[
+        int | None, typer.Option(min=0, help="Whole commands a row, file to file. (default: 3; quick: 1)")
+    ] = None,
+    scans: Annotated[int, typer.Option(min=1, help="Measure whole commands on so many scans, too.")] = 1,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Write the result. Of these three each may be a folder.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page that needs nothing besides itself.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write the roofline as PNG.")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Measure every engine that is here against the PyTorch path, on this machine, by turns."""
+    load, cores = machine.load(), common.cores()
+    gpu, asked = _gpu(device), _shape(shape) if shape else None
+    where, threads = f"cuda:{gpu.index}" if gpu else "cpu", threads or cores
+    times = (1 if quick else 3) if commands is None else commands
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with (
+        tempfile.TemporaryDirectory() as name,
+        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar,
+    ):
+        folder, task = Path(name), bar.add_task("Exporting the model", total=None)
+        models = _models(model, folder, gpu)
+        size = asked or fitting(QUICK if quick else FULL, models.card, overlap)
+        plan, volume = tile_windows(size, models.card, overlap), common.head(size)
+        who = contenders(models, where, threads, overlap, not quick, peers)
+        rows = [Row(c) for c in who if c.name == PATH or _wanted(c.name, engine)]
+
+        bar.update(task, description="Measuring the roofs of this machine")
+        roofs = _roofs(where, threads)
+        contest = Contest(rows, volume, folder, gpu, compile_limit)
+        bar.update(task, total=len(rows) * (repeats + 1))
+        contest.run(repeats, lambda text: bar.update(task, advance=1, description=text))
+        bar.update(task, total=None, description="Comparing with MONAI in the same windows")
+        agreement = agree(models, where, overlap)
+        measured = [row for row in rows if not row.failed]
+        bar.update(task, total=max(1, len(measured) * times), completed=0)
+        for row in measured if times else ():
+            bar.update(task, description=f"Whole command: {row.name}")
+            row.figures |= whole(row, volume, folder, times, scans)
+            bar.update(task, advance=times)
+        layers = _layers(models)
+
+    _place(measured, roofs, layers)
+    flop = {ours: sum(layer.flop for layer in these) for ours, these in layers.items()}
+    windows = {
+        "ours": len(plan),
+        "computed": {row.name: row.windows for row in measured},
+        **_places(plan),
+    }
+    clocks = {"processor": contest.mhz, "gpu": contest.gpu_mhz}
+    document: dict[str, Any] = {
+        **common.circumstances(["udean-bench", *sys.argv[1:]]),
+        "device": gpu.name if gpu else "cpu",
+        "threads": threads,
+        "mhz": {kind: [round(min(mhz)), round(max(mhz))] for kind, mhz in clocks.items() if mhz},
+        "load_before": round(load, 2),
+        "model": {
+            "name": models.card.name,
+            "parameters": models.card.parameters,
+            "window": list(models.card.window),
+            "gflop_a_window": round(flop[False] / 1e9, 4),
+            "gflop_a_window_deployed": round(flop[True] / 1e9, 4),
+        },
+        "shape": list(size),
+        "overlap": overlap,
+        "repeats": repeats,
+        "windows": windows,
+        "roofs": {
+            "gflops": {p: round(f / 1e9, 1) for p, f in roofs.flops.items()},
+            "copy_gb_per_s": round(roofs.copy / 1e9, 2),
+        },
+        "agreement": agreement,
+        "rows": [row.as_dict() for row in rows],
+        "warnings": warnings(rows, windows, load / cores, repeats),
+    }
+    reached: dict[str, Any] = {
+        r.name: (r.contender.precision, layers[r.ours], r.batch or 1, r.figures["gflops"] * 1e9)
+        for r in measured
+    }
+    title = f"{models.card.name} on {document['device'] if gpu else document['processor']}, {threads} threads"
+    picture = roofline.draw(roofs, reached, title)
+    _show(document)
+    if plot:
+        with atomic(_into(plot, document, ".png")) as file:
+            file.write(picture)
+    if json_path:
+        write_json(_into(json_path, document, ".json"), document)
+    if html:
+        with atomic(_into(html, document, ".html")) as file:
+            file.write(page.render(document, picture).encode())
+
+
+def warnings(rows: Sequence[Row], windows: dict[str, Any], load: float, repeats: int) -> list[str]:
+    """What a reader must know before he concludes. load: processes that wanted each core beforehand."""
+    found = []
+    if load > BUSY:
+        found.append(f"The machine was busy before anything was measured ({load:.1f} processes a core).")
+    if repeats < ENOUGH:
+        found.append(f"{repeats} turns are too few to conclude: use --repeats {ENOUGH} or more.")
+    if not windows["same_places"]:
+        found.append(
+            "MONAI lays its windows elsewhere in this shape, so that each voxel is a mean of others: compare "
+            "path_psnr in a shape where they coincide (leave out --shape)."
+        )
+    unequal = {name for name, count in windows["computed"].items() if count != windows["monai"]}
+    if unequal:
+        found.append(f"Not as many windows as MONAI: {', '.join(sorted(unequal))}; speed-ups are per window.")
+    for row in rows[1:]:
+        if not row.failed and (doubt := SpeedUp(**row.figures["speed_up"]).doubt):
+            found.append(f"{row.name}: {doubt}")
+    found += [f"{r.name}: {r.figures['command_failed']}" for r in rows if "command_failed" in r.figures]
+    path = rows[0].totals
+    if (max(path) - min(path)) / statistics.median(path) > WIDE:
+        found.append(
+            f"The PyTorch path itself took {min(path):.2f} to {max(path):.2f} s: the machine is busy."
+        )
+    return found
+
+
+def _wanted(name: str, engine: list[str] | None) -> bool:
+    return not engine or any(part.lower() in name.lower() for part in engine)
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    try:
+        rows, columns, slices = map(int, text.replace("x", ",").split(","))
+    except ValueError:
+        raise RunError(f"The shape '{text}' is not of the form 160,160,129.") from None
+    if min(rows, columns, slices) < 1:
+        raise RunError(f"A volume has at least one voxel along each axis, not {text}.")
+    return rows, columns, slices
+
+
+def _gpu(device: str) -> Gpu | None:
+    """The GPU asked for, or, for "auto", that there is."""
+    if device == "cpu":
+        return None
+    name, _, number = device.partition(":")
+    if name not in ("auto", "cuda") or (number and not number.isdecimal()):
+        raise RunError(f"Device '{device}' is not one of auto, cpu, cuda, cuda:N.")
+    try:
+        return Gpu(int(number or 0))
+    except GpuError:
+        if name == "auto":
+            return None
+        raise
+
+
+def _models(model: str, folder: Path, gpu: Gpu | None) -> Models:
+    if model == "embedded":
+        files = common.embedded(folder)
+    elif model in common.PRESETS:
+        files = common.model(folder, model)
+    elif Path(model).is_file():
+        files = common.trained(Path(model), folder)
+    else:
+        raise RunError(f"The model '{model}' is neither embedded, paper, compact, nor a checkpoint's file.")
+    checkpoint, full, half = files
+    card = read(full)[1]
+    plan = half.with_suffix(".plan")  # absent: its row will say so
+    if gpu:
+        from ...export.trt_build import BuildOptions
+        from ...export.trt_plan import Sizes, build_plan, check_host
+
+        try:
+            check_host()
+            windows = card.window, card.window, card.window
+            plan = build_plan(half, folder, Sizes((1, 16, 64), windows), BuildOptions()).path
+        except RunError as error:
+            typer.echo(f"No TensorRT: {error}", err=True)
+    return Models(checkpoint.stem, checkpoint, full, half, card, plan)
+
+
+def _roofs(device: str, threads: int) -> roofline.Roofs:
+    """In a process of its own, whose threads then do not stay."""
+    command = [sys.executable, "-m", roofline.__name__, "--device", device, "--threads", str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RunError(f"The machine's roofs cannot be measured: {done.stderr.strip().splitlines()[-1]}")
+    return roofline.Roofs(**json.loads(done.stdout))
+
+
+def _places(plan: Tiling) -> dict[str, Any]:
+    """How many windows MONAI lays, and whether in the same places."""
+    theirs = monai.starts(plan)
+    ours = [axis.starts for axis in (plan.rows, plan.columns, plan.slices)]
+    count = 1
+    for axis in theirs:
+        count *= len(axis)
+    return {"monai": count, "same_places": theirs == ours}
+
+
+def _layers(models: Models) -> dict[bool, list[roofline.Layer]]:
+    """What a window takes the runtime (True), and whoever runs the network as it was trained."""
+    network, card = checkpoint.load_generator(models.checkpoint)
+    trained = to_onnx(network, card.slab[0], half=False)
+    graphs = {True: onnx.load(models.full), False: trained}
+    return {ours: roofline.convolutions(graph, *card.window) for ours, graph in graphs.items()}
+
+
+def _place(
+    rows: Sequence[Row], roofs: roofline.Roofs, layers: Mapping[bool, Sequence[roofline.Layer]]
+) -> None:
+    """Operations per second in the network, and the share of what the machine can do."""
+    for row in rows:
+        precision, own = row.contender.precision, layers[row.ours]
+        rate = sum(layer.flop for layer in own) * row.windows / statistics.median(row.networks)
+        row.figures |= {
+            "gflops": round(rate / 1e9, 1),
+            "share_of_peak": round(rate / roofs.flops[precision], 3),
+            "share_of_attainable": round(rate / roofs.attainable(own, precision, row.batch or 1), 3),
+            "outside_network": round(1 - statistics.median(row.networks) / statistics.median(row.totals), 4),
+        }
+
+
+def _into(path: Path, document: dict[str, Any], suffix: str) -> Path:
+    """The file, or, of a folder, one in it that is named for model, shape and device."""
+    if path.suffix:
+        return path
+    device = document["device"]
+    if device == "cpu":  # "Intel(R) Xeon(R) Processor (avx2, avx512f)" is an Intel Xeon
+        processor = re.sub(r"\((R|TM)\)|\bProcessor\b|\bCPU\b|@.*| \(.*", "", document["processor"])
+        device = f"{processor} {document['threads']} threads"
+    shape = "x".join(map(str, document["shape"]))
+    return path / (common.slug(f"bench {document['model']['name']} {shape} {device}") + suffix)
+
+
+def _show(document: dict[str, Any]) -> None:
+    """The table, what it was measured on, and what to beware of."""
+    console = Console()
+    if not console.is_terminal:  # a file or a log has room
+        console = Console(width=160)
+    table = Table(*page.HEADS, title=page.title(document))
+    for row in document["rows"]:
+        table.add_row(*page.cells(row))
+    console.print(table)
+    print(page.caption(document))
+    for text in [*page.failures(document), *(f"Warning: {text}" for text in document["warnings"])]:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,346 @@
+"""Who is measured, and how: all resolve the same volume by turns, each in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from ...runtime.cuda.device import Gpu
+from ...runtime.engines.choose import choose_engine
+from ...runtime.models.card import ModelCard
+from ...runtime.pipeline.tiling import profile, tile_windows
+from ...runtime.resolver import SuperResolver
+from ...runtime.system.files import read_json
+from ...trainer.machine import processor_has_bf16
+from .. import common
+from . import machine
+from .worker import Contender, Failed, Worker
+
+PATH = "PyTorch path fp32"  # the yardstick's row
+WIDE = 0.2  # spread of a speed-up, over its median, from which it says little
+OPENING = 900.0  # seconds that opening an engine may take, and the first volume
+
+
+@dataclass(frozen=True)
+class Models:
+    """One network as a checkpoint, in ONNX of both precisions, and as a TensorRT plan (a GPU's)."""
+
+    name: str
+    checkpoint: Path
+    full: Path
+    half: Path
+    card: ModelCard
+    plan: Path
+
+
+@dataclass(frozen=True)
+class SpeedUp:
+    """Ratios of one turn each: the median, and the least and largest.
+
+    Between these two lies the true median with probability 1 - 2^(1 - n) for n turns: 94 % for 5.
+    """
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, path: Sequence[float], ours: Sequence[float]) -> SpeedUp:
+        """Of the seconds of both, turn by turn."""
+        ratios = [p / o for p, o in zip(path, ours, strict=True)]
+        return cls(statistics.median(ratios), min(ratios), max(ratios))
+
+    @property
+    def doubt(self) -> str:
+        """Why nothing can be concluded; empty where something can."""
+        between = f"{self.low:.2f} to {self.high:.2f} times as fast as the PyTorch path"
+        if (self.high - self.low) / self.median > WIDE:
+            return f"{between}: too wide to conclude; close other programs, or use more --repeats."
+        if self.low < 1 < self.high:
+            return f"{between}: no difference can be told."
+        return ""
+
+
+@dataclass
+class Row:
+    """A contender and what was measured. failed: why there is nothing. Seconds: one of each turn.
+
+    windows: that the network saw. figures: the rest, by the names in the JSON.
+    """
+
+    contender: Contender
+    failed: str = ""
+    what: str = ""
+    batch: int | None = None
+    totals: list[float] = field(default_factory=list)
+    networks: list[float] = field(default_factory=list)
+    windows: int = 0
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.contender.name
+
+    @property
+    def ours(self) -> bool:
+        return self.contender.kind == "udean"
+
+    def as_dict(self) -> dict[str, Any]:
+        """As the JSON has it: medians, and the seconds of each turn."""
+        who = self.contender
+        head = {"name": who.name, "kind": who.kind, "precision": who.precision}
+        if self.failed:
+            return {**head, "failed": self.failed}
+        return {
+            **head,
+            "what": self.what,
+            "batch": self.batch,
+            "windows": self.windows,
+            "seconds": statistics.median(self.totals),
+            "network_seconds": statistics.median(self.networks),
+            "seconds_of_all": self.totals,
+            "network_seconds_of_all": self.networks,
+            **self.figures,
+        }
+
+
+def contenders(
+    models: Models, device: str, threads: int, overlap: float, compiled: bool, peers: bool
+) -> list[Contender]:
+    """The rows, the yardstick first."""
+    cuda, low = device != "cpu", "bf16" if device == "cpu" else "fp16"
+    common_fields: dict[str, Any] = {"device": device, "threads": threads, "overlap": overlap}
+
+    def path(name: str, precision: str, kind: Any = "monai", **more: Any) -> Contender:
+        return Contender(name, kind, str(models.checkpoint), precision=precision, **common_fields, **more)
+
+    def udean(library: str, precision: str, model: Path, choose: str = "auto") -> Contender:
+        name = f"{library} {precision}"
+        fields = {**common_fields, "precision": precision, "library": choose}
+        return Contender(name, "udean", str(model), **fields)
+
+    rows = [path(PATH, "fp32"), path(f"PyTorch path {low} autocast", low)]
+    if compiled:
+        rows += [path(f"PyTorch path {p} compiled", p, compiled=True) for p in ("fp32", low)]
+    rows += [udean("torch", p, models.checkpoint) for p in ("fp32", low)]
+    graphs = (("fp32", models.full), ("fp16", models.half))
+    rows += [udean("onnxruntime", p, m, "auto" if cuda else "onnxruntime") for p, m in graphs]
+    if cuda:
+        rows.append(udean("tensorrt", "fp16", models.plan))
+    else:
+        rows += [udean("openvino", p, models.full, "openvino") for p in ("fp32", "bf16")]
+    if peers:
+        rows += [
+            path("MONAI buffered", "fp32", "monai buffered"),
+            path("MONAI buffered, output folded", "fp32", "monai folded"),
+            path("TorchIO as documented", "fp32", "torchio documented"),
+            path("TorchIO, locations doubled", "fp32", "torchio doubled"),
+        ]
+    return rows
+
+
+def fitting(near: tuple[int, int, int], card: ModelCard, overlap: float) -> tuple[int, int, int]:
+    """The shape nearest to one where MONAI's windows and ours coincide: whole steps, none shifted."""
+    sizes = []
+    for size, window in zip(near, (*card.window, card.slab[0]), strict=True):
+        step = max(1, int(window * (1 - overlap) + 1e-9))
+        sizes.append(window + max(1, round((size - window) / step)) * step)
+    return sizes[0], sizes[1], sizes[2]
+
+
+class Contest:
+    """Opens every row's process, lets all resolve the volume by turns, and measures what they made."""
+
+    def __init__(
+        self, rows: Sequence[Row], volume: NDArray[Any], folder: Path, gpu: Gpu | None, compile_limit: float
+    ) -> None:
+        self.rows, self._folder, self._limit = rows, folder, compile_limit
+        self._volume = folder / "volume.npy"
+        np.save(self._volume, volume)
+        self._gpu = machine.GpuMonitor(gpu.cuda.Device(gpu.index).pci_bus_id()) if gpu else None
+        self.mhz: list[float] = []
+
+    @property
+    def gpu_mhz(self) -> list[float]:
+        return self._gpu.mhz if self._gpu else []
+
+    def run(self, turns: int, tell: Callable[[str], None]) -> None:
+        """tell: what is done, `turns` + 1 times a row. Raises Failed where the yardstick does."""
+        workers: dict[str, Worker] = {}
+        try:
+            for row in self.rows:
+                self._open(row, workers, tell)
+            for turn in range(turns):
+                for row in self.rows:
+                    if row.name in workers:
+                        self._turn(row, workers)
+                        self.mhz += machine.clocks()
+                    tell(f"Turn {turn + 1}: {row.name}")
+            self._judge(workers)
+        finally:
+            for worker in workers.values():
+                worker.close()
+            if self._gpu:
+                self._gpu.close()
+
+    def _open(self, row: Row, workers: dict[str, Worker], tell: Callable[[str], None]) -> None:
+        tell(f"Opening {row.name}")
+        who = row.contender
+        if who.compiled:  # a batch size that was right without it spares a compilation for each
+            who = row.contender = dataclasses.replace(who, batch=self.rows[0].batch)
+        try:
+            if who.precision == "bf16" and not processor_has_bf16():
+                raise Failed("This processor computes bfloat16 by way of float32, many times as slowly.")
+            with self._watch(row.name):
+                worker = Worker(who, self._volume, self._limit if who.compiled else OPENING)
+            workers[row.name] = worker
+            row.what, row.batch = worker.opened["what"], worker.opened["batch"]
+        except Failed as error:
+            self._fail(row, error, workers)
+
+    def _turn(self, row: Row, workers: dict[str, Worker]) -> None:
+        try:
+            with self._watch(row.name):
+                found = workers[row.name].run()
+        except Failed as error:
+            self._fail(row, error, workers)
+            return
+        row.totals.append(round(found["total"], 4))
+        row.networks.append(round(found["network"], 4))
+        row.windows = int(found["windows"])
+
+    def _fail(self, row: Row, error: Failed, workers: dict[str, Worker]) -> None:
+        if row is self.rows[0]:
+            raise Failed(f"The yardstick, {row.name}, cannot be measured: {error}") from error
+        row.failed = str(error)
+        if worker := workers.pop(row.name, None):
+            worker.close()
+
+    def _watch(self, name: str) -> Any:
+        return self._gpu.watch(name) if self._gpu else contextlib.nullcontext()
+
+    def _judge(self, workers: dict[str, Worker]) -> None:
+        """Speed-up, memory, and the deviation from float32 of the same windows and weights."""
+        path, results = self.rows[0], {}
+        for n, row in enumerate(row for row in self.rows if row.name in workers):
+            worker = workers[row.name]
+            # Per window, should the numbers differ: the runtime leaves out what is constant.
+            seconds = [[t / r.windows for t in r.totals] for r in (path, row)]
+            row.figures["speed_up"] = dataclasses.asdict(SpeedUp.of(*seconds))
+            memory = worker.memory()
+            row.figures["host_mb"] = round(memory["peak"] / 1e6, 1)
+            row.figures["host_mb_over_ready"] = round((memory["peak"] - memory["ready"]) / 1e6, 1)
+            if self._gpu and (peak := self._gpu.peak(row.name)) is not None:
+                row.figures["device_mb"] = round(peak / 1e6, 1)
+            # The runtime gives magnitudes no negative voxels; hold the others to the same.
+            results[row.name] = np.maximum(worker.save(self._folder / f"sr-{n}.npy"), 0)
+        full = [r for r in self.rows if r.name in results and r.contender.precision == "fp32"]
+        exact = next((row for row in full if row.ours), path)
+        for row in self.rows:
+            if row.name in results:
+                reference = exact if row.ours else path
+                row.figures["against"] = reference.name
+                row.figures |= _deviation(results[row.name], results[reference.name])
+                row.figures["path_psnr"] = _deviation(results[row.name], results[path.name])["psnr"]
+
+
+def _deviation(found: NDArray[Any], wanted: NDArray[Any]) -> dict[str, float | None]:
+    """PSNR in dB, None where nothing differs, and the largest error over the wanted range."""
+    measured = common.deviation(found, wanted)
+    return {
+        "psnr": None if measured["psnr"] == float("inf") else measured["psnr"],
+        "largest_error": measured["largest"],
+    }
+
+
+def agree(models: Models, device: str, overlap: float) -> dict[str, Any]:
+    """Do MONAI and the runtime agree, in float32, where windows coincide? Two windows along each axis.
+
+    "own_weights": MONAI's gaussian. "same_weights": ours, by its `process_fn`: what is left is rounding.
+    """
+    from .peers.monai import MonaiPath
+    from .peers.network import TorchNetwork
+
+    (rows, columns), slices = models.card.window, models.card.slab[0]
+    shape = fitting((2 * rows - 1, 2 * columns - 1, 2 * slices - 1), models.card, overlap)
+    volume, plan = common.head(shape), tile_windows(shape, models.card, overlap)
+    engine = choose_engine(models.checkpoint, device, "fp32", None, "auto")
+    ours = SuperResolver(engine, overlap=overlap)(volume, dtype="float32")
+    axes = (plan.rows, plan.columns, plan.slices)
+    weights = [profile(a.window, a.scale, models.card.grid, "gaussian") for a in axes]
+    same = np.einsum("i,j,k->ijk", *weights).astype(np.float32)
+    network, found = TorchNetwork(models.checkpoint, device), {}
+    for name, given in (("own_weights", None), ("same_weights", same)):
+        path = MonaiPath(network, plan, batch=4, weights=given)
+        found[name] = _deviation(np.maximum(path(volume), 0), ours)
+        assert sum(network.batches) == len(plan)
+    return {"shape": list(shape), "windows": len(plan), **found}
+
+
+def whole(row: Row, volume: NDArray[Any], folder: Path, times: int, scans: int) -> dict[str, Any]:
+    """Seconds of a whole command from .nii.gz to .nii.gz, interpreter and imports included.
+
+    `udean-run` for the runtime, peers/monai.py for the PyTorch path. With more than one scan also what each
+    further one takes of a folder, and of the runtime's commands how many times as long as their network they
+    take, as their sidecars have it. Empty for rows that no command stands for.
+    """
+    who = row.contender
+    if who.compiled or who.kind not in ("udean", "monai"):
+        return {}
+    source, out = folder / "scans", folder / "out"
+    source.mkdir(exist_ok=True)
+    first = source / "0.nii.gz"
+    if not first.exists():
+        image = nib.Nifti1Image(volume, np.diag([1, 1, 2, 1]))
+        nib.save(image, first)
+        for n in range(1, scans):
+            (source / f"{n}.nii.gz").write_bytes(first.read_bytes())
+    settings = ["--device", who.device, "--precision", who.precision, "--overlap", who.overlap]
+    if who.kind == "udean":
+        module = "udean.runtime.commands.run"
+        settings += ["--threads", who.threads, "--engine", who.model, "--library", who.library]
+        settings += ["--overwrite", "-o", out]
+    else:
+        module = "udean.benchmarks.engines.peers.monai"
+        settings += ["--threads", who.threads, "--batch", row.batch]
+        scans = 1
+
+    def seconds(what: Path) -> float:
+        files = [what] if who.kind == "udean" else [who.model, what, folder / "sr.nii.gz"]
+        command = [sys.executable, "-m", module, *map(str, [*settings, *files])]
+        start = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise Failed(f"{module} failed: {done.stderr.strip().splitlines()[-1]}")
+        return time.perf_counter() - start
+
+    def over_network(command: float) -> float:
+        timings = read_json(out / "0_sr.json")["udean"]["timings"]
+        return command / timings["network"]
+
+    try:
+        commands, ratios = [], []
+        for _ in range(times):
+            commands.append(seconds(first))
+            ratios += [over_network(commands[-1])] if who.kind == "udean" else []
+        one = statistics.median(commands)
+        found: dict[str, Any] = {"command_seconds": round(one, 3)}
+        if ratios:
+            found["command_over_network"] = round(statistics.median(ratios), 4)
+        if scans > 1:
+            found["folder_seconds_a_scan"] = round((seconds(source) - one) / (scans - 1), 4)
+    except Failed as error:
+        return {"command_failed": str(error)}
+    return found

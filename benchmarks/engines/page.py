@@ -1,0 +1,95 @@
+"""A result of `udean-bench` for people: the cells of its table, and one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from typing import Any
+
+from ...runtime.view.report import STYLE
+
+HEADS = (
+    "engine", "network GFLOP/s", "of the GEMM's", "s a volume", "speed-up (least to largest)",
+    "whole command s", "host MB", "GPU MB", "PSNR to fp32, dB", "largest error",
+)  # fmt: skip
+
+
+def cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """A row as texts; what was not measured is a dash."""
+    if "failed" in row:
+        return row["name"], "failed", *[""] * (len(HEADS) - 2)
+    speed = row["speed_up"]
+    first = row["name"] == row["against"] and row["kind"] == "monai"
+    return (
+        row["name"],
+        f"{row['gflops']:.0f}",
+        f"{row['share_of_peak']:.0%}",
+        f"{row['seconds']:.3f}",
+        "1" if first else f"{speed['median']:.2f} ({speed['low']:.2f} to {speed['high']:.2f})",
+        _text(row.get("command_seconds"), "{:.2f}"),
+        _text(row.get("host_mb"), "{:.0f}"),
+        _text(row.get("device_mb"), "{:.0f}"),
+        "itself" if row["name"] == row["against"] else _text(row["psnr"], "{:.1f}", "equal"),
+        f"{row['largest_error']:.1e}",
+    )
+
+
+def title(document: dict[str, Any]) -> str:
+    model, shape = document["model"], " x ".join(map(str, document["shape"]))
+    device = document["processor"] if document["device"] == "cpu" else document["device"]
+    return f"{model['name']}, {shape} voxels, {device}, {document['threads']} threads"
+
+
+def failures(document: dict[str, Any]) -> list[str]:
+    """Rows without figures, and why, in the words of the library that refused."""
+    return [f"{row['name']} failed: {row['failed']}" for row in document["rows"] if "failed" in row]
+
+
+def caption(document: dict[str, Any]) -> str:
+    """What the figures rest on, in words."""
+    windows, roofs, agreement = (document[name] for name in ("windows", "roofs", "agreement"))
+    peaks = ", ".join(f"{name} {value:.0f}" for name, value in roofs["gflops"].items())
+    clocks = ", ".join(f"{name} {low} to {high} MHz" for name, (low, high) in document["mhz"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
+    places = "the same" if windows["same_places"] else "other"
+    same, own = (_text(agreement[f"{of}_weights"]["psnr"], "{:.1f} dB", "equality") for of in ("same", "own"))
+    trained = document["model"]["gflop_a_window"]
+    deployed = document["model"].get("gflop_a_window_deployed", trained)  # older results have one
+    return (
+        f"{windows['ours']} windows, MONAI {windows['monai']}, in {places} places; "
+        f"{trained} GFLOP a window as trained, {deployed} as deployed; median of "
+        f"{document['repeats']} turns.\n"
+        f"Measured roofs: {peaks} GFLOP/s, copy {roofs['copy_gb_per_s']} GB/s. "
+        f"Clocks: {clocks or 'not told'}; load before {document['load_before']}.\n"
+        f"fp32 against MONAI where windows coincide: {same} with the same weights, {own} with MONAI's own "
+        f"gaussian, which lies on the LR grid and is cut off from below.\n"
+        f"{document['processor']}, {document['cores']} cores; Python {document['python']}, {versions}."
+    )
+
+
+def render(document: dict[str, Any], roofline: bytes) -> str:
+    """The page. roofline: a PNG."""
+    lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in cells(row)) for row in document["rows"]]
+    rows = "".join(f"<tr>{line}</tr>" for line in lines)
+    heads = "".join(f"<th>{html.escape(head)}</th>" for head in HEADS)
+    notes = [("failed", text) for text in failures(document)]
+    notes += [("warning", text) for text in document["warnings"]]
+    beware = "".join(f"<p class='{kind}'>{html.escape(text)}</p>" for kind, text in notes)
+    told = html.escape(caption(document)).replace("\n", "<br>")
+    picture = base64.b64encode(roofline).decode()
+    figures = html.escape(json.dumps(document, indent=2))
+    return (
+        "<!doctype html><html lang='en'><meta charset='utf-8'><title>udean-bench</title>"
+        f"<style>{STYLE}img{{max-width:100%}}</style><body><h1>{html.escape(title(document))}</h1>"
+        f"<p>Against the same network in PyTorch behind MONAI's sliding window, by turns. "
+        f"<code>{html.escape(document['command'])}</code>, {document['date']}.</p>{beware}"
+        f"<table><tr>{heads}</tr>{rows}</table><p>{told}</p>"
+        f"<h2>Roofline</h2><img alt='roofline' src='data:image/png;base64,{picture}'>"
+        f"<details><summary>All figures (JSON)</summary><pre>{figures}</pre></details>"
+        "</body></html>\n"
+    )
+
+
+def _text(value: float | None, form: str, none: str = "–") -> str:
+    return none if value is None else form.format(value)

@@ -1,0 +1,194 @@
+"""How near does a network come to what the machine can do?
+
+    python -m udean.benchmarks.engines.roofline [--device cuda] [--threads 2]     prints the machine's roofs
+
+Two roofs, measured: arithmetic by a large matrix product in the same precision (the best of the libraries
+that are here), traffic by copying an array that no cache holds. Below them lies the network: each of its
+convolutions takes at least the longer of its arithmetic at the one and its traffic at the other. Williams,
+Waterman and Patterson, "Roofline", CACM 52(4), 2009.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import importlib.util
+import io
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+import typer
+
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution: operations (a multiplication and an addition are two) and values in, out and learned."""
+
+    flop: float
+    values: int
+    weights: int
+
+
+@dataclass(frozen=True)
+class Roofs:
+    """What a machine can do. flops: operations per second by precision. copy: bytes per second, both ways."""
+
+    flops: dict[str, float]
+    copy: float
+
+    def attainable(self, layers: Sequence[Layer], precision: str, batch: int) -> float:
+        """Operations per second at most, where every convolution reads and writes memory once.
+
+        Activations, additions and scaling are counted as fused. Caches spare traffic, so a network whose
+        layers fit into them may pass the traffic's roof; the arithmetic's stands.
+        """
+        size, peak = BYTES[precision], self.flops[precision]
+        seconds = sum(
+            max(batch * a.flop / peak, size * (batch * a.values + a.weights) / self.copy) for a in layers
+        )
+        return batch * sum(a.flop for a in layers) / seconds
+
+
+def convolutions(model: onnx.ModelProto, rows: int, columns: int) -> list[Layer]:
+    """The convolutions of an ONNX model for one window of this size, sizes by ONNX's own shape inference."""
+    graph = copy.deepcopy(model)
+    dims = graph.graph.input[0].type.tensor_type.shape.dim
+    for dim, size in zip((dims[0], dims[2], dims[3]), (1, rows, columns), strict=True):
+        dim.Clear()
+        dim.dim_value = size
+    del graph.graph.value_info[:]  # of the dynamic sizes: inferred again
+    for value in graph.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    graph = onnx.shape_inference.infer_shapes(graph, strict_mode=True, data_prop=True).graph
+    shapes = {
+        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
+        for v in (*graph.input, *graph.value_info, *graph.output)
+    }
+    shapes |= {w.name: list(w.dims) for w in graph.initializer}
+    layers = []
+    for node in graph.node:
+        if node.op_type == "Conv":
+            source, weight, target = (math.prod(shapes[n]) for n in (*node.input[:2], node.output[0]))
+            # Each output value is a sum over input channels (of its group) and the kernel.
+            terms = weight // shapes[node.input[1]][0]
+            layers.append(Layer(2.0 * target * terms, source + target, weight))
+    return layers
+
+
+def intensity(layers: Sequence[Layer], precision: str, batch: int) -> float:
+    """Operations per byte of the whole network, layer by layer."""
+    traffic = sum(batch * a.values + a.weights for a in layers) * BYTES[precision]
+    return batch * sum(a.flop for a in layers) / traffic
+
+
+def measure(device: str = "cpu", threads: int | None = None) -> Roofs:
+    """Measure the machine's roofs: a few seconds."""
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    cuda = device != "cpu"
+    torch.backends.cuda.matmul.allow_tf32 = False
+    precisions = {
+        "fp32": torch.float32,
+        "fp16" if cuda else "bf16": torch.float16 if cuda else torch.bfloat16,
+    }
+    wait: Callable[[], Any] = (lambda: torch.cuda.synchronize(device)) if cuda else (lambda: None)
+    n = 8192 if cuda else 2048
+    flops = {}
+    for name, dtype in precisions.items():
+        a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+        product = torch.empty_like(a)
+        flops[name] = 2 * n**3 / _seconds(lambda a=a, b=b, c=product: torch.mm(a, b, out=c), wait)
+    if not cuda:
+        if importlib.util.find_spec("openvino"):
+            for name, seconds in _openvino(n, tuple(flops), threads).items():
+                flops[name] = max(flops[name], 2 * n**3 / seconds)
+        # Processors without half-precision arithmetic compute such graphs in float32.
+        flops["fp16"] = flops["fp32"]
+    size = 1 << 30 if cuda else 1 << 28  # bytes: many times the largest cache
+    source = torch.ones(size // 4, device=device)
+    target = torch.empty_like(source)
+    return Roofs(flops, 2 * size / _seconds(lambda: target.copy_(source), wait))
+
+
+def _seconds(work: Callable[[], Any], wait: Callable[[], Any], budget: float = 1.0) -> float:
+    """The least time of a call: a roof is what is possible, not what is usual."""
+    found: list[float] = []
+    started = time.perf_counter()
+    while len(found) < 4 or (time.perf_counter() - started < budget and len(found) < 100):
+        start = time.perf_counter()
+        work()
+        wait()
+        found.append(time.perf_counter() - start)
+    return min(found[1:])
+
+
+def _openvino(n: int, precisions: Sequence[str], threads: int | None) -> dict[str, float]:
+    """Seconds of a matrix product by OpenVINO, the second factor constant like a layer's weights."""
+    import numpy as np
+
+    ov: Any = importlib.import_module("openvino")
+    ops: Any = importlib.import_module("openvino.opset13")
+
+    a, b = np.random.default_rng(0).random((2, n, n), np.float32)
+    left = ops.parameter([n, n], np.float32)
+    model = ov.Model([ops.matmul(left, ops.constant(b), False, False)], [left])
+    found = {}
+    for precision in precisions:
+        settings = {"INFERENCE_PRECISION_HINT": {"fp32": "f32"}.get(precision, precision)}
+        if threads:
+            settings["INFERENCE_NUM_THREADS"] = str(threads)
+        request = ov.Core().compile_model(model, "CPU", settings).create_infer_request()
+        found[precision] = _seconds(
+            lambda r=request: r.infer([a], share_inputs=True, share_outputs=True), int
+        )
+    return found
+
+
+def draw(roofs: Roofs, reached: dict[str, tuple[str, Sequence[Layer], int, float]], title: str) -> bytes:
+    """A PNG: roofs, and each engine's (precision, layers, batch, operations per second) where these lie."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    places = [intensity(layers, p, batch) for p, layers, batch, _ in reached.values()] or [100.0]
+    low, high = min(*places, 10.0) / 4, max(*places, 10.0) * 4
+    used = {p for p, *_ in reached.values()}
+    colours = {"fp32": "tab:blue", "bf16": "tab:orange", "fp16": "tab:green"}
+    for precision in (p for p in roofs.flops if p in used):
+        peak = roofs.flops[precision]
+        knee = peak / roofs.copy
+        label = f"{precision}: {peak / 1e9:.0f} GFLOP/s"
+        xs = [low, max(low, knee), high]
+        ys = [min(peak, x * roofs.copy) / 1e9 for x in xs]
+        axes.loglog(xs, ys, color=colours[precision], label=label)
+    for marker, (name, (precision, layers, batch, rate)) in zip(
+        "osD^v<>PX*hp" * 4, reached.items(), strict=False
+    ):
+        place = intensity(layers, precision, batch)
+        axes.loglog([place], [rate / 1e9], marker, color=colours[precision], label=name, markersize=7)
+    axes.set(xlabel="operations per byte", ylabel="GFLOP/s", title=title)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    png = io.BytesIO()
+    figure.savefig(png, dpi=120, format="png")
+    return png.getvalue()
+
+
+def main(device: str = "cpu", threads: int | None = None) -> None:
+    roofs = measure(device, threads)
+    print(json.dumps({"flops": roofs.flops, "copy": roofs.copy}))
+
+
+if __name__ == "__main__":
+    typer.run(main)

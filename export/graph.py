@@ -1,0 +1,165 @@
+"""From a network to an ONNX file: one self-contained, deterministic, self-describing file.
+
+The graph holds the LR encoder and the SR decoder and nothing else. Its precision is written in it: every
+tensor has the type in which it is computed, so engines need no flags. No external data, no stack traces.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+from google.protobuf.message import DecodeError, Message
+
+from ..runtime.errors import RunError
+from ..runtime.models.card import METADATA_KEY, ModelCard
+from ..runtime.system.files import atomic
+from .errors import ExportError
+
+if TYPE_CHECKING:
+    from ..trainer.nets.generators import SuperResolution
+
+# The opset in which PyTorch's exporter itself writes; any other one passes through a version converter.
+# It has all that the network needs; ONNX Runtime since 1.14 and TensorRT since 10.0 (opsets 9-20) read it.
+OPSET = 18
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A fixed input: batch, rows and columns (LR voxels)."""
+
+    batch: int
+    rows: int
+    columns: int
+
+
+def to_onnx(
+    network: SuperResolution, slab: int, *, half: bool, shape: Shape | None = None
+) -> onnx.ModelProto:
+    """The network as a checked ONNX graph, `lr` (N, slab, H, W) to `sr`; the network is left as it is.
+
+    half: float16 weights, activations, input and output, with the float32 islands that the network has.
+    shape: fixed N, H, W; without it all three are dynamic.
+    """
+    import torch
+
+    network = copy.deepcopy(network).eval()
+    network = network.half() if half else network.float()
+    # Batch 2 and unequal sides: the exporter takes a 1 for a constant, and equal sizes for one symbol.
+    size = shape or Shape(2, 32, 40)
+    example = torch.zeros(
+        size.batch, slab, size.rows, size.columns, dtype=torch.float16 if half else torch.float32
+    )
+    with warnings.catch_warnings(), _quiet("torch.onnx"):
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            network,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            external_data=False,
+            input_names=["lr"],
+            output_names=["sr"],
+            dynamic_shapes=None if shape else ({0: "batch", 2: "rows", 3: "columns"},),
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    _strip(model)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def serialize(model: onnx.ModelProto, card: ModelCard) -> bytes:
+    """The model with its card as bytes; equal models and cards are equal bytes."""
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, {METADATA_KEY: card.to_json()})
+    return model.SerializeToString(deterministic=True)
+
+
+def write(contents: bytes, path: Path) -> None:
+    """Write a file atomically. Raises ExportError if the folder does not allow it."""
+    try:
+        with atomic(path) as file:
+            file.write(contents)
+    except RunError as error:
+        raise ExportError(f"{error} Choose another folder with -o.") from None
+
+
+def read(path: Path) -> tuple[onnx.ModelProto, ModelCard]:
+    """A model and its card. Raises ExportError or CardError if the file is no model of this toolkit."""
+    try:
+        model = onnx.load(path)
+    except FileNotFoundError:
+        raise ExportError(f"There is no model {path}.") from None
+    except OSError as error:
+        raise ExportError(f"{path} cannot be read: {error.strerror}.") from None
+    except DecodeError:
+        raise ExportError(f"{path} is no ONNX model, or damaged: export it again.") from None
+    props = {p.key: p.value for p in model.metadata_props}
+    card = ModelCard.from_json(props.get(METADATA_KEY, ""), str(path))
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    newest = onnx.defs.onnx_opset_version()
+    if not OPSET <= opset <= newest:
+        raise ExportError(
+            f"{path} uses ONNX opset {opset}; this version of udean handles {OPSET} to {newest}: "
+            "export the checkpoint again."
+        )
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except UnicodeDecodeError:  # the checker quotes damaged names
+        raise ExportError(f"{path} is damaged: export it again.") from None
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ExportError(f"{path} is no valid ONNX model ({reason}): export it again.") from None
+    ends = [(v.name, len(v.type.tensor_type.shape.dim)) for v in (*model.graph.input, *model.graph.output)]
+    if ends != [("lr", 4), ("sr", 4)]:
+        raise ExportError(f"{path} has not the one input 'lr' and output 'sr' of a udean model.")
+    return model, card
+
+
+def fixed_size(model: onnx.ModelProto) -> tuple[int, int, int] | None:
+    """The only input size (N, H, W) of a graph, None where any of them is dynamic."""
+    n, _, h, w = (d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim)
+    return (n, h, w) if n and h and w else None
+
+
+def type_name(element: int) -> str:
+    """ONNX's name of an element type, such as "float16" for 10."""
+    return onnx.TensorProto.DataType.Name(element).lower()  # type: ignore[arg-type]
+
+
+def _strip(message: Message) -> None:
+    """Remove what the exporter notes about its run: stack traces with local paths, Python names."""
+    for field in ("metadata_props", "doc_string"):
+        if field in message.DESCRIPTOR.fields_by_name:
+            message.ClearField(field)
+    for child in _children(message):
+        _strip(child)
+
+
+def _children(message: Message) -> Iterator[Message]:
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            repeated: Any = value if field.is_repeated else (value,)
+            yield from repeated
+
+
+class _quiet:
+    """Only errors of a logger are heard inside this block; the exporter tells of libraries we do not use."""
+
+    def __init__(self, name: str) -> None:
+        self.logger = logging.getLogger(name)
+
+    def __enter__(self) -> None:
+        self.level = self.logger.level
+        self.logger.setLevel(logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        self.logger.setLevel(self.level)

@@ -1,0 +1,376 @@
+"""The command `udean-run`: super-resolution of scans, folders and patterns."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import math
+import os
+import signal
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..cluster import ADDRESS, Cluster
+from ..dicom.jobs import Format
+from ..errors import RunError
+from ..job import Job
+from ..pipeline.tiling import OVERLAP, Window
+from ..resolver import Fallback, Output, SuperResolver
+from ..runs.bids import Selection
+from ..runs.cost import Cost, Estimator
+from ..runs.find import find_scans
+from ..runs.manifest import Outcome, Shard
+from ..runs.run import Settings, guarded, prepare, run_all
+from ..runs.status import standing
+from ..system.files import read_json, real_path
+from ..system.trace import Trace
+from ..view.report import write_report
+from . import options
+from .common import sentences
+
+T = TypeVar("T")
+INTERRUPTED = 130  # the shells' code for SIGINT
+AXES = {"auto": None, "i": 0, "j": 1, "k": 2}
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command(
+    epilog="udean-run status OUT says how far the runs of an output folder are. (A folder of scans that is "
+    "called status is ./status.)"
+)
+def run(
+    scans: Annotated[
+        list[str],
+        typer.Argument(metavar="SCANS...", help="Files (.nii, .nii.gz, .mgz, DICOM), folders, patterns."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Output folder. (default: FOLDER-sr beside a folder, sr/ beside files)"
+        ),
+    ] = None,
+    engine: options.Model = None,
+    library: options.Library = "auto",
+    device: options.Device = "auto",
+    fallback: Annotated[Fallback, typer.Option(help="What goes on where a GPU fails.")] = "none",
+    precision: options.Precision = "auto",
+    threads: options.Threads = None,
+    overlap: Annotated[
+        str,
+        typer.Option(
+            help="Least share of a window in the next; or for rows, columns, slices: 0.25,0.25,0.5."
+        ),
+    ] = str(OVERLAP),
+    window: Annotated[
+        str | None,
+        typer.Option(help="LR rows x columns, as 64x64, or plane. (default: the model's training window)"),
+    ] = None,
+    weighting: Annotated[
+        str, typer.Option(help="Of overlapping windows: gaussian, hann, constant; or three, by commas.")
+    ] = "gaussian",
+    crop: Annotated[
+        bool, typer.Option("--crop/--no-crop", help="Leave out constant background around the content.")
+    ] = True,
+    slab_axis: Annotated[
+        Literal["auto", "i", "j", "k"], typer.Option(help="Voxel axis across the slices; auto: the coarsest.")
+    ] = "auto",
+    dtype: Annotated[Output, typer.Option(help="Of the SR scan's voxels.")] = "input",
+    form: Annotated[Format, typer.Option("--format", help="Of DICOM series' results.")] = "dicom",
+    series: Annotated[
+        bool, typer.Option("--series", help="Resolve 4-D time series too, volume by volume.")
+    ] = False,
+    participants: Annotated[
+        list[str] | None,
+        typer.Option("--participant-label", help="BIDS: these only, 01 or sub-01; several by commas."),
+    ] = None,
+    sessions: Annotated[
+        list[str] | None, typer.Option("--session-label", help="BIDS: these only; several by commas.")
+    ] = None,
+    suffixes: Annotated[
+        list[str] | None,
+        typer.Option("--suffix", help="BIDS: these only, such as T1w. (default: anatomical images)"),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[ADDRESS]",
+            help="Over a Ray cluster: HOST:PORT or auto; without address over this machine. A worker for "
+            "each GPU, or for --threads cores.",
+        ),
+    ] = None,
+    num_shards: Annotated[
+        int | None, typer.Option(min=1, help="Divide the scans among so many runs, of which this is one.")
+    ] = None,
+    shard: Annotated[
+        int | None, typer.Option(min=0, help="Which of them, from 0; they share the output folder.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Resolve again what is up to date.")] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write udean-report.html, with pictures, into the output folder.")
+    ] = False,
+    profile: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", help="Write when each stage was at work, for ui.perfetto.dev."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
+    debug: options.Debug = False,
+) -> None:
+    """Restore high-resolution scans from low-resolution ones. Research only, not for diagnosis."""
+    if (shard is None) != (num_shards is None):
+        raise RunError("A share of the scans needs both --num-shards and --shard, which counts from 0.")
+    if ray is not None and profile:
+        raise RunError("--profile looks at one process: leave out --ray.")
+    share = Shard(shard or 0, num_shards or 1)
+    select = Selection(_labels(participants), _labels(sessions), _labels(suffixes))
+    every = find_scans(scans, out, form, select)
+    found = share.of(every)
+    weightings: Any = _per_axis(weighting, str, "weighting")  # judged with the plan
+    trace = Trace() if profile else None
+    if trace and profile:
+        _check_profile(profile, every)
+        if not dry_run:
+            trace.write(profile)  # a place that cannot be written to is refused now, not after the last scan
+    make = functools.partial(
+        SuperResolver,
+        engine=engine,
+        device=device,
+        precision=precision,
+        overlap=_per_axis(overlap, float, "overlap"),
+        window=_window(window),
+        weighting=weightings,
+        threads=threads,
+        library=library,
+        crop=crop,
+        fallback=fallback,
+        trace=trace,
+    )
+    settings = Settings(dtype, AXES[slab_axis], series, overwrite, debug)
+    if dry_run:
+        resolve = make()
+        print(f"Model {resolve.describe()}", flush=True)
+        raise typer.Exit(_describe(found, resolve, settings, Estimator(resolve, engine)))
+    board = _Board(len(found))
+    with contextlib.ExitStack() as opened:
+        if ray is None:
+            resolve = make()
+            work = functools.partial(run_all, resolve=resolve, progress=board.advance)
+        else:
+            resolve = opened.enter_context(Cluster(make, ray))
+            work = resolve.run_all
+        print(f"Model {resolve.describe()}", flush=True)
+        prepare(every)
+        outcomes = work(every, settings=settings, shard=share, noted=board.count)
+        opened.enter_context(contextlib.closing(outcomes))
+        try:
+            with board:
+                for outcome in outcomes:
+                    board.add(outcome)
+        except KeyboardInterrupt:
+            outcomes.close()
+            typer.echo(f"Interrupted: {board.summary()}. The same command goes on from here.", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        finally:
+            if trace and profile:
+                trace.write(profile)
+    if trace:
+        print(f"Profile: {profile}: {trace.shares()}")
+    if report:
+        for root in {job.root: None for job in found}:
+            page = root / f"udean-report{share.suffix}.html"
+            write_report(page, [o for o in board.done if o.job.root == root], resolve.card, series)
+            print(f"Report: {page}")
+    if len(board.done) < len(found):
+        left = len(found) - len(board.done)
+        typer.echo(
+            f"Stopped, {left} scans are left: make room; the same command goes on from here.", err=True
+        )
+    print(board.summary())
+    raise typer.Exit(1 if board.counts["failed"] else 0)
+
+
+def status(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder of udean-run.")],
+) -> None:
+    """Say how far the runs of an output folder are: done, failed and why, left, scans an hour."""
+    found = standing(out)
+    print(found)
+    for source, why in found.failed:
+        print(f"Failed: {source}: {why}")
+    raise typer.Exit(1 if found.failed else 0)
+
+
+def main() -> None:
+    """Run the command: what the user can mend is one sentence; exit code 2 where nothing could start."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is as clean as Ctrl-C
+    warnings.filterwarnings("ignore", module="pydicom")  # they quote values, which may be a patient's
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may be no text at all
+    try:
+        with sentences():
+            if sys.argv[1:2] == ["status"]:
+                asked = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+                asked.command("udean-run status")(status)
+                asked(sys.argv[2:], prog_name="udean-run status")
+            else:
+                app(_with_address(sys.argv[1:]))
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None
+
+
+def _with_address(arguments: list[str]) -> list[str]:
+    """The arguments with --ray's address, which may be missing, tied to it: what follows may be a scan."""
+    tied, rest = [], iter(arguments)
+    for argument in rest:
+        if argument == "--ray":
+            following = next(rest, None)
+            if following is not None and ADDRESS.fullmatch(following):
+                tied.append(f"--ray={following}")
+                continue
+            tied.append("--ray=")
+            argument = following
+        if argument is not None:
+            tied.append(argument)
+    return tied
+
+
+class _Board:
+    """What the user sees of a run: a line an outcome, and on a terminal how far it is."""
+
+    def __init__(self, total: int) -> None:
+        self.done: list[Outcome] = []
+        self.counts: Counter[str] = Counter()
+        self._total, self._started = total, 0
+        console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._overall = self._bar.add_task("scans", total=total)
+        self._current = self._bar.add_task("windows", total=None, visible=False)
+
+    def __enter__(self) -> None:
+        self._bar.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def advance(self, done: int, every: int) -> None:
+        """Windows of the scan in hand, where this process has one."""
+        if not self._started or done <= self._bar.tasks[self._current].completed:
+            self._started += 1  # the next scan, whose time left is its own
+            self._bar.reset(self._current, total=every, visible=True)
+        self._bar.update(self._current, completed=done, total=every)
+        before = self._started - 1 + self.counts["kept"] + self.counts["failed"]
+        self._bar.update(self._overall, completed=min(before + done / every, self._total))
+
+    def count(self, outcome: Outcome) -> None:
+        """An outcome stands in the manifest."""
+        self.counts[outcome.status] += 1
+
+    def add(self, outcome: Outcome) -> None:
+        """A scan is done, or has failed."""
+        self.done.append(outcome)
+        if not self._started:
+            self._bar.update(self._overall, completed=len(self.done))
+        _tell(outcome)
+
+    def summary(self) -> str:
+        return ", ".join(f"{self.counts[status]} {status}" for status in ("written", "kept", "failed"))
+
+
+def _labels(values: list[str] | None) -> tuple[str, ...]:
+    """ "01,02" and "03" as three."""
+    return tuple(label for value in values or [] for label in value.replace(",", " ").split())
+
+
+def _tell(outcome: Outcome) -> None:
+    job, times = outcome.job, outcome.timings
+    if outcome.status == "failed":
+        typer.echo(f"Failed: {outcome.message}", err=True)
+        return
+    took = ""
+    if times:
+        took = (
+            f", {times.total:.1f} s (network {times.network:.1f} s, "
+            f"{times.computed} of {times.windows} windows computed)"
+        )
+    print(f"{job.source} -> {job.target}: {outcome.message}{took}", flush=True)
+
+
+def _check_profile(path: Path, every: list[Job]) -> None:
+    """Raise RunError if a profile would replace anything but a profile, now or later."""
+    other = os.path.lexists(path) and "traceEvents" not in read_json(path)
+    if path.suffix.lower() != ".json" or other or real_path(path) in {real_path(j.sidecar) for j in every}:
+        raise RunError(f"--profile takes a file of its own that ends in .json, not {path}.")
+
+
+def _describe(found: list[Job], resolve: SuperResolver, settings: Settings, estimate: Estimator) -> int:
+    """Print what each scan would become and cost; returns the exit code."""
+    failed = False
+    seconds = 0.0
+    for job in found:
+        told = guarded(job, settings, functools.partial(_told, job, resolve, settings, estimate))
+        if isinstance(told, Outcome):
+            failed = True
+            typer.echo(f"Would fail: {told.message}", err=True)
+            continue
+        text, cost = told
+        seconds += cost.seconds
+        print(f"{job.source} -> {job.target}: {text}, {cost}")
+    print(f"{len(found)} scans, at most {seconds:.0f} s")
+    return 1 if failed else 0
+
+
+def _told(job: Job, resolve: SuperResolver, settings: Settings, estimate: Estimator) -> tuple[str, Cost]:
+    """What a scan would become, and cost."""
+    scan = job.open(settings.series)
+    header = resolve.header(scan, settings.dtype, settings.axis)
+    across, _, plan = resolve.layout(scan, settings.axis)
+    shape = header.get_data_shape()
+    coarse = math.prod(scan.shape) * scan.volumes * scan.dtype.itemsize
+    cost = estimate(plan, scan.volumes, coarse, math.prod(shape) * header.get_data_dtype().itemsize)
+    sizes = " x ".join(map(str, scan.shape)) + " to " + " x ".join(map(str, shape))
+    return f"{sizes}, slices along {'ijk'[across]}", cost
+
+
+def _per_axis(text: str, kind: Callable[[str], T], what: str) -> T | tuple[T, T, T]:
+    """ "0.25" as 0.25, "0.25,0.25,0.5" as a triple of (rows, columns, slices)."""
+    try:
+        values = [kind(part.strip()) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) == 3:
+        return values[0], values[1], values[2]
+    if len(values) != 1:
+        raise RunError(f"The {what} '{text}' is neither one value nor three, separated by commas.")
+    return values[0]
+
+
+def _window(text: str | None) -> Window:
+    """ "64x48" as (64, 48)."""
+    if text is None or text == "plane":
+        return text
+    try:
+        rows, columns = map(int, text.lower().split("x"))
+    except ValueError:
+        raise RunError(f"The window '{text}' is not of the form 64x64, nor 'plane'.") from None
+    return rows, columns
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""The command `udean-serve`: an MRD image-to-image server for scanner reconstruction."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Annotated
+
+import typer
+
+from ..mrd.connection import Limits, Parameters
+from ..mrd.metrics import serve_metrics
+from ..mrd.server import Server
+from ..mrd.stacks import Position
+from ..resolver import Output, SuperResolver
+from ..system.log import log
+from . import options
+from .common import sentences
+
+MIB = 1 << 20
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def serve(
+    engine: options.Model = None,
+    library: options.Library = "auto",
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    threads: options.Threads = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="TCP port; 0 takes a free one.")] = 9002,
+    metrics_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Of /health and /metrics, on loopback; 0 takes a free one.")
+    ] = 9003,
+    position: Annotated[
+        Position, typer.Option(help="What an image's position is: its centre, or its first voxel.")
+    ] = "spec",
+    dtype: Annotated[Output, typer.Option(help="Of the SR images' voxels.")] = "input",
+    originals: Annotated[
+        bool, typer.Option("--originals/--no-originals", help="Send the images back before the SR series.")
+    ] = True,
+    max_message: Annotated[int, typer.Option(min=1, help="MiB of one image.")] = 512,
+    max_memory: Annotated[int, typer.Option(min=1, help="MiB held for all clients together.")] = 4096,
+    max_connections: Annotated[int, typer.Option(min=1, help="Clients served at once.")] = 16,
+    idle_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds without a byte.")] = 600,
+    total_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds of a connection.")] = 7200,
+    grace: Annotated[float, typer.Option(min=0, help="Seconds for clients to end when stopped.")] = 30,
+    debug: options.Debug = False,
+) -> None:
+    """Restore images that MRD clients send. Research only, not for diagnosis."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with SuperResolver(engine, device, precision, threads=threads, library=library) as resolve:
+        limits = Limits(max_message * MIB, max_memory * MIB, max_connections, idle_timeout, total_timeout)
+        server = Server(resolve, host, port, limits, Parameters(originals, position, dtype))
+        watcher = serve_metrics(
+            metrics_port, server.metrics, lambda: server.ready, f"{resolve.card.name}: {resolve.engine.info}"
+        )
+        threading.Thread(target=server.serve, daemon=True, name="mrd-accept").start()
+        print(f"Model {resolve.describe()}")
+        print(f"Health and metrics on 127.0.0.1:{watcher.server_address[1]}")
+        print(f"Listening on {server.address[0]}:{server.address[1]}", flush=True)
+        stop.wait()
+        log("stopping")
+        server.stop(grace)
+        watcher.shutdown()
+        log("stopped")
+
+
+def main() -> None:
+    """Run the command: what the user can mend is one sentence; exit code 2 where nothing could start."""
+    with sentences():
+        app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Engines: a trained network that turns LR windows into HR windows, whatever library runs it.
+
+`open_engine` chooses by the model file's kind and by what is installed. An engine's library is imported
+in that engine's file when it is opened, so that the runtime itself needs none of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+from collections.abc import Iterator
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from ..cuda.engine import CudaEngine
+from ..errors import RunError
+from ..pipeline.engine import Engine, Library, Precision
+from ..system.files import sha256
+
+if TYPE_CHECKING:
+    from ..cuda.device import Gpu
+
+EMBEDDED = "embedded"
+CHECKPOINTS = (".pt", ".pth", ".ckpt")
+
+
+def open_engine(
+    path: str | Path | None = None,
+    device: str = "auto",
+    precision: Precision = "auto",
+    threads: int | None = None,
+    library: Library = "auto",
+) -> Engine:
+    """Load a model for the processor: `.onnx` or a checkpoint, without path the one embedded in this package.
+
+    device: "auto" or "cpu". precision: of the arithmetic; "auto" is bf16 for OpenVINO where the processor
+    has it, else that of the model. threads: of the network, by default all cores. library: which one runs
+    an .onnx; "auto" takes OpenVINO where installed, else ONNX Runtime. Raises RunError (or CardError, a
+    kind of it) with what the user can do.
+    """
+    if device not in ("auto", "cpu"):
+        raise RunError(f"Device '{device}' is not one of auto, cpu.")
+    for value, choices in ((precision, Precision), (library, Library)):
+        if value not in get_args(choices):
+            raise RunError(f"'{value}' is not one of {', '.join(get_args(choices))}.")
+    if threads is not None and threads < 1:
+        raise RunError(f"The number of threads must be at least 1, not {threads}.")
+    with model_file(path) as (file, name):
+        digest = sha256(file)
+        if file.suffix.lower() in CHECKPOINTS:
+            from .torch import TorchEngine
+
+            return TorchEngine(file, name, digest, precision, threads)
+        if file.suffix.lower() != ".onnx":
+            raise RunError(f"{file} is no model that can be run: give an .onnx file or a checkpoint (.pt).")
+        if library == "openvino" or (library == "auto" and importlib.util.find_spec("openvino")):
+            from .openvino import OpenVinoEngine
+
+            return OpenVinoEngine(file, name, digest, precision, threads)
+        from .onnxruntime import OnnxRuntimeEngine
+
+        return OnnxRuntimeEngine(file, name, digest, precision, threads)
+
+
+def choose_engine(
+    path: Path | None, device: str, precision: Precision, threads: int | None, library: Library
+) -> Engine | CudaEngine:
+    """Open a model where it is asked to run: device "auto", "cpu", "cuda" or "cuda:N".
+
+    "auto" takes the GPU for a plan, and for other models where there is one and PyCUDA and the model's own
+    library can use it. Raises GpuError if a GPU is asked for and fails, else as `open_engine`.
+    """
+    name, _, number = device.partition(":")
+    if (name not in ("auto", "cpu", "cuda")) or (number and (name != "cuda" or not number.isdecimal())):
+        raise RunError(f"Device '{device}' is not one of auto, cpu, cuda, cuda:N.")
+    plan = path is not None and path.suffix.lower() == ".plan"
+    if plan and name == "cpu":
+        raise RunError(f"{path} is a TensorRT plan and runs on a GPU only: give the .onnx file instead.")
+    if name == "cpu" or (name == "auto" and not plan and not _gpu_is_ready(path)):
+        return open_engine(path, "cpu", precision, threads, library)
+    if library == "openvino":
+        raise RunError("OpenVINO runs on the processor here: leave out --device, or --library.")
+    from ..cuda.device import Gpu, GpuError, OutOfMemory
+
+    gpu = Gpu(int(number or 0))
+    try:
+        with gpu.current():
+            return _open_on(gpu, path, precision)
+    except OutOfMemory as error:
+        raise GpuError(
+            f"{gpu.name} has not the memory for the model ({error}): free it, or go on with --fallback cpu."
+        ) from error
+
+
+def _open_on(gpu: Gpu, path: Path | None, precision: Precision) -> CudaEngine:
+    with model_file(path) as (file, name):
+        digest = sha256(file)
+        if file.suffix.lower() == ".plan":
+            from .tensorrt import TensorRtEngine
+
+            return TensorRtEngine(file, name, digest, precision, gpu)
+        if file.suffix.lower() in CHECKPOINTS:
+            from .torch_cuda import TorchCudaEngine
+
+            return TorchCudaEngine(file, name, digest, precision, gpu)
+        from .onnxruntime_cuda import OnnxRuntimeCudaEngine
+
+        return OnnxRuntimeCudaEngine(file, name, digest, precision, gpu)
+
+
+def cpu_model(path: Path | None) -> Path | None:
+    """The file that the processor can run instead: of a plan, the ONNX file that it was built from."""
+    if path is None or path.suffix.lower() != ".plan":
+        return path
+    from ..models.trt_plan import read_card
+
+    return path.with_name(read_card(path).onnx)
+
+
+def _gpu_is_ready(path: Path | None) -> bool:
+    """Whether the libraries that would run this model on a GPU are here, and a GPU."""
+    if not importlib.util.find_spec("pycuda"):
+        return False
+    from ..cuda.device import Gpu
+
+    try:
+        if path is not None and path.suffix.lower() in CHECKPOINTS:
+            if not importlib.import_module("torch").cuda.is_available():
+                return False
+        elif "CUDAExecutionProvider" not in importlib.import_module("onnxruntime").get_available_providers():
+            return False
+        Gpu()
+    except (ImportError, RunError):
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def model_file(path: str | Path | None) -> Iterator[tuple[Path, str]]:
+    """The model's file and its name; without path the embedded one, unpacked if the package is an archive."""
+    if path is not None:
+        file = Path(path)
+        if not file.is_file():
+            raise RunError(f"The model {file} does not exist.")
+        yield file, file.name
+        return
+    resource = files("udean.runtime") / "models" / "default.onnx"
+    if not resource.is_file():
+        raise RunError("This installation holds no embedded model: name one with --engine.")
+    with as_file(resource) as file:
+        yield file, EMBEDDED

@@ -1,0 +1,1 @@
+"""Models as files: their cards, TensorRT plans, and the embedded model."""

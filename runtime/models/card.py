@@ -1,0 +1,126 @@
+"""The model card: everything the runtime must know about a network, carried with its weights.
+
+The card travels as JSON: inside a checkpoint, in ONNX `metadata_props["udean.card"]`, and beside a
+TensorRT plan as `NAME.plan.json`. Nothing about a model is guessed at run time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..errors import RunError
+
+FORMAT = 1
+METADATA_KEY = "udean.card"
+INTENDED_USE = "research only, not for diagnosis"
+
+Grid = Literal["fft", "center"]
+Precision = Literal["fp32", "fp16", "int8"]
+
+
+class CardError(RunError, ValueError):
+    """The model has no card, or one that this version cannot read."""
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a network expects and yields.
+
+    scale: HR voxels per LR voxel along (row, column, slice).
+    slab: (LR slices in, HR slices out) of one network call; the channels of its input and output.
+    window: (rows, columns) of the training window, in LR voxels.
+    grid: "fft": LR voxel i lies on HR voxel scale·i; "center": outer voxel edges coincide.
+    intensity: the rule that maps a volume to the network's range; see `runtime.intensity`.
+    skip: fixed interpolation inside the graph, "none" as published, or "cubic".
+    precision: of weights and activations in the graph.
+    parameters: number of learned values in LR encoder and SR decoder.
+    checkpoint: SHA-256 (hex) of the checkpoint file from which the model was exported, "" inside it.
+    quality: measured figures by name, such as {"icbm152.psnr": 35.2}.
+    parity: deviation from the float32 PyTorch network by engine, measured at export.
+    """
+
+    name: str
+    method: str
+    scale: tuple[int, int, int]
+    slab: tuple[int, int]
+    window: tuple[int, int]
+    grid: Grid
+    intensity: str
+    skip: Literal["none", "cubic"]
+    precision: Precision
+    parameters: int
+    toolkit: str
+    trained_on: str
+    checkpoint: str = ""
+    quality: dict[str, float] = field(default_factory=dict)
+    parity: dict[str, dict[str, float]] = field(default_factory=dict)
+    intended_use: str = INTENDED_USE
+    format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if not _matches(value, _HINTS[f.name]):
+                raise CardError(f"The model card's field '{f.name}' cannot be {value!r}.")
+        if self.format != FORMAT:
+            raise CardError(
+                f"The model card has format {self.format}, this version of udean reads format {FORMAT}: "
+                "export the checkpoint again with this version."
+            )
+        if min(*self.scale, *self.slab, *self.window, self.parameters) < 1:
+            raise CardError("The model card's scale, slab, window and parameters must be positive.")
+        if self.slab[1] != self.slab[0] * self.scale[2]:
+            raise CardError(f"The model card's slab {self.slab} does not fit its scale {self.scale}.")
+
+    def to_json(self) -> str:
+        """The card as JSON text with sorted keys, so that equal cards are equal bytes."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str | bytes, source: str) -> ModelCard:
+        """Read a card. `source` names the file in the error.
+
+        Raises CardError if the text is not a card of this format.
+        """
+        try:
+            fields = json.loads(text)
+            if not isinstance(fields, dict):
+                raise TypeError("not an object")
+            for name in ("scale", "slab", "window"):
+                fields[name] = tuple(fields[name])
+            return cls(**fields)
+        except CardError as error:
+            raise CardError(f"{source}: {error}") from None
+        except (ValueError, TypeError, KeyError) as error:
+            raise CardError(
+                f"{source} has no readable model card ({error}): export it with `udean-export CHECKPOINT`."
+            ) from None
+
+    def replace(self, **changes: Any) -> ModelCard:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+def _matches(value: object, hint: Any) -> bool:
+    """Whether a value is of an annotated type (the few kinds that a card uses)."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return value in args
+    if origin is tuple:
+        return isinstance(value, tuple) and len(value) == len(args) and all(map(_matches, value, args))
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            _matches(k, args[0]) and _matches(v, args[1]) for k, v in value.items()
+        )
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    assert isinstance(hint, type | types.GenericAlias)
+    return isinstance(value, hint) and not (hint is int and isinstance(value, bool))  # type: ignore[arg-type]
+
+
+_HINTS = typing.get_type_hints(ModelCard)

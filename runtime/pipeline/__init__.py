@@ -1,0 +1,1 @@
+"""The host pipeline: windows of a volume through an engine and back."""

@@ -1,0 +1,57 @@
+"""What an engine is: a trained network that turns LR windows into HR windows, whatever library runs it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..models.card import ModelCard
+
+Library = Literal["auto", "openvino", "onnxruntime"]
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What runs the network, for the user's eyes and for sidecars.
+
+    precision: of the arithmetic, such as "bf16". model: file name, or "embedded". sha256: of its file.
+    """
+
+    library: str
+    version: str
+    device: str
+    precision: str
+    model: str
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.library} {self.version} on {self.device}, {self.precision}"
+
+
+class Engine(Protocol):
+    """A network on a device, ready to run."""
+
+    @property
+    def card(self) -> ModelCard: ...
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    def __call__(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """LR windows (N, slab, H, W) in the network's range to new HR windows (N, slab·s, s·H, s·W).
+
+        Called from one thread at a time, from any thread. The input is not kept, the output not reused.
+        """
+        ...
+
+
+def cores() -> int:
+    """Of the processor: those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

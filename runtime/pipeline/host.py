@@ -1,0 +1,306 @@
+"""The host pipeline: gather windows, run the network, blend; three stages, each ahead of the next.
+
+Gather and network run in a thread each, blending in the caller's, joined by queues of one item, so
+copies hide behind the network and memory is bounded by a few batches and one slab. Windows go through
+in one fixed order, whatever the threads do, so the result is the same bits every time.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import hashlib
+import queue
+import threading
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import RunError
+from ..scans.intensity import LOST, IntensityError, Storage
+from ..system.trace import Stopwatch
+from .tiling import Axis, Tiling
+
+Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+Planes = NDArray[np.float32]
+T = TypeVar("T")
+
+BATCH_VOXELS = 4 * 64 * 64  # windows of one network call: activations of 64 channels then stay near 4 MB
+KEPT_OUTPUTS = 64  # outputs held for byte-identical windows to come
+
+
+@dataclass(frozen=True)
+class LrVolume:
+    """An LR volume as it lies in memory or in a memory map, and how it reads in the network's range.
+
+    voxels: (rows, columns, slices), any real dtype; the network sees float32 voxels·gain + offset.
+    """
+
+    voxels: NDArray[Any]
+    gain: float = 1.0
+    offset: float = 0.0
+
+
+class HostPipeline:
+    """Resolves volumes by an engine of the processor; one at a time."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+
+    def slabs(
+        self,
+        volume: LrVolume,
+        tiling: Tiling,
+        store: Storage,
+        watch: Stopwatch,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Generator[tuple[int, NDArray[Any]]]:
+        """Yield finished slabs: (first HR slice, voxels (rows, columns, slices) to be stored)."""
+        with contextlib.closing(resolve_slabs(volume, self._network, tiling, None, watch, progress)) as slabs:
+            for first, planes in slabs:
+                with watch.time("blend"):
+                    restored = store.restore(planes)
+                yield first, np.moveaxis(restored, 0, 2)
+
+
+def resolve_slabs(
+    volume: LrVolume,
+    network: Network,
+    tiling: Tiling,
+    batch: int | None = None,
+    watch: Stopwatch | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Generator[tuple[int, Planes]]:
+    """Yield finished HR slabs in order: (first HR slice, float32 (slices, rows, columns)), network's range.
+
+    The yielded planes are overwritten by the next step. network: float32 (N, slab, H, W) of the tiling's
+    windows to float32 (N, slab·s, s·H, s·W). batch: windows a call. progress(done, all) is told of
+    windows blended. Raises RunError if the network yields another shape or non-finite values.
+    """
+    watch = watch or Stopwatch()
+    with watch.time("gather"):
+        sources = twins(contents(volume, tiling))
+    last_use = {source: n for n, source in enumerate(sources)}
+    watch.windows += len(sources)
+    watch.computed += len(last_use)
+    size = batch or batch_size(tiling)
+
+    batches = ahead(_gather(volume, tiling, sources, size, watch), "gather")
+    with contextlib.closing(ahead(_compute(batches, network, tiling, watch), "network")) as outputs:
+        arriving = (output for group in outputs for output in group)
+        kept: dict[int, Planes] = {}
+
+        def output_of(n: int) -> Planes:
+            source = sources[n]
+            new = next(arriving) if source == n else kept[source]
+            if last_use[source] > n:
+                kept[source] = new
+            else:
+                kept.pop(source, None)
+            if progress:
+                progress(n + 1, len(sources))
+            return new
+
+        yield from _blend(tiling, output_of, watch)
+
+
+def batch_size(tiling: Tiling) -> int:
+    """Windows of one network call."""
+    return max(1, BATCH_VOXELS // (tiling.rows.window * tiling.columns.window))
+
+
+def buffer_nbytes(tiling: Tiling) -> int:
+    """Bytes that `resolve_slabs` holds at most, besides the volume and what the network needs."""
+    coarse = tiling.slices.window * tiling.rows.window * tiling.columns.window * 4
+    scales = tiling.slices.scale * tiling.rows.scale * tiling.columns.scale
+    slab = tiling.slices.window * tiling.rows.size * tiling.columns.size * scales * 4
+    # Three batches in and three out, outputs kept for twins, and of slab size: band, slab, mean, restored.
+    return 3 * batch_size(tiling) * coarse * (1 + scales) + KEPT_OUTPUTS * coarse * scales + 4 * slab
+
+
+def windows(volume: LrVolume, tiling: Tiling) -> Iterator[Planes]:
+    """The LR windows (slab, rows, columns) of a tiling, in its order; views, valid until the next one."""
+    for k in range(len(tiling.slices.starts)):
+        slab = _slab(volume, tiling, k).astype(np.float32)
+        slab *= np.float32(volume.gain)
+        slab += np.float32(volume.offset)
+        yield from _cut(slab, tiling)
+
+
+def contents(volume: LrVolume, tiling: Tiling) -> list[Hashable]:
+    """What stands for each window's content: equal for two of the same bytes, different for others.
+
+    Most windows differ from all others in a few of their voxels already.
+    """
+
+    def stored() -> Iterator[NDArray[Any]]:
+        for k in range(len(tiling.slices.starts)):
+            yield from _cut(_slab(volume, tiling, k), tiling)
+
+    samples: list[Hashable] = [hash(window[:, ::8, ::8].tobytes()) for window in stored()]
+    shared = {sample for sample, count in collections.Counter(samples).items() if count > 1}
+    if not shared:
+        return samples
+    return [
+        hashlib.blake2b(window.tobytes()).digest() if sample in shared else sample
+        for sample, window in zip(samples, stored(), strict=True)
+    ]
+
+
+def _slab(volume: LrVolume, tiling: Tiling, k: int) -> NDArray[Any]:
+    """The LR slab (slices, rows, columns) of a tiling's windows, as stored, with margins."""
+    slab = np.ascontiguousarray(np.moveaxis(volume.voxels[:, :, tiling.slices.source(k)], 2, 0))
+    margins = ((0, 0), tiling.rows.margins, tiling.columns.margins)
+    return np.pad(slab, margins, mode="reflect") if any(map(any, margins)) else slab
+
+
+def _cut(slab: NDArray[Any], tiling: Tiling) -> Iterator[NDArray[Any]]:
+    """The windows of a slab, row by row; views."""
+    rows, columns = tiling.rows, tiling.columns
+    for row in rows.starts:
+        for column in columns.starts:
+            top, left = row - rows.starts[0], column - columns.starts[0]
+            yield slab[:, top : top + rows.window, left : left + columns.window]
+
+
+def twins(contents: Sequence[Hashable]) -> list[int]:
+    """For each window the number of the first one with the same content: air is computed once.
+
+    Only the most frequent contents count as twins, so that few outputs have to be kept.
+    """
+    common = {d for d, count in collections.Counter(contents).most_common(KEPT_OUTPUTS) if count > 1}
+    first: dict[Hashable, int] = {}
+    return [first.setdefault(d, n) if d in common else n for n, d in enumerate(contents)]
+
+
+def _gather(
+    volume: LrVolume, tiling: Tiling, sources: list[int], size: int, watch: Stopwatch
+) -> Iterator[NDArray[np.float32]]:
+    """Batches (n <= size, slab, H, W) of the windows to be computed.
+
+    Three buffers by turns: one with the network, one waiting in the queue, one being filled.
+    """
+    shape = (size, tiling.slices.window, tiling.rows.window, tiling.columns.window)
+    ring = [np.empty(shape, np.float32) for _ in range(3)]
+    turn = filled = 0
+    every = enumerate(windows(volume, tiling))
+    while True:
+        with watch.time("gather"):
+            while filled < size and (item := next(every, None)):
+                if sources[item[0]] == item[0]:
+                    ring[turn][filled] = item[1]
+                    filled += 1
+        if not filled:
+            return
+        yield ring[turn][:filled]
+        turn, filled = (turn + 1) % len(ring), 0
+
+
+def _compute(
+    batches: Generator[NDArray[np.float32], None, None], network: Network, tiling: Tiling, watch: Stopwatch
+) -> Iterator[NDArray[np.float32]]:
+    """The network's outputs, batch by batch."""
+    axes = (tiling.slices, tiling.rows, tiling.columns)
+    fine = tuple(axis.window * axis.scale for axis in axes)
+    with contextlib.closing(batches):
+        for batch in batches:
+            with watch.time("network"):
+                output = network(batch)
+            if output.shape != (len(batch), *fine):
+                raise RunError(
+                    f"The network returned {output.shape} for an input {batch.shape}; its model card "
+                    f"promises {(len(batch), *fine)}: export the model again."
+                )
+            yield output
+
+
+def _blend(
+    tiling: Tiling, output_of: Callable[[int], Planes], watch: Stopwatch
+) -> Iterator[tuple[int, Planes]]:
+    """Blend columns into a band, bands into a slab, slabs into the HR planes still unfinished."""
+    rows, columns, slices = tiling.rows, tiling.columns, tiling.slices
+    depth = slices.window * slices.scale
+    fine_rows, fine_columns, _ = tiling.fine_shape
+    band = np.empty((depth, rows.window * rows.scale, fine_columns), np.float32)
+    slab = np.empty((depth, fine_rows, fine_columns), np.float32)
+
+    def slabs() -> Iterator[Planes]:
+        n = 0
+        for _ in slices.starts:
+            for i in range(len(rows.starts)):
+                for j in range(len(columns.starts)):
+                    new = output_of(n)
+                    n += 1
+                    with watch.time("blend"):
+                        columns.blend(j, new, band, dim=2)
+                with watch.time("blend"):
+                    rows.blend(i, band, slab, dim=1)
+            yield slab
+
+    return blend_slabs(slices, slabs(), watch)
+
+
+def blend_slabs(axis: Axis, slabs: Iterable[Planes], watch: Stopwatch) -> Iterator[tuple[int, Planes]]:
+    """Blend the HR slabs (window·s, rows, columns) of all an axis's windows, float32, in order.
+
+    Yields the planes that each slab finishes: (first HR slice, planes), overwritten by the next step. Raises
+    RunError for non-finite values.
+    """
+    mean, first = np.empty(0, np.float32), 0
+    for k, slab in enumerate(slabs):
+        with watch.time("blend"):
+            if k == 0:
+                mean = np.empty_like(slab)
+            axis.blend(k, slab, mean, dim=0, first=first)
+            last = k + 1 == len(axis.starts)
+            finished = (axis.size * axis.scale if last else axis.span(k + 1)[0]) - first
+            if not np.isfinite(mean[:finished]).all():
+                raise IntensityError(LOST)
+        yield first, mean[:finished]
+        with watch.time("blend"):
+            unfinished = axis.span(k)[1] - first - finished
+            mean[:unfinished] = mean[finished : finished + unfinished].copy()
+            first += finished
+
+
+def ahead(items: Iterable[T], name: str | None = None) -> Generator[T, None, None]:
+    """Run an iterator in a thread of its own, of this name, one item ahead of the consumer.
+
+    Its exception is raised here; closing this generator stops the thread and closes the iterator.
+    """
+    ready: queue.Queue[tuple[str, Any]] = queue.Queue(1)
+    stop = threading.Event()
+
+    def work() -> None:
+        end: tuple[str, Any] = ("end", None)
+        try:
+            for item in items:
+                ready.put(("item", item))
+                if stop.is_set():
+                    break
+        except BaseException as error:  # carried to the consumer, whatever it is
+            end = ("error", error)
+        finally:
+            if isinstance(items, Generator):
+                items.close()
+        ready.put(end)
+
+    thread = threading.Thread(target=work, daemon=True, name=name)
+    thread.start()
+    try:
+        while True:
+            kind, value = ready.get()
+            if kind == "error":
+                raise value
+            if kind == "end":
+                return
+            yield value
+    finally:
+        stop.set()
+        while thread.is_alive():
+            with contextlib.suppress(queue.Empty):
+                ready.get(timeout=0.01)
+        thread.join()

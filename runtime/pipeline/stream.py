@@ -1,0 +1,87 @@
+"""Super-resolution of a volume whose slices are still arriving.
+
+Windows along the slices are evenly spaced, so where they lie is known as soon as the number of slices is. A
+slab is resolved when its last slice has come, by the same pipeline as a whole volume, and blended with the
+slabs before it; what no later slab will touch goes out. Slices are asked for when they are needed, in the
+caller's thread, and held until no slab reads them: memory is that of a slab, however long the stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import RunError
+from ..scans.intensity import IN_THE_NETWORKS_RANGE, Intensities, Storage
+from ..system.trace import Stopwatch
+from .host import LrVolume, Planes, blend_slabs
+from .tiling import Tiling
+
+Run = Callable[[NDArray[Any], LrVolume, Tiling, Storage, Stopwatch], None]
+
+
+def resolve_stream(
+    slices: Iterable[NDArray[Any]],
+    count: int,
+    intensities: Intensities,
+    planned: Callable[[tuple[int, int, int]], Tiling],
+    stored: Callable[[np.dtype[Any]], np.dtype[Any]],
+    run: Run,
+    watch: Stopwatch,
+) -> Generator[NDArray[Any]]:
+    """Yield the HR slices (s·rows, s·columns) in order; they are the caller's to keep.
+
+    slices: `count` LR slices (rows, columns). planned: the windows of a volume; stored: the output's dtype
+    for the input's; run: fills an array (rows, columns, slices) with what the pipeline makes of a volume.
+    Raises RunError for slices that make no volume.
+    """
+    source = iter(slices)
+    arriving = _checked(source, count, watch)
+    held = {0: next(arriving)}
+    rows, columns = held[0].shape
+    tiling, dtype = planned((rows, columns, count)), stored(held[0].dtype)
+    alone = Tiling(tiling.rows, tiling.columns, tiling.slices.alone)
+    slab = np.empty(alone.fine_shape[2:] + alone.fine_shape[:2], np.float32)
+    voxels = np.empty((tiling.slices.window, rows, columns), held[0].dtype)
+
+    def slabs() -> Iterator[Planes]:
+        for k, start in enumerate(tiling.slices.starts):
+            for n in range(max(held) + 1, min(start + tiling.slices.window, count)):
+                held[n] = next(arriving)
+            for place, n in enumerate(tiling.slices.source(k)):
+                voxels[place] = held[n]
+            for n in [n for n in held if n < start]:
+                del held[n]
+            volume = LrVolume(np.moveaxis(voxels, 0, 2), 1.0 / intensities.unit)
+            run(np.moveaxis(slab, 0, 2), volume, alone, IN_THE_NETWORKS_RANGE, watch)
+            yield slab
+
+    for _, planes in blend_slabs(tiling.slices, slabs(), watch):
+        with watch.time("blend"):
+            restored = intensities.storage(dtype, voxels).restore(planes).astype(dtype)
+        yield from restored
+    if next(source, None) is not None:
+        raise RunError(f"The stream goes on after the {count} slices that were announced.")
+
+
+def _checked(source: Iterator[NDArray[Any]], count: int, watch: Stopwatch) -> Iterator[NDArray[Any]]:
+    """Copies of the slices, since their giver may use the memory again. Raises RunError for what is none."""
+    shape, dtype = (), np.dtype(np.float32)
+    for number in range(count):
+        with watch.time("read"):
+            given = next(source, None)
+        if given is None:
+            raise RunError(f"The stream ended after {number} of {count} slices.")
+        lr, name = np.array(given), f"Slice {number + 1} of {count}"
+        if lr.ndim != 2 or not lr.size or lr.dtype.kind not in "iuf":
+            raise RunError(f"{name} must be 2-D and real, not {lr.dtype} of shape {lr.shape}.")
+        if not number:
+            shape, dtype = lr.shape, lr.dtype
+        if (lr.shape, lr.dtype) != (shape, dtype):
+            raise RunError(f"{name} is {lr.dtype} of shape {lr.shape}, and the first one {dtype} of {shape}.")
+        if not np.isfinite(lr).all():
+            raise RunError(f"{name} has NaN or infinite voxels: mask or repair them first.")
+        yield lr

@@ -1,0 +1,1 @@
+"""Runs: many scans, which ones, what became of each, where results go."""

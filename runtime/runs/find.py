@@ -1,0 +1,154 @@
+"""Many scans: which ones, and under which names their results go.
+
+Results of a folder `scans/` go to `scans-sr/` beside it, of single files to a folder `sr/` beside them,
+with the folders below kept; nothing is ever written over an input.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ..dicom.jobs import Format, dicom_jobs
+from ..dicom.series import is_dicom
+from ..errors import RunError
+from ..job import Job
+from ..scans.scan import SUFFIXES, stem
+from ..system.files import read_json, real_path
+from .bids import DATASET, NOT_RAW, Selection, dataset_of, is_bids, raw_dataset, result_name
+from .manifest import manifests
+
+log = logging.getLogger("udean")
+
+
+def find_scans(
+    inputs: Sequence[str],
+    out: Path | None = None,
+    form: Format = "dicom",
+    select: Selection | None = None,
+) -> list[Job]:
+    """The scans that files, folders and glob patterns name, in order, each once.
+
+    Folders are searched to any depth, for DICOM series too, whose results are of the form asked for. Hidden
+    files and results of earlier runs are left out, a pattern's matches among them, and of a BIDS dataset what
+    is not asked for. Links are followed, each folder once. Raises RunError if an input names no scan, a
+    folder cannot be read, a DICOM file is damaged, or a result would replace an input or another result.
+    """
+    select = select or Selection()
+    jobs: dict[Path, Job] = {}
+    roots: dict[Path, Path] = {}
+    for text in inputs:
+        for job in _named(text, out, form, select):
+            root = roots.setdefault(real_path(job.root), job.root)  # one spelling for each output folder
+            target = root / job.target.relative_to(job.root)
+            jobs.setdefault(job.identity, dataclasses.replace(job, target=target, root=root))
+    targets = {real_path(job.target) for job in jobs.values()}
+    # A pattern, the shell's too, may match what the same command has made before.
+    jobs = {place: job for place, job in jobs.items() if not (place in targets and _is_made(job.source))}
+    if not jobs:
+        raise RunError(f"{', '.join(inputs)}: all that is found are results of earlier runs.")
+    select.check(job.source for job in jobs.values())
+
+    read = set(jobs).union(*(job.inputs for job in jobs.values()))
+    claimed: dict[Path, Path] = {}
+    for source, job in jobs.items():
+        # Sidecars stand for their scans: a.nii and a.nii.gz would have one sidecar.
+        other = claimed.setdefault(real_path(job.sidecar), source)
+        if other != source or real_path(job.target) in read:
+            other = job.target if other == source else other
+            raise RunError(f"The results of {job.source} and {other} would collide: run them apart with -o.")
+    return list(jobs.values())
+
+
+def _named(text: str, out: Path | None, form: Format, select: Selection) -> list[Job]:
+    """The jobs of one input; none for a folder that holds nothing but results."""
+    path = Path(text)
+    pattern = glob.has_magic(text) and not path.exists()
+    matches = sorted(map(Path, glob.glob(text, recursive=True))) if pattern else [path]
+    above = {folder for match in matches for folder in match.parents}  # by ** what they hold is matched too
+    folders = [match for match in matches if match.is_dir() and match not in above]
+    files = [match for match in matches if not match.is_dir()]
+    dicom = [file for file in files if file.is_file() and is_dicom(file)]
+    scans = [file for file in files if file not in dicom and (not pattern or _is_scan(file, file.parent))]
+    found = [_job(scan, out or scan.parent / "sr", scan.parent) for scan in scans if select(scan, False)]
+    found += dicom_jobs(dicom if select(path, False) else [], path, out or path.parent / "sr", form)
+    for folder in folders:
+        found += _folder_jobs(folder, out or _beside(folder), form, select)
+    if not found and not any(map(manifests, folders)):
+        raise RunError(
+            f"{text} holds no scan{'' if select == Selection() else ' that is asked for'}: give .nii, "
+            ".nii.gz, .mgz or MR DICOM, or a folder of them."
+        )
+    return found
+
+
+def _beside(folder: Path) -> Path:
+    """Where a folder's results go. Raises RunError if nothing is beside it."""
+    named = folder if folder.name.strip(".") else folder.resolve()  # "." and ".." have no name
+    if not named.name:
+        raise RunError(f"There is no folder beside {folder} for the results: choose one with -o.")
+    return named.with_name(named.name + "-sr")
+
+
+def _folder_jobs(folder: Path, root: Path, form: Format, select: Selection) -> list[Job]:
+    """The jobs of a folder; in a part of a BIDS dataset that dataset's rules and layout hold."""
+    files = sorted(_walk(folder))
+    base = raw_dataset(folder) or folder
+    in_dataset = (base / DATASET).is_file()
+    scans = [path for path in files if _is_scan(path, folder)]
+    chosen = [path for path in scans if select(path, in_dataset and (base == folder or is_bids(path)))]
+    if in_dataset and not select.suffixes:
+        left = (path for path in set(scans) - set(chosen) if select(path, False))
+        kinds = Counter(stem(path).split("_")[-1] for path in left)
+        if kinds:
+            counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+            log.warning("%s: no anatomical images, so left out: %s. --suffix takes them.", folder, counts)
+    found = [_job(path, root / os.path.relpath(path.parent, base), folder, root) for path in chosen]
+    others = [] if select != Selection() else [path for path in files if _is_dicom(path, folder)]
+    return found + dicom_jobs(others, folder, root, form)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """The files below a folder, through links, each real folder once: links may go round in circles."""
+    seen = set()
+
+    def refuse(error: OSError) -> None:
+        raise RunError(f"Cannot read {error.filename}: {error.strerror}.") from error
+
+    for path, below, names in os.walk(folder, onerror=refuse, followlinks=True):
+        below.sort()
+        if (real := real_path(path)) in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        yield from (Path(path, name) for name in names)
+
+
+def _job(source: Path, below: Path, folder: Path, root: Path | None = None) -> Job:
+    target = below / result_name(source.name)
+    return Job(source, target, root or below, dataset=dataset_of(source, folder))
+
+
+def _is_scan(path: Path, folder: Path) -> bool:
+    """Whether a file found in a folder is an input: named as a scan, not hidden, no earlier result."""
+    parts = path.relative_to(folder).parts
+    hidden = any(part.startswith(".") for part in parts)
+    processed = parts[0] in NOT_RAW and (folder / DATASET).is_file()
+    result = stem(path).endswith("_sr") or "_desc-sr_" in path.name
+    return path.name.lower().endswith(SUFFIXES) and not (hidden or processed or result)
+
+
+def _is_made(path: Path) -> bool:
+    """Whether a file is the result of an earlier run: its sidecar says so."""
+    return "udean" in read_json(path.with_name(stem(path) + ".json"))
+
+
+def _is_dicom(path: Path, folder: Path) -> bool:
+    """Whether a file found in a folder is a DICOM file, not hidden."""
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return not hidden and not path.name.lower().endswith(SUFFIXES) and path.is_file() and is_dicom(path)

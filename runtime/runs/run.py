@@ -1,0 +1,365 @@
+"""Many scans, one warm engine: decoding, network and encoding overlap; each scan is whole or named as failed.
+
+While the network resolves a scan, the next one is read in a thread of its own and the one before it is
+written in another. Each SR scan has a sidecar that says how it was made; a scan whose sidecar asks for the
+same again is kept, whatever else happened to the run.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import errno
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import nibabel as nib
+import numpy as np
+
+from ... import __version__
+from ..errors import RunError
+from ..job import Job, Stamp
+from ..pipeline.host import ahead
+from ..resolver import Look, Output, Progress, SuperResolver, Timings
+from ..scans.output import Draft, check_memory
+from ..scans.scan import Header, Scan
+from ..system.files import read_json, sweep, write_json
+from ..system.trace import span
+from . import bids
+from .manifest import Fingerprint, Known, Manifest, Noted, Outcome, Shard, failure
+
+__all__ = ["Outcome", "Settings", "prepare", "run_all"]
+
+LARGE = 1 << 30  # bytes of an SR volume, of which only one is held at a time
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what fails one scan so will fail the next
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How scans are treated. axis: voxel axis across the slices, None for the coarsest.
+
+    series: resolve 4-D scans volume by volume. overwrite: resolve again what is up to date. debug: raise
+    what nobody foresaw as it is.
+    """
+
+    dtype: Output = "input"
+    axis: int | None = None
+    series: bool = False
+    overwrite: bool = False
+    debug: bool = False
+
+
+@dataclass(frozen=True)
+class Request:
+    """All that decides what an SR scan's voxels are. Resuming compares it, field by field."""
+
+    input_sha256: str
+    model_sha256: str
+    precision: str
+    options: dict[str, Any]
+    slab_axis: int | None
+    dtype: str
+    udean: str = __version__
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A scan that has been read and looked through, and waits for the network.
+
+    stamp: of the file that was read. start: when reading began; seconds: it took.
+    """
+
+    job: Job
+    request: Request
+    stamp: Stamp
+    scan: Scan
+    header: Header
+    looks: list[Look]
+    start: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A scan that waits to be written."""
+
+    loaded: Loaded
+    draft: Draft
+    timings: Timings
+
+
+def run_all(
+    jobs: Sequence[Job],
+    resolve: SuperResolver,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+    shard: Shard | None = None,
+    noted: Noted | None = None,
+) -> Generator[Outcome]:
+    """Resolve every job of the shard in order and note each outcome; one failure does not stop the others.
+
+    Only an output folder that takes no more does: the failure that says so is the last outcome.
+    progress(done, all) counts windows of the scan in hand. Closing the generator, or an interruption,
+    finishes the scan being written and drops the one with the network; only `noted` is told of that scan.
+    Raises RunError if another run works on these scans.
+    """
+    settings = settings or Settings()
+
+    def ahead_of_network(manifest: Manifest) -> Iterator[Loaded | Outcome]:
+        for job in manifest.jobs:
+            yield decode(job, resolve, settings, manifest.known(job))
+
+    with (
+        Manifest(jobs, shard, noted) as manifest,
+        ThreadPoolExecutor(1, "encode") as encoder,
+        contextlib.closing(ahead(ahead_of_network(manifest), "decode")) as decoded,
+    ):
+
+        def finish(step: Resolved | Outcome) -> Outcome:
+            return manifest.note(encode(step, resolve, settings))
+
+        behind: Future[Outcome] | None = None
+        for item in decoded:
+            if behind and is_large(item):
+                yield (outcome := behind.result())
+                behind = None
+                if is_final(outcome):
+                    return
+            future = encoder.submit(finish, restore(item, resolve, settings, progress))
+            if behind:
+                yield (outcome := behind.result())
+                if is_final(outcome):
+                    yield future.result()
+                    return
+            behind = future
+        if behind:
+            yield behind.result()
+
+
+def decode(
+    job: Job, resolve: SuperResolver, settings: Settings, known: Known | None = None
+) -> Loaded | Outcome:
+    """Read a scan and look through it, unless its result is up to date."""
+    return guarded(job, settings, lambda: _load(job, resolve, settings, known or Known()))
+
+
+def restore(
+    item: Loaded | Outcome, resolve: SuperResolver, settings: Settings, progress: Progress | None = None
+) -> Resolved | Outcome:
+    """Send a scan through the network. What progress raises that is no Exception ends it, and is raised."""
+    if isinstance(item, Outcome):
+        return item
+    return guarded(item.job, settings, lambda: _resolve(item, resolve, settings, progress))
+
+
+def encode(step: Resolved | Outcome, resolve: SuperResolver, settings: Settings) -> Outcome:
+    """Write an SR scan and its sidecar."""
+    if isinstance(step, Outcome):
+        return step
+    try:
+        return guarded(step.loaded.job, settings, lambda: _write(step, resolve))
+    finally:
+        step.draft.discard()
+
+
+def is_large(item: Loaded | Outcome) -> bool:
+    """Whether its SR volume shall be the only one that is held."""
+    return isinstance(item, Loaded) and _nbytes(item.header) > LARGE
+
+
+def is_final(outcome: Outcome) -> bool:
+    """Whether no further scan can be written, for the reason that this one was not."""
+    return outcome.error in NO_ROOM
+
+
+def _load(job: Job, resolve: SuperResolver, settings: Settings, known: Known) -> Loaded | Outcome:
+    start = time.perf_counter()
+    with span(resolve.trace, "decode", job.source.name):
+        before, after = job.stamps()
+        if known.aside and not settings.overwrite and known.input == Fingerprint(before, ""):
+            return Outcome(job, "failed", known.aside, input=known.input, aside=True)
+        scan = job.open(settings.series)
+        digest = _digest(before, known.input) or job.digest()
+        request = _request(digest, resolve, settings)
+        made = None if settings.overwrite else _made(job, request)
+        if made and made == (_digest(after, known.output) or job.result_digest()):
+            _renew(job)
+            return Outcome(
+                job, "kept", "up to date", None, Fingerprint(before, digest), Fingerprint(after, made)
+            )
+        if not settings.overwrite and (other := _other_source(job)):
+            raise RunError(
+                f"{job.target} would replace the result of {other}, for {job.source}: choose another folder "
+                "with -o, or --overwrite."
+            )
+        header = resolve.header(scan, settings.dtype, settings.axis)
+        if not job.draft(resolve).mapped:
+            check_memory(scan.name, header)
+        scan = scan.loaded()
+        looks = resolve.look(scan, settings.axis)
+    return Loaded(job, request, before, scan, header, looks, start, time.perf_counter() - start)
+
+
+def _resolve(
+    loaded: Loaded, resolve: SuperResolver, settings: Settings, progress: Progress | None
+) -> Resolved:
+    draft = loaded.job.draft(resolve)
+    try:
+        resolve.scan(loaded.scan, settings.dtype, settings.axis, progress, draft.room, loaded.looks)
+    except BaseException:
+        draft.discard()
+        raise
+    assert resolve.timings is not None
+    return Resolved(loaded, draft, dataclasses.replace(resolve.timings, read=loaded.seconds))
+
+
+def _write(resolved: Resolved, resolve: SuperResolver) -> Outcome:
+    loaded, job = resolved.loaded, resolved.loaded.job
+    start = time.perf_counter()
+    with span(resolve.trace, "encode", job.source.name):
+        try:
+            job.sidecar.unlink(missing_ok=True)  # it must not vouch for the new file before that is whole
+        except OSError as error:
+            raise RunError(f"Cannot replace {job.sidecar}: {error.strerror or error}.") from error
+        resolved.draft.commit()
+        end = time.perf_counter()
+        timings = dataclasses.replace(resolved.timings, write=end - start, total=end - loaded.start)
+        stamp = job.stamps()[1]
+        digest = job.result_digest()
+        write_json(job.sidecar, _sidecar(job, loaded.request, digest, resolve, timings))
+    coarse, fine = loaded.scan.shape, loaded.header.get_data_shape()
+    size = " x ".join(map(str, coarse)) + " to " + " x ".join(map(str, fine))
+    traces = Fingerprint(loaded.stamp, loaded.request.input_sha256), Fingerprint(stamp, str(digest))
+    return Outcome(job, "written", size, timings, *traces)
+
+
+def _made(job: Job, request: Request) -> str | None:
+    """The digest that a result made just as requested has, None where there is no such result."""
+    made = read_json(job.sidecar).get("udean", {})
+    wanted = json.loads(json.dumps(dataclasses.asdict(request)))
+    return made.get("output_sha256") if isinstance(made, dict) and made.get("request") == wanted else None
+
+
+def _other_source(job: Job) -> Path | str | None:
+    """The scan that the sidecar there is about, if that is another one; one that has moved is the same.
+
+    Sidecars stand for their scans, as a.nii and a.nii.gz would have one.
+    """
+    there = read_json(job.sidecar)
+    sources, made = there.get("Sources"), there.get("udean")
+    if not (isinstance(sources, list) and sources and type(sources[0]) is str):
+        return None
+    series = made.get("series_sha256") if isinstance(made, dict) else None
+    if series and job.series_sha256 and series != job.series_sha256:
+        return "another series"
+    made_from = bids.source_path(sources[0], job.target, job.root)
+    both = os.path.exists(made_from) and os.path.exists(job.source)
+    return made_from if both and not os.path.samefile(made_from, job.source) else None
+
+
+def _renew(job: Job) -> None:
+    """Bring a kept result's sidecar up to date: what it takes over from the scan's may have changed there."""
+    there = read_json(job.sidecar)
+    made = there.pop("udean")
+    wanted = {name: value for name, value in there.items() if name not in bids.INHERITED}
+    wanted |= bids.metadata(job.source, job.dataset)
+    if wanted != there:
+        write_json(job.sidecar, {**wanted, "udean": made})
+
+
+def _digest(stamp: Stamp, known: Fingerprint | None) -> str | None:
+    """The digest of a file that is as it was when it was last read, else None."""
+    return known.sha256 if known and stamp and known.stamp == stamp else None
+
+
+def guarded(job: Job, settings: Settings, step: Callable[[], T]) -> T | Outcome:
+    """A step's result, or its failure as an outcome."""
+    try:
+        return step()
+    except RunError as error:
+        return failure(job, error)
+    except MemoryError:
+        return Outcome(job, "failed", f"{job.source} does not fit into this machine's memory: crop the scan.")
+    except Exception as error:
+        if settings.debug:
+            raise
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        return Outcome(job, "failed", f"{job.source} failed unexpectedly ({text}): --debug shows where.")
+
+
+def prepare(jobs: Sequence[Job]) -> None:
+    """Make the output folders, and remove what a killed run has left half-written there.
+
+    Raises RunError if a folder cannot be made or written to.
+    """
+    for root in {job.root for job in jobs}:
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(
+                f"Cannot make the output folder {root}: {error.strerror}. Choose another with -o."
+            ) from error
+        if not os.access(root, os.W_OK | os.X_OK):
+            raise RunError(f"The output folder {root} is not writable: choose another with -o.")
+        datasets = {job.dataset for job in jobs if job.root == root and job.dataset}
+        if datasets:
+            bids.describe(root, datasets)
+    names: dict[Path, set[str]] = collections.defaultdict(set)
+    for job in jobs:
+        names[job.target.parent] |= {job.target.name, job.sidecar.name}
+    for folder, mine in names.items():
+        sweep(folder, mine)
+
+
+def _nbytes(header: Header) -> int:
+    return math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
+
+
+def _request(digest: str, resolve: SuperResolver, settings: Settings) -> Request:
+    options = dataclasses.asdict(resolve.options)
+    return Request(
+        input_sha256=digest,
+        model_sha256=resolve.engine.info.sha256,
+        precision=resolve.engine.info.precision,
+        options=options | {"window": options["window"] or resolve.card.window, "series": settings.series},
+        slab_axis=settings.axis,
+        dtype=settings.dtype,
+    )
+
+
+def _sidecar(
+    job: Job, request: Request, digest: str | None, resolve: SuperResolver, timings: Timings
+) -> dict[str, Any]:
+    """What a BIDS derivative's sidecar holds, and all that is needed to make the scan again."""
+    scale = " x ".join(map(str, resolve.card.scale))
+    return {
+        "Description": "Super-resolution by a trained network: " + resolve.card.intended_use,
+        "Sources": [bids.source_uri(job.source, job.dataset, job.target, job.root)],
+        "SpatialReference": "orig",
+        "Resolution": f"{scale} times as many voxels along rows, columns and slices as the scan",
+        **bids.metadata(job.source, job.dataset),
+        "udean": {
+            "request": dataclasses.asdict(request),
+            "output_sha256": digest,
+            **({"series_sha256": job.series_sha256} if job.series_sha256 else {}),
+            "engine": dataclasses.asdict(resolve.engine.info),
+            "model_card": dataclasses.asdict(resolve.card),
+            "versions": {
+                "udean": __version__,
+                "python": platform.python_version(),
+                "numpy": np.__version__,
+                "nibabel": nib.__version__,
+            },
+            "timings": dataclasses.asdict(timings),
+        },
+    }

@@ -1,0 +1,1 @@
+"""Scans: one scan in its file and in the world."""

@@ -1,0 +1,70 @@
+"""Where the voxels of an SR volume lie in the world.
+
+Two grids are in use. On the "fft" grid the LR volume is a centred k-space truncation: LR voxel i lies
+exactly on HR voxel s·i, so the origin stays. On the "center" grid the outer voxel edges coincide, so the
+first HR voxel lies (1/s - 1)/2 LR voxels from the first LR voxel. All functions are in voxel axes
+(i, j, k) of the array, float64, millimetres.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..models.card import Grid
+
+Factors = tuple[int, int, int]
+
+
+def slab_axis(zooms: Sequence[float]) -> int:
+    """The voxel axis across the slices: the odd one out of two equal voxel sizes, thick slices or thin
+    ones; else that of the largest voxel size; the last one where all are equal.
+
+    Sizes within 0.1 % count as equal: headers store rounded float32.
+    """
+
+    def equal(a: int, b: int) -> bool:
+        return abs(zooms[a] - zooms[b]) <= 0.001 * max(zooms[a], zooms[b])
+
+    if not (equal(0, 1) and equal(1, 2)):
+        for axis in (2, 1, 0):
+            if equal(*(a for a in range(3) if a != axis)):
+                return axis
+    return max(axis for axis in range(3) if zooms[axis] >= 0.999 * max(zooms))
+
+
+def voxel_factors(scale: Factors, axis: int) -> Factors:
+    """The card's (row, column, slice) factors ordered by voxel axis, slices being stacked along `axis`."""
+    factors = list(scale[:2])
+    factors.insert(axis, scale[2])
+    return factors[0], factors[1], factors[2]
+
+
+def fine_affine(affine: NDArray[np.floating], factors: Factors, grid: Grid) -> NDArray[np.float64]:
+    """The (4, 4) affine of the HR grid that belongs to the LR grid's affine. Inverse of `coarse_affine`."""
+    return np.asarray(affine, np.float64) @ _fine_to_coarse(factors, grid)
+
+
+def coarse_affine(affine: NDArray[np.floating], factors: Factors, grid: Grid) -> NDArray[np.float64]:
+    """The (4, 4) affine of the LR grid that belongs to an HR grid's affine."""
+    return np.asarray(affine, np.float64) @ np.linalg.inv(_fine_to_coarse(factors, grid))
+
+
+def is_singular(affine: NDArray[np.floating]) -> bool:
+    """Whether an affine maps the volume to a plane, a line or nowhere."""
+    linear = np.asarray(affine, np.float64)[:3, :3]
+    if not np.isfinite(affine).all():
+        return True
+    volume = np.linalg.norm(linear, axis=0).prod()
+    return bool(abs(np.linalg.det(linear)) <= 1e-6 * volume)
+
+
+def _fine_to_coarse(factors: Factors, grid: Grid) -> NDArray[np.float64]:
+    """HR voxel coordinates to LR voxel coordinates, (4, 4)."""
+    step = 1 / np.asarray(factors, np.float64)
+    matrix = np.diag([*step, 1.0])
+    if grid == "center":
+        matrix[:3, 3] = (step - 1) / 2
+    return matrix

@@ -1,0 +1,147 @@
+"""The intensity rule: how a volume is brought to the network's range, and back.
+
+One rule is in use, "percentile-P": divide by the P-th percentile of the finite absolute values. It only
+scales, so zero stays zero and a volume's units come back by one multiplication; values above the
+percentile exceed 1 and are not clipped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import RunError
+
+RULE = "percentile-99.9"
+PIECE = 1 << 18  # voxels looked at in one go
+NO_NUMBERS = "There are NaN or infinite voxels: mask or repair them first."
+LOST = (
+    "The network returned NaN or infinite values: look for voxels far brighter than the others, or try "
+    "--precision fp32 where it is another."
+)
+
+
+class IntensityError(RunError, ValueError):
+    """The volume cannot be brought to the network's range, or back."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How intensities inside the network become stored voxels: · gain + offset, then clipped to low..high.
+
+    Integers are rounded (half to even); float32 holds those of 16 bits exactly, float64 all up to 2^53.
+    """
+
+    dtype: np.dtype[Any]
+    gain: float
+    offset: float
+    low: float
+    high: float
+
+    @property
+    def wide(self) -> type[np.floating]:
+        """The type to compute in."""
+        return np.float32 if self.dtype.kind == "f" or self.dtype.itemsize <= 2 else np.float64
+
+    def restore(self, planes: NDArray[np.float32]) -> NDArray[Any]:
+        """Stored voxels of float32 ones in the network's range, in a type that converts to `dtype`."""
+        values = planes.astype(self.wide)
+        values *= self.wide(self.gain)
+        values += self.wide(self.offset)
+        np.clip(values, self.wide(self.low), self.wide(self.high), out=values)
+        return np.rint(values, out=values) if self.dtype.kind in "iu" else values
+
+
+IN_THE_NETWORKS_RANGE = Storage(np.dtype(np.float32), 1.0, 0.0, -np.inf, np.inf)
+
+
+@dataclass(frozen=True)
+class Intensities:
+    """What a whole volume says about its intensities, which a stream has to be told before its first slice.
+
+    unit: the intensity that becomes 1 inside the network, see `unit`. low, high: smallest and largest voxel;
+    by default those of any magnitude image. Raises IntensityError for values that no volume has.
+    """
+
+    unit: float
+    low: float = 0.0
+    high: float = np.inf
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.unit) and self.unit > 0 and self.low <= self.high):
+            raise IntensityError(
+                f"Intensities need a unit above 0 and low <= high, not {self.unit}, {self.low}, {self.high}."
+            )
+
+    def storage(self, dtype: np.dtype[Any], seen: NDArray[Any]) -> Storage:
+        """How SR voxels of such a volume are stored; `seen`, voxels of it, may go beyond low and high."""
+        low, high = min(self.low, seen.min()), max(self.high, seen.max())
+        if dtype.kind in "iu":
+            low, high = max(low, np.iinfo(dtype).min), min(high, np.iinfo(dtype).max)
+        return storage(dtype, self.unit, 1.0, 0.0, low, high)
+
+
+def storage(dtype: np.dtype[Any], unit: float, slope: float, inter: float, low: Any, high: Any) -> Storage:
+    """How an SR volume is stored whose scan has voxels low..high, in units of voxel · slope + inter.
+
+    Integers keep the scan's slope and range. Others are in the scan's units, and those of a magnitude
+    image, which has no negative voxels, are not negative either.
+    """
+    if dtype.kind == "f":
+        magnitude = min(low * slope, high * slope) + inter >= 0
+        return Storage(dtype, unit, 0.0, 0.0 if magnitude else -np.inf, np.inf)
+    wide = np.float32 if dtype.itemsize <= 2 else np.float64
+    top = wide(high)
+    if int(top) > int(high):  # a large integer that rounds up would wrap around
+        top = np.nextafter(top, wide(0))
+    return Storage(dtype, unit / slope, -inter / slope, float(low), float(top))
+
+
+def unit(volume: NDArray[np.generic], rule: str = RULE, slope: float = 1.0, inter: float = 0.0) -> float:
+    """The intensity, in units of volume · slope + inter, that becomes 1 inside the network.
+
+    volume: any real dtype and shape; it is read in pieces and not copied. Raises IntensityError for an
+    unknown rule, non-finite voxels, or intensities that float32 does not hold. A volume whose percentile is 0
+    (empty, or a few bright voxels) uses its maximum, an empty one 1.
+    """
+    name, _, percent = rule.partition("-")
+    if name != "percentile" or not percent:
+        raise IntensityError(f"The model's intensity rule '{rule}' is unknown to this version of udean.")
+    rank = min(volume.size - 1, int(float(percent) / 100 * volume.size))
+    with np.errstate(over="ignore"):
+        largest = _largest(volume, volume.size - rank, np.float32(slope), np.float32(inter))
+    found = float(largest.min()) or float(largest.max())
+    if not found and volume.min() == volume.max():
+        return 1.0
+    # What brings the voxels to the network's range shall be a number of float32 too.
+    if not found or abs(slope) / found > float(np.finfo(np.float32).max):
+        raise IntensityError("The intensities are too small for float32: scale them up first.")
+    return found
+
+
+def _largest(
+    volume: NDArray[np.generic], count: int, slope: np.float32, inter: np.float32
+) -> NDArray[np.float32]:
+    """The `count` largest magnitudes, which are few: those of a thousandth of the voxels."""
+    slowest = int(np.argmax(np.abs(volume.strides)))
+    layers = np.moveaxis(volume, slowest, 0)
+    step = max(1, PIECE * len(layers) // layers.size)
+    kept = np.empty(0, np.float32)
+    for start in range(0, len(layers), step):
+        piece = np.asarray(layers[start : start + step], np.float32)
+        if (slope, inter) != (1, 0):
+            piece = piece * slope + inter
+        magnitude = np.abs(piece).ravel()
+        if not np.isfinite(magnitude.max()):
+            if np.isfinite(layers[start : start + step]).all():
+                raise IntensityError("The intensities are too large for float32: scale them down first.")
+            raise IntensityError(NO_NUMBERS)
+        if kept.size == count:
+            magnitude = magnitude[magnitude > kept.min()]
+        kept = np.concatenate((kept, magnitude))
+        if kept.size > count:
+            kept = np.partition(kept, kept.size - count)[kept.size - count :]
+    return kept

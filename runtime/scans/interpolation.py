@@ -1,0 +1,71 @@
+"""Yardsticks for an SR volume: plain interpolation of the scan, and what the scan's k-space would make of it.
+
+NumPy only. Volumes are (i, j, k); factors are HR voxels per LR voxel along each.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..models.card import Grid
+from .geometry import Factors
+
+
+def cubic_weights(size: int, factor: int, grid: Grid) -> NDArray[np.float32]:
+    """Keys' cubic convolution, a = -1/2 (IEEE ASSP 29, 1981), as a matrix (size·factor, size).
+
+    HR voxel p lies at LR coordinate p/factor on the "fft" grid and (p + 1/2)/factor - 1/2 on the "center"
+    grid; the volume goes on beyond its ends as its last voxels.
+    """
+    fine = np.arange(size * factor)
+    position = fine / factor if grid == "fft" else (fine + 0.5) / factor - 0.5
+    base = np.floor(position).astype(int)
+    weights = np.zeros((len(fine), size), np.float32)
+    for tap in range(-1, 3):
+        t = np.abs(position - base - tap)
+        near, far = 1.5 * t**3 - 2.5 * t**2 + 1, -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2
+        np.add.at(weights, (fine, np.clip(base + tap, 0, size - 1)), np.where(t <= 1, near, far))
+    return weights
+
+
+def tricubic_plane(
+    lr: NDArray[Any], factors: Factors, grid: Grid, axis: int, index: int
+) -> NDArray[np.float32]:
+    """The HR plane with number `index` across `axis`, of the tricubic interpolation of an LR volume."""
+    across = cubic_weights(lr.shape[axis], factors[axis], grid)[index]
+    taps = np.flatnonzero(across)
+    near = np.take(lr, taps, axis).astype(np.float32)
+    plane = np.tensordot(near, across[taps], (axis, 0))
+    first, second = (cubic_weights(lr.shape[n], factors[n], grid) for n in range(3) if n != axis)
+    return first @ plane @ second.T
+
+
+def acquired_again(sr: NDArray[Any], factors: Factors, grid: Grid) -> NDArray[np.float32]:
+    """The LR volume that the centre of the SR volume's k-space gives: what the scanner would have seen.
+
+    Read plane by plane, so that a mapped file is not copied; float32.
+    """
+    shape = [n // f for n, f in zip(sr.shape, factors, strict=True)]
+    thin = np.empty((shape[0], shape[1], sr.shape[2]), np.float32)
+    for k in range(sr.shape[2]):
+        plane = _truncate(sr[:, :, k].astype(np.float32), 0, factors[0], grid)
+        thin[:, :, k] = _truncate(plane, 1, factors[1], grid)
+    out = np.empty(shape, np.float32)
+    for i in range(shape[0]):
+        out[i] = _truncate(thin[i], 1, factors[2], grid)
+    return out
+
+
+def _truncate(volume: NDArray[np.float32], axis: int, factor: int, grid: Grid) -> NDArray[np.float32]:
+    """Keep the lowest 1/factor of the frequencies along one axis."""
+    if factor == 1:
+        return volume
+    fine = volume.shape[axis]
+    size = fine // factor
+    space = np.moveaxis(np.fft.rfft(volume, axis=axis), axis, -1)[..., : size // 2 + 1]
+    if grid == "center":  # LR voxel i lies (factor - 1)/2 HR voxels from HR voxel factor·i
+        space = space * np.exp(1j * np.pi * np.arange(size // 2 + 1) * (factor - 1) / fine)
+    return np.moveaxis(np.fft.irfft(space, size, axis=-1) / factor, -1, axis).astype(np.float32)

@@ -1,0 +1,358 @@
+"""Scans: a checked header first, voxels when asked for, and SR volumes with the right geometry.
+
+NIfTI-1 and -2 are read here, FreeSurfer's MGH by nibabel; what is written is NIfTI.
+
+`open_scan` reads and judges the header only; a file that cannot be resolved is refused before memory is
+taken. Voxels stay as stored (memory map or array, unscaled); `slope` and `inter` give their units. An SR
+header is made from its scan's by `Scan.fine_header`, so what does not depend on the grid survives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.freesurfer.mghformat import MGHError
+from nibabel.nifti1 import Nifti1Image
+from nibabel.spatialimages import HeaderDataError, SpatialImage
+from numpy.typing import NDArray
+
+from ..errors import RunError
+from ..models.card import Grid
+from ..system.files import atomic
+from .geometry import Factors, coarse_affine, fine_affine, is_singular
+from .gzip import CHUNK, INFLATION, inflate, is_gzip, packing, reading, unpacking
+
+Header: TypeAlias = Any  # nibabel's NIfTI-1 or NIfTI-2 header: fields by their standard names
+
+SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
+FREESURFER = (".mgz", ".mgh")
+MAGIC = {(348, b"n+1\0"): nib.Nifti1Header, (540, b"n+2\0\r\n\x1a\n"): nib.Nifti2Header}
+HEADER_LIMIT = 64 << 20  # header extensions are kilobytes
+
+
+def stem(path: Path) -> str:
+    """The name without a scan's suffix, or without its last suffix."""
+    for suffix in SUFFIXES:
+        if path.name.lower().endswith(suffix):
+            return path.name[: -len(suffix)]
+    return path.stem
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A 3-D scan whose header has been checked.
+
+    name: what errors call it. header: NIfTI, little-endian. shape: voxels (i, j, k). dtype: as stored.
+    slope, inter: stored voxels · slope + inter are in the scan's units. volumes: of a time series, else 1.
+    array: the stored voxels where they have been read already.
+    """
+
+    name: str
+    header: Header
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+    slope: float
+    inter: float
+    path: Path | None = None
+    image: SpatialImage | None = None
+    volumes: int = 1
+    array: NDArray[Any] | None = None
+
+    @property
+    def zooms(self) -> tuple[float, float, float]:
+        """Voxel sizes along (i, j, k), mm as a rule: the affine's, from which the header's own may differ."""
+        i, j, k = map(float, np.linalg.norm(self.affine[:3, :3], axis=0))
+        return i, j, k
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """Voxels to world, (4, 4): sform, else qform, else nibabel's fallback."""
+        return self.header.get_best_affine()
+
+    def voxels(self) -> NDArray[Any]:
+        """The stored voxels (i, j, k), or (i, j, k, t) of a series.
+
+        Fortran order where read from a file; a memory map if uncompressed.
+        """
+        if self.array is not None:
+            return self.array
+        shape = self.shape if self.volumes == 1 else (*self.shape, self.volumes)
+        if self.image is not None:
+            proxy: Any = self.image.dataobj
+            with reading(Path(self.name)):
+                stored = proxy.get_unscaled() if hasattr(proxy, "get_unscaled") else proxy
+                return np.asanyarray(stored).reshape(shape)
+        assert self.path is not None
+        offset = int(self.header["vox_offset"])
+        with reading(self.path):
+            if is_gzip(self.path):
+                return inflate(self.path, offset, shape, self.dtype)
+            return np.memmap(self.path, self.dtype, "r", offset, shape, order="F")
+
+    def loaded(self) -> Scan:
+        """This scan with its voxels read."""
+        return dataclasses.replace(self, array=self.voxels())
+
+    def fine_header(self, factors: Factors, grid: Grid, dtype: np.dtype[Any]) -> Header:
+        """The header of the SR volume whose voxels are stored as `dtype`; see `_regridded`."""
+        shape = [n * f for n, f in zip(self.shape, factors, strict=True)]
+        return self._regridded(shape, partial(fine_affine, factors=factors, grid=grid), dtype)
+
+    def coarse_header(self, factors: Factors, grid: Grid, dtype: np.dtype[Any]) -> Header:
+        """The header of an LR volume made from this scan; see `_regridded`."""
+        shape = [n // f for n, f in zip(self.shape, factors, strict=True)]
+        return self._regridded(shape, partial(coarse_affine, factors=factors, grid=grid), dtype)
+
+    def _regridded(
+        self,
+        shape: list[int],
+        move: Callable[[NDArray[np.floating]], NDArray[np.float64]],
+        dtype: np.dtype[Any],
+    ) -> Header:
+        """This scan's header for another grid; `move` takes an affine of this grid to the new one.
+
+        qform and sform keep their codes and are moved independently, also where they differ. A scan
+        with neither gets its fallback affine as an sform: that fallback depends on the shape, so the new
+        volume would not lie on its scan without. Floating-point voxels are stored in the scan's units,
+        integers with the scan's own slope and intercept. Slice timing does not hold for other slices.
+        """
+        header = self.header.copy()
+        try:
+            header.set_data_shape(shape if self.volumes == 1 else [*shape, self.volumes])
+        except HeaderDataError:
+            size = " x ".join(map(str, shape))
+            raise RunError(
+                f"{self.name} would become {size} voxels, and its file format holds 32767 along an axis: "
+                "crop the scan, or convert it to NIfTI-2."
+            ) from None
+        header.set_data_dtype(dtype)
+        scaled = np.issubdtype(dtype, np.integer)
+        header["scl_slope"], header["scl_inter"] = (self.slope, self.inter) if scaled else (1, 0)
+        header["pixdim"][1:4] = self.header["pixdim"][1:4] * np.diag(move(np.eye(4)))[:3]
+        if header["qform_code"] > 0:
+            origin = move(self.header.get_qform())[:3, 3]
+            for name, value in zip(("qoffset_x", "qoffset_y", "qoffset_z"), origin, strict=True):
+                header[name] = value
+        if header["sform_code"] > 0 or header["qform_code"] <= 0:
+            header.set_sform(move(_sform(self.header)))
+            header["sform_code"] = max(0, int(self.header["sform_code"])) or 2  # any other means "aligned"
+        header["slice_start"] = header["slice_end"] = header["slice_duration"] = header["slice_code"] = 0
+        header["vox_offset"] = 0  # set when written
+        return header
+
+
+def open_scan(path: Path, series: bool = False) -> Scan:
+    """Read and check a file's header; no voxel is read. series: take a 4-D time series too.
+
+    Raises RunError for what cannot be resolved: a missing or foreign file, not 3-D, complex or colour
+    voxels, voxel sizes that are no sizes, a singular affine, more voxels than the file can hold.
+    """
+    if path.name.lower().endswith(FREESURFER):
+        return _open_freesurfer(path, series)
+    with reading(path):
+        if not path.is_file():
+            raise RunError(f"{path} does not exist." if not path.exists() else f"{path} is not a file.")
+        packed = is_gzip(path)
+        with unpacking(path) if packed else open(path, "rb") as file:
+            start = file.read(540)
+            header = _parse(start, path)
+            offset = float(header["vox_offset"])
+            offset = max(int(offset) if math.isfinite(offset) else 0, header.sizeof_hdr + 4)
+            if offset > HEADER_LIMIT:
+                raise RunError(f"{path} has a damaged header: its voxels would begin at byte {offset}.")
+            block = start + file.read(max(0, offset - len(start)))
+        header = type(header).from_fileobj(io.BytesIO(block[:offset]), header.endianness, check=False)
+        stored = _stored_dtype(header, path)  # in the file's byte order, unlike the SR volume's header
+        header = _little_endian(header)
+        header["vox_offset"], header["sizeof_hdr"] = offset, header.sizeof_hdr
+        scan = _checked(str(path), header, stored, series, path=path)
+        _check_size(scan, path, offset, packed)
+    return scan
+
+
+def _open_freesurfer(path: Path, series: bool) -> Scan:
+    with reading(path):
+        if not path.is_file():
+            raise RunError(f"{path} does not exist." if not path.exists() else f"{path} is not a file.")
+        try:
+            image: Any = nib.MGHImage.from_filename(path)
+        except (ImageFileError, MGHError, ValueError, KeyError, TypeError):  # the last where it is empty
+            raise RunError(f"{path} is not a FreeSurfer volume, or damaged.") from None
+        scan = image_scan(image, series)
+        _check_size(scan, path, 284, is_gzip(path))  # bytes of an MGH header
+    return scan
+
+
+def _check_size(scan: Scan, path: Path, offset: int, packed: bool) -> None:
+    """Raise RunError if the file cannot hold the voxels that its header claims."""
+    claimed, size = math.prod(scan.shape) * scan.volumes * scan.dtype.itemsize, path.stat().st_size
+    if claimed > (size * INFLATION if packed else size - offset):
+        raise RunError(
+            f"{path} is truncated or its header damaged: {' x '.join(map(str, scan.shape))} voxels need "
+            f"{claimed} bytes and the file has {size}{' compressed' if packed else ''}."
+        )
+
+
+def image_scan(image: SpatialImage, series: bool = False) -> Scan:
+    """A nibabel image as a scan, checked as a file is. Images of other formats take a NIfTI-1 header."""
+    nifti = image if isinstance(image, nib.Nifti1Pair) else Nifti1Image.from_image(image)
+    proxy: Any = image.dataobj
+    name = image.get_filename() or "The image"
+    header = _little_endian(nifti.header)
+    if isinstance(image, nib.MGHImage):
+        header.set_xyzt_units("mm", "msec")
+    header.set_slope_inter(getattr(proxy, "slope", 1.0), getattr(proxy, "inter", 0.0))
+    stored = np.dtype(proxy.dtype) if hasattr(proxy, "dtype") else np.asanyarray(proxy).dtype
+    if stored == np.bool_ or stored == np.float16:
+        raise RunError(f"{name} has {stored} voxels, which NIfTI cannot store: convert it to float32.")
+    header.set_data_shape(image.shape)
+    header.set_data_dtype(stored)
+    return _checked(name, header, stored, series, image=image)
+
+
+def write_scan(path: Path, header: Header, voxels: NDArray[Any]) -> None:
+    """Write stored voxels (i, j, k) or (i, j, k, t) under a header of their shape and dtype, atomically.
+
+    `.gz` in the name compresses. Equal content gives equal bytes. Raises RunError if the file cannot be
+    written.
+    """
+    data = np.asfortranarray(voxels, header.get_data_dtype())
+    with atomic(path) as raw, packing(raw, path.name.lower().endswith(".gz")) as file:
+        file.write(preamble(header))
+        flat = data.T.reshape(-1).view(np.uint8).data
+        for start in range(0, len(flat), CHUNK):
+            file.write(flat[start : start + CHUNK])
+
+
+def preamble(header: Header) -> bytes:
+    """What a single NIfTI file has before its voxels: header, extensions, padding."""
+    header = header.copy()
+    header["magic"] = header.single_magic
+    header["vox_offset"] = offset = _data_offset(header)
+    head = io.BytesIO()
+    header.write_to(head)
+    return head.getvalue().ljust(offset, b"\0")
+
+
+def fine_image(header: Header, voxels: NDArray[Any]) -> Nifti1Image:
+    """An SR volume as a nibabel image; stored integers with a slope become float32 in the scan's units."""
+    slope, inter = header.get_slope_inter()
+    header = header.copy()
+    if (slope or 1, inter or 0) != (1, 0):
+        voxels = voxels.astype(np.float32) * np.float32(slope) + np.float32(inter)
+        header.set_data_dtype(np.float32)
+    header.set_slope_inter(1, 0)
+    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else Nifti1Image
+    image = kind(voxels, header.get_best_affine(), header)
+    image.header["scl_slope"], image.header["scl_inter"] = 1, 0
+    return image
+
+
+def _little_endian(header: Header) -> Header:
+    """A copy in little-endian order, with the extensions that nibabel's own conversion drops."""
+    swapped = header.as_byteswapped("<")
+    swapped.extensions = type(header.extensions)(header.extensions)
+    return swapped
+
+
+def _parse(start: bytes, path: Path) -> Header:
+    """The header class that fits the first bytes, filled from them."""
+    for (size, magic), kind in MAGIC.items():
+        at = 344 if size == 348 else 4
+        if len(start) >= size and start[at : at + len(magic)] == magic:
+            # nibabel tells the byte order from dim[0], which may be damaged; the size is a constant.
+            orders = {size.to_bytes(4, "little"): "<", size.to_bytes(4, "big"): ">"}
+            return kind(start[:size], orders.get(start[:4]), check=False)
+    if start[344:348] == b"ni1\0":
+        raise RunError(
+            f"{path} is a NIfTI header without its voxels: join the pair into one .nii file first."
+        )
+    raise RunError(f"{path} is not a NIfTI file.")
+
+
+def _stored_dtype(header: Header, path: Path) -> np.dtype[Any]:
+    try:
+        return header.get_data_dtype()
+    except KeyError:
+        raise RunError(f"{path} has a damaged header: its datatype is {header['datatype']}.") from None
+
+
+def _checked(
+    name: str,
+    header: Header,
+    dtype: np.dtype[Any],
+    series: bool,
+    path: Path | None = None,
+    image: SpatialImage | None = None,
+) -> Scan:
+    """A scan, once its header has passed all checks."""
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        what = "complex" if dtype.kind == "c" else "colour" if dtype.names else None
+        if what:
+            raise RunError(f"{name} has {what} voxels: give a real-valued volume, such as its magnitude.")
+        raise RunError(f"{name} has voxels of datatype {header['datatype']}: convert them to float32.")
+    raw = [int(n) for n in header["dim"]]
+    if not 1 <= raw[0] <= 7 or min(raw[1 : raw[0] + 1]) < 1:
+        raise RunError(f"{name} has a damaged header: its dimensions are {raw}.")
+    shape = raw[1 : raw[0] + 1]
+    while len(shape) > 3 and shape[-1] == 1:
+        shape.pop()
+    volumes = shape.pop() if series and len(shape) == 4 else 1
+    if len(shape) != 3:
+        size = " x ".join(map(str, shape))
+        remedy = "give one 3-D volume at a time"
+        if len(shape) == 4:
+            remedy = f"udean-run --series resolves it volume by volume, else {remedy}"
+        raise RunError(f"{name} is {len(shape)}-D ({size}): {remedy}.")
+    zooms = header["pixdim"][1:4]
+    if not np.isfinite(zooms).all() or (zooms <= 0).any():
+        raise RunError(
+            f"{name} has no usable voxel size in its header ({', '.join(map(str, zooms))}): set pixdim."
+        )
+    header.set_data_shape(shape if volumes == 1 else [*shape, volumes])
+    _check_affines(name, header)
+    try:
+        slope, inter = header.get_slope_inter()
+    except HeaderDataError:
+        raise RunError(f"{name} has a damaged header: scl_inter is {header['scl_inter']}.") from None
+    i, j, k = shape
+    slope = 1.0 if slope is None else slope
+    return Scan(name, header, (i, j, k), dtype, slope, inter or 0.0, path, image, volumes)
+
+
+def _check_affines(name: str, header: Header) -> None:
+    for form, code, read in (
+        ("sform", "sform_code", _sform),
+        ("qform", "qform_code", _qform),
+    ):
+        if header[code] > 0:
+            try:
+                broken = is_singular(read(header))
+            except (HeaderDataError, ValueError):
+                broken = True
+            if broken:
+                raise RunError(f"{name} has a singular or damaged affine ({form}): repair its header first.")
+
+
+def _sform(header: Header) -> NDArray[np.float64]:
+    """The sform where one is set, else the affine that nibabel falls back to."""
+    return header.get_sform() if header["sform_code"] > 0 else header.get_best_affine()
+
+
+def _qform(header: Header) -> NDArray[np.float64]:
+    return header.get_qform()
+
+
+def _data_offset(header: Header) -> int:
+    """Bytes of header, flag and extensions, to the next multiple of 16."""
+    return -(-(int(header["sizeof_hdr"]) + 4 + int(header.extensions.get_sizeondisk())) // 16) * 16

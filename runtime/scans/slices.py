@@ -1,0 +1,31 @@
+"""Whether slices make up one upright, evenly spaced stack: no gap, none twice, none shifted."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import RunError
+
+TOLERANCE = 0.05  # of a voxel, for slices out of line; positions are rounded
+
+
+def even_step(name: str, places: NDArray[np.float64], size: NDArray[np.float64]) -> float:
+    """Millimetres from one slice to the next.
+
+    name: of the stack, for errors. places: (slices, 3), positions along row, column and normal, sorted
+    along the normal. size: of voxels in plane, mm, (2,) or longer. Raises RunError for what is no stack.
+    """
+    steps = np.diff(places[:, 2])
+    usual = float(np.median(steps))
+    if (steps < TOLERANCE * usual).any() or usual <= 0:
+        raise RunError(f"{name} has two slices at the same position: give every slice once.")
+    for number, step in enumerate(steps):
+        if abs(step - usual) > TOLERANCE * usual:
+            raise RunError(
+                f"{name} is not evenly spaced: {step:.3f} mm between slices {number + 1} and {number + 2} of "
+                f"{len(places)}, {usual:.3f} mm elsewhere; a slice may be missing."
+            )
+    if (np.ptp(places[:, :2], axis=0) > TOLERANCE * size[:2]).any():
+        raise RunError(f"{name} has slices that are shifted against each other: it is not one upright stack.")
+    return float(steps.mean())

@@ -1,0 +1,1 @@
+"""This machine: files, threads, traces and logs."""

@@ -1,0 +1,133 @@
+"""Files that are whole or absent: atomic writes, sidecars, hashes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ..errors import RunError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where an open file cannot be removed, which serves as well
+    fcntl = None
+
+PART = re.compile(r"\.(?P<name>.*)\.\d+\.part")
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[BinaryIO]:
+    """Write a file that appears under its name only when it is complete and on disk.
+
+    The bytes go to a temporary name in the same folder, are synced, and replace the target in one step.
+    On any failure, interruption included, the temporary file is removed and an older target stays.
+    Raises RunError if the system refuses: no permission, no space.
+    """
+    # A random number: machines that share the folder may have processes of one number.
+    partial = path.with_name(f".{_short(path.name)}.{secrets.randbits(48)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "w+b") as file:
+            with contextlib.suppress(OSError):  # some file systems have no locks
+                lock(file)  # whoever sweeps knows by it that the writer lives
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise RunError(f"Cannot write {path}: {error.strerror or error}.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def sweep(folder: Path, names: set[str]) -> None:
+    """Remove what killed processes have left of these files; those of living ones stay."""
+    short = {_short(name) for name in names}
+    with contextlib.suppress(OSError):
+        for partial in folder.glob(".*.part"):
+            match = PART.fullmatch(partial.name)
+            if match and match["name"] in short:
+                with contextlib.suppress(OSError), open(partial, "rb") as file:
+                    lock(file)
+                    partial.unlink(missing_ok=True)
+
+
+def _short(name: str) -> str:
+    """A name, or so much of it that a temporary one is no longer than the system allows (255 bytes)."""
+    return os.fsencode(name)[:200].decode(errors="ignore")
+
+
+def lock(file: BinaryIO) -> None:
+    """Lock a file while it is open, on this machine and others. Raises OSError if another has it."""
+    if fcntl:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a living process has locked this file; no where there is no telling."""
+    try:
+        with open(path, "rb") as file:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def write_json(path: Path, value: dict[str, Any], indent: int | None = 2) -> None:
+    """Write JSON atomically, keys in the order given. What JSON has no number for (NaN, Inf) becomes null."""
+    with atomic(path) as file:
+        file.write((json.dumps(_finite(value), indent=indent, allow_nan=False) + "\n").encode())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, empty where the file is missing, unreadable or something else."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, hex. Raises RunError if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise RunError(f"Cannot read {path}: {error.strerror or error}.") from error
+
+
+def real_path(*parts: str | Path) -> Path:
+    """A path without links; what cannot be followed, such as a loop of links, stays as it is."""
+    return Path(os.path.realpath(os.path.join(*parts)))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name itself durable, where the system lets a folder be opened."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,112 @@
+"""What the panes show, as NIfTI files made on demand: one volume, float32 in the scan's units.
+
+The tricubic volume and the differences are computed plane by plane while they are sent, so that nothing
+larger than the two scans is held. Headers hold the geometry and nothing about a patient.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import RunError
+from ..scans.scan import Header, Scan, preamble
+from .comparison import Comparison, compare, scaled
+from .results import Result
+
+Kind = Literal["lr", "tricubic", "sr", "difference", "consistency"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+LARGEST = 32767  # voxels along an axis of NIfTI-1
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A NIfTI file to be sent: its size in bytes, and its bytes in pieces."""
+
+    size: int
+    pieces: Iterator[bytes]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A result beside its scan. comparison: None where the scan cannot be shown, and `problem` says why."""
+
+    sr: Scan
+    comparison: Comparison | None
+    problem: str
+
+
+class Shelf:
+    """Keeps the result in hand open; safe from any thread."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+        self._last: tuple[object, Opened] | None = None
+
+    def open(self, result: Result, number: int = 0) -> Opened:
+        """A result, one volume of a series. Raises RunError if the SR scan itself cannot be shown."""
+        state = result.sidecar.stat()
+        label = result.sidecar, state.st_mtime_ns, state.st_ino, number
+        with self._turn:
+            if self._last and self._last[0] == label:
+                return self._last[1]
+            self._last = None  # before the next two come into memory
+            opened = _open(result, number)
+            self._last = label, opened
+            return opened
+
+
+def _open(result: Result, number: int) -> Opened:
+    sr = result.open()
+    if number >= sr.volumes:
+        raise RunError(f"{result.name} has {sr.volumes} volumes.")
+    try:
+        return Opened(sr, compare(result.open_source(), sr, result.card, number), "")
+    except RunError as error:
+        return Opened(sr, None, str(error))
+
+
+def volume(opened: Opened, kind: Kind, number: int = 0) -> Volume:
+    """One of the volumes that are shown; `number` of a series. Raises RunError if there is none."""
+    found = opened.comparison
+    if kind == "sr":
+        voxels = opened.sr.voxels()
+        if opened.sr.volumes > 1:
+            voxels = voxels[..., number]
+        return _file(opened.sr, lambda k: scaled(voxels[:, :, k], opened.sr))
+    if found is None:
+        raise RunError(opened.problem)
+    if kind == "lr":
+        return _file(found.scan, lambda k: scaled(found.lr[:, :, k], found.scan))
+    if kind == "consistency":
+        return _file(found.scan, lambda k: found.difference[:, :, k])
+    if kind == "tricubic":
+        return _file(opened.sr, lambda k: found.tricubic(2, k))
+    return _file(opened.sr, lambda k: found.fine(2, k) - found.tricubic(2, k))
+
+
+def _file(scan: Scan, plane: Callable[[int], NDArray[np.float32]]) -> Volume:
+    """A file on a scan's grid, whose planes (i, j) are made one by one."""
+    head = preamble(_header(scan))
+    pieces = (np.asfortranarray(plane(k), "<f4").tobytes("F") for k in range(scan.shape[2]))
+    return Volume(len(head) + 4 * math.prod(scan.shape), itertools.chain([head], pieces))
+
+
+def _header(scan: Scan) -> Header:
+    """Geometry and nothing else, as an sform: of two affines, programs differ which they take."""
+    header = nib.Nifti1Header() if max(scan.shape) <= LARGEST else nib.Nifti2Header()
+    header.set_data_dtype(np.dtype("<f4"))
+    header.set_data_shape(scan.shape)
+    header["pixdim"][1:4] = scan.zooms
+    header.set_xyzt_units("mm")
+    header.set_sform(scan.affine, "scanner")
+    header.set_slope_inter(1, 0)
+    return header

@@ -1,0 +1,139 @@
+"""On a real GPU: every CUDA engine against the host pipeline. Run by `make gpu-check`."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+from udean.runtime import RunError, SuperResolver
+from udean.runtime.cuda.device import Gpu, GpuError
+from udean.runtime.engines.choose import choose_engine
+
+from ...support.fakes import FakeEngine, card, nearest, onnx_model
+from ..engines.test_choose import tiny_checkpoint
+
+CARD = card((2, 2, 2), 3, (16, 16))
+RANDOM = np.random.default_rng(0)
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module", autouse=True)
+def gpu():
+    try:
+        return Gpu()
+    except RunError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    onnx_model(folder / "nearest.onnx", CARD)
+    onnx_model(folder / "conv.onnx", CARD, "conv")
+    onnx_model(folder / "conv.fp16.onnx", CARD.replace(precision="fp16"), "conv")
+    tiny_checkpoint(folder / "tiny.pt")
+    return folder
+
+
+def opened(path, precision="auto"):
+    """The model on the GPU, or a skip where its library is not made for one."""
+    try:
+        return choose_engine(path, "cuda", precision, None, "auto")
+    except RunError as error:
+        if isinstance(error, GpuError) and "cannot use a GPU" not in str(error):
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "float32", "float64"])
+@pytest.mark.parametrize("shape", [(50, 41, 20), (9, 33, 2), (1, 1, 1)])
+def test_nearest_gives_the_volume_back_bit_for_bit(models, dtype, shape):
+    volume = RANDOM.integers(0, 120, shape).astype(dtype)
+    cuda = SuperResolver(opened(models / "nearest.onnx"))
+    host = SuperResolver(FakeEngine(lambda x: nearest(x, (2, 2, 2)), CARD))
+    np.testing.assert_array_equal(cuda(volume), host(volume))
+
+
+@pytest.mark.parametrize(
+    ("file", "precision", "tolerance"),
+    [
+        ("conv.onnx", "auto", 1e-5),
+        ("conv.fp16.onnx", "auto", 5e-3),
+        ("tiny.pt", "fp32", 1e-4),
+        ("tiny.pt", "fp16", 1e-2),
+    ],
+)
+def test_every_engine_agrees_with_the_host(models, file, precision, tolerance):
+    volume = RANDOM.uniform(0, 900, (70, 61, 20)).astype(np.float32)
+    cuda = SuperResolver(opened(models / file, precision))
+    host = SuperResolver(models / file.replace(".fp16", ""), "cpu", "fp32")
+    wanted = host(volume)
+    found = cuda(volume)
+    assert np.abs(found - wanted).max() < tolerance * np.abs(wanted).max()
+    np.testing.assert_array_equal(cuda(volume), found)  # run to run
+
+
+@pytest.mark.parametrize(
+    ("file", "tolerance"),
+    [("nearest.onnx", 0), ("conv.onnx", 1e-5), ("conv.fp16.onnx", 5e-3), ("tiny.pt", 1e-2)],
+)
+def test_a_stream_agrees_with_the_volume(models, file, tolerance):
+    volume = RANDOM.uniform(0, 900, (70, 61, 20)).astype(np.float32)
+    cuda = SuperResolver(opened(models / file), crop=False)
+    wanted, known = cuda(volume), cuda.intensities(volume)
+    found = np.stack(list(cuda.stream((volume[:, :, n] for n in range(20)), 20, known)), 2)
+    assert np.abs(found - wanted).max() <= tolerance * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("file", ["conv.fp16.onnx", "tiny.pt"])
+def test_the_number_of_streams_changes_nothing(models, file):
+    volume = RANDOM.uniform(0, 900, (70, 61, 30)).astype(np.float32)
+    results = []
+    for slots in (1, 2, 4):
+        engine = opened(models / file)
+        engine.slots = slots
+        results.append(SuperResolver(engine)(volume))
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+
+
+def test_the_shipped_ptx_loads_without_nvcc(models, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    volume = RANDOM.integers(0, 120, (20, 21, 9)).astype(np.int16)
+    cuda = SuperResolver(opened(models / "nearest.onnx"))
+    np.testing.assert_array_equal(cuda(volume), nearest(volume, CARD.scale))
+
+
+def test_full_memory_halves_the_batch_and_goes_on(models, gpu, caplog):
+    engine = opened(models / "nearest.onnx")
+    volume = RANDOM.integers(0, 120, (400, 400, 30)).astype(np.int16)
+    with gpu.current():
+        free, _ = gpu.cuda.mem_get_info()
+        hold = gpu.cuda.mem_alloc(max(1, free - (60 << 20)))
+    try:
+        try:
+            found = SuperResolver(engine)(volume)
+        except GpuError as error:
+            assert "memory" in str(error)
+        else:
+            np.testing.assert_array_equal(found, nearest(volume, CARD.scale))
+    finally:
+        hold.free()
+
+
+@pytest.mark.tensorrt
+@pytest.mark.skipif(not importlib.util.find_spec("tensorrt"), reason="needs TensorRT")
+@pytest.mark.parametrize(("file", "tolerance"), [("conv.onnx", 1e-4), ("conv.fp16.onnx", 5e-3)])
+def test_a_plan_agrees_with_the_host(models, tmp_path, file, tolerance):
+    from udean.export.trt_build import BuildOptions
+    from udean.export.trt_plan import Sizes, build_plan
+
+    windows = (16, 16), (16, 16), (16, 16)
+    build_plan(models / file, tmp_path, Sizes((1, 8, 16), windows, 3), BuildOptions())
+    (plan,) = tmp_path.glob("*.plan")
+    volume = RANDOM.uniform(0, 900, (70, 61, 20)).astype(np.float32)
+    found = SuperResolver(plan)(volume)
+    wanted = SuperResolver(models / "conv.onnx", "cpu", "fp32")(volume)
+    assert np.abs(found - wanted).max() < tolerance * np.abs(wanted).max()
+    np.testing.assert_array_equal(SuperResolver(plan)(volume), found)
+    with pytest.raises(RunError, match="windows"):
+        SuperResolver(plan, window=(32, 32))(volume)

@@ -1,0 +1,272 @@
+"""The CUDA pipeline and its kernels, run on the processor, against the host pipeline: bit for bit."""
+
+import itertools
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from udean.runtime import RunError, SuperResolver, resolver
+from udean.runtime.cuda.device import GpuError
+from udean.runtime.system.trace import Trace
+
+from ...support import driver
+from ...support.fakes import FakeEngine, card, nearest
+
+NVCC = shutil.which("nvcc")
+SHIPPED = driver.KERNELS.with_suffix(".ptx")
+pytestmark = pytest.mark.skipif(NVCC is None, reason="needs nvcc and the CUDA headers")
+CARD = card((2, 2, 2), 3, (8, 8))
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    assert NVCC
+    found = subprocess.run([NVCC, "--dryrun", "-E", "x.cu"], capture_output=True, text=True).stderr
+    root = re.search(r"_HERE_=(\S+)", found)
+    assert root
+    include = Path(root[1]).parent / "include"
+    return driver.compile_kernels(tmp_path_factory.mktemp("kernels"), include)
+
+
+def smoothed(windows):
+    """A network whose answer depends on the whole window, so that blending matters."""
+    fine = nearest(windows.astype(np.float32), (2, 2, 2))
+    return fine + windows.astype(np.float32).mean((1, 2, 3), keepdims=True) * np.float32(0.3)
+
+
+def on_both(library, volume, model_card, options, network=smoothed, seed=0, **engine):
+    """What the host pipeline and the CUDA pipeline make of a volume."""
+    gpu = driver.Gpu(driver.Driver(library, seed))
+    cuda = SuperResolver(driver.Engine(network, model_card, gpu, **engine), **options)
+    host = SuperResolver(FakeEngine(network, model_card), **options)
+    return host(volume), cuda(volume), cuda
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    shape=st.tuples(st.integers(1, 23), st.integers(1, 23), st.integers(1, 11)),
+    window=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    slices=st.integers(1, 4),
+    grid=st.sampled_from(["fft", "center"]),
+    overlap=st.floats(0, 0.8),
+    weighting=st.sampled_from(["gaussian", "hann", "constant"]),
+    dtype=st.sampled_from(
+        [
+            "uint8",
+            "int8",
+            "uint16",
+            "int16",
+            ">i2",
+            "uint32",
+            "int32",
+            "uint64",
+            "int64",
+            "float32",
+            "float64",
+        ]
+    ),
+    slots=st.integers(1, 4),
+    most=st.integers(1, 9),
+    order=st.permutations(range(3)),
+    seed=st.integers(0, 99),
+)
+def test_any_volume_is_the_host_pipelines_bit_for_bit(
+    library, shape, window, slices, grid, overlap, weighting, dtype, slots, most, order, seed
+):
+    random = np.random.default_rng(seed)
+    volume = random.integers(0, 120, shape).astype(dtype)
+    volume[random.random(shape) < 0.3] = 0
+    volume = np.asarray(volume.transpose(order), order="C").transpose(
+        np.argsort(order)
+    )  # in any memory order
+    options = {"overlap": overlap, "weighting": weighting, "crop": bool(seed % 2)}
+    host, cuda, _ = on_both(
+        library, volume, card((2, 2, 2), slices, window, grid), options, seed=seed, slots=slots, most=most
+    )
+    np.testing.assert_array_equal(cuda, host)
+    assert cuda.dtype == host.dtype
+
+
+@pytest.mark.parametrize("slots", [1, 2, 4])
+@pytest.mark.parametrize("seed", range(5))
+def test_streams_and_their_timing_change_nothing(library, slots, seed):
+    volume = np.random.default_rng(0).normal(size=(30, 25, 14)).astype(np.float32)
+    host, cuda, _ = on_both(library, volume, CARD, {"overlap": 0.4}, seed=seed, slots=slots, most=5)
+    np.testing.assert_array_equal(cuda, host)
+
+
+def test_half_precision_is_that_of_its_windows(library):
+    volume = np.random.default_rng(0).integers(0, 900, (20, 21, 9)).astype(np.int16)
+
+    def network(windows):
+        return nearest(windows.astype(np.float16), (2, 2, 2)).astype(np.float32)
+
+    host, cuda, _ = on_both(library, volume, CARD, {}, network, half=True)
+    np.testing.assert_array_equal(cuda, host)
+
+
+def test_identical_windows_are_computed_once(library):
+    volume = np.zeros((40, 40, 12), np.int16)
+    volume[:6, :6, :3] = np.random.default_rng(0).integers(1, 9, (6, 6, 3))
+    volume[-1, -1, -1] = 5
+    host, cuda, resolve = on_both(library, volume, CARD, {"overlap": 0.0}, most=3)
+    np.testing.assert_array_equal(cuda, host)
+    assert resolve.timings.computed == sum(resolve.engine.calls) == 3 and resolve.timings.windows == 100
+
+
+def test_a_profile_that_takes_full_batches_only_gets_them(library):
+    volume = np.random.default_rng(0).normal(size=(20, 20, 9)).astype(np.float32)
+    host, cuda, resolve = on_both(library, volume, CARD, {}, least=4, most=4)
+    np.testing.assert_array_equal(cuda, host)
+    assert set(resolve.engine.calls) == {4}
+
+
+def test_volumes_of_equal_and_other_size_follow_each_other(library):
+    gpu = driver.Gpu(driver.Driver(library))
+    cuda = SuperResolver(driver.Engine(smoothed, CARD, gpu))
+    host = SuperResolver(FakeEngine(smoothed, CARD))
+    random = np.random.default_rng(0)
+    streams = []
+    for shape in ((20, 20, 9), (20, 20, 9), (9, 12, 5), (20, 20, 9)):
+        volume = random.normal(size=shape).astype(np.float32)
+        np.testing.assert_array_equal(cuda(volume), host(volume))
+        streams.append(len(gpu.cuda.streams))
+    assert streams[0] == streams[1]  # nothing is allocated anew
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.7])
+@pytest.mark.parametrize(("slices", "count"), [(3, 17), (4, 9), (5, 2), (1, 3)])
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+def test_a_stream_is_the_volume_bit_for_bit(library, overlap, slices, count, dtype):
+    volume = np.random.default_rng(0).integers(0, 900, (20, 21, count)).astype(dtype)
+    options = {"overlap": overlap, "crop": False}
+    host, _, cuda = on_both(library, volume, card((2, 2, 2), slices, (8, 9)), options, most=5)
+    known, streams = cuda.intensities(volume), len(cuda.engine.gpu.cuda.streams)
+    for _ in range(2):
+        found = list(cuda.stream((volume[:, :, n] for n in range(count)), count, known))
+        np.testing.assert_array_equal(np.stack(found, 2), host)
+        assert len(cuda.engine.gpu.cuda.streams) <= streams * 2  # nothing is allocated for each slab
+
+
+def test_a_gpu_lost_in_a_stream_is_a_sentence_or_the_processor_goes_on(library, monkeypatch, caplog):
+    volume = np.random.default_rng(0).normal(size=(20, 20, 19)).astype(np.float32)
+    whole = SuperResolver(FakeEngine(smoothed, CARD), crop=False)(volume)
+    gpu = driver.Gpu(driver.Driver(library))
+    monkeypatch.setattr(resolver, "choose_engine", lambda *_: driver.Engine(smoothed, CARD, gpu))
+    monkeypatch.setattr(resolver, "open_engine", lambda *_: FakeEngine(smoothed, CARD))
+    for fallback in ("none", "cpu"):
+        gpu.cuda.lost_after = None
+        resolve, found = SuperResolver("sr.onnx", crop=False, fallback=fallback), []
+        stream = resolve.stream((volume[:, :, n] for n in range(19)), 19, resolve.intensities(volume))
+        found.append(next(stream))
+        gpu.cuda.lost_after = 40
+        if fallback == "none":
+            with pytest.raises(GpuError, match="stopped working"):
+                list(stream)
+            gpu.cuda.streams.clear()
+        else:
+            np.testing.assert_array_equal(np.stack([*found, *stream], 2), whole)
+            assert resolve.engine.info.device == "cpu" and "Going on" in caplog.text
+
+
+def test_full_memory_halves_the_batch_says_so_and_goes_on(library, caplog):
+    volume = np.random.default_rng(0).normal(size=(60, 60, 9)).astype(np.float32)
+    host = SuperResolver(FakeEngine(smoothed, CARD))(volume)
+    gpu = driver.Gpu(driver.Driver(library, memory=3_600_000))
+    cuda = SuperResolver(driver.Engine(smoothed, CARD, gpu))
+    np.testing.assert_array_equal(cuda(volume), host)
+    assert max(cuda.engine.calls) < 64 and "memory is full" in caplog.text
+    again = len(caplog.records)
+    cuda(volume)
+    assert len(caplog.records) == again  # it has learned
+
+    gpu = driver.Gpu(driver.Driver(library, memory=1000))
+    with pytest.raises(GpuError, match="memory"):
+        SuperResolver(driver.Engine(smoothed, CARD, gpu))(volume)
+
+
+def test_a_lost_gpu_is_a_sentence_and_the_processor_goes_on_where_asked_for(library, monkeypatch, caplog):
+    volume = np.random.default_rng(0).normal(size=(20, 20, 9)).astype(np.float32)
+    gpu = driver.Gpu(driver.Driver(library))
+    gpu.cuda.lost_after = 12
+    resolve = SuperResolver(driver.Engine(smoothed, CARD, gpu))
+    with pytest.raises(GpuError, match="stopped working"):
+        resolve(volume)
+    gpu.cuda.streams.clear()
+    gpu.cuda.lost_after = 12
+    monkeypatch.setattr(resolver, "choose_engine", lambda *_: driver.Engine(smoothed, CARD, gpu))
+    monkeypatch.setattr(resolver, "open_engine", lambda *_: FakeEngine(smoothed, CARD))
+    resolve = SuperResolver("sr.onnx", fallback="cpu")
+    np.testing.assert_array_equal(resolve(volume), SuperResolver(FakeEngine(smoothed, CARD))(volume))
+    assert resolve.engine.info.device == "cpu" and "Going on" in caplog.text
+
+
+def test_a_network_that_breaks_down_is_refused(library):
+    gpu = driver.Gpu(driver.Driver(library))
+    with pytest.raises(RunError, match="NaN or infinite"):
+        SuperResolver(driver.Engine(lambda x: smoothed(x) * np.nan, CARD, gpu))(
+            np.random.default_rng(0).normal(size=(20, 20, 9)).astype(np.float32)
+        )
+
+
+def test_an_abandoned_volume_leaves_the_pipeline_usable(library):
+    gpu = driver.Gpu(driver.Driver(library))
+    resolve = SuperResolver(driver.Engine(smoothed, CARD, gpu))
+    volume = np.random.default_rng(0).normal(size=(20, 20, 19)).astype(np.float32)
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        resolve(volume, progress=stop)
+    np.testing.assert_array_equal(resolve(volume), SuperResolver(FakeEngine(smoothed, CARD))(volume))
+
+
+def test_the_shipped_ptx_is_that_of_the_source(tmp_path):
+    assert NVCC
+    made = tmp_path / "kernels.ptx"
+    subprocess.run([NVCC, "--ptx", "-arch=compute_75", "-o", made, driver.KERNELS], check=True)
+
+    def code(path):  # without comments, which hold the compiler's version
+        return re.sub(r"//.*", "", path.read_text()).split()
+
+    if version(made) != version(SHIPPED):
+        pytest.skip("another nvcc than the one that made the shipped PTX")
+    assert code(made) == code(SHIPPED)
+    assert not re.search(r"\bfma\.rn", SHIPPED.read_text())  # products and sums are rounded apart
+
+
+def version(path):
+    return re.search(r"release (\S+), (V\S+)", path.read_text())[0]
+
+
+def test_a_trace_shows_every_stream_and_changes_nothing(library):
+    volume = np.random.default_rng(0).normal(size=(30, 25, 14)).astype(np.float32)
+    gpu, trace = driver.Gpu(driver.Driver(library)), Trace()
+    engine = driver.Engine(smoothed, CARD, gpu, slots=2, most=5)
+    host, cuda = SuperResolver(FakeEngine(smoothed, CARD)), SuperResolver(engine, trace=trace)
+    np.testing.assert_array_equal(cuda(volume), host(volume))
+    lanes = {}
+    for span in trace.spans:
+        assert span.start <= span.stop
+        lanes.setdefault(span.lane, []).append(span)
+    stages = {lane: {span.stage for span in spans} for lane, spans in lanes.items()}
+    assert stages["GPU stream 0"] == {"upload", "gather", "network"}
+    assert stages["GPU stream 1"] == {"gather", "network"}
+    assert stages["GPU blending"] == {"blend"} and stages["GPU copying"] == {"download"}
+    assert sum(span.stage == "network" for span in trace.spans) == len(engine.calls)
+    for lane in stages.keys() - {"MainThread"}:  # a stream does one thing after the other
+        assert all(a.stop <= b.start for a, b in itertools.pairwise(lanes[lane]))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.longdouble])
+def test_floats_that_the_kernels_do_not_know_are_computed_in_float32(library, dtype):
+    volume = np.random.default_rng(0).integers(0, 900, (20, 21, 9)).astype(dtype)
+    host, cuda, _ = on_both(library, volume, CARD, {})
+    np.testing.assert_array_equal(cuda, host)
+    assert cuda.dtype == dtype

@@ -1,0 +1,428 @@
+"""DICOM in and out: series made slice by slice, phantoms whose place is known, pydicom's own files."""
+
+import shutil
+import subprocess
+import warnings
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless, generate_uid
+from udean.runtime import RunError, SuperResolver
+from udean.runtime.dicom.derived import write_derived
+from udean.runtime.dicom.series import CLASSIC, ENHANCED, find_series, is_dicom
+
+from ...support.fakes import FakeEngine, card, interpolation
+
+CARD = card((2, 2, 2), 3, (16, 16))
+SLOPE = np.array([3.0, -7.0, 9.0])  # of the phantom, per mm
+
+
+def rotation(seed=3):
+    q, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))
+    return np.array([q[0], q[1], np.cross(q[0], q[1])])
+
+
+def places(origin, frame, spacing, thickness, shape):
+    """Positions (slices, rows, columns, 3), LPS."""
+    k, r, c = (n[..., None] for n in np.meshgrid(*map(np.arange, shape), indexing="ij"))
+    return origin + c * frame[0] * spacing[1] + r * frame[1] * spacing[0] + k * frame[2] * thickness
+
+
+def phantom(where, slope=1.0, inter=0.0):
+    return np.round((where @ SLOPE + 2000 - inter) / slope).astype(np.uint16)
+
+
+def save(path, dataset, kind=CLASSIC):
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = kind
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    dataset.save_as(path, enforce_file_format=True)
+    return path
+
+
+def common(pixels, series="1.2.3", number=3):
+    dataset = Dataset()
+    dataset.PatientName, dataset.PatientID, dataset.Modality = "Roe^Jane", "77", "MR"
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SeriesNumber = "1.2", series, number
+    dataset.FrameOfReferenceUID, dataset.Manufacturer = "1.2.9", "someone"
+    dataset.SeriesDescription = "t1"
+    dataset.Rows, dataset.Columns = pixels.shape[-2:]
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 0
+    dataset.PixelData = pixels.tobytes()
+    return dataset
+
+
+def classic(folder, shape=(6, 20, 18), frame=None, spacing=(1.2, 1.0), thickness=3.0, scale=None, **fields):
+    """Slices in files whose names and instance numbers say nothing about their order."""
+    folder.mkdir(exist_ok=True, parents=True)
+    frame = rotation() if frame is None else frame
+    where = places(np.array([11.0, -7.0, 23.0]), frame, spacing, thickness, shape)
+    names = np.random.default_rng(1).permutation(1000)[: shape[0]]
+    files = []
+    for n in range(shape[0]):
+        dataset = common(phantom(where[n], *(scale or (1.0, 0.0))))
+        dataset.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND"]
+        dataset.ScanningSequence, dataset.SequenceVariant = "GR", "SP"
+        dataset.ImagePositionPatient = [f"{v:.8f}"[:16] for v in where[n, 0, 0]]
+        dataset.ImageOrientationPatient = [f"{v:.10f}" for v in frame[:2].ravel()]
+        dataset.PixelSpacing, dataset.SliceThickness = list(spacing), thickness
+        dataset.InstanceNumber = int(names[n])
+        if scale:
+            dataset.RescaleSlope, dataset.RescaleIntercept = scale
+        dataset.add_new((0x0019, 0x0010), "LO", "VENDOR")
+        dataset.add_new((0x0019, 0x1010), "LO", "secret geometry")
+        for name, value in fields.items():
+            setattr(dataset, name, value)
+        files.append(save(folder / f"{names[n]:04}", dataset))
+    return files
+
+
+def enhanced(path, shape=(6, 20, 18), spacing=(1.2, 1.0), thickness=3.0, echoes=1):
+    """One file of frames in an order that says nothing."""
+    frame = rotation(4)
+    where = places(np.array([1.0, 2.0, 3.0]), frame, spacing, thickness, shape)
+    order = np.random.default_rng(2).permutation(shape[0] * echoes)
+    dataset = common(
+        np.stack([phantom(where[n % shape[0]]) + n // shape[0] for n in order]).astype(np.uint16)
+    )
+    dataset.NumberOfFrames = len(order)
+    shared, measures, orientation = Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing, measures.SliceThickness = list(spacing), thickness
+    orientation.ImageOrientationPatient = [f"{v:.10f}" for v in frame[:2].ravel()]
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [orientation]
+    dataset.SharedFunctionalGroupsSequence = [shared]
+    groups = []
+    for n in order:
+        group, position, echo = Dataset(), Dataset(), Dataset()
+        position.ImagePositionPatient = [f"{v:.8f}"[:16] for v in where[n % shape[0], 0, 0]]
+        echo.EffectiveEchoTime = float(10 + n // shape[0])
+        group.PlanePositionSequence, group.MREchoSequence = [position], [echo]
+        groups.append(group)
+    dataset.PerFrameFunctionalGroupsSequence = groups
+    return save(path, dataset, ENHANCED[0])
+
+
+def restored(series, folder, network=None):
+    """The SR series' data sets, read strictly."""
+    resolve = SuperResolver(FakeEngine(network or interpolation((2, 2, 2), "fft"), CARD), crop=False)
+    header, sr = resolve.scan(series.scan())
+    files = write_derived(series, header, sr, CARD, "f" * 64, folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        datasets = [pydicom.dcmread(file) for file in files]
+        for dataset in datasets:
+            list(dataset.iterall())
+    return datasets
+
+
+def check_place(datasets, slope=1.0, inter=0.0):
+    """Every SR slice shows the phantom where its header says that it lies."""
+    steps = [np.array(d.ImagePositionPatient, float) for d in datasets]
+    for dataset in datasets[:-1]:
+        frame = np.reshape(np.array(dataset.ImageOrientationPatient, float), (2, 3))
+        where = places(
+            np.array(dataset.ImagePositionPatient, float),
+            np.array([*frame, np.cross(*frame)]),
+            np.array(dataset.PixelSpacing, float),
+            0,
+            (1, dataset.Rows, dataset.Columns),
+        )[0]
+        inner = np.s_[2:-3, 2:-3]
+        found = dataset.pixel_array.astype(float) * slope + inter
+        wanted = where @ SLOPE + 2000
+        np.testing.assert_allclose(found[inner], wanted[inner], rtol=0, atol=1.1 * slope)
+    distances = np.linalg.norm(np.diff(steps, axis=0), axis=1)
+    np.testing.assert_allclose(distances, float(datasets[0].SpacingBetweenSlices), rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [None, (2.0, -100.0)])
+def test_a_classic_series_is_sorted_by_geometry_and_its_sr_series_lies_right(tmp_path, scale):
+    files = classic(tmp_path / "in", scale=scale)
+    (series,) = find_series(files, tmp_path)
+    datasets = restored(series, tmp_path / "out")
+    assert len(datasets) == 12 and {(d.Rows, d.Columns) for d in datasets} == {(40, 36)}
+    check_place(datasets, *(scale or ()))
+    assert [float(v) for v in datasets[0].PixelSpacing] == pytest.approx([0.6, 0.5])
+    assert float(datasets[0].SliceThickness) == pytest.approx(1.5)
+
+
+def test_the_sr_series_is_told_apart_and_says_what_it_is(tmp_path):
+    files = classic(tmp_path / "in", WindowCenter=500, WindowWidth=900)
+    (series,) = find_series(files, tmp_path)
+    one, again = (restored(series, tmp_path / name) for name in ("one", "two"))
+    source = pydicom.dcmread(files[0])
+    uids = {str(pydicom.dcmread(f).SOPInstanceUID) for f in files}
+    assert [d.SOPInstanceUID for d in one] == [d.SOPInstanceUID for d in again]
+    assert len({d.SOPInstanceUID for d in one} - uids) == 12
+    for number, dataset in enumerate(one):
+        for name in ("StudyInstanceUID", "FrameOfReferenceUID", "PatientName", "PatientID", "Manufacturer"):
+            assert dataset[name].value == source[name].value
+        assert dataset.SeriesInstanceUID not in (source.SeriesInstanceUID, None)
+        assert list(dataset.ImageType) == ["DERIVED", "SECONDARY", "M", "ND"]
+        assert "research only" in dataset.DerivationDescription and "test" in dataset.DerivationDescription
+        assert dataset.DerivationCodeSequence[0].CodeValue == "113085"
+        assert {s.ReferencedSOPInstanceUID for s in dataset.SourceImageSequence} <= uids
+        assert dataset.ContributingEquipmentSequence[0].Manufacturer == "udean"
+        assert dataset.SeriesNumber == 1003 and dataset.SeriesDescription == "t1 UDEAN SR"
+        assert dataset.InstanceNumber == number + 1 and dataset.WindowCenter == 500
+        assert (0x0019, 0x1010) not in dataset
+
+
+@pytest.mark.parametrize("echoes", [1, 2])
+def test_an_enhanced_file_becomes_a_classic_derived_series(tmp_path, echoes):
+    file = enhanced(tmp_path / "enhanced.dcm", echoes=echoes)
+    found = find_series([file], tmp_path)
+    assert [s.part for s in found] == ([0] if echoes == 1 else [1, 2])
+    series_uids = set()
+    for n, series in enumerate(found):
+        datasets = restored(series, tmp_path / f"out{n}")
+        check_place(datasets, 1.0, -n)
+        assert {d.SOPClassUID for d in datasets} == {CLASSIC} and "NumberOfFrames" not in datasets[0]
+        assert datasets[0].SourceImageSequence[0].ReferencedFrameNumber > 0
+        series_uids |= {d.SeriesInstanceUID for d in datasets}
+    assert len(series_uids) == echoes
+
+
+def test_several_series_in_one_folder_are_told_apart(tmp_path):
+    files = classic(tmp_path / "in")
+    files += classic(tmp_path / "b", SeriesInstanceUID="1.2.4", SeriesNumber=9, shape=(4, 10, 10))
+    files += classic(tmp_path / "c", frame=rotation(9), EchoTime=5, shape=(5, 10, 10))
+    (tmp_path / "in" / "notes.txt").write_text("no DICOM")
+    found = find_series(files, tmp_path)
+    assert [(s.number, s.part, len(s.frames)) for s in found] == [(3, 1, 6), (3, 2, 5), (9, 0, 4)] or [
+        (s.number, s.part, len(s.frames)) for s in found
+    ] == [(3, 1, 5), (3, 2, 6), (9, 0, 4)]
+    assert all(is_dicom(f) for f in files) and not is_dicom(tmp_path / "in" / "notes.txt")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "word"),
+    [
+        (lambda files: files.pop(2), "missing"),
+        (lambda files: files.append(shutil.copy(files[2], files[2].with_suffix(".copy"))), "same position"),
+        (lambda files: change(files[2], ImagePositionPatient=[0, 0, 0]), "evenly spaced"),
+        (lambda files: [change(f, PixelSpacing=[0, 1]) for f in files], "pixel spacing"),
+        (lambda files: change(files[1], RescaleSlope=3, RescaleIntercept=0), "rescaling"),
+        (lambda files: change(files[1], PixelData=b"\0\0"), "decoded"),
+        (lambda files: change(files[1], PixelSpacing=[2.4, 2.0]), "different pixel spacing"),
+        (lambda files: change(files[1], BitsStored=12, HighBit=11), "different BitsStored"),
+        (lambda files: change(files[1], PixelRepresentation=1), "PixelRepresentation"),
+        (lambda files: change(files[1], PhotometricInterpretation="MONOCHROME1"), "Photometric"),
+        (lambda files: change(files[1], RealWorldValueMappingSequence=[real(2.0)]), "rescaling"),
+        (lambda files: [change(f, ImageType=["ORIGINAL", "PRIMARY", "P", "ND"]) for f in files], "phase"),
+        (lambda files: [change(f, ComplexImageComponent="IMAGINARY") for f in files], "imaginary"),
+        (lambda files: [change(f, ImageType=[*"ABCD", "MOSAIC"]) for f in files], "mosaic"),
+        (lambda files: [change(f, SamplesPerPixel=3) for f in files[:1]], "colour"),
+        (lambda files: [change(f, ImagePositionPatient=None) for f in files[:1]], "ImagePositionPatient"),
+        (lambda files: files.extend([twin(f) for f in files]), "cannot be told apart"),
+    ],
+)
+def test_what_is_no_stack_is_refused_in_a_sentence(tmp_path, spoil, word):
+    files = classic(tmp_path / "in")
+    spoil(files)
+    with pytest.raises(RunError, match=word):
+        find_series(files, tmp_path)[0].scan()
+
+
+def change(path, **fields):
+    dataset = pydicom.dcmread(path)
+    for name, value in fields.items():
+        setattr(dataset, name, value)
+    dataset.save_as(path)
+
+
+def real(slope):
+    mapping = Dataset()
+    mapping.RealWorldValueSlope, mapping.RealWorldValueIntercept = slope, 0.0
+    return mapping
+
+
+def twin(path, **fields):
+    """A copy of a slice as another instance at the same place."""
+    dataset = pydicom.dcmread(path)
+    for name, value in fields.items():
+        setattr(dataset, name, value)
+    return save(path.with_suffix(".twin"), dataset)
+
+
+def ordered(files):
+    """Files by where their slices lie."""
+    (series,) = find_series(files, "here")
+    return [frame.path for frame in series.frames]
+
+
+def test_phase_among_the_frames_of_an_enhanced_file_is_refused_by_itself(tmp_path):
+    file = enhanced(tmp_path / "e.dcm", echoes=2)
+    dataset = pydicom.dcmread(file)
+    for group in dataset.PerFrameFunctionalGroupsSequence:
+        kind = Dataset()
+        kind.FrameType = ["ORIGINAL", "PRIMARY", "M", "NONE"]
+        kind.ComplexImageComponent = (
+            "MAGNITUDE" if group.MREchoSequence[0].EffectiveEchoTime == 10 else "PHASE"
+        )
+        group.MRImageFrameTypeSequence = [kind]
+    dataset.save_as(file)
+    magnitude, phase = find_series([file], tmp_path)
+    assert magnitude.scan().shape == (18, 20, 6)
+    with pytest.raises(RunError, match=r"volume 2 .*only magnitude"):
+        phase.scan()
+
+
+def test_rounding_in_headers_does_not_take_a_volume_apart(tmp_path):
+    files = ordered(classic(tmp_path / "in", frame=np.eye(3)))
+    for n, file in enumerate(files):
+        sine = 0.0835 + (-1) ** n * 1e-6
+        cosine = np.sqrt(1 - sine**2)
+        cosines = [f"{v:.8f}" for v in (cosine, sine, 0, -sine, cosine, 0)]
+        change(file, ImageOrientationPatient=cosines, EchoTime=("2.98", "2.9800001")[n % 2])
+    (series,) = find_series(files, tmp_path)
+    assert len(series.frames) == 6
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"TriggerTime": 40},
+        {"AcquisitionNumber": 2},
+        {"EchoNumbers": 2},
+        {"InversionTime": 900},
+        {"FlipAngle": 20},
+        {"DiffusionGradientOrientation": [0, 1, 0]},
+    ],
+)
+def test_volumes_at_the_same_positions_are_told_apart_by_what_sets_them_apart(tmp_path, fields):
+    files = classic(tmp_path / "in")
+    found = find_series([*files, *(twin(file, **fields) for file in files)], tmp_path)
+    assert [(s.part, len(s.frames)) for s in found] == [(1, 6), (2, 6)]
+    assert {frame.path for frame in found[0].frames} == set(files)
+    for n, file in enumerate(files):  # where no position repeats they say nothing
+        change(file, AcquisitionNumber=n, TriggerTime=n, FlipAngle=n)
+    assert len(find_series(files, tmp_path)) == 1
+
+
+def test_cardiac_phases_of_an_enhanced_file_are_told_apart(tmp_path):
+    file = enhanced(tmp_path / "e.dcm", echoes=2)
+    dataset = pydicom.dcmread(file)
+    for group in dataset.PerFrameFunctionalGroupsSequence:
+        cardiac, echo = Dataset(), group.MREchoSequence[0]
+        cardiac.NominalCardiacTriggerDelayTime, echo.EffectiveEchoTime = echo.EffectiveEchoTime, 10.0
+        group.CardiacSynchronizationSequence = [cardiac]
+    dataset.save_as(file)
+    assert [len(series.frames) for series in find_series([file], tmp_path)] == [6, 6]
+
+
+@pytest.mark.parametrize(("padding", "refused"), [(65000, True), (0, False)])
+def test_padding_is_refused_only_where_it_would_pass_for_signal(tmp_path, padding, refused):
+    files = classic(tmp_path / "in")
+    for file in files:
+        dataset = pydicom.dcmread(file)
+        pixels = dataset.pixel_array - np.uint16(1000)
+        pixels[:4], pixels[4] = padding, 5
+        dataset.PixelData = pixels.tobytes()
+        dataset.add_new("PixelPaddingValue", "US", padding)
+        dataset.save_as(file)
+    (series,) = find_series(files, tmp_path)
+    if refused:
+        with pytest.raises(RunError, match="padding"):
+            series.scan()
+    else:
+        assert series.scan().shape == (18, 20, 6)
+
+
+def test_sr_slices_take_the_window_of_the_slice_they_lie_in(tmp_path):
+    files = ordered(classic(tmp_path / "in"))
+    for n, file in enumerate(files):
+        change(file, WindowCenter=100 + n, WindowWidth=200 + n)
+    (series,) = find_series(files, tmp_path)
+    found = [(d.WindowCenter, d.WindowWidth) for d in restored(series, tmp_path / "out")]
+    assert found == [(100 + n // 2, 200 + n // 2) for n in range(12)]
+
+
+def test_geometry_is_not_rounded_to_float32(tmp_path):
+    (series,) = find_series(classic(tmp_path / "in", spacing=(0.46875, 0.46875)), tmp_path)
+    first = restored(series, tmp_path / "out")[0]
+    assert [str(v) for v in first.PixelSpacing] == ["0.234375", "0.234375"]
+
+
+def test_other_images_get_other_uids(tmp_path):
+    files = ordered(classic(tmp_path / "in", shape=(8, 20, 18)))
+
+    def uids(name, files, network=None):
+        (series,) = find_series(files, tmp_path)
+        return {str(d.SOPInstanceUID) for d in restored(series, tmp_path / name, network)}
+
+    first, second, whole = uids("first", files[:4]), uids("second", files[4:]), uids("whole", files)
+    network = interpolation((2, 2, 2), "fft")
+    other = uids("other", files, lambda windows: network(windows) * 0.9)  # as by other options
+    change(files[0], PixelData=bytes(2 * 20 * 18))
+    changed = uids("changed", files)
+    assert len(first | second | whole | other | changed) == 8 + 8 + 16 + 16 + 16
+    assert uids("again", files[4:]) == second
+
+
+def test_only_slices_of_udean_are_ever_replaced(tmp_path):
+    (series,) = find_series(classic(tmp_path / "in"), tmp_path)
+    restored(series, tmp_path / "out")
+    restored(series, tmp_path / "out")
+    for name, source in (("notes.txt", __file__), ("00099.dcm", series.frames[0].path)):
+        shutil.copy(source, tmp_path / "out" / name)
+        with pytest.raises(RunError, match=name):
+            restored(series, tmp_path / "out")
+        (tmp_path / "out" / name).unlink()
+    assert len(list((tmp_path / "out").iterdir())) == 12
+
+
+def test_damaged_files_are_named_and_other_kinds_left_out(tmp_path):
+    files = classic(tmp_path / "in")
+    other = pydicom.dcmread(files[0])
+    other.file_meta.MediaStorageSOPClassUID = other.SOPClassUID = "1.2.840.10008.5.1.4.1.1.2"  # CT
+    other.save_as(tmp_path / "ct")
+    assert len(find_series([*files, tmp_path / "ct"], tmp_path)) == 1
+    whole = files[0].read_bytes()
+    for cut in (132, 140, 400, 700):
+        (tmp_path / "cut").write_bytes(whole[:cut])
+        try:
+            find_series([tmp_path / "cut"], tmp_path)
+        except RunError as error:
+            assert "damaged" in str(error)
+    files[0].write_bytes(whole[:-50])
+    with pytest.raises(RunError, match="decoded"):
+        find_series(files, tmp_path)[0].scan()
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless, JPEGLSLossless])
+def test_compressed_files_read_as_their_plain_twins(syntax):
+    names = {
+        RLELossless: "MR_small_RLE.dcm",
+        JPEG2000Lossless: "MR_small_jp2klossless.dcm",
+        JPEGLSLossless: "MR_small_jpeg_ls_lossless.dcm",
+    }
+    (plain,), (packed,) = (
+        find_series([get_testdata_file(name)], "here") for name in ("MR_small.dcm", names[syntax])
+    )
+    assert packed.head.file_meta.TransferSyntaxUID == syntax
+    np.testing.assert_array_equal(packed.scan().voxels(), plain.scan().voxels())
+    np.testing.assert_allclose(packed.affine(), plain.affine())
+
+
+def test_a_real_file_goes_all_the_way(tmp_path):
+    (series,) = find_series([get_testdata_file("MR_small.dcm")], "here")
+    datasets = restored(series, tmp_path / "out")
+    assert len(datasets) == 2 and datasets[0].pixel_array.shape == (128, 128)
+
+
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy (dicom3tools) is not installed")
+@pytest.mark.parametrize("kind", ["classic", "enhanced"])
+def test_dciodvfy_finds_no_error_that_the_source_does_not_have(tmp_path, kind):
+    files = classic(tmp_path / "in") if kind == "classic" else [enhanced(tmp_path / "e.dcm")]
+    (series,) = find_series(files, tmp_path)
+    restored(series, tmp_path / "out")
+    done = subprocess.run(["dciodvfy", tmp_path / "out" / "00003.dcm"], capture_output=True, text=True)
+    source = subprocess.run(["dciodvfy", files[0]], capture_output=True, text=True)
+    errors = {line for line in done.stderr.splitlines() if line.startswith("Error")}
+    assert errors <= set(source.stderr.splitlines())

@@ -1,0 +1,469 @@
+"""The MRD server as a client meets it: real sockets, a client of its own, phantoms whose answer is known."""
+
+import contextlib
+import socket
+import threading
+import time
+import urllib.request
+import xml.etree.ElementTree as ElementTree
+
+import ismrmrd
+import numpy as np
+import pytest
+from udean.runtime import SuperResolver
+from udean.runtime.mrd.connection import Limits, Parameters
+from udean.runtime.mrd.metrics import serve_metrics
+from udean.runtime.mrd.server import Server
+
+from ...support.fakes import FakeEngine, card, interpolation
+from ...support.mrd_client import (
+    Client,
+    images,
+    pack_close,
+    pack_config,
+    pack_image,
+    pack_text,
+    pack_waveform,
+    talk,
+    texts,
+)
+
+WINDOW = (16, 16)
+SLOPE = np.array([0.7, -1.3, 2.1])  # of the phantom, per mm
+
+
+@contextlib.contextmanager
+def serving(grid="fft", scale=(2, 2, 2), network=None, **options):
+    """A server on a free port."""
+    resolve = SuperResolver(
+        FakeEngine(network or interpolation(scale, grid), card(scale, 3, WINDOW, grid)), crop=False
+    )
+    server = Server(resolve, port=0, **options)
+    thread = threading.Thread(target=server.serve, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.stop(5)
+        thread.join(10)
+        assert not thread.is_alive() and server.metrics.memory() == 0
+
+
+@pytest.fixture(scope="module")
+def server():
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def address(server):
+    return server.address
+
+
+def rotation(seed=3):
+    q, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))
+    return q.T  # a direction a row
+
+
+def phantom(places):
+    """A linear function of the position in mm: interpolation restores it exactly."""
+    return (places @ SLOPE + 1000).astype(np.float32)
+
+
+def grid_places(origin, steps, shape):
+    """Positions (z, y, x, 3) of voxels; steps: (x, y, z) vectors, first voxel at origin."""
+    z, y, x = np.meshgrid(*map(np.arange, shape), indexing="ij")
+    return origin + x[..., None] * steps[0] + y[..., None] * steps[1] + z[..., None] * steps[2]
+
+
+def slices(position, frame=None, shape=(6, 20, 18), sizes=(1.0, 1.2, 3.0), dtype=np.float32, **fields):
+    """Image messages of an oblique stack, and the positions of its voxels."""
+    frame = rotation() if frame is None else frame
+    steps = frame * np.array(sizes)[:, None]
+    places = grid_places(np.array([11.0, -7.0, 23.0]), steps, shape)
+    values = phantom(places).astype(dtype)
+    messages = []
+    for n in range(shape[0]):
+        first, last = places[n, 0, 0], places[n, -1, -1]
+        messages.append(
+            pack_image(
+                values[n][None],
+                field_of_view=(shape[2] * sizes[0], shape[1] * sizes[1], sizes[2]),
+                position=(first + last) / 2 if position == "spec" else first,
+                read_dir=frame[0],
+                phase_dir=frame[1],
+                slice_dir=frame[2],
+                slice=n,
+                **fields,
+            )
+        )
+    return messages, places
+
+
+def places_of(image, position):
+    """Where an image's header says that its voxels (z, y, x) lie."""
+    header = image.header
+    steps = np.array([header.read_dir, header.phase_dir, header.slice_dir])
+    steps = steps * (header.field_of_view / header.matrix_size)[:, None]
+    origin = header.position
+    if position == "spec":
+        origin = origin - ((header.matrix_size - 1) / 2) @ steps
+    return grid_places(origin, steps, image.pixels.shape[1:])
+
+
+def meta(image):
+    root = ElementTree.fromstring(image.attributes)
+    return {m.findtext("name"): [v.text for v in m.findall("value")] for m in root.findall("meta")}
+
+
+def originals_and_sr(messages, series=1):
+    got = images(messages)
+    return (
+        [m for m in got if m.header.image_series_index == series],
+        [m for m in got if m.header.image_series_index != series],
+    )
+
+
+@pytest.mark.parametrize("position", ["spec", "first-voxel"])
+@pytest.mark.parametrize("grid", ["fft", "center"])
+def test_an_oblique_phantom_lies_where_the_sr_headers_say(position, grid):
+    messages, _ = slices(position)
+    random = np.random.default_rng(0)
+    order = random.permutation(len(messages))  # arrival has nothing to do with place
+    with serving(grid, parameters=Parameters(position=position)) as server:
+        got = talk(server.address, *(messages[n] for n in order), pack_close())
+    back, sr = originals_and_sr(got)
+    assert [m.raw for m in back] == [messages[n] for n in order]
+    assert len(sr) == 12 and not [t for t in texts(got) if t.startswith("ERROR")]
+    for image in sr[1:-2]:
+        assert image.pixels.shape == (1, 1, 40, 36)
+        np.testing.assert_allclose(image.header.field_of_view, [18, 24, 1.5], rtol=1e-6)
+        # beyond the outermost LR voxels the network extrapolates, windows of reflections do not
+        inner = np.s_[:, 2:-3, 2:-3]
+        np.testing.assert_allclose(
+            image.pixels[0][inner], phantom(places_of(image, position))[inner], rtol=0, atol=2e-2
+        )
+
+
+@pytest.mark.parametrize("position", ["spec", "first-voxel"])
+@pytest.mark.parametrize("sizes", [(1.0, 1.2, 3.0), (3.0, 1.0, 1.2)])
+def test_a_volume_in_one_message_comes_back_as_one(position, sizes):
+    frame = rotation(5)
+    steps = frame * np.array(sizes)[:, None]
+    places = grid_places(np.array([1.0, 2.0, 3.0]), steps, (9, 20, 18))
+    field_of_view = np.array([18, 20, 9]) * sizes
+    middle = places[0, 0, 0] + np.array([17, 19, 8]) / 2 @ steps
+    message = pack_image(
+        phantom(places),
+        field_of_view=field_of_view,
+        position=middle if position == "spec" else places[0, 0, 0],
+        read_dir=frame[0],
+        phase_dir=frame[1],
+        slice_dir=frame[2],
+        slice=4,
+    )
+    with serving(parameters=Parameters(position=position)) as server:
+        _, (sr,) = originals_and_sr(talk(server.address, message, pack_close()))
+    assert sr.pixels.shape == (1, 18, 40, 36) and sr.header.slice == 4
+    np.testing.assert_allclose(sr.header.field_of_view, field_of_view, rtol=1e-6)
+    inner = np.s_[2:-3, 2:-3, 2:-3]
+    np.testing.assert_allclose(
+        sr.pixels[0][inner], phantom(places_of(sr, position))[inner], rtol=0, atol=2e-2
+    )
+
+
+def test_sr_images_are_marked_and_originals_are_untouched(address):
+    given = (
+        '<?xml version="1.0"?><ismrmrdMeta><meta><name>SequenceDescription</name><value>t1 &lt;3</value>'
+        "</meta><meta><name>WindowCenter</name><value>77</value></meta></ismrmrdMeta>"
+    )
+    messages, _ = slices("spec", attributes=given, dtype=np.uint16, measurement_uid=42, image_series_index=3)
+    header = '<?xml version="1.0"?><ismrmrdHeader/>'
+    got = talk(address, pack_config("default"), pack_text(3, header), *messages, pack_close())
+    back, sr = originals_and_sr(got, 3)
+    kinds = [m.header.image_series_index for m in images(got)]
+    assert kinds == [3] * 6 + [4] * 12
+    assert [m.raw for m in back] == messages
+    for number, image in enumerate(sr):
+        marks = meta(image)
+        assert marks["SequenceDescription"] == ["t1 <3"] and marks["WindowCenter"] == ["77"]
+        assert float(marks["WindowWidth"][0]) > 0 and marks["DataRole"] == ["Image"]
+        assert "research only" in " ".join(marks["ImageProcessingHistory"])
+        assert "test" in marks["DerivationDescription"][0] and marks["Keep_image_geometry"] == ["1"]
+        assert marks["SequenceDescriptionAdditional"] == ["UDEAN_SR"]
+        assert len(marks["ImageRowDir"]) == len(marks["ImageColumnDir"]) == 3
+        assert image.header.measurement_uid == 42 and image.header.slice == number
+        assert image.header.image_index == number + 1 and image.pixels.dtype == np.uint16
+        assert image.header.attribute_string_len == len(image.attributes)
+    assert any("research only" in t for t in texts(got))
+
+
+def test_images_of_the_ismrmrd_package_make_the_round_trip(address):
+    sent = []
+    for n in range(4):
+        image = ismrmrd.Image.from_array(np.full((1, 1, 10, 8), n * 100, np.uint16), image_series_index=2)
+        image.field_of_view = (8, 10, 2)
+        image.position = (0, 0, 2 * n)
+        image.read_dir, image.phase_dir, image.slice_dir = (1, 0, 0), (0, 1, 0), (0, 0, 1)
+        image.image_type = ismrmrd.IMTYPE_MAGNITUDE
+        image.meta = ismrmrd.Meta({"SequenceDescription": "t2"})
+        sent.append(image)
+    got = talk(address, *((1022).to_bytes(2, "little") + image.to_bytes() for image in sent), pack_close())
+    read = [ismrmrd.Image.from_bytes(m.raw[2:]) for m in images(got)]
+    assert read[:4] == sent and len(read) == 12
+    for image in read[4:]:
+        assert image.data.shape == (1, 1, 20, 16) and image.image_series_index == 3
+        assert image.meta["SequenceDescription"] == "t2" and image.meta["DataRole"] == "Image"
+
+
+def test_what_is_no_magnitude_image_passes_through_in_order(address):
+    messages, _ = slices("spec")
+    wave = pack_waveform(np.arange(12, dtype=np.uint32).reshape(3, 4))
+    others = [
+        pack_image(np.ones((1, 4, 4), np.complex64), image_type=5),
+        pack_image(np.ones((1, 4, 4), np.float32), image_type=2),
+        pack_image(np.ones((3, 1, 4, 4), np.uint16), image_type=6),
+        pack_image(np.ones((1, 4, 4), np.float64), flags=1),
+    ]
+    sent = [others[0], wave, *messages, *others[1:]]
+    got = talk(address, pack_text(5, '{"parameters": {"originals": "false"}}'), *sent, pack_close())
+    passed = [m.raw for m in got if m.kind == 1026 or (m.kind == 1022 and m.header.image_series_index == 1)]
+    assert passed == [others[0], wave, *others[1:]]
+    assert len([m for m in images(got) if m.header.image_series_index == 2]) == 12
+    assert any("4 images are no magnitude images" in t for t in texts(got))
+
+
+def test_groups_are_volumes_and_sizes_get_series_of_their_own(address):
+    first, _ = slices("spec", contrast=0)
+    second, _ = slices("spec", contrast=1)
+    third, _ = slices("spec", shape=(6, 10, 12))
+    other, _ = slices("spec", image_series_index=9)
+    mixed = [m for pair in zip(first, second, third, other, strict=True) for m in pair]
+    got = images(talk(address, *mixed, pack_close()))[24:]
+    found = {(m.header.image_series_index, m.header.contrast, m.pixels.shape[2:]) for m in got}
+    assert found == {(10, 0, (40, 36)), (10, 1, (40, 36)), (11, 0, (20, 24)), (12, 0, (40, 36))}
+    assert len(got) == 48
+
+
+@pytest.mark.parametrize(
+    ("spoil", "word"),
+    [
+        (lambda m: m[:2] + m[3:], "missing"),
+        (lambda m: [*m, m[2]], "same position"),
+        (lambda m: [*m[:-1], slices("spec", shape=(6, 20, 18), sizes=(2, 1.2, 3.0))[0][5]], "field_of_view"),
+        (lambda m: [*m[:-1], slices("spec", frame=rotation(8))[0][5]], "read_dir"),
+        (lambda m: slices("spec", frame=np.zeros((3, 3)))[0], "orthogonal"),
+        (lambda m: slices("spec", frame=np.full((3, 3), np.nan))[0], "orthogonal"),
+        (lambda m: [pack_image(np.full((1, 4, 4), np.nan, np.float32), field_of_view=(4, 4, 4))], "NaN"),
+        (lambda m: [pack_image(np.ones((1, 4, 4), np.float32))], "field of view"),
+        (lambda m: [pack_image(np.ones((1, 2, 40000), np.uint16), field_of_view=(4, 4, 4))], "65535"),
+    ],
+)
+def test_what_cannot_be_restored_is_named_and_its_originals_come_back(address, spoil, word):
+    messages = spoil(slices("spec")[0])
+    got = talk(address, *messages, pack_close())
+    assert [m.raw for m in images(got)] == messages
+    (error,) = (t for t in texts(got) if t.startswith("ERROR"))
+    assert word in error and "originals" in error
+
+
+def test_slices_shifted_against_each_other_are_no_stack(address):
+    frame = np.eye(3)
+    messages, _ = slices("spec", frame=frame)
+    shifted = pack_image(
+        np.ones((1, 20, 18), np.float32), field_of_view=(18, 24, 3), position=(30.0, 4.4, 23.0 + 18)
+    )
+    got = talk(address, *messages, shifted, pack_close())
+    assert any("shifted" in t for t in texts(got)) and len(images(got)) == 7
+
+
+BOMB = (
+    '<?xml version="1.0"?><!DOCTYPE m [<!ENTITY a "aaaaaaaaaa">'
+    + "".join(f'<!ENTITY a{n} "{"&a" + str(n - 1) * (n > 0) + ";"}">' for n in range(1, 9))
+    + "]><ismrmrdMeta><meta><name>&a8;</name></meta></ismrmrdMeta>"
+)
+
+
+@pytest.mark.parametrize(
+    ("bytes_sent", "word"),
+    [
+        (b"\xff\xff", "Message 65535"),
+        (b"\xf0\x03" + bytes(340), "raw data"),
+        (pack_text(3, "x")[:2] + b"\xff\xff\xff\xff", "4294967295"),
+        (pack_image(np.ones((1, 4, 4), np.uint16))[:200] + b"\xff" * 8, "attributes"),
+        (pack_image(np.ones((1, 4, 4), np.uint16), matrix_size=(65535, 65535, 65535)), "--max-message"),
+        (pack_image(np.ones((1, 4, 4), np.uint16), matrix_size=(0, 4, 4)), "holds nothing"),
+        (pack_image(np.ones((1, 4, 4), np.uint16), data_type=9), "data type 9"),
+        (pack_image(np.ones((1, 4, 4), np.uint16), attributes=BOMB), "document type"),
+        (pack_image(np.ones((1, 4, 4), np.uint16), attributes="<a"), "no XML"),
+        (pack_text(5, '{"position": "elsewhere"}'), "position"),
+        (pack_text(5, '{"dtype": ["x"]}'), "dtype"),
+        (pack_text(5, "é").replace(b"\xc3", b"\xff"), "UTF-8"),
+    ],
+)
+def test_malformed_input_is_refused_in_words(address, bytes_sent, word):
+    messages, _ = slices("spec")
+    got = talk(address, messages[0], bytes_sent, messages[1], pack_close())
+    (error,) = (t for t in texts(got) if t.startswith("ERROR"))
+    assert word in error and images(got)[0].raw == messages[0] and len(images(got)) == 1
+
+
+@pytest.mark.parametrize("cut", [1, 100, 206, -1])
+def test_a_truncated_stream_restores_nothing(address, cut):
+    messages, _ = slices("spec")
+    with Client(address) as client:
+        client.send(*messages[:-1], messages[-1][:cut])
+        client.socket.shutdown(socket.SHUT_WR)
+        got = []
+        while (message := client.receive()).kind != 4:
+            got.append(message)
+    assert [m.raw for m in images(got)] == messages[:-1]
+    assert "The stream ended" in texts(got)[-1]
+
+
+def test_a_stream_without_its_close_message_restores_nothing(address):
+    messages, _ = slices("spec")
+    with Client(address) as client:
+        client.send(*messages)
+        client.socket.shutdown(socket.SHUT_WR)
+        got = []
+        while (message := client.receive()).kind != 4:
+            got.append(message)
+    assert len(images(got)) == len(messages) and "without a close message" in texts(got)[-1]
+
+
+def test_parameters_hold_for_their_connection_only(address):
+    messages, _ = slices("first-voxel", dtype=np.uint16)
+    config = (
+        '{"parameters": {"config": "evil", "position": "first-voxel", "dtype": "float32", "engine": "/x"}}'
+    )
+    _, sr = originals_and_sr(talk(address, pack_text(5, config), *messages, pack_close()))
+    assert {m.pixels.dtype.name for m in sr} == {"float32"}
+    inner = np.s_[:, 2:-3, 2:-3]
+    np.testing.assert_allclose(
+        sr[3].pixels[0][inner], phantom(places_of(sr[3], "first-voxel"))[inner], atol=1.5
+    )
+    _, sr = originals_and_sr(talk(address, *slices("spec", dtype=np.uint16)[0], pack_close()))
+    assert {m.pixels.dtype.name for m in sr} == {"uint16"}
+
+
+def test_a_client_may_send_everything_before_it_reads_anything():
+    messages = [
+        pack_image(np.zeros((1, 512, 512), np.float64), field_of_view=(9, 9, 1), position=(0, 0, n))
+        for n in range(30)
+    ]
+    with serving(scale=(1, 1, 1), network=lambda x: x) as server:
+        got = talk(server.address, *messages, pack_close())  # 60 MB, more than sockets hold
+    assert len(images(got)) == 60
+
+
+def test_one_byte_a_second_ends_in_time_while_others_are_served():
+    with serving(limits=Limits(total=3.0, idle=1.5)) as server, Client(server.address) as slow:
+        trickle = iter(pack_image(np.ones((1, 9, 9), np.uint16)))
+        for _ in range(4):
+            slow.send(bytes([next(trickle)]))
+            time.sleep(0.2)
+        with Client(server.address) as silent:
+            others = talk(server.address, *slices("spec")[0], pack_close())
+            assert len(images(others)) == 18
+            assert "Nothing has come" in texts(silent.receive_all())[-1]
+        with contextlib.suppress(OSError):
+            for _ in range(15):
+                slow.send(bytes([next(trickle)]))
+                time.sleep(0.2)
+        assert "ERROR" in texts(slow.receive_all())[-1]
+
+
+def test_fifty_clients_at_once_some_of_which_vanish():
+    messages, _ = slices("spec", shape=(3, 10, 10))
+    results, failures = [], []
+
+    def client(n, address):
+        try:
+            if n % 5 == 4:  # gone in the middle of an image
+                with Client(address) as vanishing:
+                    vanishing.send(messages[0], messages[1][:300])
+                return
+            results.append(len(images(talk(address, *messages, pack_close()))))
+        except Exception as error:
+            failures.append(error)
+
+    with serving(limits=Limits(connections=50)) as server:
+        threads = [threading.Thread(target=client, args=(n, server.address)) for n in range(50)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failures == [] and results == [9] * 40
+        assert len(images(talk(server.address, *messages, pack_close()))) == 9
+
+
+def test_a_full_server_says_so():
+    with serving(limits=Limits(connections=1)) as server, Client(server.address) as first:
+        assert "research only" in first.receive().text
+        got = talk(server.address, *slices("spec")[0])
+        assert ["as many clients" in t for t in texts(got)][-1] and not images(got)
+        first.send(pack_close())
+        first.receive_all()
+
+
+def test_memory_is_bounded_for_all_together():
+    big = pack_image(np.zeros((1, 300, 300), np.uint16), field_of_view=(1, 1, 1))
+    with serving(limits=Limits(memory=200_000, idle=0.5)) as server:
+        with Client(server.address) as holder:
+            holder.send(big)
+            while holder.receive().kind != 1022:
+                pass
+            assert 180_000 <= server.metrics.memory() <= 200_000
+            assert "no memory left" in texts(talk(server.address, big, pack_close()))[-1]
+        assert "in all" in texts(talk(server.address, big, pack_close()))[-1]  # the SR volume's share
+        assert "200000" in texts(talk(server.address, pack_image(np.zeros((1, 400, 400), np.uint16))))[-1]
+
+
+def test_a_stop_lets_clients_finish_or_tells_them():
+    with serving() as server, Client(server.address) as slow:
+        assert "research only" in slow.receive().text
+        stopping = threading.Thread(target=server.stop, args=(0.5,))
+        stopping.start()
+        assert "stops" in texts(slow.receive_all())[-1]
+        stopping.join()
+        with pytest.raises(OSError):
+            Client(server.address).receive()
+
+
+def test_a_client_that_leaves_frees_the_network_for_others():
+    begun, go = threading.Event(), threading.Event()
+
+    def network(windows):
+        begun.set()
+        go.wait(30)
+        return interpolation((2, 2, 2), "fft")(windows)
+
+    messages, _ = slices("spec", shape=(3, 64, 64))
+    with serving(network=network) as server:
+        with Client(server.address) as leaving:
+            leaving.send(*messages, pack_close())
+            assert begun.wait(30)
+            leaving.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # a reset
+        go.set()
+        assert len(images(talk(server.address, *messages, pack_close()))) == 9
+        for _ in range(3000):
+            if 'outcome="gone"' in server.metrics.render():
+                return
+            time.sleep(0.01)
+        raise AssertionError("the client that left is still there")
+
+
+def test_health_and_metrics(server, address):
+    watcher = serve_metrics(0, server.metrics, lambda: server.ready, "test")
+    url = f"http://127.0.0.1:{watcher.server_address[1]}"
+    try:
+        talk(address, *slices("spec")[0], pack_close())
+        assert urllib.request.urlopen(f"{url}/health").read() == b"ok test\n"
+        metrics = urllib.request.urlopen(f"{url}/metrics").read().decode()
+        assert 'udean_volumes_total{outcome="restored"}' in metrics and "udean_held_bytes " in metrics
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(f"{url}/etc/passwd")
+    finally:
+        watcher.shutdown()
+        watcher.server_close()

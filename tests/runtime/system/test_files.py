@@ -1,0 +1,46 @@
+"""A file is whole or absent, whatever happens while it is written."""
+
+import hashlib
+import os
+
+import numpy as np
+import pytest
+from udean.runtime import RunError
+from udean.runtime.system.files import atomic, read_json, sha256, write_json
+
+
+def test_the_name_appears_only_when_the_file_is_whole(tmp_path):
+    path = tmp_path / "new" / "a.bin"
+    with atomic(path) as file:
+        file.write(b"whole")
+        assert not path.exists()
+    assert path.read_bytes() == b"whole" and os.listdir(path.parent) == ["a.bin"]
+
+
+@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, OSError])
+def test_failure_keeps_the_old_file_and_leaves_no_part(tmp_path, failure):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(RunError if failure is OSError else failure), atomic(path) as file:
+        file.write(b"half")
+        raise failure
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_a_folder_that_cannot_be_is_a_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="Cannot write"), atomic(tmp_path / "file" / "a.bin"):
+        pass
+
+
+def test_json_and_hash(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": [1, 2]})
+    assert read_json(path) == {"a": [1, 2]}
+    assert sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    write_json(path, {"a": [np.inf, {"b": (float("nan"), 2.5)}]})
+    assert read_json(path) == {"a": [None, {"b": [None, 2.5]}]} and "NaN" not in path.read_text()
+    path.write_text("[1")
+    assert read_json(path) == {} == read_json(tmp_path / "none.json")
+    with pytest.raises(RunError, match="Cannot read"):
+        sha256(tmp_path / "none.json")

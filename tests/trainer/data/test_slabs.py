@@ -1,0 +1,152 @@
+"""Groups of scans: caching, sampling by foreground, preparation, and what is no group."""
+
+import logging
+
+import nibabel as nib
+import numpy as np
+import pytest
+from udean.runtime.errors import RunError
+from udean.trainer.data import slabs
+from udean.trainer.data.cache import Recipe
+from udean.trainer.data.preparation import Preparation
+from udean.trainer.data.scans import CohortError, find
+from udean.trainer.simulation import kspace
+from udean.trainer.simulation.kspace import Acquisition, Degradation
+
+
+def save(path, volume, zoom=1.0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(volume, np.diag([*np.broadcast_to(zoom, 3), 1])), path)
+    return path
+
+
+@pytest.fixture
+def scan(tmp_path):
+    volume = np.zeros((40, 44, 36), np.float32)
+    volume[25:35, 28:40, 20:30] = 200
+    return save(tmp_path / "scans" / "a.nii.gz", volume)
+
+
+def test_cached_volume_is_scaled_by_the_intensity_rule_and_follows_its_file(scan):
+    volume = Recipe(scan).prepared()
+    assert volume.voxels.max() == 1 and volume.voxels.dtype == np.float16 and volume.unit == 200
+    save(scan, np.repeat(np.int16([0, 7]), 20).repeat(44 * 36).reshape(40, 44, 36))
+    assert (Recipe(scan).prepared().voxels[20:] == 1).all()
+    save(scan, np.full((40, 44, 36), 7, np.int16))
+    with pytest.raises(CohortError, match="is constant"):
+        Recipe(scan).prepared()
+
+
+def test_patches_are_centred_on_tissue_and_repeatable(scan):
+    group = Preparation((2, 2, 2), (0, 1, 2)).target(find([scan]))
+    (draw,) = group.draw(np.random.default_rng(1), 8, (16, 16, 6), augment=True)
+    assert draw.shape == (8, 6, 16, 16) and draw.dtype == np.float32
+    # A flip may move the centre by one voxel; tissue is near it in every case.
+    assert (draw[:, 2:5, 7:10, 7:10].max((1, 2, 3)) > slabs.FOREGROUND).all()
+    (again,) = group.draw(np.random.default_rng(1), 8, (16, 16, 6), augment=True)
+    np.testing.assert_array_equal(draw, again)
+
+
+@pytest.mark.parametrize("scale", [(2, 2, 2), (2, 2, 1), (3, 3, 1)])
+def test_augmented_pairs_stay_on_the_fft_grid(tmp_path, scale):
+    """HR[s·i] = LR[i] holds in every patch, flipped or transposed, along every slab axis."""
+    shape = tuple(20 * s for s in scale)
+    hr = np.random.default_rng(0).integers(1, 1000, shape).astype(np.int16)
+    save(tmp_path / "hr" / "a.nii", hr)
+    save(tmp_path / "lr" / "a.nii", np.ascontiguousarray(hr[tuple(slice(None, None, s) for s in scale)]))
+    group = Preparation(scale).pairs(find([tmp_path / "hr"]), find([tmp_path / "lr"]))
+    lr, fine = group.draw(np.random.default_rng(0), 24, (16, 16, 3), augment=True)
+    s, through = scale[0], scale[2]
+    assert fine.shape == (24, 3 * through, 16 * s, 16 * s)
+    np.testing.assert_allclose(fine[:, ::through, ::s, ::s], lr, rtol=2e-3)
+    with pytest.raises(CohortError, match="at scale"):
+        Preparation((4, 4, 4)).pairs(find([tmp_path / "hr"]), find([tmp_path / "lr"]))
+
+
+def test_source_scans_come_with_their_truncation_along_every_slab_axis(tmp_path):
+    """A smooth head is the same on both grids, so LR voxels equal the HR voxels they lie on."""
+    y, x, z = np.meshgrid(*[np.arange(48)] * 3, indexing="ij")
+    head = 1000 * np.exp(-((y - 22) ** 2 + (x - 26) ** 2 + (z - 24) ** 2) / 60)
+    save(tmp_path / "a.nii", head.astype(np.float32))
+    group = Preparation((2, 2, 1), (0, 1, 2)).source(find([tmp_path / "a.nii"]))
+    low, high = group.draw(np.random.default_rng(0), 12, (16, 16, 3), augment=True)
+    assert high.shape == (12, 3, 32, 32)
+    np.testing.assert_allclose(low, high[:, :, ::2, ::2], atol=2e-3)
+
+
+def test_unreadable_and_4d_scans_are_named(tmp_path):
+    (tmp_path / "bad.nii.gz").write_bytes(b"not a scan")
+    with pytest.raises(RunError, match=r"bad\.nii\.gz is "):
+        Preparation((2, 2, 2)).target(find([tmp_path / "bad.nii.gz"]))
+    save(tmp_path / "series.nii", np.zeros((8, 8, 8, 3), np.int16))
+    with pytest.raises(RunError, match="4-D"):
+        Preparation((2, 2, 2)).target(find([tmp_path / "series.nii"]))
+
+
+def test_simulated_target_scans_are_the_acquisition_of_their_hr_scans(tmp_path, head):
+    hr = head(0)
+    entry = find([save(tmp_path / "a.nii", hr)])
+    degradation = Degradation(noise=0.02, partial_fourier=0.8)
+    prepare = Preparation((2, 2, 1), (1,), degradation, seed=5)
+    (member,) = prepare.target(entry).members
+    seed = prepare._own_seed(entry[0])
+    moved = np.moveaxis(hr, 1, 2).astype(np.float32)
+    expected = kspace.acquire(moved, Acquisition((2, 2, 1), partial_fourier=0.8, noise=0.02), seed)
+    unit = np.percentile(expected, 99.9)
+    np.testing.assert_allclose(member.volumes[0], expected / unit, atol=5e-3)
+    (again,) = Preparation((2, 2, 1), (1,), degradation, seed=6).target(entry).members
+    assert np.abs(again.volumes[0] - member.volumes[0]).max() > 0.01
+
+
+def test_scans_of_another_voxel_size_are_named_and_left_out_on_request(tmp_path, head, caplog):
+    paths = [save(tmp_path / f"{i}.nii", head(i), zoom) for i, zoom in enumerate((1.0, 1.02, 1.0, 1.5))]
+    with pytest.raises(CohortError, match=r"3\.nii has voxels of 1\.5 x 1\.5 x 1\.5 mm"):
+        Preparation((2, 2, 2)).target(find(paths))
+    (tmp_path / "4.nii").write_bytes(b"no scan")
+    save(tmp_path / "5.nii", np.full((48, 48, 48), np.nan, np.float32))
+    with caplog.at_level(logging.WARNING):
+        group = Preparation((2, 2, 2), skip_bad=True).target(find([tmp_path]))
+    assert len(group.members) == 3
+    assert all(f"{i}.nii" in caplog.text for i in (3, 4, 5))
+    with pytest.raises(CohortError, match="None of the scans"):
+        Preparation((2, 2, 2), skip_bad=True).target(find([tmp_path / "4.nii"]))
+
+
+def test_a_source_folder_that_is_lr_and_a_wrong_scale_are_noticed(tmp_path, head):
+    fine = find([save(tmp_path / "hr" / "a.nii", head(0), 1.0)])
+    coarse = find([save(tmp_path / "lr" / "b.nii", head(1), 2.0)])
+    Preparation((2, 2, 2)).check_scale(fine, coarse)
+    with pytest.raises(CohortError, match="no finer than the target"):
+        Preparation((2, 2, 2)).check_scale(coarse, fine)
+    with pytest.raises(CohortError, match=r"are 2 x 2 x 2 times as large .* axis 2 says 2 x 2 x 1"):
+        Preparation((2, 2, 1)).check_scale(fine, coarse)
+    for zooms, scale in (((1.0, 1.0, 8.0), (2, 2, 2)), ((4.0, 1.0, 1.0), (1, 1, 4))):  # the product is right
+        thick = find([save(tmp_path / f"{zooms}" / "c.nii", head(1), zooms)])
+        with pytest.raises(CohortError, match="times as large"):
+            Preparation(scale).check_scale(fine, thick)
+    Preparation((1, 1, 4), axes=(0,)).check_scale(fine, thick)
+
+
+def test_scans_smaller_than_a_patch_are_named_before_training(tmp_path, head):
+    small, usual = (save(tmp_path / f"{n}.nii", head(0)[:n, :n, :n]) for n in (32, 48))
+    with pytest.raises(CohortError, match=r"32\.nii has 32 x 32 x 32 LR voxels, .* takes 41 x 41 x 3"):
+        Preparation((2, 2, 2), slab=(40, 40, 3)).target(find([small, usual]))
+    left = Preparation((2, 2, 2), slab=(40, 40, 3), skip_bad=True).target(find([small, usual]))
+    assert [m.volumes[0].shape for m in left.members] == [(48, 48, 48)]
+
+
+@pytest.mark.parametrize("value", [np.nan, 1e9])
+def test_a_voxel_that_no_training_can_use_is_refused_in_either_scan_of_a_pair(tmp_path, head, value):
+    spoilt = head(0).astype(np.float32)
+    spoilt[20, 20, 20] = value
+    hr = find([save(tmp_path / "hr" / "a.nii", spoilt)])
+    lr = find([save(tmp_path / "lr" / "a.nii", head(0)[::2, ::2, ::2], 2.0)])
+    with pytest.raises(CohortError, match=r"hr/a\.nii"):
+        Preparation((2, 2, 2)).pairs(hr, lr)
+
+
+def test_pairs_need_both_scans_of_every_participant(tmp_path, head):
+    hr = find([save(tmp_path / "hr" / f"{name}.nii", head(0)) for name in "ab"])
+    lr = find([save(tmp_path / "lr" / f"{name}.nii", head(0)) for name in "bc"])
+    with pytest.raises(CohortError, match="a is in one only"):
+        Preparation((2, 2, 2)).pairs(hr, lr)

@@ -1,0 +1,142 @@
+"""The slabs of every step, drawn in worker processes.
+
+What a step draws depends on (seed, step, group, sample) alone: not on workers, processes or a resumption.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from .. import distributed
+from ..config import Config, ConfigError
+from ..methods import METHODS
+from .preparation import Preparation
+from .scans import find, keep_apart
+from .slabs import Group
+
+WATCHED = 64  # windows by which the training is watched
+Slabs = tuple[Tensor, Tensor, Tensor]  # hr, coarse, lr: see methods.method.Batch
+
+
+@dataclass(frozen=True)
+class Material:
+    """source: HR slabs and those under them on the LR grid. target: LR slabs, None where the method needs
+    none besides. watched_lr and watched_hr: windows (N, slices, rows, columns) that no training sees; without
+    validation scans there is no watched_hr and the LR windows are of the target group.
+    """
+
+    source: Group
+    target: Group | None
+    watched_lr: Tensor
+    watched_hr: Tensor | None
+
+
+def gather(config: Config) -> Material:
+    """Find, check, prepare and cache the scans of a run.
+
+    Raises CohortError for scans or groups that cannot be used, ConfigError if a group is missing.
+    """
+    data, scale, slab = config.data, config.network.scale, _slab(config)
+    draws = METHODS[config.method].draws
+    for group in ("source", "target"):
+        if not getattr(data, group) and not (draws == "target" and group == "source"):
+            raise ConfigError(
+                f"There are no {group} scans: name them with --{group} or in the configuration."
+            )
+    entries = {
+        "source": find(data.source) if draws != "target" else [],
+        "target": find(data.target),
+        "validation": find(data.validation_hr),
+        "validation LR": find(data.validation_lr),
+    }
+    keep_apart(
+        {name: entries[name] for name in entries if name != "validation LR"},
+        frozenset() if data.pairing == "unpaired" else frozenset({"source", "target"}),
+    )
+    prepare = Preparation(
+        scale,
+        data.slab_axes,
+        config.degradation if data.target_simulated else None,
+        data.misalign,
+        data.register,
+        config.schedule.seed,
+        data.bad_scans == "skip",
+        slab,
+    )
+    target = None
+    if draws == "target":
+        source = prepare.target_again(entries["target"])
+    elif draws == "pairs":
+        source = prepare.pairs(entries["source"], entries["target"])
+    else:
+        if not data.target_simulated:
+            prepare.check_scale(entries["source"], entries["target"])
+        source, target = prepare.source(entries["source"]), prepare.target(entries["target"])
+
+    rng = np.random.default_rng(0)
+    if not entries["validation"]:
+        lr = (target or source).draw(rng, WATCHED, slab)[0]
+        return Material(source, target, torch.from_numpy(lr), None)
+    still = dataclasses.replace(prepare, misaligned=False, registered=False)
+    pairs = still.pairs(entries["validation"], entries["validation LR"] or entries["validation"])
+    lr, hr = map(torch.from_numpy, pairs.draw(rng, WATCHED, slab))
+    return Material(source, target, lr, hr)
+
+
+def batches(config: Config, material: Material, steps: range) -> Iterator[Slabs]:
+    """This process's slabs of the steps, in their order, on the CPU."""
+    workers = config.machine.workers
+    loader = DataLoader(
+        _Steps(config, material),
+        batch_size=None,
+        sampler=_InOrder(steps),
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+    )
+    return iter(loader)
+
+
+class _InOrder(torch.utils.data.Sampler[int]):
+    def __init__(self, steps: range) -> None:
+        self.steps = steps
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.steps)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+class _Steps(Dataset[Slabs]):
+    """By step: this process's share of its slabs."""
+
+    def __init__(self, config: Config, material: Material) -> None:
+        self.config, self.material = config, material
+        mine = distributed.share(config.schedule.batch)
+        self.samples = range(mine.start, mine.stop)
+
+    def __getitem__(self, step: int) -> Slabs:
+        coarse, hr = self._draw(self.material.source, step, 0)
+        lr = self._draw(self.material.target, step, 1)[0] if self.material.target else coarse
+        return hr, coarse, lr
+
+    def _draw(self, group: Group, step: int, salt: int) -> Sequence[Tensor]:
+        seed, augment = self.config.schedule.seed, self.config.data.augment
+        drawn = [
+            group.draw(np.random.default_rng((seed, step, salt, sample)), 1, _slab(self.config), augment)
+            for sample in self.samples
+        ]
+        return [torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*drawn, strict=True)]
+
+
+def _slab(config: Config) -> tuple[int, int, int]:
+    """(rows, columns, slices) on the LR grid."""
+    return config.schedule.patch, config.schedule.patch, config.network.slab[0]

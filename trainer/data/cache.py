@@ -1,0 +1,126 @@
+"""Volumes as training sees them: read, prepared step by step, brought to 0..1, cached as memory maps.
+
+A recipe is a scan and the steps that it goes through. Its result is cached once, as float16 in the user's
+cache folder; the key is the file's path, size and time of change, the steps, the intensity rule and this
+package's version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ... import __version__
+from ...runtime.scans import intensity
+from ...runtime.scans.geometry import voxel_factors
+from ...runtime.scans.scan import Scan, open_scan
+from ...runtime.system.files import atomic
+from ..simulation import kspace
+from ..simulation.kspace import Acquisition
+from .scans import CohortError
+
+Volume = NDArray[Any]
+HIGHEST = 65504  # in float16
+
+
+class Step(Protocol):
+    """What is done to a volume (i, j, k), float32 in the scan's units. Its repr is part of the cache key."""
+
+    def __call__(self, volume: Volume, scan: Scan) -> Volume: ...
+
+
+@dataclass(frozen=True)
+class Acquire:
+    """The LR scan that this acquisition would yield, slices being stacked along `axis`."""
+
+    acquisition: Acquisition
+    axis: int = 2
+    seed: int = 0
+
+    def __call__(self, volume: Volume, scan: Scan) -> Volume:
+        try:
+            hr = kspace.crop(np.moveaxis(volume, self.axis, 2), self.acquisition.scale)
+        except kspace.DegradationError as error:
+            raise CohortError(f"{scan.name}: {error}") from None
+        return np.moveaxis(kspace.acquire(hr, self.acquisition, self.seed), 2, self.axis)
+
+    @property
+    def factors(self) -> tuple[int, int, int]:
+        """HR voxels per LR voxel along (i, j, k)."""
+        return voxel_factors(self.acquisition.scale, self.axis)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """voxels: memory map (i, j, k), float16, in units of `unit`, which is in the scan's units."""
+
+    voxels: Volume
+    unit: float
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A scan and the steps to take."""
+
+    path: Path
+    steps: tuple[Step, ...] = ()
+
+    def then(self, *steps: Step) -> Recipe:
+        return Recipe(self.path, (*self.steps, *steps))
+
+    def prepared(self, unit: float | None = None) -> Prepared:
+        """The volume in units of `unit`, by default its own `intensity.unit`.
+
+        Raises RunError for a scan that cannot be read, is constant, or has voxels that are not finite or much
+        too bright.
+        """
+        file = _folder() / f"{hashlib.sha256(f'{self.key()} {unit}'.encode()).hexdigest()[:24]}.npy"
+        note = file.with_suffix(".unit")
+        if not file.exists():
+            volume = self._volume()
+            own = _unit(self.path, volume)
+            unit = unit or own
+            with np.errstate(over="ignore"):
+                stored = (volume / np.float32(unit)).astype(np.float16)
+            if stored.min() == stored.max():
+                raise CohortError(f"{self.path} is constant: there is nothing to learn from.")
+            if not np.isfinite(stored).all():
+                raise CohortError(
+                    f"{self.path} has voxels over {HIGHEST} times as bright as its tissue: clip or mask them."
+                )
+            with atomic(note) as stream:
+                stream.write(float(unit).hex().encode())
+            with atomic(file) as stream:
+                np.save(stream, stored)
+        return Prepared(np.load(file, mmap_mode="r"), float.fromhex(note.read_text()))
+
+    def key(self) -> str:
+        """What the prepared volume depends on, as text."""
+        stat = self.path.stat()
+        file = f"{self.path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+        return f"{file} {intensity.RULE} {self.steps} {__version__}"
+
+    def _volume(self) -> Volume:
+        """float32 in the scan's units, from the cached result of the step before."""
+        scan = open_scan(self.path)
+        if not self.steps:
+            return scan.voxels() * np.float32(scan.slope) + np.float32(scan.inter)
+        before = Recipe(self.path, self.steps[:-1]).prepared()
+        return self.steps[-1](before.voxels.astype(np.float32) * np.float32(before.unit), scan)
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "udean" / "volumes"
+
+
+def _unit(path: Path, volume: Volume) -> float:
+    try:
+        return intensity.unit(volume)
+    except intensity.IntensityError as error:
+        raise CohortError(f"{path}: {error}") from None

@@ -1,0 +1,180 @@
+"""From entries to groups: which scans a run learns from, and what is done to them first."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...runtime.errors import RunError
+from ...runtime.scans.geometry import voxel_factors
+from ...runtime.scans.scan import open_scan
+from ..simulation.kspace import Acquisition, Degradation, Scale
+from .cache import Acquire, Recipe
+from .misalignment import Misalign, Register
+from .scans import CohortError, Entry
+from .slabs import Aligned, Group, needed
+
+LOG = logging.getLogger(__name__)
+T = TypeVar("T")
+SCALE_TOLERANCE = 1.25  # factor by which real LR scans may be coarser or finer than the scale says
+SIZE_TOLERANCE = 0.1  # by which voxel sizes within a group may differ from their median
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How entries become groups.
+
+    scale, axes: of the networks, and the array axes along which slabs are stacked, each a member.
+    simulated: what degrades the HR scans of the target group; None: they are LR scans already.
+    misaligned: HR scans of the source group are moved and shrunk first. registered: and brought back onto
+        the LR scans, for pairs. seed: of noise and movements, with the participant's name.
+    skip_bad: leave out scans that cannot be used, with a warning, instead of stopping.
+    slab: LR voxels (rows, columns, slices) that will be drawn.
+    """
+
+    scale: Scale
+    axes: Sequence[int] = (2,)
+    simulated: Degradation | None = None
+    misaligned: bool = False
+    registered: bool = False
+    seed: int = 0
+    skip_bad: bool = False
+    slab: tuple[int, int, int] = (1, 1, 1)
+
+    def source(self, entries: Sequence[Entry]) -> Group:
+        """HR scans, each with its k-space truncation on the LR grid: (truncated, hr)."""
+        return self._group(entries, lambda entry, axis: self._truncated(self.hr(entry), axis))
+
+    def target(self, entries: Sequence[Entry]) -> Group:
+        """LR scans: (lr,)."""
+
+        def member(entry: Entry, axis: int) -> Aligned:
+            voxels = self.lr(entry, axis).prepared().voxels
+            return Aligned((np.moveaxis(voxels, axis, 2),), ((1, 1, 1),))
+
+        return self._group(entries, member)
+
+    def target_again(self, entries: Sequence[Entry]) -> Group:
+        """LR scans, each with its own truncation by the same factors: (truncated, lr)."""
+        return self._group(entries, lambda entry, axis: self._truncated(self.lr(entry, axis), axis))
+
+    def pairs(self, hr: Sequence[Entry], lr: Sequence[Entry]) -> Group:
+        """LR and HR scans of the same participants, in units of the LR scan: (lr, hr)."""
+        by_name = {entry.participant: entry for entry in lr}
+        if len(by_name) != len(lr) or {e.participant for e in hr} != set(by_name) or len(hr) != len(lr):
+            lonely = {e.participant for e in hr} ^ set(by_name)
+            who = f": {min(lonely)} is in one only" if lonely else ""
+            raise CohortError(f"Pairs need one HR and one LR scan of each participant{who}.")
+
+        def member(entry: Entry, axis: int) -> Aligned:
+            partner = by_name[entry.participant]
+            factors = voxel_factors(self.scale, axis)
+            low_recipe, high_recipe = self.lr(partner, axis), self.hr(entry)
+            if self.registered:
+                high_recipe = high_recipe.then(Register(low_recipe, factors))
+            low = low_recipe.prepared()
+            high = high_recipe.prepared(low.unit).voxels
+            if any(h // s != n for n, h, s in zip(low.voxels.shape, high.shape, factors, strict=True)):
+                raise CohortError(
+                    f"{partner.path} {low.voxels.shape} is not {entry.path} {high.shape} "
+                    f"at scale {self.scale}."
+                )
+            pair = (np.moveaxis(low.voxels, axis, 2), np.moveaxis(high, axis, 2))
+            return Aligned(pair, ((1, 1, 1), self.scale))
+
+        return self._group(hr, member)
+
+    def hr(self, entry: Entry) -> Recipe:
+        recipe = Recipe(entry.path)
+        return recipe.then(Misalign(self._own_seed(entry))) if self.misaligned else recipe
+
+    def lr(self, entry: Entry, axis: int) -> Recipe:
+        recipe = Recipe(entry.path)
+        if self.simulated is None:
+            return recipe
+        acquisition = Acquisition(self.scale, **vars(self.simulated))
+        return recipe.then(Acquire(acquisition, axis, self._own_seed(entry)))
+
+    def _truncated(self, recipe: Recipe, axis: int) -> Aligned:
+        fine = recipe.prepared()
+        coarse = recipe.then(Acquire(Acquisition(self.scale), axis)).prepared(fine.unit)
+        pair = (np.moveaxis(coarse.voxels, axis, 2), np.moveaxis(fine.voxels, axis, 2))
+        return Aligned(pair, ((1, 1, 1), self.scale))
+
+    def _own_seed(self, entry: Entry) -> int:
+        return zlib.crc32(entry.participant.encode()) ^ self.seed
+
+    def _group(self, entries: Sequence[Entry], member: Callable[[Entry, int], Aligned]) -> Group:
+        sizes = self._each(entries, lambda entry: open_scan(entry.path).zooms)
+        usual = np.median(list(sizes.values()), axis=0)
+
+        def members(entry: Entry) -> list[Aligned]:
+            if np.abs(np.asarray(sizes[entry]) / usual - 1).max() > SIZE_TOLERANCE:
+                raise CohortError(
+                    f"{entry.path} has voxels of {_by(sizes[entry])} mm, the others of its group of "
+                    f"{_by(usual)} mm: resample it or leave it out."
+                )
+            made = [member(entry, axis) for axis in self.axes]
+            for shape in (m.volumes[0].shape for m in made):
+                if np.any(shape < needed(self.slab)):
+                    raise CohortError(
+                        f"{entry.path} has {_by(shape)} LR voxels, slices last; a training patch takes "
+                        f"{_by(needed(self.slab))}: a smaller schedule.patch may do."
+                    )
+            return made
+
+        return Group(tuple(m for each in self._each(list(sizes), members).values() for m in each))
+
+    def _each(self, entries: Sequence[Entry], action: Callable[[Entry], T]) -> dict[Entry, T]:
+        """The action's results; where it fails, stop or leave the scan out."""
+        results: dict[Entry, T] = {}
+        for entry in entries:
+            try:
+                results[entry] = action(entry)
+            except RunError as error:
+                if not self.skip_bad:
+                    raise
+                LOG.warning("Left out: %s", error)
+        if not results:
+            raise CohortError("None of the scans can be used.")
+        return results
+
+    def check_scale(self, source: Sequence[Entry], target: Sequence[Entry]) -> None:
+        """Raise CohortError if real LR scans are not coarser than the HR scans by about the scale, along
+        each array axis."""
+        ratios = _usual_zooms(target) / _usual_zooms(source)
+        if ratios.prod() < 1.05:
+            raise CohortError(
+                f"The source scans (such as {source[0].path}) are no finer than the target scans: source "
+                "scans are HR and target scans LR. HR target scans are degraded first with "
+                "--target-simulated."
+            )
+        for axis in self.axes:
+            expected = voxel_factors(self.scale, axis)
+            if not np.all(np.abs(np.log(ratios / expected)) < math.log(SCALE_TOLERANCE)):
+                raise CohortError(
+                    f"Along the arrays' axes, voxels of the target scans are {_by(ratios)} times as large as "
+                    f"those of the source scans; scale {'x'.join(map(str, self.scale))} with slices along "
+                    f"axis {axis} says {_by(expected)}. See --scale, and data.slab_axes in the configuration."
+                )
+
+
+def _usual_zooms(entries: Sequence[Entry]) -> NDArray[np.floating]:
+    """Voxel sizes of the scans that can be read; about the others a group complains."""
+    known = []
+    for entry in entries:
+        with contextlib.suppress(RunError):
+            known.append(open_scan(entry.path).zooms)
+    return np.median(known, axis=0) if known else np.ones(3)
+
+
+def _by(numbers: Sequence[float] | NDArray[np.floating]) -> str:
+    return " x ".join(f"{number:.3g}" for number in numbers)

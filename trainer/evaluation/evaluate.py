@@ -1,0 +1,226 @@
+"""SR scans against HR scans: one row a scan, mean and standard deviation; as CSV, JSON and Markdown."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import itertools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...runtime.errors import RunError
+from ...runtime.scans.geometry import fine_affine, slab_axis
+from ...runtime.scans.scan import Scan, open_scan
+from ...runtime.system.files import atomic, write_json
+from ..data.scans import bare_name, find_scans
+from ..simulation import kspace
+from .quality import Figures, factors, measure
+
+# Interpolation onto the FFT grid, the yardsticks that need no training: (lr, factors by axis) to SR.
+INTERPOLATIONS: dict[str, Callable[[NDArray[Any], kspace.Scale], NDArray[Any]]] = {
+    "tricubic": kspace.tricubic,
+    "sinc": kspace.zero_fill,
+}
+APART = 0.05  # HR voxels by which corners on one grid may lie apart: headers store rounded float32
+NAMES = tuple(f.name for f in dataclasses.fields(Figures))
+TITLES = {
+    "psnr": "PSNR dB",
+    "ssim": "SSIM 3-D",
+    "ssim_2d": "SSIM 2-D",
+    "psnr_registered": "PSNR registered",
+    "ssim_registered": "SSIM 3-D registered",
+    "ssim_2d_registered": "SSIM 2-D registered",
+    "shift": "shift voxels",
+    "slab_step": "slab step",
+    "consistency": "inconsistency",
+}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Figures by scan name, and their mean and standard deviation (ddof 0)."""
+
+    scans: dict[str, Figures]
+    mean: Figures
+    sd: Figures
+
+    @classmethod
+    def of(cls, scans: Mapping[str, Figures]) -> Summary:
+        columns = {name: [getattr(f, name) for f in scans.values()] for name in NAMES}
+
+        def across(what: Callable[[list[float]], Any]) -> Figures:
+            with np.errstate(invalid="ignore"):  # the PSNR of equal volumes is infinite
+                known = {n: float(what(v)) if None not in v else None for n, v in columns.items()}
+            return Figures(**known)  # type: ignore[arg-type]
+
+        return cls(dict(scans), across(np.mean), across(np.std))
+
+    @property
+    def names(self) -> list[str]:
+        """The figures that every scan has."""
+        return [name for name in NAMES if getattr(self.mean, name) is not None]
+
+    def to_json(self, path: Path) -> None:
+        write_json(path, dataclasses.asdict(self))
+
+    def to_csv(self, path: Path) -> None:
+        text = io.StringIO()
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerow(["scan", *self.names])
+        for scan, figures in {**self.scans, "mean": self.mean, "sd": self.sd}.items():
+            rows.writerow([scan, *(f"{getattr(figures, name):.6g}" for name in self.names)])
+        with atomic(path) as file:
+            file.write(text.getvalue().encode())
+
+    def to_markdown(self, path: Path) -> None:
+        lines = [
+            "| scan | " + " | ".join(TITLES[n] for n in self.names) + " |",
+            "|---" * (len(self.names) + 1) + "|",
+        ]
+        lines += [f"| {' | '.join(row)} |" for row in self.rows()]
+        with atomic(path) as file:
+            file.write(("\n".join(lines) + "\n").encode())
+
+    def rows(self) -> list[list[str]]:
+        """A row of text for each scan, and one of mean ± sd."""
+        rows = [[scan, *(said(n, getattr(f, n)) for n in self.names)] for scan, f in self.scans.items()]
+        both = [f"{said(n, getattr(self.mean, n))} ± {said(n, getattr(self.sd, n))}" for n in self.names]
+        return [*rows, ["mean ± sd", *both]]
+
+
+def said(name: str, value: float) -> str:
+    """A figure with as many digits as it deserves."""
+    return f"{value:.2f}" if name.startswith("psnr") or name == "shift" else f"{value:.4f}"
+
+
+def evaluate(
+    sr: Path | str, hr: Path, lr: Path | None = None, slab: int = 6, axis: int | None = None
+) -> Summary:
+    """Compare SR scans with HR scans of the same name (marks such as `_sr` aside), and of the same folder
+    below the given ones where a name is there more than once.
+
+    sr: "tricubic" or "sinc": what interpolation makes of lr; else, as hr and lr, a file or a folder. The HR
+    scan may be larger by the voxels that the LR grid dropped. lr: for data consistency. slab: HR slices of a
+    network call. axis: that across the slices, by default the one along which the LR scan's factor is
+    another than along the two others, else that of `geometry.slab_axis`.
+    Raises RunError if scans have no partner or do not lie on one grid.
+    """
+    interpolation = INTERPOLATIONS.get(str(sr)) if not Path(sr).exists() else None
+    if interpolation and lr is None:
+        raise RunError(f"Interpolation ({sr}) needs the LR scans: name them with --lr.")
+    results = Path(sr) if interpolation is None else lr
+    assert results is not None
+    groups = [path for path in (results, hr, lr) if path is not None]
+    names = _by_name(groups)
+    for path, group in zip(groups[1:], names[1:], strict=True):
+        lonely = sorted(set(names[0]) - set(group))
+        if lonely:
+            raise RunError(f"{path} holds no scan for {names[0][lonely[0]]} (a scan named {lonely[0]}).")
+    scans = {}
+    for name in sorted(names[0]):
+        low = open_scan(names[-1][name]) if lr is not None else None
+        truth = open_scan(names[1][name])
+        if interpolation is None:
+            scans[name] = compare(open_scan(names[0][name]), truth, low, slab, axis)
+        else:
+            assert low is not None
+            scans[name] = _interpolated(interpolation, low, truth, slab, axis)
+    return Summary.of(scans)
+
+
+def compare(sr: Scan, hr: Scan, lr: Scan | None = None, slab: int = 6, axis: int | None = None) -> Figures:
+    """Figures of one SR scan; axis: see `evaluate`. Raises RunError if scans do not lie on one grid."""
+    _on_one_grid(sr, sr.shape, sr.affine, hr)
+    low = None
+    if lr is not None:
+        scale, _ = _factors(lr, hr)
+        axis = _across(lr, scale) if axis is None else axis
+        low = _voxels(lr)
+    axis = slab_axis(sr.zooms) if axis is None else axis
+    return _measured(_voxels(sr), _voxels(hr)[tuple(map(slice, sr.shape))], low, axis, slab, sr)
+
+
+def _interpolated(
+    interpolation: Callable[[NDArray[Any], kspace.Scale], NDArray[Any]],
+    lr: Scan,
+    hr: Scan,
+    slab: int,
+    axis: int | None,
+) -> Figures:
+    scale, shape = _factors(lr, hr)
+    low = _voxels(lr)
+    axis = _across(lr, scale) if axis is None else axis
+    return _measured(interpolation(low, scale), _voxels(hr)[tuple(map(slice, shape))], low, axis, slab, hr)
+
+
+def _by_name(groups: Sequence[Path]) -> list[dict[str, Path]]:
+    """The scans of each group by what they are paired by."""
+    found = [find_scans([path]) for path in groups]
+    if all(path.is_file() for path in groups):
+        return [{bare_name(groups[0]): path} for (path,) in found]
+    by_folder = any(len(set(map(bare_name, paths))) < len(paths) for paths in found)
+    named: list[dict[str, Path]] = []
+    for group, paths in zip(groups, found, strict=True):
+        root = os.path.abspath(group) if group.is_dir() else os.path.commonpath([p.parent for p in paths])
+        named.append({})
+        for path in paths:
+            name = bare_name(path)
+            if by_folder:
+                name = (path.parent.relative_to(root) / name).as_posix()
+            if (other := named[-1].setdefault(name, path)) != path:
+                raise RunError(f"{other} and {path} have one name ({name}): which is meant cannot be told.")
+    return named
+
+
+def _factors(lr: Scan, hr: Scan) -> tuple[kspace.Scale, tuple[int, ...]]:
+    """HR voxels per LR voxel along (i, j, k), and the shape of what is restored from the LR scan."""
+    i, j, k = (round(a / b) for a, b in zip(lr.zooms, hr.zooms, strict=True))
+    shape = tuple(n * s for n, s in zip(lr.shape, (i, j, k), strict=True))
+    if min(i, j, k) < 1 or max(i, j, k) == 1:
+        raise RunError(
+            f"{lr.name} is no LR scan of {hr.name}: their voxels are {lr.zooms} and {hr.zooms} mm."
+        )
+    _on_one_grid(lr, shape, fine_affine(lr.affine, (i, j, k), "fft"), hr)
+    return (i, j, k), shape
+
+
+def _across(lr: Scan, factors: kspace.Scale) -> int:
+    """The axis across the slices, of which the factors tell where one is another than the two others."""
+    return slab_axis(factors if len(set(factors)) == 2 else lr.zooms)
+
+
+def _on_one_grid(scan: Scan, shape: tuple[int, ...], affine: NDArray[Any], hr: Scan) -> None:
+    """Raise RunError if a volume on the FFT grid of a scan does not lie on that of the HR scan."""
+    fits = all(0 <= h - n <= 8 for n, h in zip(shape, hr.shape, strict=True))
+    corners = np.array([(*corner, 1) for corner in itertools.product(*((0, n - 1) for n in shape))])
+    moved = np.linalg.norm((corners @ (affine - hr.affine).T)[:, :3], axis=1).max() / min(hr.zooms)
+    if not fits or moved > APART:
+        raise RunError(
+            f"{scan.name} and {hr.name} do not lie on one grid: shapes {shape} and {hr.shape}, corners up to "
+            f"{moved:.2f} voxels apart."
+        )
+
+
+def _measured(
+    sr: NDArray[Any], hr: NDArray[Any], lr: NDArray[Any] | None, axis: int, slab: int, scan: Scan
+) -> Figures:
+    try:
+        if lr is not None:
+            factors(sr.shape, lr.shape)
+        return measure(sr, hr, lr, axis, slab)
+    except ValueError as error:
+        raise RunError(f"{scan.name}: {error}") from None
+
+
+def _voxels(scan: Scan) -> NDArray[Any]:
+    voxels = scan.voxels() * np.float32(scan.slope) + np.float32(scan.inter)
+    if not np.isfinite(voxels).all():
+        raise RunError(f"{scan.name} has NaN or infinite voxels: mask or repair them first.")
+    return voxels

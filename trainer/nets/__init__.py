@@ -1,0 +1,1 @@
+"""Networks, their fixed interpolation, and losses."""

@@ -1,0 +1,314 @@
+"""The networks of UDEAN (Fig. 3): encoders, TS-RCAN decoders, VGG discriminators.
+
+All are 2-D networks over thin slabs: the channels of an image are consecutive slices. An LR slab has
+`slab` slices; the HR slab over it has `slab * scale[2]`. Feature maps lie on the LR grid.
+Spatial scale is the same along rows and columns.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ...runtime.errors import RunError
+from .. import distributed
+from .interpolation import SLAB, Interpolation
+
+
+class ArchitectureError(RunError):
+    """The requested networks cannot be built."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Size and shape of the networks.
+
+    channels, groups, blocks: width, residual groups, residual blocks a group of the decoders.
+    discriminator: width of the discriminators' first convolution.
+    scale: (row, column, slice) factors; row and column are equal, 1 to 4; slice 1 to 4.
+    skip: "none": as published. "cubic": the features' first slab channels carry an image on the LR grid,
+        to which encoders add what they learn and whose fixed interpolation decoders add to what they
+        learn. It is the LR scan itself or, for a source scan, its k-space truncation: the degradation
+        that the field predefines, from which the networks learn to depart.
+    """
+
+    channels: int = 64
+    groups: int = 5
+    blocks: int = 5
+    discriminator: int = 64
+    scale: tuple[int, int, int] = (2, 2, 2)
+    skip: Literal["none", "cubic"] = "none"
+
+    def __post_init__(self) -> None:
+        if self.scale[0] != self.scale[1] or not 1 <= self.scale[0] <= 4 or not 1 <= self.scale[2] <= 4:
+            raise ArchitectureError(
+                f"Scale {'x'.join(map(str, self.scale))} is not supported: rows and columns take the same "
+                "factor, 1 to 4, and slices 1 to 4."
+            )
+        if min(self.groups, self.blocks, self.discriminator) < 1 or self.channels < 2 * SLAB:
+            raise ArchitectureError("Networks need at least 6 channels, 1 group, 1 block and 1 filter.")
+
+    @property
+    def slab(self) -> tuple[int, int]:
+        """(LR slices, HR slices) of one call."""
+        return SLAB, SLAB * self.scale[2]
+
+
+def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride, padding=1)
+
+
+class ChannelAttention(nn.Module):
+    """Squeeze and excitation: x (N, C, H, W) times a gate (N, C, 1, 1) computed from its mean."""
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__()
+        inner = max(4, channels // reduction)
+        self.gate = nn.Sequential(
+            nn.Conv2d(channels, inner, 1), nn.ReLU(), nn.Conv2d(inner, channels, 1), nn.Sigmoid()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        # A float32 island: the sum of a whole window overflows half precision.
+        mean = x.float().mean((2, 3), keepdim=True).to(x.dtype)
+        return x * self.gate(mean)
+
+
+class ResidualBlock(nn.Module):
+    """RCAB: conv, ReLU, conv, channel attention, skip; no normalisation."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            conv(channels, channels), nn.ReLU(), conv(channels, channels), ChannelAttention(channels)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class ResidualGroup(nn.Module):
+    """Residual blocks, a conv, and a skip over them."""
+
+    def __init__(self, channels: int, blocks: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*(ResidualBlock(channels) for _ in range(blocks)), conv(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class Encoder(nn.Module):
+    """Six 3×3 convolutions with LeakyReLU(0.2) between, none after the last.
+
+    slices: channels of the input slab. stride: 1 for the LR encoder; the in-plane scale factor for the
+    down-sampling feature extractor, taken by the third convolution, whose outputs centre on HR voxels
+    0, s, 2s, …: the FFT grid.
+    Input (N, slices, s·H, s·W), output (N, channels, H, W).
+    """
+
+    def __init__(self, slices: int, channels: int, stride: int = 1, anchored: bool = False) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for i in range(6):
+            layers += [conv(channels if i else slices, channels, stride if i == 2 else 1), nn.LeakyReLU(0.2)]
+        self.body = nn.Sequential(*layers[:-1])
+        self.anchored = anchored
+        if anchored:  # start with the plain image in the anchored channels
+            last = self.body[-1]
+            assert isinstance(last, nn.Conv2d) and last.bias is not None
+            nn.init.zeros_(last.weight[:SLAB])
+            nn.init.zeros_(last.bias[:SLAB])
+
+    def forward(self, x: Tensor, lr: Tensor | None = None) -> Tensor:
+        """lr: the image on the LR grid that anchors the features; x itself by default."""
+        features = self.body(x)
+        if not self.anchored:
+            return features
+        return torch.cat((features[:, :SLAB] + (x if lr is None else lr), features[:, SLAB:]), 1)
+
+
+class Decoder(nn.Module):
+    """TS-RCAN: conv, residual groups, conv, long skip, optional upsampler, conv.
+
+    factor: in-plane magnification, 1 for the LR decoder. slices: channels of the output slab.
+    Input (N, channels, H, W), output (N, slices, factor·H, factor·W).
+    """
+
+    def __init__(self, arch: Architecture, slices: int, factor: int, skip: nn.Module | None = None) -> None:
+        super().__init__()
+        c = arch.channels
+        self.head = conv(c, c)
+        self.body = nn.Sequential(*(ResidualGroup(c, arch.blocks) for _ in range(arch.groups)), conv(c, c))
+        self.upsampler = upsampler(c, factor)
+        tail = conv(c, slices)
+        self.tail: nn.Module = tail
+        self.skip = skip
+        if skip is not None:  # start as the plain interpolation
+            assert tail.bias is not None
+            nn.init.zeros_(tail.weight)
+            nn.init.zeros_(tail.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        x = self.head(features)
+        image = self.tail(self.upsampler(x + self.body(x)))
+        return image if self.skip is None else image + self.skip(features[:, :SLAB])
+
+
+def upsampler(channels: int, factor: int) -> nn.Sequential:
+    """Convolutions and pixel shuffles that magnify by 1, 2, 3 or 4 (twice 2).
+
+    ICNR initialisation (arXiv 1707.02937): all sub-pixels of a new voxel start equal: no checkerboard.
+    """
+    steps = {1: (), 2: (2,), 3: (3,), 4: (2, 2)}[factor]
+    layers: list[nn.Module] = []
+    for step in steps:
+        layer = conv(channels, channels * step**2)
+        with torch.no_grad():
+            layer.weight.copy_(layer.weight[:: step**2].repeat_interleave(step**2, 0))
+            assert layer.bias is not None
+            layer.bias.copy_(layer.bias[:: step**2].repeat_interleave(step**2, 0))
+        layers += [layer, nn.PixelShuffle(step)]
+    return nn.Sequential(*layers)
+
+
+def lr_encoder(arch: Architecture) -> Encoder:
+    return Encoder(arch.slab[0], arch.channels, anchored=arch.skip == "cubic")
+
+
+def feature_extractor(arch: Architecture) -> Encoder:
+    """The down-sampling feature extractor: HR slab to features on the LR grid."""
+    return Encoder(arch.slab[1], arch.channels, stride=arch.scale[0], anchored=arch.skip == "cubic")
+
+
+def lr_decoder(arch: Architecture) -> Decoder:
+    return Decoder(arch, arch.slab[0], 1, nn.Identity() if arch.skip == "cubic" else None)
+
+
+def sr_decoder(arch: Architecture) -> Decoder:
+    skip = Interpolation(arch.scale) if arch.skip == "cubic" else None
+    return Decoder(arch, arch.slab[1], arch.scale[0], skip)
+
+
+class Mapping(nn.Module):
+    """An encoder and a decoder: a slab, and the LR image that anchors it, to a slab; see `Encoder`."""
+
+    def __init__(self, encoder: Encoder, decoder: Decoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+
+    def forward(self, x: Tensor, lr: Tensor | None = None) -> Tensor:
+        return self.decoder(self.encoder(x, lr))
+
+
+class SuperResolution(nn.Module):
+    """What inference needs: LR encoder and SR decoder, LR slab (N, 3, H, W) to SR slab.
+
+    cleaner: a network from LR slab to LR slab before them, which only PseudoSR has.
+    """
+
+    def __init__(self, encoder: Encoder, decoder: Decoder, cleaner: Mapping | None = None) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.cleaner = cleaner
+
+    def forward(self, lr: Tensor) -> Tensor:
+        if self.cleaner is not None:
+            lr = self.cleaner(lr)
+        return self.decoder(self.encoder(lr))
+
+
+def super_resolution(arch: Architecture, cleaned: bool = False) -> SuperResolution:
+    return SuperResolution(lr_encoder(arch), sr_decoder(arch), lr_mapping(arch) if cleaned else None)
+
+
+def degrader(arch: Architecture) -> Mapping:
+    """HR slab to LR slab: the down-sampling feature extractor and the LR decoder."""
+    return Mapping(feature_extractor(arch), lr_decoder(arch))
+
+
+def lr_mapping(arch: Architecture, extra: int = 0) -> Mapping:
+    """LR slab (and `extra` channels after it) to LR slab."""
+    encoder = Encoder(arch.slab[0] + extra, arch.channels, anchored=arch.skip == "cubic")
+    return Mapping(encoder, lr_decoder(arch))
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation over the samples of all processes (equally many each)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if distributed.count() == 1 or not self.training:
+            return super().forward(input)
+        x = input.float()
+        mean = distributed.mean(x.mean((0, 2, 3), keepdim=True))
+        variance = distributed.mean(((x - mean) ** 2).mean((0, 2, 3), keepdim=True))
+        with torch.no_grad():
+            n = x.numel() // x.shape[1] * distributed.count()
+            assert self.running_mean is not None and self.running_var is not None
+            self.running_mean.lerp_(mean.flatten(), self.momentum or 0.1)
+            self.running_var.lerp_(variance.flatten() * (n / (n - 1)), self.momentum or 0.1)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked += 1
+        scale, shift = self.weight[:, None, None], self.bias[:, None, None]
+        return ((x - mean) * torch.rsqrt(variance + self.eps) * scale + shift).to(input.dtype)
+
+
+def vgg(inputs: int, width: int, factors: tuple[int, ...]) -> tuple[nn.Sequential, int]:
+    """3×3 convolutions to width·factor channels, stride 1 and 2 by turns, and the channels of the last.
+
+    Batch normalisation except on the first, LeakyReLU(0.2).
+    """
+    layers: list[nn.Module] = []
+    channels = inputs
+    for i, factor in enumerate(factors):
+        layers.append(conv(channels, width * factor, 1 + i % 2))
+        channels = width * factor
+        if i:
+            layers.append(BatchNorm(channels))
+        layers.append(nn.LeakyReLU(0.2))
+    return nn.Sequential(*layers), channels
+
+
+class Discriminator(nn.Module):
+    """VGG: ten 3×3 convolutions, stride 1 and 2 by turns, linear to 100, linear to 1; no sigmoid.
+
+    Batch normalisation except on the first, LeakyReLU(0.2). size: rows (= columns) of its input.
+    Input (N, inputs, size, size), output (N,).
+    """
+
+    def __init__(self, inputs: int, width: int, size: int) -> None:
+        super().__init__()
+        self.features, channels = vgg(inputs, width, (1, 1, 2, 2, 4, 4, 8, 8, 8, 8))
+        side = math.ceil(size / 2**5)
+        self.score = nn.Sequential(nn.Linear(channels * side**2, 100), nn.LeakyReLU(0.2), nn.Linear(100, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.score(self.features(x).flatten(1)).squeeze(1)
+
+
+class PatchDiscriminator(nn.Module):
+    """The first four convolutions of `Discriminator` and a 1×1 one: a score for each patch.
+
+    Its receptive field is 13 pixels, every 4. Input (N, inputs, H, W), output (N, 1, H/4, W/4).
+    """
+
+    FIELD, STRIDE = 13, 4
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.features, channels = vgg(inputs, width, (1, 1, 2, 2))
+        self.score = nn.Conv2d(channels, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.score(self.features(x))
+
+
+def parameter_count(*modules: nn.Module) -> int:
+    """Number of learned values."""
+    return sum(p.numel() for module in modules for p in module.parameters())

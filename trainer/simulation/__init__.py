@@ -1,0 +1,1 @@
+"""Simulated acquisitions and simulated heads."""

@@ -1,0 +1,177 @@
+"""The physics of degradation: what a shorter acquisition leaves of k-space. NumPy and SciPy only.
+
+Volumes are (rows, columns, slices). The LR volume is the centre of the HR volume's k-space, so LR voxel i
+lies exactly on HR voxel scale·i (grid "fft"). Odd sizes are cropped to a multiple of the scale first.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import fft, ndimage
+
+from ...runtime.errors import RunError
+
+Scale = tuple[int, int, int]
+Volume = NDArray[Any]  # float32, real
+
+
+class DegradationError(RunError):
+    """A degradation that physics or the volume's size does not allow."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Degradation:
+    """What an LR scan lacks besides resolution, and how it loses that.
+
+    sampling: "truncation" of k-space, or "blur": a Gaussian as wide (FWHM) as an LR voxel, decimated.
+    partial_fourier: acquired share of k-space along columns (phase encoding), 0.5 < share <= 1, zero-filled.
+    elliptical: leave out the corners of k-space outside the inscribed ellipsoid.
+    noise: standard deviation of the complex noise's real and imaginary part where all of k-space is acquired,
+        as a share of the volume's 99.9th percentile; the magnitude is then Rician. Points of k-space that
+        are left out bring no noise either.
+    bias: strength of a smooth receive field: the standard deviation of its logarithm over the volume.
+    """
+
+    sampling: Literal["truncation", "blur"] = "truncation"
+    partial_fourier: float = 1.0
+    elliptical: bool = False
+    noise: float = 0.0
+    bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.5 < self.partial_fourier <= 1:
+            raise DegradationError("Partial Fourier is a share of k-space above 0.5 and at most 1.")
+        if self.sampling == "blur" and (self.elliptical or self.partial_fourier < 1):
+            raise DegradationError("Partial Fourier and elliptical k-space need k-space, not a blur.")
+        if not (0 <= self.noise < math.inf and 0 <= self.bias < math.inf):
+            raise DegradationError("Noise level and bias are zero or positive.")
+
+
+@dataclass(frozen=True)
+class Acquisition(Degradation):
+    """How an LR scan is acquired. scale: HR voxels per LR voxel along (row, column, slice)."""
+
+    scale: Scale = (2, 2, 2)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not all(1 <= s <= 8 for s in self.scale) or max(self.scale) == 1:
+            raise DegradationError("The scale is three factors of 1 to 8, such as 2x2x2, not all 1.")
+
+
+def crop(hr: NDArray[Any], scale: Scale) -> NDArray[Any]:
+    """Drop the last voxels of each axis that are no multiple of the scale."""
+    if any(n < 2 * s for n, s in zip(hr.shape, scale, strict=True)):
+        raise DegradationError(f"A volume of {hr.shape} voxels is too small for scale {scale}.")
+    return hr[tuple(slice(n - n % s) for n, s in zip(hr.shape, scale, strict=True))]
+
+
+def acquire(hr: Volume, acquisition: Acquisition, seed: int = 0) -> Volume:
+    """The magnitude LR volume, float32 in the HR volume's units, that this acquisition would yield.
+
+    hr: magnitude volume, its shape a multiple of the scale. seed: of noise and bias field.
+    """
+    rng = np.random.default_rng(seed)
+    shape = tuple(n // s for n, s in zip(hr.shape, acquisition.scale, strict=True))
+    if acquisition.bias:
+        hr = hr * np.exp(acquisition.bias * smooth_field(hr.shape, rng))
+    noise: Any = 0.0
+    if acquisition.noise:
+        level = acquisition.noise * np.percentile(hr, 99.9)
+        noise = level * (rng.standard_normal(shape) + 1j * rng.standard_normal(shape))
+    if acquisition.sampling == "blur":
+        image = blurred(hr, acquisition.scale) + noise
+    else:
+        space = _resize_centre(_centred_fft(hr), shape) / math.prod(acquisition.scale)
+        if acquisition.noise:
+            space = space + fft.fftshift(fft.fftn(noise))
+        image = fft.ifftn(fft.ifftshift(space * sampling_mask(shape, acquisition)))
+    return np.abs(image).astype(np.float32)
+
+
+def sampling_mask(shape: tuple[int, ...], acquisition: Acquisition) -> NDArray[np.bool_]:
+    """Which points of centred LR k-space are acquired."""
+    mask = np.ones(shape, bool)
+    if acquisition.elliptical:
+        axes = [(np.arange(n) - n // 2) / (n / 2) for n in shape]
+        mask &= sum(a**2 for a in np.meshgrid(*axes, indexing="ij", sparse=True)) <= 1
+    if acquisition.partial_fourier < 1:
+        mask[:, : shape[1] - round(acquisition.partial_fourier * shape[1])] = False
+    return mask
+
+
+def blurred(hr: Volume, scale: Scale) -> Volume:
+    """A Gaussian whose full width at half maximum is an LR voxel, sampled at HR voxels scale·i."""
+    sigma = [s / (2 * math.sqrt(2 * math.log(2))) if s > 1 else 0.0 for s in scale]
+    smooth = ndimage.gaussian_filter(hr.astype(np.float32), sigma, mode="nearest")
+    return smooth[tuple(slice(None, None, s) for s in scale)]
+
+
+def smooth_field(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float32]:
+    """A random field of mean 0 and standard deviation 1: cosines of up to one period along each axis."""
+    waves = [[np.cos(np.pi * k * (np.arange(n) + 0.5) / n) for k in range(3)] for n in shape]
+    field = np.einsum(
+        "abc,ai,bj,ck->ijk", rng.standard_normal((3, 3, 3)), *map(np.asarray, waves), optimize=True
+    )
+    field -= field.mean()
+    return (field / field.std()).astype(np.float32)
+
+
+def zero_fill(lr: Volume, scale: Scale) -> Volume:
+    """Sinc interpolation onto the HR grid: the LR volume's k-space in a frame of zeros; float32 magnitude."""
+    shape = tuple(n * s for n, s in zip(lr.shape, scale, strict=True))
+    space = _resize_centre(_centred_fft(lr), shape) * math.prod(scale)
+    image = fft.ifftn(fft.ifftshift(space))
+    return np.abs(image).astype(np.float32)
+
+
+def tricubic(lr: Volume, scale: Scale) -> Volume:
+    """Cubic spline interpolation onto the HR grid: HR voxel p at LR coordinate p/scale; float32."""
+    out = lr.astype(np.float32)
+    for axis, s in enumerate(scale):
+        if s == 1:
+            continue
+        spline = ndimage.spline_filter1d(out, 3, axis, mode="reflect", output=np.float32)
+        n = lr.shape[axis]
+        pad = [(4, 4) if a == axis else (0, 0) for a in range(3)]
+        out = np.empty((*out.shape[:axis], n * s, *out.shape[axis + 1 :]), np.float32)
+        spline = np.pad(spline, pad, mode="symmetric")
+        for phase in range(s):
+            weights = _bspline(np.arange(-1, 3) - phase / s)
+            taps = (np.take(spline, range(k + 4, k + 4 + n), axis) for k in range(-1, 3))
+            index = [slice(None)] * 3
+            index[axis] = slice(phase, None, s)
+            out[tuple(index)] = sum(w * tap for w, tap in zip(weights, taps, strict=True))
+    return out
+
+
+def data_consistency(sr: Volume, lr: Volume, scale: Scale) -> float:
+    """‖truncation(sr) − lr‖ / ‖lr‖: 0 where the SR volume explains every voxel of the LR one."""
+    again = acquire(sr, Acquisition(scale))
+    return float(np.linalg.norm(again - lr) / max(float(np.linalg.norm(lr)), 1e-12))
+
+
+def _bspline(t: NDArray[Any]) -> NDArray[Any]:
+    t = np.abs(t)
+    return np.where(t < 1, 2 / 3 - t**2 + t**3 / 2, np.clip(2 - t, 0, None) ** 3 / 6).astype(np.float32)
+
+
+def _centred_fft(volume: NDArray[Any]) -> NDArray[Any]:
+    return fft.fftshift(fft.fftn(volume.astype(np.float32), workers=-1))
+
+
+def _resize_centre(space: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """Crop or zero-pad centred k-space about its zero frequency."""
+    out = np.zeros(shape, space.dtype)
+    here, there = [], []
+    for n, m in zip(space.shape, shape, strict=True):
+        keep = min(n, m)
+        here.append(slice(n // 2 - keep // 2, n // 2 - keep // 2 + keep))
+        there.append(slice(m // 2 - keep // 2, m // 2 - keep // 2 + keep))
+    out[tuple(there)] = space[tuple(here)]
+    return out
