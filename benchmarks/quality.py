@@ -127,7 +127,7 @@ def panels(result: dict[str, Any]) -> list[Panel]:
 
 
 def unseen(number: int) -> Volume:
-    """A synthetic head of the cohort that `udean.trainer.simulation.atlas_heads` makes, cropped to even size."""
+    """A synthetic head of the cohort that `trainer.simulation.atlas_heads` makes, cropped to even size."""
     head, _ = atlas_heads.head(int(np.random.SeedSequence((0, number)).generate_state(1)[0]))
     return kspace.crop(head, SCALE)
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, TypeAlias
+from typing import Self, TypeAlias
 
+from .models.card import ModelCard
 from .scans.output import Draft, FileDraft
 from .scans.scan import Scan, open_scan, stem
 from .system.files import real_path, sha256
-
-if TYPE_CHECKING:
-    from .resolver import SuperResolver
 
 Stamp: TypeAlias = "tuple[int, int, int] | None"  # size, times of modification and of status change
 
@@ -75,8 +73,8 @@ class Job:
         source, target, root = (path.absolute() for path in (self.source, self.target, self.root))
         return dataclasses.replace(self, source=source, target=target, root=root, dataset=dataset)
 
-    def draft(self, resolve: SuperResolver) -> Draft:
-        """Room for the result; `resolve` makes it."""
+    def draft(self, card: ModelCard, model_sha256: str) -> Draft:
+        """Room for the result of the model with this card and file."""
         return FileDraft(self.target)
 
 

@@ -8,21 +8,19 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RunError
 from ..job import Job, Stamp
+from ..models.card import ModelCard
 from ..scans.output import Draft, FileDraft
 from ..scans.scan import Header, Scan
 from ..system.files import real_path, sha256
 from .derived import write_derived
 from .series import Series, find_series
-
-if TYPE_CHECKING:
-    from ..resolver import SuperResolver
 
 Format = Literal["dicom", "nifti"]
 
@@ -76,8 +74,8 @@ class DicomJob(Job):
             return super().result_digest()
         return _digest(self.target.iterdir()) if self.target.is_dir() else None
 
-    def draft(self, resolve: SuperResolver) -> Draft:
-        return DicomDraft(self, resolve) if self.derived else FileDraft(self.target)
+    def draft(self, card: ModelCard, model_sha256: str) -> Draft:
+        return DicomDraft(self, card, model_sha256) if self.derived else FileDraft(self.target)
 
 
 class DicomDraft:
@@ -85,8 +83,8 @@ class DicomDraft:
 
     mapped = False
 
-    def __init__(self, job: DicomJob, resolve: SuperResolver) -> None:
-        self._job, self._card, self._model = job, resolve.card, resolve.engine.info.sha256
+    def __init__(self, job: DicomJob, card: ModelCard, model_sha256: str) -> None:
+        self._job, self._card, self._model = job, card, model_sha256
         self._header: Header | None = None
         self._voxels: NDArray[Any] | None = None
 

@@ -203,7 +203,7 @@ def _load(job: Job, resolve: SuperResolver, settings: Settings, known: Known) ->
                 "with -o, or --overwrite."
             )
         header = resolve.header(scan, settings.dtype, settings.axis)
-        if not job.draft(resolve).mapped:
+        if not job.draft(resolve.card, resolve.engine.info.sha256).mapped:
             check_memory(scan.name, header)
         scan = scan.loaded()
         looks = resolve.look(scan, settings.axis)
@@ -213,7 +213,7 @@ def _load(job: Job, resolve: SuperResolver, settings: Settings, known: Known) ->
 def _resolve(
     loaded: Loaded, resolve: SuperResolver, settings: Settings, progress: Progress | None
 ) -> Resolved:
-    draft = loaded.job.draft(resolve)
+    draft = loaded.job.draft(resolve.card, resolve.engine.info.sha256)
     try:
         resolve.scan(loaded.scan, settings.dtype, settings.axis, progress, draft.room, loaded.looks)
     except BaseException:

@@ -1,6 +1,6 @@
 """The PyTorch path, our yardstick: `monai.inferers.sliding_window_inference`, nibabel for files.
 
-    python -m udean.benchmarks.engines.peers.monai CHECKPOINT LR.nii.gz SR.nii.gz [--precision bf16] [--device cuda]
+    python -m udean.benchmarks.engines.peers.monai CHECKPOINT LR.nii.gz SR.nii.gz [--precision bf16]
 
 As MONAI's documentation advises: gaussian weights, windows batched, overlap · window · scale an integer.
 `buffer_steps` is meant for outputs of the input's size; "buffered" asks for it as it is, and "folded" gives

@@ -8,8 +8,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
-from udean.benchmarks.paper.published.published import PUBLISHED, SCALES, table_one, table_two
-from udean.benchmarks.paper.published.tables import Study, divide, make, unique
+from udean.benchmarks.paper.published import PUBLISHED, SCALES, table_one, table_two
+from udean.benchmarks.paper.tables import Study, divide, make, unique
 from udean.runtime.errors import RunError
 from udean.trainer.data.scans import find
 
