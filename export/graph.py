@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 from google.protobuf.message import DecodeError, Message
 
-from ..runtime.errors import RunError
+from ..runtime.errors import RunError, first_line
 from ..runtime.models.card import METADATA_KEY, ModelCard
 from ..runtime.system.files import atomic
 from .errors import ExportError
@@ -116,8 +116,7 @@ def read(path: Path) -> tuple[onnx.ModelProto, ModelCard]:
     except UnicodeDecodeError:  # the checker quotes damaged names
         raise ExportError(f"{path} is damaged: export it again.") from None
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ExportError(f"{path} is no valid ONNX model ({reason}): export it again.") from None
+        raise ExportError(f"{path} is no valid ONNX model ({first_line(error)}): export it again.") from None
     ends = [(v.name, len(v.type.tensor_type.shape.dim)) for v in (*model.graph.input, *model.graph.output)]
     if ends != [("lr", 4), ("sr", 4)]:
         raise ExportError(f"{path} has not the one input 'lr' and output 'sr' of a udean model.")

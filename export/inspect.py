@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..runtime.engines.choose import CHECKPOINTS
 from ..runtime.models.card import ModelCard
+from ..runtime.models.kind import model_kind
 from ..runtime.models.trt_plan import Profile, read_plan
 from .errors import ExportError
 
@@ -22,14 +22,15 @@ def describe(path: Path) -> Iterator[Line]:
 
     Raises ExportError, RunError or CheckpointError if the file is none of these.
     """
-    if path.suffix in CHECKPOINTS:
+    kind = model_kind(path)
+    if kind == "checkpoint":
         yield from _checkpoint(path)
-    elif path.suffix == ".onnx":
+    elif kind == "onnx":
         yield from _onnx(path)
-    elif path.suffix == ".plan":
+    elif kind == "plan":
         yield from _plan(path)
     else:
-        raise ExportError(f"{path} is no model: inspect takes a checkpoint (.pt), an .onnx or a .plan file.")
+        raise ExportError(f"{path} is not a model: inspect takes a checkpoint (.pt), an .onnx or a .plan.")
 
 
 def _checkpoint(path: Path) -> Iterator[Line]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..runtime.engines.choose import open_engine
 from ..runtime.models.card import ModelCard, Precision
+from ..runtime.models.kind import model_kind
 from ..runtime.scans import intensity
 from .errors import ExportError
 
@@ -162,7 +163,7 @@ def engines(path: Path) -> Iterator[tuple[str, Network]]:
 
     OpenVINO is held to float32: that it may compute in bfloat16 is the runtime's choice, not the model's.
     """
-    if path.suffix == ".plan":
+    if model_kind(path) == "plan":
         yield "tensorrt", _cuda_network(path)
         return
     yield "onnxruntime-cpu", open_engine(path, library="onnxruntime")

@@ -48,8 +48,7 @@ def scan_windows(paths: Sequence[Path], card: ModelCard, seed: int = 0) -> parit
     drawn: list[parity.Windows] = []
     for index, file in enumerate(files):
         scan = open_scan(file)
-        lr = np.asarray(scan.voxels(), np.float32) * np.float32(scan.slope) + np.float32(scan.inter)
-        lr = np.moveaxis(lr, slab_axis(scan.zooms), 2)
+        lr = np.moveaxis(scan.voxels_in_units(), slab_axis(scan.zooms), 2)
         try:
             lr = lr / np.float32(intensity.unit(lr, card.intensity))
         except intensity.IntensityError as error:

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import os
 import re
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from ..runtime.errors import RunError
 from ..runtime.models.card import ModelCard
 from ..runtime.models.trt_plan import PlanCard, Profile, deserialize, logger, read_plan, refit, write_plan
 from ..runtime.system.extras import require
-from ..runtime.system.files import atomic
+from ..runtime.system.files import atomic, cache_folder
 from . import graph, parity, verify
 from .artefacts import Artefact
 from .errors import ExportError
@@ -212,6 +211,5 @@ def structure(model: onnx.ModelProto) -> str:
 
 def timing_cache(gpu: Gpu, tensorrt: str) -> Path:
     """Where this GPU's and version's timings are kept, in the user's cache folder."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = re.sub(r"[^a-z0-9]+", "-", f"{gpu.name} {gpu.capability} tensorrt {tensorrt}".lower())
-    return base / "udean" / f"{name}.timings"
+    return cache_folder() / f"{name}.timings"

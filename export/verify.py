@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..runtime.engines.choose import CHECKPOINTS, open_engine
+from ..runtime.engines.choose import open_engine
 from ..runtime.models.card import CardError, ModelCard
+from ..runtime.models.kind import CHECKPOINTS, model_kind
 from ..runtime.models.trt_plan import Profile, read_card
 from ..runtime.system.files import sha256
 from . import graph, parity
@@ -27,8 +28,8 @@ ENDINGS = (".plan", ".fp16.onnx", ".int8.onnx", ".onnx", *CHECKPOINTS)
 
 def base_name(path: Path) -> str:
     """NAME of NAME.plan, NAME.fp16.onnx, NAME.onnx, NAME.pt."""
-    ending = next((e for e in ENDINGS if path.name.endswith(e)), path.suffix)
-    return path.name.removesuffix(ending)
+    ending = next((e for e in ENDINGS if path.name.lower().endswith(e)), path.suffix)
+    return path.name[: len(path.name) - len(ending)]
 
 
 def verify(path: Path, against: Path | None = None) -> Iterator[tuple[str, dict[str, parity.Deviation]]]:
@@ -47,10 +48,11 @@ def verify(path: Path, against: Path | None = None) -> Iterator[tuple[str, dict[
 
 def _contract(path: Path) -> tuple[ModelCard, list[parity.Size], Path | None]:
     """An artefact's card, the sizes to measure it at, and the file to hold it to where no better one is."""
-    if path.suffix == ".plan":
+    kind = model_kind(path)
+    if kind == "plan":
         plan = read_card(path)
         return plan.card, sizes(plan.profiles[0]), path.with_name(plan.onnx)
-    if path.suffix != ".onnx":
+    if kind != "onnx":
         raise ExportError(f"{path} is neither an .onnx nor a .plan file: name an artefact to verify.")
     model, card = graph.read(path)
     fixed = graph.fixed_size(model)
@@ -74,7 +76,10 @@ def reference(
             raise ExportError(f"{against} is not the float32 model of the checkpoint that {path} came from.")
         return Reference(against, _open(against))
     base = base_name(path)
-    for file in (path.with_name(base + ending) for ending in (".onnx", *CHECKPOINTS)):
+    named = [file for file in sorted(path.parent.iterdir()) if file.name.startswith(base)]
+    endings = (".onnx", *CHECKPOINTS)
+    beside = (file for ending in endings for file in named if file.name[len(base) :].lower() == ending)
+    for file in beside:
         if file != path and file.is_file() and _same_source(file, card):
             return Reference(file, _open(file))
     if last is not None and last.is_file():
@@ -86,7 +91,7 @@ def reference(
 
 
 def _same_source(file: Path, card: ModelCard) -> bool:
-    if file.suffix in CHECKPOINTS:
+    if model_kind(file) == "checkpoint":
         return sha256(file) == card.checkpoint
     try:
         _, other = graph.read(file)

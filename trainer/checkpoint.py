@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..runtime.errors import RunError
+from ..runtime.errors import RunError, first_line
 from ..runtime.models.card import CardError, ModelCard
 from ..runtime.system.files import atomic
 from .nets.generators import Architecture, SuperResolution, super_resolution
@@ -49,7 +49,7 @@ def save(
         with atomic(path) as file:
             torch.save(contents, file)
     except RuntimeError as error:  # how PyTorch's writer reports a full disk
-        raise CheckpointError(f"Cannot write {path}: {str(error).splitlines()[0]}.") from error
+        raise CheckpointError(f"Cannot write {path}: {first_line(error)}.") from error
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -92,9 +92,7 @@ def load_generator(path: Path) -> tuple[SuperResolution, ModelCard]:
     except CardError as error:
         raise CheckpointError(str(error)) from None
     except (KeyError, TypeError, ValueError, RuntimeError, RunError) as error:
-        raise CheckpointError(
-            f"{path} does not hold the network it names: {str(error).splitlines()[0]}."
-        ) from None
+        raise CheckpointError(f"{path} does not hold the network it names: {first_line(error)}.") from None
     return network.float().eval(), card
 
 

@@ -205,7 +205,7 @@ def _configured(study: Study, experiment: Experiment) -> Config:
 def acquired(entry: Entry, config: Config) -> tuple[Volume, Volume]:
     """LR and HR volume (rows, columns, slices), slices along the first of the configured slab axes."""
     scan = open_scan(entry.path)
-    voxels = scan.voxels() * np.float32(scan.slope) + np.float32(scan.inter)
+    voxels = scan.voxels_in_units()
     hr = kspace.crop(np.moveaxis(voxels, config.data.slab_axes[0], 2), config.network.scale)
     acquisition = kspace.Acquisition(config.network.scale, **vars(config.degradation))
     seed = zlib.crc32(entry.participant.encode()) ^ config.schedule.seed

@@ -9,7 +9,7 @@ import secrets
 import signal
 from typing import Any
 
-from ..errors import RunError
+from ..errors import RunError, first_line
 from ..pipeline.engine import cores
 from ..system.extras import require
 
@@ -55,7 +55,3 @@ def root_cause(error: BaseException) -> BaseException:
     while isinstance(cause := getattr(error, "cause", None), BaseException):
         error = cause
     return error
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -17,14 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from ..errors import RunError
+from ..errors import RunError, first_line
 from ..job import Job
 from ..models.card import ModelCard
+from ..models.kind import model_kind
 from ..runs.manifest import Fingerprint, Manifest, Noted, Outcome, Shard
 from ..runs.run import Settings, is_final
 from ..system.files import sweep
 from . import workers
-from .connection import connect, first_line, root_cause
+from .connection import connect, root_cause
 from .workers import About, Make
 
 CORES = 4  # of a worker without a GPU, unless --threads says so: more give little to one scan
@@ -122,7 +123,7 @@ class Cluster:
         gpus = int(sum(node.get("GPU", 0) for node in nodes))
         if device == "cuda" and not gpus:
             raise RunError("The Ray cluster has no GPU: leave out --device.")
-        plan = engine is not None and engine.suffix.lower() == ".plan"
+        plan = model_kind(engine) == "plan"
         able = device == "cuda" or plan or importlib.util.find_spec("pycuda") is not None
         if gpus and able and device != "cpu":
             return [Seat() for _ in range(gpus)], {"num_gpus": 1, "num_cpus": 1}

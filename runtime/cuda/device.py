@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from importlib.resources import files
 from typing import Any
 
-from ..errors import RunError
+from ..errors import RunError, first_line
 from ..system.extras import require
 
 
@@ -43,7 +43,7 @@ class Gpu:
             self._context = device.retain_primary_context()
         except self.cuda.Error as error:
             raise GpuError(
-                f"GPU {index} cannot be used ({_line(error)}): is another process on it?"
+                f"GPU {index} cannot be used ({first_line(error)}): is another process on it?"
             ) from error
         self._kernels: Any = None
 
@@ -77,10 +77,6 @@ class Gpu:
 
     def _lost(self, error: Exception) -> GpuError:
         return GpuError(
-            f"GPU {self.index} ({self.name}) stopped working ({_line(error)}): start again, or go on with "
-            "--fallback cpu."
+            f"GPU {self.index} ({self.name}) stopped working ({first_line(error)}): start again, or go on "
+            "with --fallback cpu."
         )
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

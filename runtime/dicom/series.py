@@ -19,7 +19,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import RunError
+from ..errors import RunError, first_line
 from ..scans.scan import Scan, image_scan
 from ..scans.slices import even_step
 from ..system.extras import require
@@ -177,8 +177,9 @@ class Series:
                     dataset = pydicom.dcmread(frame.path)
                     pixels = np.asarray(dataset.pixel_array)
                 except Exception as error:  # decoders raise what they like
-                    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                    raise RunError(f"{self.name}: a slice's voxels cannot be decoded ({reason}).") from error
+                    raise RunError(
+                        f"{self.name}: a slice's voxels cannot be decoded ({first_line(error)})."
+                    ) from error
                 decoded = {frame.path: pixels}
             pixels = decoded[frame.path]
             plane = pixels[frame.number] if pixels.ndim == 3 else pixels

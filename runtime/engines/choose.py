@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, get_args
 
 from ..cuda.engine import CudaEngine
 from ..errors import RunError
+from ..models.kind import model_kind
 from ..pipeline.engine import Engine, Library, Precision
 from ..system.files import sha256
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from ..cuda.device import Gpu
 
 EMBEDDED = "embedded"
-CHECKPOINTS = (".pt", ".pth", ".ckpt")
 
 
 def open_engine(
@@ -49,11 +49,12 @@ def open_engine(
         raise RunError(f"The number of threads must be at least 1, not {threads}.")
     with model_file(path) as (file, name):
         digest = sha256(file)
-        if file.suffix.lower() in CHECKPOINTS:
+        kind = model_kind(file)
+        if kind == "checkpoint":
             from .torch import TorchEngine
 
             return TorchEngine(file, name, digest, precision, threads)
-        if file.suffix.lower() != ".onnx":
+        if kind != "onnx":
             raise RunError(f"{file} is no model that can be run: give an .onnx file or a checkpoint (.pt).")
         if library == "openvino" or (library == "auto" and importlib.util.find_spec("openvino")):
             from .openvino import OpenVinoEngine
@@ -75,7 +76,7 @@ def choose_engine(
     name, _, number = device.partition(":")
     if (name not in ("auto", "cpu", "cuda")) or (number and (name != "cuda" or not number.isdecimal())):
         raise RunError(f"Device '{device}' is not one of auto, cpu, cuda, cuda:N.")
-    plan = path is not None and path.suffix.lower() == ".plan"
+    plan = model_kind(path) == "plan"
     if plan and name == "cpu":
         raise RunError(f"{path} is a TensorRT plan and runs on a GPU only: give the .onnx file instead.")
     if name == "cpu" or (name == "auto" and not plan and not _gpu_is_ready(path)):
@@ -97,11 +98,12 @@ def choose_engine(
 def _open_on(gpu: Gpu, path: Path | None, precision: Precision) -> CudaEngine:
     with model_file(path) as (file, name):
         digest = sha256(file)
-        if file.suffix.lower() == ".plan":
+        kind = model_kind(file)
+        if kind == "plan":
             from .tensorrt import TensorRtEngine
 
             return TensorRtEngine(file, name, digest, precision, gpu)
-        if file.suffix.lower() in CHECKPOINTS:
+        if kind == "checkpoint":
             from .torch_cuda import TorchCudaEngine
 
             return TorchCudaEngine(file, name, digest, precision, gpu)
@@ -112,7 +114,7 @@ def _open_on(gpu: Gpu, path: Path | None, precision: Precision) -> CudaEngine:
 
 def cpu_model(path: Path | None) -> Path | None:
     """The file that the processor can run instead: of a plan, the ONNX file that it was built from."""
-    if path is None or path.suffix.lower() != ".plan":
+    if path is None or model_kind(path) != "plan":
         return path
     from ..models.trt_plan import read_card
 
@@ -126,7 +128,7 @@ def _gpu_is_ready(path: Path | None) -> bool:
     from ..cuda.device import Gpu
 
     try:
-        if path is not None and path.suffix.lower() in CHECKPOINTS:
+        if model_kind(path) == "checkpoint":
             if not importlib.import_module("torch").cuda.is_available():
                 return False
         elif "CUDAExecutionProvider" not in importlib.import_module("onnxruntime").get_available_providers():

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import RunError
+from ..errors import RunError, first_line
 from ..models.card import METADATA_KEY, ModelCard
 from ..pipeline.engine import EngineInfo, Precision, cores
 from ..system.extras import require
@@ -30,7 +30,7 @@ class OnnxRuntimeEngine:
         try:
             self._session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the library's own exceptions share no base class
-            raise RunError(f"ONNX Runtime cannot load {file}: {_first_line(error)}") from error
+            raise RunError(f"ONNX Runtime cannot load {file}: {first_line(error)}") from error
         text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "")
         self.card = ModelCard.from_json(text, str(file))
         if precision not in ("auto", self.card.precision):
@@ -50,7 +50,3 @@ class OnnxRuntimeEngine:
     def _run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
         (output,) = self._session.run(None, {self._input.name: windows.astype(self._dtype, copy=False)})
         return output.astype(np.float32, copy=False)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..cuda import Slot
 from ..cuda.device import Gpu, GpuError, OutOfMemory
-from ..errors import RunError
+from ..errors import RunError, first_line
 from ..models.card import METADATA_KEY, ModelCard
 from ..pipeline.engine import EngineInfo, Precision
 from ..system.extras import require
@@ -83,7 +83,7 @@ class OnnxRuntimeCudaEngine:
 
 
 def _ours(error: Exception) -> Exception:
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    text = first_line(error)
     if "memory" in text.lower():
         return OutOfMemory(text)
     return GpuError(f"ONNX Runtime failed on the GPU: {text}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..cuda import Slot
 from ..cuda.device import Gpu, GpuError, OutOfMemory
-from ..errors import RunError
+from ..errors import RunError, first_line
 from ..models.card import ModelCard
 from ..pipeline.engine import EngineInfo, Precision
 from .checkpoint import load_network
@@ -68,9 +68,9 @@ class TorchCudaEngine:
             yield
         except self._torch.OutOfMemoryError as error:
             self._torch.cuda.empty_cache()
-            raise OutOfMemory(str(error).splitlines()[0]) from error
+            raise OutOfMemory(first_line(error)) from error
         except RuntimeError as error:
-            raise GpuError(f"PyTorch failed on the GPU: {str(error).splitlines()[0]}") from error
+            raise GpuError(f"PyTorch failed on the GPU: {first_line(error)}") from error
 
     def _tensor(self, address: int, shape: tuple[int, ...]) -> Any:
         typestr = "<f2" if self.half else "<f4"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..scans.intensity import NO_NUMBERS, IntensityError
+from ..scans.intensity import NOT_FINITE, IntensityError
 from .tiling import Box
 
 MARGIN = (4, 4, 1)  # LR voxels that count as content around it, since a restored edge reaches further
@@ -43,7 +43,7 @@ def survey(volume: NDArray[Any]) -> Content:
         plane = volume[index]
         least_here, most_here = plane.min(), plane.max()
         if not (np.isfinite(least_here) and np.isfinite(most_here)):  # NaN and Inf show in one of them
-            raise IntensityError(NO_NUMBERS)
+            raise IntensityError(f"There are {NOT_FINITE}")
         low, high = min(low, least_here), max(high, most_here)
         content = plane != background
         for axis in range(3):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RunError
-from ..scans.intensity import IN_THE_NETWORKS_RANGE, Intensities, Storage
+from ..scans.intensity import IN_THE_NETWORKS_RANGE, Intensities, Storage, check_finite
 from ..system.trace import Stopwatch
 from .host import LrVolume, Planes, blend_slabs
 from .tiling import Tiling
@@ -82,6 +82,5 @@ def _checked(source: Iterator[NDArray[Any]], count: int, watch: Stopwatch) -> It
             shape, dtype = lr.shape, lr.dtype
         if (lr.shape, lr.dtype) != (shape, dtype):
             raise RunError(f"{name} is {lr.dtype} of shape {lr.shape}, and the first one {dtype} of {shape}.")
-        if not np.isfinite(lr).all():
-            raise RunError(f"{name} has NaN or infinite voxels: mask or repair them first.")
+        check_finite(lr, name)
         yield lr

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..engines.checkpoint import load_network
-from ..engines.choose import CHECKPOINTS, model_file
+from ..engines.choose import model_file
+from ..models.kind import model_kind
 from ..models.trt_plan import read_card
 from ..pipeline.host import buffer_nbytes
 from ..pipeline.tiling import Tiling
@@ -65,9 +66,9 @@ def flop_per_voxel(model: Path | None) -> float | None:
     A plan's are those of the ONNX file that it was built from, if that lies beside it.
     """
     with model_file(model) as (file, _):
-        if file.suffix.lower() in CHECKPOINTS:
+        if model_kind(file) == "checkpoint":
             return _checkpoint_flop(file)
-        if file.suffix.lower() == ".plan":
+        if model_kind(file) == "plan":
             file = file.with_name(read_card(file).onnx)
         return graph_flop(file.read_bytes()) if file.is_file() else None
 

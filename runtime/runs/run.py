@@ -26,7 +26,7 @@ import nibabel as nib
 import numpy as np
 
 from ... import __version__
-from ..errors import RunError
+from ..errors import RunError, first_line
 from ..job import Job, Stamp
 from ..pipeline.host import ahead
 from ..resolver import Look, Output, Progress, SuperResolver, Timings
@@ -293,8 +293,9 @@ def guarded(job: Job, settings: Settings, step: Callable[[], T]) -> T | Outcome:
     except Exception as error:
         if settings.debug:
             raise
-        text = f"{type(error).__name__}: {error}".splitlines()[0]
-        return Outcome(job, "failed", f"{job.source} failed unexpectedly ({text}): --debug shows where.")
+        text = first_line(error)
+        what = type(error).__name__ if text == type(error).__name__ else f"{type(error).__name__}: {text}"
+        return Outcome(job, "failed", f"{job.source} failed unexpectedly ({what}): --debug shows where.")
 
 
 def prepare(jobs: Sequence[Job]) -> None:

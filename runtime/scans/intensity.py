@@ -17,7 +17,7 @@ from ..errors import RunError
 
 RULE = "percentile-99.9"
 PIECE = 1 << 18  # voxels looked at in one go
-NO_NUMBERS = "There are NaN or infinite voxels: mask or repair them first."
+NOT_FINITE = "NaN or infinite voxels: mask or repair them first."
 LOST = (
     "The network returned NaN or infinite values: look for voxels far brighter than the others, or try "
     "--precision fp32 where it is another."
@@ -26,6 +26,12 @@ LOST = (
 
 class IntensityError(RunError, ValueError):
     """The volume cannot be brought to the network's range, or back."""
+
+
+def check_finite(voxels: NDArray[np.generic], name: str) -> None:
+    """Raise IntensityError, naming the volume or slice, if any of its voxels is NaN or infinite."""
+    if not np.isfinite(voxels).all():
+        raise IntensityError(f"{name} has {NOT_FINITE}")
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,7 @@ def _largest(
         if not np.isfinite(magnitude.max()):
             if np.isfinite(layers[start : start + step]).all():
                 raise IntensityError("The intensities are too large for float32: scale them down first.")
-            raise IntensityError(NO_NUMBERS)
+            raise IntensityError(f"There are {NOT_FINITE}")
         if kept.size == count:
             magnitude = magnitude[magnitude > kept.min()]
         kept = np.concatenate((kept, magnitude))

@@ -99,6 +99,16 @@ class Scan:
                 return inflate(self.path, offset, shape, self.dtype)
             return np.memmap(self.path, self.dtype, "r", offset, shape, order="F")
 
+    def voxels_in_units(self) -> NDArray[np.float32]:
+        """The voxels in the scan's units, float32, of the shape of `voxels()`."""
+        return self.in_units(self.voxels())
+
+    def in_units(self, voxels: NDArray[Any]) -> NDArray[np.float32]:
+        """Stored voxels, all or a part of them, in the scan's units."""
+        # Integers of 32 bits are computed in float64, as float32 does not hold them.
+        scaled = voxels * np.float32(self.slope) + np.float32(self.inter)
+        return scaled.astype(np.float32, copy=False)
+
     def loaded(self) -> Scan:
         """This scan with its voxels read."""
         return dataclasses.replace(self, array=self.voxels())

@@ -67,10 +67,13 @@ def _short(name: str) -> str:
     return os.fsencode(name)[:200].decode(errors="ignore")
 
 
-def lock(file: BinaryIO) -> None:
-    """Lock a file while it is open, on this machine and others. Raises OSError if another has it."""
+def lock(file: BinaryIO, wait: bool = False) -> None:
+    """Lock a file while it is open, on this machine and others.
+
+    Raises OSError if another process has it (without `wait`), or if the file system has no locks.
+    """
     if fcntl:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 
 def is_locked(path: Path) -> bool:
@@ -116,6 +119,15 @@ def sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise RunError(f"Cannot read {path}: {error.strerror or error}.") from error
+
+
+def cache_folder() -> Path:
+    """The user's folder for what udean can make again; it need not exist.
+
+    Source: XDG Base Directory Specification, by which an empty or relative XDG_CACHE_HOME is ignored.
+    """
+    asked = os.environ.get("XDG_CACHE_HOME", "")
+    return Path(asked if os.path.isabs(asked) else Path.home() / ".cache") / "udean"
 
 
 def real_path(*parts: str | Path) -> Path:

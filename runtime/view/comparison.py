@@ -46,15 +46,15 @@ class Comparison:
     @property
     def measured(self) -> NDArray[np.float32]:
         """The scan."""
-        return scaled(self.lr, self.scan)
+        return self.scan.in_units(self.lr)
 
     def fine(self, axis: int, index: int) -> NDArray[np.float32]:
         """A plane of the SR scan."""
-        return scaled(np.take(self.sr, index, axis), self.fine_scan)
+        return self.fine_scan.in_units(np.take(self.sr, index, axis))
 
     def tricubic(self, axis: int, index: int) -> NDArray[np.float32]:
         """The same plane of the scan's tricubic interpolation."""
-        return scaled(tricubic_plane(self.lr, self.factors, self.grid, axis, index), self.scan)
+        return self.scan.in_units(tricubic_plane(self.lr, self.factors, self.grid, axis, index))
 
 
 def compare(scan: Scan, sr: Scan, card: ModelCard, volume: int = 0) -> Comparison:
@@ -69,18 +69,13 @@ def compare(scan: Scan, sr: Scan, card: ModelCard, volume: int = 0) -> Compariso
         raise RunError(f"{sr.name} is no multiple of {scan.name} in size: it was made from another scan.")
     unit = intensity.unit(lr, card.intensity, scan.slope, scan.inter)
     # Fourier and interpolation are linear: they may run on stored voxels, units come after.
-    again = scaled(acquired_again(fine, factors, card.grid), sr)
-    measured = scaled(lr, scan)
+    again = sr.in_units(acquired_again(fine, factors, card.grid))
+    measured = scan.in_units(lr)
     difference = again - measured
     consistency = float(np.linalg.norm(difference) / max(float(np.linalg.norm(measured)), 1e-12))
     snr = signal_to_noise(np.moveaxis(measured, slab_axis(scan.zooms), 2), unit)
     warnings = list(_warnings(lr, measured, unit, snr, card))
     return Comparison(scan, sr, card.grid, lr, fine, factors, unit, difference, consistency, snr, warnings)
-
-
-def scaled(voxels: NDArray[Any], scan: Scan) -> NDArray[np.float32]:
-    """Stored voxels in the scan's units."""
-    return voxels.astype(np.float32) * np.float32(scan.slope) + np.float32(scan.inter)
 
 
 def signal_to_noise(volume: NDArray[np.float32], unit: float) -> float:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..errors import RunError
 from ..scans.scan import Header, Scan, preamble
-from .comparison import Comparison, compare, scaled
+from .comparison import Comparison, compare
 from .results import Result
 
 Kind = Literal["lr", "tricubic", "sr", "difference", "consistency"]
@@ -81,11 +81,11 @@ def volume(opened: Opened, kind: Kind, number: int = 0) -> Volume:
         voxels = opened.sr.voxels()
         if opened.sr.volumes > 1:
             voxels = voxels[..., number]
-        return _file(opened.sr, lambda k: scaled(voxels[:, :, k], opened.sr))
+        return _file(opened.sr, lambda k: opened.sr.in_units(voxels[:, :, k]))
     if found is None:
         raise RunError(opened.problem)
     if kind == "lr":
-        return _file(found.scan, lambda k: scaled(found.lr[:, :, k], found.scan))
+        return _file(found.scan, lambda k: found.scan.in_units(found.lr[:, :, k]))
     if kind == "consistency":
         return _file(found.scan, lambda k: found.difference[:, :, k])
     if kind == "tricubic":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ..errors import RunError
-from ..system.files import atomic, fcntl
+from ..system.files import atomic, lock
 
 NAME = "qc.tsv"
 Rating = Literal["good", "bad", "unsure"]
@@ -88,9 +88,8 @@ class Marks:
         path = self.path.with_name(f".{NAME}.lock")
         try:
             with open(path, "ab") as file:
-                if fcntl:
-                    with contextlib.suppress(OSError):  # some file systems have none
-                        fcntl.flock(file, fcntl.LOCK_EX)
+                with contextlib.suppress(OSError):  # some file systems have none
+                    lock(file, wait=True)
                 yield
         except OSError as error:
             raise RunError(f"Cannot write {self.path}: {error.strerror or error}.") from error

@@ -157,6 +157,19 @@ def test_inspect_tells_what_each_kind_of_file_is(
     assert "parity onnxruntime-cpu/brain" in out and "23 Conv" in out
 
 
+def test_capitals_in_a_suffix_make_no_other_kind(
+    checkpoint: Path, exported: dict[str, Artefact], run: Run, tmp_path: Path
+) -> None:
+    copy(exported["fp32"], tmp_path / "TINY.ONNX")
+    half = copy(exported["fp16"], tmp_path / "TINY.FP16.ONNX")
+    assert run("inspect", half)[0] == 0
+    code, out, err = run("--verify", half)  # held to TINY.ONNX, found beside it
+    assert code == 0 and "onnxruntime-cpu" in out, err
+    other = tmp_path / "TINY.PT"
+    other.write_bytes(checkpoint.read_bytes())
+    assert run("inspect", other)[0] == 0
+
+
 def test_a_finished_model_needs_no_pytorch(exported: dict[str, Artefact]) -> None:
     code = (
         "import sys; from udean.export.cli import main\n"
@@ -263,7 +276,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
         (["a.pt", "--trt", "--windows", "64:128"], "--windows takes three increasing sizes"),
         (["a.pt", "--trt", "--refit", "--strip-weights"], "Choose one of --strip-weights and --refit"),
         (["--verify", "a.txt"], "a.txt is neither an .onnx nor a .plan file"),
-        (["inspect", "a.txt"], "a.txt is no model"),
+        (["inspect", "a.txt"], "a.txt is not a model"),
     ],
 )
 def test_usage_errors_say_what_to_write(run: Run, arguments: list[str], sentence: str) -> None:

@@ -8,7 +8,6 @@ package's version.
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +19,7 @@ from ... import __version__
 from ...runtime.scans import intensity
 from ...runtime.scans.geometry import voxel_factors
 from ...runtime.scans.scan import Scan, open_scan
-from ...runtime.system.files import atomic
+from ...runtime.system.files import atomic, cache_folder
 from ..simulation import kspace
 from ..simulation.kspace import Acquisition
 from .scans import CohortError
@@ -80,7 +79,8 @@ class Recipe:
         Raises RunError for a scan that cannot be read, is constant, or has voxels that are not finite or much
         too bright.
         """
-        file = _folder() / f"{hashlib.sha256(f'{self.key()} {unit}'.encode()).hexdigest()[:24]}.npy"
+        name = hashlib.sha256(f"{self.key()} {unit}".encode()).hexdigest()[:24]
+        file = cache_folder() / "volumes" / f"{name}.npy"
         note = file.with_suffix(".unit")
         if not file.exists():
             volume = self._volume()
@@ -110,13 +110,9 @@ class Recipe:
         """float32 in the scan's units, from the cached result of the step before."""
         scan = open_scan(self.path)
         if not self.steps:
-            return scan.voxels() * np.float32(scan.slope) + np.float32(scan.inter)
+            return scan.voxels_in_units()
         before = Recipe(self.path, self.steps[:-1]).prepared()
         return self.steps[-1](before.voxels.astype(np.float32) * np.float32(before.unit), scan)
-
-
-def _folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "udean" / "volumes"
 
 
 def _unit(path: Path, volume: Volume) -> float:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ...runtime.errors import RunError
 from ...runtime.scans.geometry import fine_affine, slab_axis
+from ...runtime.scans.intensity import check_finite
 from ...runtime.scans.scan import Scan, open_scan
 from ...runtime.system.files import atomic, write_json
 from ..data.scans import bare_name, find_scans
@@ -220,7 +221,6 @@ def _measured(
 
 
 def _voxels(scan: Scan) -> NDArray[Any]:
-    voxels = scan.voxels() * np.float32(scan.slope) + np.float32(scan.inter)
-    if not np.isfinite(voxels).all():
-        raise RunError(f"{scan.name} has NaN or infinite voxels: mask or repair them first.")
+    voxels = scan.voxels_in_units()
+    check_finite(voxels, scan.name)
     return voxels

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...runtime.errors import RunError
 from ...runtime.scans.geometry import slab_axis, voxel_factors
+from ...runtime.scans.intensity import check_finite
 from ...runtime.scans.scan import FREESURFER, open_scan, stem, write_scan
 from ...runtime.system.files import write_json
 from .kspace import Acquisition, DegradationError, acquire, crop
@@ -51,9 +52,8 @@ def simulate(
     name = name or Path(path.name)
     scan = open_scan(path)
     axis = slab_axis(scan.zooms) if axis is None else axis
-    voxels = scan.voxels() * np.float32(scan.slope) + np.float32(scan.inter)
-    if not np.isfinite(voxels).all():
-        raise RunError(f"{path} has NaN or infinite voxels: mask or repair them first.")
+    voxels = scan.voxels_in_units()
+    check_finite(voxels, str(path))
     try:
         hr = crop(np.moveaxis(voxels, axis, 2), acquisition.scale).astype(np.float32)
     except DegradationError as error:

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 from udean.runtime import RunError
-from udean.runtime.system.files import atomic, read_json, sha256, write_json
+from udean.runtime.system.files import atomic, cache_folder, read_json, sha256, write_json
 
 
 def test_the_name_appears_only_when_the_file_is_whole(tmp_path):
@@ -44,3 +44,14 @@ def test_json_and_hash(tmp_path):
     assert read_json(path) == {} == read_json(tmp_path / "none.json")
     with pytest.raises(RunError, match="Cannot read"):
         sha256(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("asked", [None, "", "relative/cache"])
+def test_what_is_cached_never_lands_in_the_working_folder(tmp_path, monkeypatch, asked):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("XDG_CACHE_HOME", asked)
+    assert cache_folder() == tmp_path / ".cache" / "udean"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    assert cache_folder() == tmp_path / "elsewhere" / "udean"
