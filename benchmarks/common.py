@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from ..export.graph import serialize, to_onnx
 from ..runtime.models.card import ModelCard
-from ..runtime.pipeline.engine import cores
 from ..runtime.system.files import write_json
+from ..runtime.system.threads import cores
 from ..trainer import checkpoint
 from ..trainer.nets import generators
 from ..trainer.nets.merging import merged

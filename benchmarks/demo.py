@@ -24,7 +24,7 @@ from ..runtime.commands.common import sentences
 from ..runtime.resolver import SuperResolver
 from ..runtime.system.files import write_json
 from ..trainer.evaluation.quality import Quality, quality
-from ..trainer.simulation import kspace
+from ..trainer.simulation import icbm152, kspace
 
 SCALE = (2, 2, 2)
 MIDDLE = 0.45  # where each plane is cut: off the midline, which shows little
@@ -34,11 +34,8 @@ TITLES = {"tricubic": "Tricubic", "sinc": "Sinc (zero-filled)", "sr": "UDEAN"}
 
 def template() -> tuple[Volume, NDArray[np.float64]]:
     """The ICBM152 2009a T1 (intensities 0 to 255) cropped to even size, and its affine (RAS, mm)."""
-    from nilearn import datasets
-
-    image = datasets.load_mni152_template(resolution=1)
-    voxels = np.asarray(image.dataobj, np.float32) * 255
-    return kspace.crop(voxels, SCALE).astype(np.float32), image.affine
+    voxels, affine = icbm152.load_t1()
+    return kspace.crop(voxels * 255, SCALE).astype(np.float32), affine
 
 
 def main() -> None:

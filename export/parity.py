@@ -115,11 +115,9 @@ def brain_windows(card: ModelCard, count: int, rows: int, columns: int) -> Windo
 @functools.cache
 def _brain(scale: tuple[int, int, int], rule: str) -> Windows:
     """The ICBM152 T1 (rows, columns, slices), truncated by the scale, its intensities by the rule."""
-    from nilearn import datasets
+    from ..trainer.simulation import icbm152, kspace
 
-    from ..trainer.simulation import kspace
-
-    brain = np.asarray(datasets.load_mni152_template(resolution=1).dataobj, np.float32)
+    brain, _ = icbm152.load_t1()
     if max(scale) > 1:
         even = np.asarray(kspace.crop(brain, scale), np.float32)
         brain = kspace.acquire(even, kspace.Acquisition(scale))

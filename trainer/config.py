@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..runtime.errors import RunError
+from ..runtime.system.typed import Mismatch, typed
 from .machine import Precision
 from .methods import METHODS, Name, Weights
 from .nets.generators import Architecture, ArchitectureError
@@ -263,21 +264,10 @@ def _build(kind: type, values: Any, where: str) -> Any:
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
-    """A TOML value as the annotated type; lists become tuples, integers may stand for floats."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        if value in args:
-            return value
-        raise ConfigError(f"'{where}' must be one of {', '.join(map(repr, args))}, not {value!r}.")
-    if origin is tuple:
-        if isinstance(value, list | tuple) and (args[-1] is Ellipsis or len(value) == len(args)):
-            return tuple(_value(args[0], item, where) for item in value)
-        raise ConfigError(f"'{where}' must be a list of {args[0].__name__}, not {value!r}.")
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
-    raise ConfigError(f"'{where}' must be {hint.__name__}, not {value!r}.")
+    try:
+        return typed(hint, value)
+    except Mismatch as error:
+        raise ConfigError(f"'{where}' {error}.") from None
 
 
 def _toml(value: Any) -> str:

@@ -10,8 +10,8 @@ import signal
 from typing import Any
 
 from ..errors import RunError, first_line
-from ..pipeline.engine import cores
 from ..system.extras import require
+from ..system.threads import cores
 
 ADDRESS = re.compile(r"auto|local|[^/\s]+:\d+|ray://\S+")  # what may follow --ray
 

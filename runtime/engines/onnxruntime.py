@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from ..errors import RunError, first_line
 from ..models.card import METADATA_KEY, ModelCard
-from ..pipeline.engine import EngineInfo, Precision, cores
+from ..pipeline.engine import EngineInfo, Precision
 from ..system.extras import require
+from ..system.threads import cores
 from .fixed import InputSize
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import types
 import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..errors import RunError
+from ..system.typed import Mismatch, typed
 
 FORMAT = 1
 METADATA_KEY = "udean.card"
@@ -64,9 +64,10 @@ class ModelCard:
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            if not _matches(value, _HINTS[f.name]):
-                raise CardError(f"The model card's field '{f.name}' cannot be {value!r}.")
+            try:
+                typed(_HINTS[f.name], getattr(self, f.name))
+            except Mismatch as error:
+                raise CardError(f"The model card's field '{f.name}' {error}.") from None
         if self.format != FORMAT:
             raise CardError(
                 f"The model card has format {self.format}, this version of udean reads format {FORMAT}: "
@@ -91,9 +92,8 @@ class ModelCard:
             fields = json.loads(text)
             if not isinstance(fields, dict):
                 raise TypeError("not an object")
-            for name in ("scale", "slab", "window"):
-                fields[name] = tuple(fields[name])
-            return cls(**fields)
+            # Unknown fields are left to the class, which names them.
+            return cls(**{k: typed(_HINTS[k], v) if k in _HINTS else v for k, v in fields.items()})
         except CardError as error:
             raise CardError(f"{source}: {error}") from None
         except (ValueError, TypeError, KeyError) as error:
@@ -104,23 +104,6 @@ class ModelCard:
     def replace(self, **changes: Any) -> ModelCard:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
-
-
-def _matches(value: object, hint: Any) -> bool:
-    """Whether a value is of an annotated type (the few kinds that a card uses)."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return value in args
-    if origin is tuple:
-        return isinstance(value, tuple) and len(value) == len(args) and all(map(_matches, value, args))
-    if origin is dict:
-        return isinstance(value, dict) and all(
-            _matches(k, args[0]) and _matches(v, args[1]) for k, v in value.items()
-        )
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    assert isinstance(hint, type | types.GenericAlias)
-    return isinstance(value, hint) and not (hint is int and isinstance(value, bool))  # type: ignore[arg-type]
 
 
 _HINTS = typing.get_type_hints(ModelCard)

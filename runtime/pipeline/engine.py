@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -48,10 +47,3 @@ class Engine(Protocol):
         Called from one thread at a time, from any thread. The input is not kept, the output not reused.
         """
         ...
-
-
-def cores() -> int:
-    """Of the processor: those that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -10,23 +10,21 @@ from __future__ import annotations
 import collections
 import contextlib
 import hashlib
-import queue
-import threading
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RunError
 from ..scans.intensity import LOST, IntensityError, Storage
+from ..system.threads import ahead
 from ..system.trace import Stopwatch
 from .tiling import Axis, Tiling
 
 Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 Planes = NDArray[np.float32]
-T = TypeVar("T")
 
 BATCH_VOXELS = 4 * 64 * 64  # windows of one network call: activations of 64 channels then stay near 4 MB
 KEPT_OUTPUTS = 64  # outputs held for byte-identical windows to come
@@ -264,43 +262,3 @@ def blend_slabs(axis: Axis, slabs: Iterable[Planes], watch: Stopwatch) -> Iterat
             unfinished = axis.span(k)[1] - first - finished
             mean[:unfinished] = mean[finished : finished + unfinished].copy()
             first += finished
-
-
-def ahead(items: Iterable[T], name: str | None = None) -> Generator[T, None, None]:
-    """Run an iterator in a thread of its own, of this name, one item ahead of the consumer.
-
-    Its exception is raised here; closing this generator stops the thread and closes the iterator.
-    """
-    ready: queue.Queue[tuple[str, Any]] = queue.Queue(1)
-    stop = threading.Event()
-
-    def work() -> None:
-        end: tuple[str, Any] = ("end", None)
-        try:
-            for item in items:
-                ready.put(("item", item))
-                if stop.is_set():
-                    break
-        except BaseException as error:  # carried to the consumer, whatever it is
-            end = ("error", error)
-        finally:
-            if isinstance(items, Generator):
-                items.close()
-        ready.put(end)
-
-    thread = threading.Thread(target=work, daemon=True, name=name)
-    thread.start()
-    try:
-        while True:
-            kind, value = ready.get()
-            if kind == "error":
-                raise value
-            if kind == "end":
-                return
-            yield value
-    finally:
-        stop.set()
-        while thread.is_alive():
-            with contextlib.suppress(queue.Empty):
-                ready.get(timeout=0.01)
-        thread.join()

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from ..errors import RunError
 from ..models.card import Grid, ModelCard
+from ..scans.geometry import lr_coordinate
 
 Weighting = Literal["gaussian", "hann", "constant"]
 Window = tuple[int, int] | Literal["plane"] | None  # LR rows and columns, those of the volume, the card's
@@ -175,13 +176,10 @@ def tile_axis(size: int, window: int, scale: int, grid: Grid, overlap: float, we
 def profile(window: int, scale: int, grid: Grid, weighting: Weighting) -> NDArray[np.float64]:
     """The weight (window·scale,) > 0 of a window's HR voxels along one axis, 1 at the window's centre.
 
-    HR voxel p lies at LR coordinate p/scale on the "fft" grid and at (p + ½)/scale - ½ on the "center"
-    grid. The centre is that of the LR voxels, so on the "fft" grid the last HR voxels, which lie beyond
-    the last LR voxel and are extrapolated by the network, weigh least.
+    The centre is that of the LR voxels, so on the "fft" grid the last HR voxels, which lie beyond the last
+    LR voxel and are extrapolated by the network, weigh least.
     """
-    fine = np.arange(window * scale)
-    position = fine / scale if grid == "fft" else (fine + 0.5) / scale - 0.5
-    distance = position - (window - 1) / 2
+    distance = lr_coordinate(np.arange(window * scale), scale, grid) - (window - 1) / 2
     if weighting == "gaussian":
         return np.exp(-0.5 * (distance / (SIGMA * window)) ** 2)
     if weighting == "hann":

@@ -28,11 +28,11 @@ import numpy as np
 from ... import __version__
 from ..errors import RunError, first_line
 from ..job import Job, Stamp
-from ..pipeline.host import ahead
 from ..resolver import Look, Output, Progress, SuperResolver, Timings
 from ..scans.output import Draft, check_memory
 from ..scans.scan import Header, Scan
 from ..system.files import read_json, sweep, write_json
+from ..system.threads import ahead
 from ..system.trace import span
 from . import bids
 from .manifest import Fingerprint, Known, Manifest, Noted, Outcome, Shard, failure

@@ -52,6 +52,11 @@ def coarse_affine(affine: NDArray[np.floating], factors: Factors, grid: Grid) ->
     return np.asarray(affine, np.float64) @ np.linalg.inv(_fine_to_coarse(factors, grid))
 
 
+def lr_coordinate(fine: NDArray[np.integer], factor: int, grid: Grid) -> NDArray[np.float64]:
+    """LR coordinates of HR voxels along an axis: p/s on the "fft" grid, (p + 1/2)/s - 1/2 on "center"."""
+    return fine / factor if grid == "fft" else (fine + 0.5) / factor - 0.5
+
+
 def is_singular(affine: NDArray[np.floating]) -> bool:
     """Whether an affine maps the volume to a plane, a line or nowhere."""
     linear = np.asarray(affine, np.float64)[:3, :3]

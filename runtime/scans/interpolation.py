@@ -11,23 +11,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..models.card import Grid
-from .geometry import Factors
+from .geometry import Factors, lr_coordinate
+
+
+def keys_cubic(distance: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Keys' cubic convolution kernel with a = -1/2, of distances in samples (IEEE ASSP 29, 1981, eq. 15)."""
+    t = np.abs(distance)
+    near, far = 1.5 * t**3 - 2.5 * t**2 + 1, -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2
+    return np.where(t <= 1, near, np.where(t < 2, far, np.zeros_like(t)))
 
 
 def cubic_weights(size: int, factor: int, grid: Grid) -> NDArray[np.float32]:
-    """Keys' cubic convolution, a = -1/2 (IEEE ASSP 29, 1981), as a matrix (size·factor, size).
+    """Keys' cubic interpolation along one axis as a matrix (size·factor, size).
 
-    HR voxel p lies at LR coordinate p/factor on the "fft" grid and (p + 1/2)/factor - 1/2 on the "center"
-    grid; the volume goes on beyond its ends as its last voxels.
+    Beyond its ends the volume goes on as its last voxels.
     """
     fine = np.arange(size * factor)
-    position = fine / factor if grid == "fft" else (fine + 0.5) / factor - 0.5
+    position = lr_coordinate(fine, factor, grid)
     base = np.floor(position).astype(int)
     weights = np.zeros((len(fine), size), np.float32)
     for tap in range(-1, 3):
-        t = np.abs(position - base - tap)
-        near, far = 1.5 * t**3 - 2.5 * t**2 + 1, -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2
-        np.add.at(weights, (fine, np.clip(base + tap, 0, size - 1)), np.where(t <= 1, near, far))
+        np.add.at(weights, (fine, np.clip(base + tap, 0, size - 1)), keys_cubic(position - base - tap))
     return weights
 
 

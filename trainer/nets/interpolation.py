@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ...runtime.scans.interpolation import keys_cubic
 
 SLAB = 3  # LR slices a network call sees, as in TS-RCAN
 
@@ -24,7 +27,8 @@ class Interpolation(nn.Module):
     def __init__(self, scale: tuple[int, int, int]) -> None:
         super().__init__()
         s, through = scale[0], scale[2]
-        rows = torch.stack([_keys(torch.arange(-2.0, 3.0) - p / s) for p in range(s)])  # (s, 5)
+        taps = np.arange(-2, 3, dtype=np.float32)
+        rows = torch.from_numpy(np.stack([keys_cubic(taps - p / s) for p in range(s)]))  # (s, 5)
         plane = torch.einsum("ai,bj->abij", rows, rows)  # phase, phase, kernel, kernel
         mix = torch.zeros(SLAB * through, SLAB)
         for p in range(SLAB * through):
@@ -78,14 +82,6 @@ def _held_eagerly(x: Tensor, width: int) -> Tensor:
 
 # PyTorch 2.13 cannot compile its gradient for channels_last images.
 _held: Any = torch.compiler.disable(_held_eagerly)
-
-
-def _keys(t: Tensor) -> Tensor:
-    """Keys' cubic convolution kernel with a = -1/2 (IEEE ASSP 29, 1981, eq. 15)."""
-    t = t.abs()
-    near = 1.5 * t**3 - 2.5 * t**2 + 1
-    far = -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2
-    return torch.where(t <= 1, near, torch.where(t < 2, far, torch.zeros_like(t)))
 
 
 def _lanczos(s: int) -> Tensor:

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from udean.runtime import RunError
-from udean.runtime.pipeline.host import LrVolume, ahead, resolve_slabs
+from udean.runtime.pipeline.host import LrVolume, resolve_slabs
 from udean.runtime.pipeline.tiling import tile_windows
+from udean.runtime.system.threads import ahead
 from udean.runtime.system.trace import Stopwatch
 
 from ...support.fakes import card, nearest, stitched

@@ -1,0 +1,41 @@
+"""Values from JSON or TOML as the types that a dataclass declares for its fields."""
+
+from __future__ import annotations
+
+import types
+import typing
+from typing import Any, Literal, Union
+
+
+class Mismatch(ValueError):
+    """A value is not of the declared type; the text goes on from the field's name: "must be int, not 'a'"."""
+
+
+def typed(hint: Any, value: Any) -> Any:
+    """The value as the declared type. Raises Mismatch if it is of another.
+
+    hint: a class, Literal, tuple, dict or optional, of these. Lists may stand for tuples and integers for
+    floats, and are converted; True and False are not numbers.
+    """
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value in args:
+            return value
+        raise Mismatch(f"must be one of {', '.join(map(repr, args))}, not {value!r}")
+    if origin in (types.UnionType, Union):
+        (kind,) = (arg for arg in args if arg is not types.NoneType)
+        return None if value is None else typed(kind, value)
+    if origin is tuple:
+        if isinstance(value, list | tuple) and (args[-1] is Ellipsis or len(value) == len(args)):
+            return tuple(typed(args[0], item) for item in value)
+        count = "" if args[-1] is Ellipsis else f"{len(args)} "
+        raise Mismatch(f"must be a list of {count}{args[0].__name__}, not {value!r}")
+    if origin is dict:
+        if isinstance(value, dict):
+            return {typed(args[0], key): typed(args[1], item) for key, item in value.items()}
+        raise Mismatch(f"must be a table, not {value!r}")
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise Mismatch(f"must be {hint.__name__}, not {value!r}")
