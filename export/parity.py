@@ -117,6 +117,7 @@ def _brain(scale: tuple[int, int, int], rule: str) -> Windows:
     """The ICBM152 T1 (rows, columns, slices), truncated by the scale, its intensities by the rule."""
     from ..trainer.simulation import icbm152, kspace
 
+    brain: Windows
     brain, _ = icbm152.load_t1()
     if max(scale) > 1:
         even = np.asarray(kspace.crop(brain, scale), np.float32)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 
-def load_t1() -> tuple[NDArray[Any], NDArray[np.float64]]:
+def load_t1() -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """The template (197, 233, 189) at 1 mm, float32 from 0 to 1, and its affine (4, 4; RAS, mm)."""
     from nilearn import datasets  # half a second, for those who need it
 
