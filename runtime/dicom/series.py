@@ -1,77 +1,74 @@
-"""DICOM series as scans: classic single-frame and enhanced multi-frame MR, sorted by where slices lie.
+"""DICOM series as scans: slices of classic and enhanced MR files, grouped and sorted by where they lie.
 
-Source: DICOM PS3.3, C.7.5.1.1.2 (pixel padding), C.7.6.2 (image plane), C.7.6.16 (multi-frame functional
-groups), C.8.3.1 (MR image), C.8.13.3.1.1 (complex image component).
-File names and instance numbers say nothing about order here. pydicom is imported when a folder is read.
+Source: DICOM PS3.3, C.7.5.1.1.2 (pixel padding), C.7.6.2 (image plane), C.8.13.3.1.1 (complex image component).
+File names and instance numbers say nothing about order here.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
-import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import RunError, first_line
+from ..errors import DiskError, RunError, first_line
 from ..scans.scan import Scan, image_scan
 from ..scans.slices import even_step
-from ..system.extras import require
-
-CLASSIC = "1.2.840.10008.5.1.4.1.1.4"
-ENHANCED = ("1.2.840.10008.5.1.4.1.1.4.1", "1.2.840.10008.5.1.4.1.1.4.4")  # and legacy converted
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-MANUFACTURER = "udean"  # of the contributing equipment in results
-MAGIC = 128, b"DICM"  # PS3.10, 7.1
-TOLERANCE = 1e-3  # absolute and relative, of cosines, spacings, echo times and b-values: files round them
-SAME_PLACE = 0.01  # mm along the normal
-PADDING_GAP = 0.1  # of the other voxels' range, from it to padding that would ring: 0 in black air does not
-NO_MAGNITUDE = {"P", "R", "I", "PHASE", "REAL", "IMAGINARY", "PHASE MAP", "VELOCITY MAP", "VELOCITY"}
-REPEATS = (  # what may tell volumes at the same positions apart; or its like in functional groups
-    "TriggerTime",
-    "AcquisitionNumber",
-    "EchoNumbers",
-    "InversionTime",
-    "FlipAngle",
-    "DiffusionGradientOrientation",
+from .frame import (
+    CLASSIC,
+    ENHANCED,
+    MAGIC,
+    REPEATS,
+    Dataset,
+    Found,
+    Frame,
+    Key,
+    Values,
+    frames,
+    integer,
+    is_ours,
+    read,
 )
 
-Dataset = Any  # pydicom's, which is not imported here
-_Key: TypeAlias = tuple[Any, ...]
-_Values: TypeAlias = tuple[float | None, ...]
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+TOLERANCE = 1e-3  # absolute and relative, of cosines, spacings, echo times and b-values: files round them
+SAME_PLACE = 0.01  # mm along the normal
+SAME_SPOT = 0.1  # mm, of slices of two volumes that lie at the same position
+PADDING_GAP = 0.1  # of the other voxels' range, from it to padding that would ring: 0 in black air does not
+NO_MAGNITUDE = {
+    "P",
+    "R",
+    "I",
+    "PHASE",
+    "REAL",
+    "IMAGINARY",
+    "PHASE MAP",
+    "VELOCITY MAP",
+    "VELOCITY",
+}
+NUMBER_STEP = 1000  # the SR series of series 3 is 1003, if the study has no such series
+NUMBER_LIMIT = 2**31 - 1  # of an integer string (PS3.5, 6.2)
 
 
 @dataclass(frozen=True)
-class Frame:
-    """One slice. number: of the frame in its file, from 0.
+class Result:
+    """The SR series that a volume becomes part of: volumes that differ in time alone share one.
 
-    position: first voxel's centre, LPS, mm. cosines: of a row's and of a column's direction, six. spacing:
-    from row to row and from column to column, mm.
-    slope, inter: stored voxels · slope + inter. real: the same to real-world values, if it says so. pixels:
-    BitsStored, PixelRepresentation, PhotometricInterpretation. kind: image type and complex component.
-    window: centre and width. repeat: the values of REPEATS, empty where there is none.
+    number: of that series. before: LR slices of the volumes before it there. sources: text that names all
+    its slices; "" if the volume is the only one, and its own voxels tell it apart.
     """
 
-    path: Path
     number: int
-    instance: str
-    position: tuple[float, float, float]
-    cosines: tuple[float, ...]
-    spacing: tuple[float, float]
-    thickness: float | None
-    slope: float
-    inter: float
-    real: tuple[float, ...]
-    pixels: tuple[int, int, str]
-    kind: tuple[str, ...]
-    window: tuple[tuple[float, ...], tuple[float, ...]] | None
-    repeat: tuple[tuple[float, ...], ...]
+    before: int = 0
+    sources: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,6 +85,7 @@ class Series:
     part: int
     frames: tuple[Frame, ...]
     head: Dataset
+    result: Result
     fault: str = ""
 
     @property
@@ -169,18 +167,10 @@ class Series:
 
     def _planes(self) -> Iterator[NDArray[Any]]:
         """The stored voxels (i, j) of each frame, in order."""
-        pydicom = require_pydicom()
         decoded: dict[Path, NDArray[Any]] = {}
         for frame in self.frames:
             if frame.path not in decoded:
-                try:
-                    dataset = pydicom.dcmread(frame.path)
-                    pixels = np.asarray(dataset.pixel_array)
-                except Exception as error:  # decoders raise what they like
-                    raise RunError(
-                        f"{self.name}: a slice's voxels cannot be decoded ({first_line(error)})."
-                    ) from error
-                decoded = {frame.path: pixels}
+                decoded = {frame.path: _decode(self.name, frame.path)}
             pixels = decoded[frame.path]
             plane = pixels[frame.number] if pixels.ndim == 3 else pixels
             if plane.shape != (self.head.Rows, self.head.Columns):
@@ -188,47 +178,27 @@ class Series:
             yield plane.T
 
 
-def require_pydicom() -> Any:
-    """pydicom, or RunError with how to get it."""
-    try:
-        return require("pydicom", "dicom")
-    except RunError:
-        raise RunError("DICOM needs pydicom: pip install 'udean[dicom]'") from None
-
-
-def is_dicom(path: Path) -> bool:
-    """Whether a file begins as PS3.10 files do."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(MAGIC[0])
-            return file.read(4) == MAGIC[1]
-    except OSError:
-        return False
-
-
-def find_series(files: list[Path], place: Path, ours: bool = False) -> list[Series]:
+def find_series(
+    files: list[Path], place: Path, ours: bool = False, taken: Collection[int] = ()
+) -> list[Series]:
     """The MR volumes that DICOM files make up; files of other kinds are left out.
 
+    Slices of two patients, studies or frames of reference are never one volume, whatever their series says.
     A series that holds several volumes (echoes, time points, b-values, orientations, image types) is
-    taken apart; one with an unusable file is one volume with a fault. place: the folder, for errors. ours:
-    take results of earlier runs too. Raises RunError for a damaged file.
+    taken apart; one with an unusable file is one volume with a fault, as is a volume that lacks slices which
+    others of its series have. place: the folder, for errors. ours: take results of earlier runs too. taken:
+    numbers of other series of the study. Raises RunError for a damaged file.
     """
-    pydicom = require_pydicom()
-    groups: dict[str, dict[_Key, list[_Group]]] = defaultdict(lambda: defaultdict(list))
-    heads: dict[str, Dataset] = {}
+    groups: dict[str, list[_Group]] = defaultdict(list)
+    heads: dict[Path, Dataset] = {}
     faults: dict[str, tuple[str, Dataset]] = {}
     for path in files:
+        dataset = _open(path)
+        if dataset is None or (not ours and is_ours(dataset)):
+            continue
+        uid = str(dataset.SeriesInstanceUID)
         try:
-            dataset = pydicom.dcmread(path, stop_before_pixels=True)
-            kind = str(dataset.get("SOPClassUID", ""))
-            if kind not in (CLASSIC, *ENHANCED) or (not ours and is_ours(dataset)):
-                continue
-            uid = str(dataset.SeriesInstanceUID)
-        except Exception as error:  # a damaged file may raise anything
-            raise RunError(f"{path} is a damaged DICOM file ({type(error).__name__}).") from error
-        try:
-            whole = kind == CLASSIC
-            found = [_frame(path, dataset, 0, dataset)] if whole else list(_enhanced(path, dataset))
+            found = list(frames(path, dataset))
         except RunError as error:
             faults.setdefault(uid, (str(error), dataset))
         except AttributeError as error:
@@ -236,45 +206,144 @@ def find_series(files: list[Path], place: Path, ours: bool = False) -> list[Seri
         except Exception as error:
             faults.setdefault(uid, (f"{path} is a damaged DICOM file ({type(error).__name__}).", dataset))
         else:
-            for exact, near, frame in found:
-                heads[frame.instance] = dataset
-                alike = groups[uid][exact]
-                group = next((group for group in alike if _near(group.near, near)), None)
+            heads[path] = dataset
+            for one in found:
+                alike = (g for g in groups[uid] if (g.exact, g.time) == (one.exact, one.time))
+                group = next((group for group in alike if _near(group.near, one.near)), None)
                 if group is None:
-                    alike.append(group := _Group(near, []))
-                group.frames.append(frame)
+                    groups[uid].append(group := _Group(one, []))
+                group.frames.append(one.frame)
 
     series = []
     for uid, (fault, head) in faults.items():
         groups.pop(uid, None)
-        number = _integer(head.get("SeriesNumber"))
+        number = integer(head.get("SeriesNumber"))
         fault = f"Series {number} in {place} cannot be resolved: {fault}"
-        series.append(Series(f"Series {number} in {place}", uid, number, 0, (), head, fault))
-    for uid, kinds in groups.items():
-        found = [(exact, group) for exact, alike in kinds.items() for group in alike]
-        found.sort(key=lambda pair: repr((pair[1].near, pair[0])))
-        volumes = [volume for _, group in found for volume in _volumes(group.frames)]
-        for part, ordered in enumerate(volumes, 1):
-            head = heads[ordered[0].instance]
-            number = _integer(head.get("SeriesNumber"))
-            several = len(volumes) > 1
-            name = f"Series {number} in {place}" + (f", volume {part}" if several else "")
-            fault = ""
-            if len(ordered) >= 2 * len(_places(ordered)):
-                fault = f"{name} holds several volumes that cannot be told apart: give one of them."
-            series.append(Series(name, uid, number, part if several else 0, tuple(ordered), head, fault))
-    return sorted(series, key=lambda s: (s.number, s.uid, s.part))
+        series.append(Series(f"Series {number} in {place}", uid, number, 0, (), head, Result(0), fault))
+    for uid, members in groups.items():
+        series += _series_of(uid, members, heads, place)
+    return _numbered(sorted(series, key=lambda s: (s.number, s.uid, s.part)), taken)
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Frames whose cosines, echo times and b-values are nearly these."""
+    """Frames of one volume, or of several that only their positions or `REPEATS` can tell apart."""
 
-    near: _Values
+    first: Found
     frames: list[Frame]
 
+    @property
+    def exact(self) -> Key:
+        return self.first.exact
 
-def _near(one: _Values, other: _Values) -> bool:
+    @property
+    def near(self) -> Values:
+        return self.first.near
+
+    @property
+    def time(self) -> Key:
+        return self.first.time
+
+
+def _open(path: Path) -> Dataset | None:
+    """The head of an MR file, None for other files. Raises RunError for a damaged one."""
+    try:
+        dataset = read(path, voxels=False)
+        if str(dataset.get("SOPClassUID", "")) not in (CLASSIC, *ENHANCED):
+            return None
+        str(dataset.SeriesInstanceUID)
+        return dataset
+    except DiskError:
+        raise
+    except Exception as error:  # a damaged file may raise anything
+        if not _has_preamble(path):
+            return None  # it only began like one
+        raise RunError(f"{path} is a damaged DICOM file ({type(error).__name__}).") from error
+
+
+def _has_preamble(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(MAGIC[0] + 4)[MAGIC[0] :] == MAGIC[1]
+
+
+def _series_of(uid: str, groups: list[_Group], heads: dict[Path, Dataset], place: Path) -> list[Series]:
+    """The volumes of one series UID; their SR series are numbered later."""
+    groups = sorted(groups, key=lambda group: repr((group.near, group.exact, group.time)))
+    found = [(group, volume) for group in groups for volume in _volumes(_distinct(group.frames))]
+    joined: dict[int, list[int]] = defaultdict(list)  # volumes of one SR series
+    leaders: list[_Group] = []
+    for index, (group, _) in enumerate(found):
+        for number, leader in enumerate(leaders):
+            if group.exact == leader.exact and _near(group.near[:-1], leader.near[:-1]):  # any b-value
+                joined[number].append(index)
+                break
+        else:
+            joined[len(leaders)].append(index)
+            leaders.append(group)
+    results: dict[int, Result] = {}
+    for number, members in joined.items():
+        names = [f"{frame.instance}/{frame.number}" for index in members for frame in found[index][1]]
+        before = itertools.accumulate((len(found[index][1]) for index in members), initial=0)
+        for index, count in zip(members, before, strict=False):
+            results[index] = Result(number, count, " ".join(sorted(names)) if len(members) > 1 else "")
+    series = []
+    for index, (_, ordered) in enumerate(found):
+        head = heads[ordered[0].path]
+        number = integer(head.get("SeriesNumber"))
+        several = len(found) > 1
+        name = f"Series {number} in {place}" + (f", volume {index + 1}" if several else "")
+        fault = _fault(name, ordered, [volume for _, volume in found])
+        part = index + 1 if several else 0
+        series.append(Series(name, uid, number, part, tuple(ordered), head, results[index], fault))
+    return series
+
+
+def _fault(name: str, ordered: list[Frame], volumes: list[list[Frame]]) -> str:
+    """What is wrong with a volume beside the others of its series, "" for nothing."""
+    places = len(_places(ordered))
+    if len(ordered) >= 2 * places:
+        return f"{name} holds several volumes that cannot be told apart: give one of them."
+    for other in volumes:
+        if len(_places(other)) > places and _lies_within(ordered, other):
+            return (
+                f"{name} has {places} of the {len(_places(other))} slices that another volume of its "
+                "series has: it is not whole."
+            )
+    return ""
+
+
+def _lies_within(part: list[Frame], whole: list[Frame]) -> bool:
+    """Whether each slice of one volume lies where one of the other does."""
+    one, other = part[0], whole[0]
+    if one.identity != other.identity or not _near(one.cosines, other.cosines):
+        return False
+    spots = np.array([frame.position for frame in whole])
+    return all(np.linalg.norm(spots - frame.position, axis=1).min() < SAME_SPOT for frame in part)
+
+
+def _numbered(series: list[Series], taken: Collection[int]) -> list[Series]:
+    """The same with the numbers of their SR series, which no other series of the study has."""
+    used: dict[str, set[int]] = defaultdict(lambda: set(taken))
+    for one in series:
+        used[str(one.head.get("StudyInstanceUID"))].add(one.number)
+    given: dict[tuple[str, tuple[str, ...], int], int] = {}
+    numbered = []
+    for one in series:
+        study = str(one.head.get("StudyInstanceUID"))
+        key = one.uid, one.frames[0].identity if one.frames else (), one.result.number
+        if key not in given:
+            wanted = NUMBER_STEP + max(one.number, 0) + NUMBER_STEP * one.result.number
+            if wanted > NUMBER_LIMIT:
+                wanted = NUMBER_STEP + 1
+            given[key] = next(n for n in itertools.count(wanted) if n not in used[study])
+            used[study].add(given[key])
+        numbered.append(
+            dataclasses.replace(one, result=dataclasses.replace(one.result, number=given[key]))
+        )
+    return numbered
+
+
+def _near(one: Values, other: Values) -> bool:
     return all(
         a == b
         or (a is not None and b is not None and math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE))
@@ -300,129 +369,49 @@ def _places(frames: list[Frame]) -> list[list[Frame]]:
 def _volumes(frames: list[Frame]) -> list[list[Frame]]:
     """Frames along the normal; those of several volumes apart, by the first of REPEATS, or all, that does it.
 
-    Only a value that gives each volume every place once does; else they stay together, to be refused.
+    Only a value that gives each volume every place once does, or one volume every place and the others
+    fewer; else they stay together, to be refused.
     """
     places = _places(frames)
     ordered = [frame for place in places for frame in place]
     if len(ordered) > len(places):
-        for chosen in (*([n] for n in range(len(REPEATS))), range(len(REPEATS))):
-            volumes: dict[Any, list[Frame]] = defaultdict(list)
-            for frame in ordered:
-                volumes[tuple(frame.repeat[n] for n in chosen)].append(frame)
-            if all(len(volume) == len(places) == len(_places(volume)) for volume in volumes.values()):
-                return [volumes[key] for key in sorted(volumes)]
+        for whole in (all, any):
+            for chosen in (*([n] for n in range(len(REPEATS))), range(len(REPEATS))):
+                volumes: dict[Any, list[Frame]] = defaultdict(list)
+                for frame in ordered:
+                    volumes[tuple(frame.repeat[n] for n in chosen)].append(frame)
+                once = all(len(volume) == len(_places(volume)) for volume in volumes.values())
+                if once and whole(len(volume) == len(places) for volume in volumes.values()):
+                    return [volumes[key] for key in sorted(volumes)]
     return [ordered]
 
 
-def is_ours(dataset: Dataset) -> bool:
-    """Whether a file is the result of an earlier run."""
-    equipment = dataset.get("ContributingEquipmentSequence") or ()
-    return any(item.get("Manufacturer") == MANUFACTURER for item in equipment)
+def _distinct(frames: list[Frame]) -> list[Frame]:
+    """Frames without those that are there again, header and voxels alike: a copy of a file says nothing new."""
+    kept: dict[tuple[str, int], Frame] = {}
+    again = []
+    for frame in frames:
+        first = kept.setdefault((frame.instance, frame.number), frame)
+        same = first is frame or (dataclasses.replace(frame, path=first.path) == first and _alike(first, frame))
+        if not same:
+            again.append(frame)
+    return [*kept.values(), *again]
 
 
-def _enhanced(path: Path, dataset: Dataset) -> Iterator[tuple[_Key, _Values, Frame]]:
-    """The frames of a multi-frame file; see `_frame`."""
-    shared = dataset.SharedFunctionalGroupsSequence[0]
-    for number, own in enumerate(dataset.PerFrameFunctionalGroupsSequence):
-        at: dict[str, Any] = {}
-        for element in (*shared, *own):
-            if element.VR == "SQ" and element.value and not element.tag.is_private:
-                at |= {item.keyword: item.value for item in element.value[0]}
-                at[element.keyword] = element.value
-        exact, near, frame = _frame(path, dataset, number, at)
-        yield (*exact, str(at.get("StackID", ""))), near, frame
-
-
-def _frame(path: Path, dataset: Dataset, number: int, at: Any) -> tuple[_Key, _Values, Frame]:
-    """What frames of one volume have in common exactly and nearly, and the frame.
-
-    at: attributes of the frame by keyword; of functional groups the items' too.
-    """
-    _check(path, dataset)
-    types = _texts(at.get("FrameType") or dataset.get("ImageType"))
-    component = at.get("ComplexImageComponent") or dataset.get("ComplexImageComponent") or ""
-    directions = at.get("DiffusionGradientDirectionSequence") or [at]
-    repeat = (
-        at.get("TriggerTime", at.get("NominalCardiacTriggerDelayTime")),
-        at.get("AcquisitionNumber", at.get("FrameAcquisitionNumber")),
-        at.get("EchoNumbers"),
-        at.get("InversionTime", at.get("InversionTimes")),
-        at.get("FlipAngle"),
-        directions[0].get("DiffusionGradientOrientation"),
-    )
-    real = at.get("RealWorldValueMappingSequence") or ()
-    window = _floats(at.get("WindowCenter")), _floats(at.get("WindowWidth"))
-    row, column = _numbers(at, "PixelSpacing", 2)
-    x, y, z = _numbers(at, "ImagePositionPatient", 3)
-    frame = Frame(
-        path,
-        number,
-        str(dataset.SOPInstanceUID),
-        (x, y, z),
-        _numbers(at, "ImageOrientationPatient", 6),
-        (row, column),
-        _number(at.get("SliceThickness")),
-        _number(at.get("RescaleSlope")) or 1.0,
-        _number(at.get("RescaleIntercept")) or 0.0,
-        tuple(
-            value
-            for item in real
-            for name in ("RealWorldValueSlope", "RealWorldValueIntercept")
-            for value in _floats(item.get(name))
-        ),
-        (
-            int(dataset.BitsStored),
-            int(dataset.PixelRepresentation),
-            str(dataset.get("PhotometricInterpretation", "")),
-        ),
-        tuple(value.upper() for value in (*types, str(component))),
-        window if all(window) else None,
-        tuple(map(_floats, repeat)),
-    )
-    time = _integer(at.get("TemporalPositionIdentifier", at.get("TemporalPositionIndex")))
-    echo = _number(at.get("EchoTime", at.get("EffectiveEchoTime")))
-    near = *frame.cosines, echo, _number(at.get("DiffusionBValue"))
-    return (_shape(dataset), frame.kind, time), near, frame
-
-
-def _check(path: Path, dataset: Dataset) -> None:
-    if int(dataset.get("SamplesPerPixel", 1)) != 1:
-        raise RunError(f"{path} has colour voxels: give the series that it was made from.")
-    if min(int(dataset.Rows), int(dataset.Columns)) < 1:
-        raise RunError(f"{path} has no voxels.")
-
-
-def _shape(dataset: Dataset) -> tuple[int, int]:
-    return int(dataset.Rows), int(dataset.Columns)
-
-
-def _numbers(at: Any, name: str, count: int) -> tuple[float, ...]:
-    """The finite values of an attribute. Raises AttributeError if there are not that many."""
+def _alike(one: Frame, other: Frame) -> bool:
+    """Whether two files hold the same voxels."""
     try:
-        numbers = _floats(at.get(name))
-    except (TypeError, ValueError):
-        numbers = ()
-    if len(numbers) != count or not np.isfinite(numbers).all():
-        raise AttributeError(name=name)
-    return numbers
+        return np.array_equal(*(_decode("", frame.path) for frame in (one, other)))
+    except RunError:
+        return False
 
 
-def _floats(value: Any) -> tuple[float, ...]:
-    if value in (None, ""):
-        return ()
-    return (float(value),) if np.ndim(value) == 0 else tuple(map(float, value))
-
-
-def _texts(values: Any) -> tuple[str, ...]:
-    return () if values is None else (values,) if isinstance(values, str) else tuple(map(str, values))
-
-
-def _number(value: Any) -> float | None:
-    number = None if value in (None, "") else float(value)
-    if number is not None and not np.isfinite(number):
-        raise ValueError("not finite")
-    return number
-
-
-def _integer(value: Any) -> int:
-    return int(value) if re.fullmatch(r"\s*[+-]?\d+\s*", str(value)) else 0
+def _decode(name: str, path: Path) -> NDArray[Any]:
+    """The stored voxels of a file, (frames, rows, columns) or (rows, columns)."""
+    try:
+        return np.asarray(read(path).pixel_array)
+    except DiskError:
+        raise
+    except Exception as error:  # decoders raise what they like
+        reason = first_line(error)
+        raise RunError(f"{name}: a slice's voxels cannot be decoded ({reason}).") from error

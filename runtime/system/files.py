@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, sidecars, hashes."""
+"""Files and folders that are whole or absent: atomic writes, sidecars, hashes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import math
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import RunError
+from ..errors import DiskError
 
 try:
     import fcntl
@@ -29,10 +30,9 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
 
     The bytes go to a temporary name in the same folder, are synced, and replace the target in one step.
     On any failure, interruption included, the temporary file is removed and an older target stays.
-    Raises RunError if the system refuses: no permission, no space.
+    Raises DiskError if the system refuses: no permission, no space.
     """
-    # A random number: machines that share the folder may have processes of one number.
-    partial = path.with_name(f".{_short(path.name)}.{secrets.randbits(48)}.part")
+    partial = _partial(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "w+b") as file:
@@ -44,22 +44,78 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
         os.replace(partial, path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise RunError(f"Cannot write {path}: {error.strerror or error}.") from error
+        raise DiskError(f"Cannot write {path}: {error.strerror or error}.") from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Fill a folder that appears under its name only when it is complete and on disk.
+
+    Yields an empty folder beside it, whose files the caller writes and syncs; then it takes the place of an
+    older one of the name. On any failure it is removed and the older one stays. Killed between the two
+    renames, it leaves no folder of the name, and both as temporary ones. Raises DiskError as `atomic`.
+    """
+    partial, older = _partial(path), _partial(path)
+    with contextlib.ExitStack() as locks:
+        try:
+            partial.mkdir(parents=True)
+            with contextlib.suppress(OSError):  # some file systems have no locks
+                locks.enter_context(_locked_folder(partial))
+            yield partial
+            _sync_folder(partial)
+            if path.exists():
+                os.replace(path, older)
+            try:
+                os.replace(partial, path)
+            except OSError:
+                if older.exists():
+                    os.replace(older, path)
+                raise
+            _sync_folder(path.parent)
+        except OSError as error:
+            raise DiskError(f"Cannot write {path}: {error.strerror or error}.") from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(older, ignore_errors=True)
+
+
 def sweep(folder: Path, names: set[str]) -> None:
-    """Remove what killed processes have left of these files; those of living ones stay."""
+    """Remove what killed processes have left of these files and folders; those of living ones stay."""
     short = {_short(name) for name in names}
     with contextlib.suppress(OSError):
         for partial in folder.glob(".*.part"):
             match = PART.fullmatch(partial.name)
             if match and match["name"] in short:
-                with contextlib.suppress(OSError), open(partial, "rb") as file:
-                    lock(file)
-                    partial.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    if partial.is_dir():
+                        with _locked_folder(partial):
+                            shutil.rmtree(partial, ignore_errors=True)
+                        continue
+                    with open(partial, "rb") as file:
+                        lock(file)
+                        partial.unlink(missing_ok=True)
+
+
+def _partial(path: Path) -> Path:
+    # A random number: machines that share the folder may have processes of one number.
+    return path.with_name(f".{_short(path.name)}.{secrets.randbits(48)}.part")
+
+
+@contextlib.contextmanager
+def _locked_folder(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, where there are such. Raises OSError if another has it."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _short(name: str) -> str:
@@ -113,12 +169,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, hex. Raises RunError if it cannot be read."""
+    """SHA-256 of a file's bytes, hex. Raises DiskError if it cannot be read."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise RunError(f"Cannot read {path}: {error.strerror or error}.") from error
+        raise DiskError(f"Cannot read {path}: {error.strerror or error}.") from error
 
 
 def cache_folder() -> Path:

@@ -1,0 +1,283 @@
+"""One DICOM data set as frames: where each slice lies, what it is, whose it is.
+
+Source: DICOM PS3.3, C.7.6.2 (image plane), C.7.6.16 (multi-frame functional groups), C.8.3.1 (MR image),
+C.8.13.3.1.1 (complex image component), PS3.10, 7.1 (files). pydicom is imported when a file is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from ..errors import DiskError, RunError
+from ..system.extras import require
+
+CLASSIC = "1.2.840.10008.5.1.4.1.1.4"
+ENHANCED = ("1.2.840.10008.5.1.4.1.1.4.1", "1.2.840.10008.5.1.4.1.1.4.4")  # and legacy converted
+MANUFACTURER = "udean"  # of the contributing equipment in results
+MAGIC = 128, b"DICM"  # PS3.10, 7.1
+# A data set without that begins with its file meta information or with group 8, little or big endian.
+BARE = re.compile(
+    rb"(?:\x02\x00[\x00-\x13]\x00|\x08\x00[\x00-\x18]\x00)(?:[A-Z]{2}|..\x00\x00)|\x00\x08\x00[\x00-\x18][A-Z]{2}",
+    re.DOTALL,
+)
+REPEATS = (  # what may tell volumes at the same positions apart; or its like in functional groups
+    "TriggerTime",
+    "AcquisitionNumber",
+    "EchoNumbers",
+    "InversionTime",
+    "FlipAngle",
+    "DiffusionGradientOrientation",
+)
+# Where vendors say what ImageType does not: (private creator, group, element): {value: component}.
+COMPONENTS: dict[tuple[str, int, int], dict[str, str]] = {
+    ("GEMS_PARM_01", 0x0043, 0x2F): {"0": "MAGNITUDE", "1": "PHASE", "2": "REAL", "3": "IMAGINARY"},
+    ("Philips MR Imaging DD 001", 0x2005, 0x11): {
+        "M": "MAGNITUDE",
+        "P": "PHASE",
+        "R": "REAL",
+        "I": "IMAGINARY",
+    },
+}
+
+Dataset = Any  # pydicom's, which is not imported here
+Key: TypeAlias = tuple[Any, ...]
+Values: TypeAlias = tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One slice. number: of the frame in its file, from 0.
+
+    identity: whose it is and in which space: patient, study, frame of reference.
+    position: first voxel's centre, LPS, mm. cosines: of a row's and of a column's direction, six. spacing:
+    from row to row and from column to column, mm.
+    slope, inter: stored voxels · slope + inter. real: the same to real-world values, if it says so. pixels:
+    BitsStored, PixelRepresentation, PhotometricInterpretation. kind: image type and complex component.
+    window: centre and width, if they are of use. repeat: the values of REPEATS, empty where there is none.
+    """
+
+    path: Path
+    number: int
+    instance: str
+    identity: tuple[str, ...]
+    position: tuple[float, float, float]
+    cosines: tuple[float, ...]
+    spacing: tuple[float, float]
+    thickness: float | None
+    slope: float
+    inter: float
+    real: tuple[float, ...]
+    pixels: tuple[int, int, str]
+    kind: tuple[str, ...]
+    window: tuple[tuple[float, ...], tuple[float, ...]] | None
+    repeat: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A frame, and what it has in common with others of its volume.
+
+    exact: equal in all of them; near: equal to rounding (cosines, echo time, b-value). time: which of
+    several volumes it is of, as far as it says so.
+    """
+
+    exact: Key
+    near: Values
+    time: Key
+    frame: Frame
+
+
+def require_pydicom() -> Any:
+    """pydicom, or RunError with how to get it."""
+    try:
+        return require("pydicom", "dicom")
+    except RunError:
+        raise RunError("DICOM needs pydicom: pip install 'udean[dicom]'") from None
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file begins as PS3.10 files do, or as the data sets that some scanners write without that."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(MAGIC[0] + 4)
+    except OSError:
+        return False
+    return start[MAGIC[0] :] == MAGIC[1] or bool(BARE.match(start))
+
+
+def read(path: Path, voxels: bool = True) -> Dataset:
+    """A file's data set, with or without preamble. Raises DiskError, and what pydicom raises for damage."""
+    pydicom = require_pydicom()
+    try:
+        dataset = pydicom.dcmread(path, stop_before_pixels=not voxels, force=True)
+    except OSError as error:
+        raise DiskError(f"Cannot read {path}: {error.strerror or error}.") from error
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        implicit, little = dataset.original_encoding
+        kinds = pydicom.uid.ExplicitVRLittleEndian, pydicom.uid.ImplicitVRLittleEndian
+        syntax = kinds[bool(implicit)] if little else pydicom.uid.ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = syntax
+    return dataset
+
+
+def is_ours(dataset: Dataset) -> bool:
+    """Whether a file is the result of an earlier run."""
+    equipment = dataset.get("ContributingEquipmentSequence") or ()
+    return any(item.get("Manufacturer") == MANUFACTURER for item in equipment)
+
+
+def frames(path: Path, dataset: Dataset) -> Iterator[Found]:
+    """The frames of a data set. Raises RunError, or AttributeError, KeyError … for what is unusable."""
+    if str(dataset.SOPClassUID) == CLASSIC:
+        yield _frame(path, dataset, 0, dataset, "")
+        return
+    for number in range(len(dataset.PerFrameFunctionalGroupsSequence)):
+        at = functional_groups(dataset, number)
+        yield _frame(path, dataset, number, at, str(at.get("StackID", "")))
+
+
+def functional_groups(dataset: Dataset, number: int) -> dict[str, Any]:
+    """What a multi-frame file says of one frame, by keyword; its own before what all share."""
+    at: dict[str, Any] = {}
+    shared = dataset.get("SharedFunctionalGroupsSequence") or [()]
+    for element in (*shared[0], *dataset.PerFrameFunctionalGroupsSequence[number]):
+        if element.VR == "SQ" and element.value and not element.tag.is_private:
+            at |= {item.keyword: item.value for item in element.value[0] if item.keyword}
+            at[element.keyword] = element.value
+    return at
+
+
+def _frame(path: Path, dataset: Dataset, number: int, at: Any, stack: str) -> Found:
+    """at: attributes of the frame by keyword; of functional groups the items' too."""
+    _check(path, dataset)
+    types = texts(at.get("FrameType") or dataset.get("ImageType"))
+    component = str(at.get("ComplexImageComponent") or dataset.get("ComplexImageComponent") or "")
+    directions = at.get("DiffusionGradientDirectionSequence") or [at]
+    repeat = (
+        at.get("TriggerTime", at.get("NominalCardiacTriggerDelayTime")),
+        at.get("AcquisitionNumber", at.get("FrameAcquisitionNumber")),
+        at.get("EchoNumbers"),
+        at.get("InversionTime", at.get("InversionTimes")),
+        at.get("FlipAngle"),
+        directions[0].get("DiffusionGradientOrientation"),
+    )
+    real = at.get("RealWorldValueMappingSequence") or ()
+    window = floats(at.get("WindowCenter")), floats(at.get("WindowWidth"))
+    useful = len(window[0]) == len(window[1]) > 0 and min(window[1]) > 0 and np.isfinite(window).all()
+    row, column = _numbers(at, "PixelSpacing", 2)
+    x, y, z = _numbers(at, "ImagePositionPatient", 3)
+    frame = Frame(
+        path,
+        number,
+        str(dataset.SOPInstanceUID),
+        _identity(dataset),
+        (x, y, z),
+        _numbers(at, "ImageOrientationPatient", 6),
+        (row, column),
+        _number(at.get("SliceThickness")),
+        _number(at.get("RescaleSlope")) or 1.0,
+        _number(at.get("RescaleIntercept")) or 0.0,
+        tuple(
+            value
+            for item in real
+            for name in ("RealWorldValueSlope", "RealWorldValueIntercept")
+            for value in floats(item.get(name))
+        ),
+        (
+            int(dataset.BitsStored),
+            int(dataset.PixelRepresentation),
+            str(dataset.get("PhotometricInterpretation", "")),
+        ),
+        tuple(value.upper() for value in (*types, component or _private_component(dataset))),
+        window if useful else None,
+        tuple(map(floats, repeat)),
+    )
+    time = integer(at.get("TemporalPositionIdentifier", at.get("TemporalPositionIndex")))
+    echo = _number(at.get("EchoTime", at.get("EffectiveEchoTime")))
+    near = *frame.cosines, echo, _number(at.get("DiffusionBValue"))
+    shape = int(dataset.Rows), int(dataset.Columns)
+    return Found((frame.identity, shape, frame.kind, stack), near, (time,), frame)
+
+
+def _identity(dataset: Dataset) -> tuple[str, ...]:
+    """Whose image it is and in which space, so that nothing of two is ever put together."""
+    name = str(dataset.get("PatientName") or "").rstrip("^ ").upper()
+    names = ("PatientID", "IssuerOfPatientID", "PatientBirthDate", "StudyInstanceUID", "FrameOfReferenceUID")
+    return name, *(str(dataset.get(key) or "").strip() for key in names)
+
+
+def _private_component(dataset: Dataset) -> str:
+    """The complex image component that a vendor says in private, "" where none does."""
+    maker = str(dataset.get("Manufacturer") or "").upper()
+    for (creator, group, offset), names in COMPONENTS.items():
+        for block in range(0x10, 0x100):
+            said = dataset.get((group, block))
+            stripped = said is None and block == 0x10 and maker[:2] == creator[:2].upper()
+            if (said is not None and str(said.value).strip() == creator) or stripped:
+                element = dataset.get((group, block << 8 | offset))
+                if element is not None and (found := names.get(_private_text(element.value))):
+                    return found
+            elif said is None:
+                break
+    return ""
+
+
+def _private_text(value: Any) -> str:
+    """A private value as text, also where its type was lost on the way (UN)."""
+    if isinstance(value, bytes):
+        with contextlib.suppress(UnicodeDecodeError):
+            if (text := value.decode("ascii").strip(" \0")).isprintable() and text:
+                return text
+        return str(int.from_bytes(value[:2], "little"))
+    if isinstance(value, str):
+        return value.strip()
+    return str(value if np.ndim(value) == 0 else next(iter(value), ""))
+
+
+def _check(path: Path, dataset: Dataset) -> None:
+    if int(dataset.get("SamplesPerPixel", 1)) != 1:
+        raise RunError(f"{path} has colour voxels: give the series that it was made from.")
+    if min(int(dataset.Rows), int(dataset.Columns)) < 1:
+        raise RunError(f"{path} has no voxels.")
+
+
+def _numbers(at: Any, name: str, count: int) -> tuple[float, ...]:
+    """The finite values of an attribute. Raises AttributeError if there are not that many."""
+    try:
+        numbers = floats(at.get(name))
+    except (TypeError, ValueError):
+        numbers = ()
+    if len(numbers) != count or not np.isfinite(numbers).all():
+        raise AttributeError(name=name)
+    return numbers
+
+
+def floats(value: Any) -> tuple[float, ...]:
+    """The values of an attribute, none where it is empty."""
+    if value in (None, ""):
+        return ()
+    return (float(value),) if np.ndim(value) == 0 else tuple(map(float, value))
+
+
+def texts(values: Any) -> tuple[str, ...]:
+    """The texts of an attribute, none where it is missing."""
+    return () if values is None else (values,) if isinstance(values, str) else tuple(map(str, values))
+
+
+def _number(value: Any) -> float | None:
+    number = None if value in (None, "") else float(value)
+    if number is not None and not np.isfinite(number):
+        raise ValueError("not finite")
+    return number
+
+
+def integer(value: Any) -> int:
+    """A whole number, 0 where there is none."""
+    return int(value) if re.fullmatch(r"\s*[+-]?\d+\s*", str(value)) else 0
