@@ -37,6 +37,7 @@ from .scans.geometry import Factors, slab_axis, voxel_factors
 from .scans.intensity import Intensities
 from .scans.output import Room, in_memory
 from .scans.scan import Header, Scan, fine_image, image_scan
+from .scans.slices import check_alone
 from .system.trace import Stopwatch, Trace, span
 
 Output = Literal["input", "float32"]
@@ -291,8 +292,10 @@ class SuperResolver:
         if axis not in (None, 0, 1, 2):
             raise RunError(f"The axis across the slices is 0, 1 or 2, not {axis}.")
         axis = slab_axis(scan.zooms) if axis is None else axis
+        factors = voxel_factors(self.card.scale, axis)
+        check_alone(scan.name, scan.shape, factors)
         rows, columns, slices = (scan.shape[n] for n in _order(axis))
-        return axis, voxel_factors(self.card.scale, axis), self.tiling((rows, columns, slices))
+        return axis, factors, self.tiling((rows, columns, slices))
 
     def _resolve(
         self,

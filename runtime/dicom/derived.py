@@ -12,7 +12,6 @@ import datetime
 import hashlib
 import os
 import re
-import shutil
 import uuid
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,10 @@ from ... import __version__
 from ..errors import RunError
 from ..models.card import ModelCard
 from ..scans.geometry import fine_affine
-from .series import CLASSIC, LPS_TO_RAS, MANUFACTURER, Dataset, Series, is_ours, require_pydicom
+from ..system.files import atomic_folder
+from .frame import CLASSIC, MANUFACTURER, Dataset, floats, functional_groups, is_ours, require_pydicom
+from .series import LPS_TO_RAS, Series
 
-NUMBER_STEP = 1000  # the SR series of series 3 is 1003
 NEIGHBOURS = 1  # LR slices on each side of the nearest that an SR slice is derived from: the slab's
 DROPPED = (
     "PixelData",
@@ -48,6 +48,8 @@ DROPPED = (
     "DoubleFloatPixelData",
     "ExtendedOffsetTable",
     "ExtendedOffsetTableLengths",
+    "ImagesInAcquisition",
+    "WindowCenterWidthExplanation",
 )
 REQUIRED = {  # type 1 and 2 attributes of the MR image that an enhanced file keeps elsewhere, or not at all
     "ScanningSequence": "RM",
@@ -68,16 +70,43 @@ REQUIRED = {  # type 1 and 2 attributes of the MR image that an enhanced file ke
     "ReferringPhysicianName": "",
     "PositionReferenceIndicator": "",
 }
+RENAMED = {  # functional groups' attributes and what they are called in a classic file, where they differ
+    "EffectiveEchoTime": "EchoTime",
+    "InversionTimes": "InversionTime",
+    "FrameAcquisitionNumber": "AcquisitionNumber",
+    "NominalCardiacTriggerDelayTime": "TriggerTime",
+    "TemporalPositionIndex": "TemporalPositionIdentifier",
+    "TransmitterFrequency": "ImagingFrequency",
+    "ResonantNucleus": "ImagedNucleus",
+    "PulseSequenceName": "SequenceName",
+    "SpecificAbsorptionRateValue": "SAR",
+}
+KEPT = (  # of the same name in both
+    *("EchoTime", "RepetitionTime", "FlipAngle", "EchoTrainLength", "NumberOfAverages", "PixelBandwidth"),
+    *("PercentSampling", "PercentPhaseFieldOfView", "ReceiveCoilName", "TransmitCoilName"),
+    *("DiffusionBValue", "DiffusionGradientOrientation", "TriggerTime", "InversionTime", "RescaleType"),
+    *("AcquisitionNumber", "TemporalPositionIdentifier", "EchoNumbers", "MagneticFieldStrength"),
+)
+DIRECTIONS = {"ROW": "ROW", "COLUMN": "COL"}  # of phase encoding
+PULSES = {"SPIN": ["SE"], "GRADIENT": ["GR"], "BOTH": ["SE", "GR"]}  # of an echo, as ScanningSequence
 
 
 def write_derived(
-    series: Series, header: Any, voxels: NDArray[Any], card: ModelCard, model: str, folder: Path
+    series: Series,
+    header: Any,
+    voxels: NDArray[Any],
+    card: ModelCard,
+    model: str,
+    folder: Path,
+    note: str = "",
 ) -> list[Path]:
     """Write an SR volume as one classic MR file a slice; the folder appears when all are there.
 
     header: NIfTI, of the SR volume. voxels: integers as stored, (i, j, k). model: the model file's SHA-256.
+    note: a sentence that the images must say of themselves.
     The new UIDs follow from it, the sources' and the result itself: the same again is the same series, and
-    nothing else is. Raises RunError if the folder cannot be written, or holds what is not udean's.
+    nothing else is. Raises RunError if the folder holds what is not udean's, DiskError if it cannot be
+    written.
     """
     pydicom = require_pydicom()
     coarse = series.head.Columns, series.head.Rows, len(series.frames)
@@ -88,23 +117,23 @@ def write_derived(
         [column / i, row / j, float(np.linalg.norm(affine[:3, 2]))]
     )  # cosines are rounded, these not
     normal = np.cross(affine[:3, 0], affine[:3, 1]) / (sizes[0] * sizes[1])
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    try:
-        for left in folder.parent.glob(f".{folder.name}.*.part"):  # by a run that was killed
-            shutil.rmtree(left)
-        partial.mkdir(parents=True)
-        template = _template(series, card, sizes, voxels)
+    _check_ours(folder)
+    with atomic_folder(folder) as partial:
+        template = _template(series, card, sizes, voxels, note)
         uid = _uid_root(series, affine, voxels, model)
-        template.SeriesInstanceUID = _uid(uid)
+        template.SeriesInstanceUID = _uid(_series_root(series, voxels, model) or uid)
         for number in range(voxels.shape[2]):
             dataset = copy.deepcopy(template)
             dataset.SOPInstanceUID = _uid(f"{uid} {number}")
-            dataset.InstanceNumber = number + 1
+            dataset.InstanceNumber = k * series.result.before + number + 1
             position = affine[:3] @ [0, 0, number, 1]
             dataset.ImagePositionPatient = [_decimal(v) for v in position]
             dataset.SliceLocation = _decimal(position @ normal)
             dataset.SourceImageSequence = _sources(series, number // k)
-            if window := series.frames[number // k].window:
+            frame = series.frames[number // k]
+            if series.enhanced:
+                _flatten(dataset, functional_groups(series.head, frame.number))
+            if window := frame.window:
                 dataset.WindowCenter, dataset.WindowWidth = ([_decimal(v) for v in ends] for ends in window)
             plane = np.ascontiguousarray(voxels[:, :, number].T)
             dataset.add_new("PixelData", "OB" if plane.itemsize == 1 else "OW", plane.tobytes())
@@ -117,14 +146,6 @@ def write_derived(
                 dataset.save_as(file, enforce_file_format=True)
                 file.flush()
                 os.fsync(file.fileno())
-        if folder.exists():
-            _check_ours(folder)
-            shutil.rmtree(folder)
-        os.replace(partial, folder)
-    except OSError as error:
-        raise RunError(f"Cannot write {folder}: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return sorted(folder.iterdir())
 
 
@@ -148,22 +169,84 @@ def _uid_root(series: Series, affine: NDArray[np.float64], voxels: NDArray[Any],
     digest = hashlib.sha256(np.ascontiguousarray(voxels.T).data)
     digest.update(repr((affine.round(6).tolist(), series.frames[0].slope, series.frames[0].inter)).encode())
     for frame in series.frames:
-        digest.update(f" {frame.instance} {frame.number}".encode())
+        digest.update(f" {frame.identity} {frame.instance} {frame.number}".encode())
     return (
         f"{series.uid} {series.part} {model} {__version__} {voxels.shape} {voxels.dtype} {digest.hexdigest()}"
     )
 
 
-def _template(series: Series, card: ModelCard, sizes: NDArray[np.float64], voxels: NDArray[Any]) -> Dataset:
+def _series_root(series: Series, voxels: NDArray[Any], model: str) -> str:
+    """A text for the series of several volumes, "" for that of one, which its own voxels tell apart."""
+    if not series.result.sources:
+        return ""
+    kind = f"{voxels.shape[:2]} {voxels.dtype} {series.frames[0].identity} {series.frames[0].kind}"
+    return f"{series.uid} {series.result.sources} {model} {__version__} {kind}"
+
+
+def _public(head: Dataset) -> Dataset:
+    """A data set's public elements but those on the LR grid, to be written as little endian."""
+    pydicom = require_pydicom()
+    dataset = pydicom.Dataset()
+    big = not head.original_encoding[1]
+    for element in head:
+        group = element.tag.group
+        curve = 0x5000 <= group < 0x5100 or 0x6000 <= group < 0x6100  # and overlays
+        if element.tag.is_private or curve or element.keyword in DROPPED:
+            continue
+        element = copy.deepcopy(element)
+        if big and element.VR == "OW" and isinstance(element.value, bytes):
+            element.value = np.frombuffer(element.value, ">u2").astype("<u2").tobytes()
+        dataset.add(element)
+    dataset.remove_private_tags()  # in sequences
+    return dataset
+
+
+def _flatten(dataset: Dataset, at: dict[str, Any]) -> None:
+    """Set a classic file's attributes from a frame's functional groups."""
+    for name in (*RENAMED, *KEPT):
+        if (values := _values(at.get(name))) != ():
+            target = RENAMED.get(name, name)
+            single = target != "DiffusionGradientOrientation"
+            setattr(dataset, target, values[0] if single else list(values))
+    for directions in at.get("DiffusionGradientDirectionSequence", ()):
+        if oriented := floats(directions.get("DiffusionGradientOrientation")):
+            dataset.DiffusionGradientOrientation = list(oriented)
+    if direction := DIRECTIONS.get(str(at.get("InPlanePhaseEncodingDirection", ""))):
+        dataset.InPlanePhaseEncodingDirection = direction
+    if acquired := str(at.get("FrameAcquisitionDateTime") or ""):
+        dataset.AcquisitionDate, dataset.AcquisitionTime = (
+            acquired[:8],
+            acquired[8:].split("+")[0].split("-")[0],
+        )
+    pulses = PULSES.get(str(dataset.get("EchoPulseSequence", "")))
+    if pulses:
+        dataset.ScanningSequence = [*pulses, *(["IR"] if at.get("InversionRecovery") == "YES" else [])]
+
+
+def _values(value: Any) -> tuple[Any, ...]:
+    """An attribute's values, none where it is empty."""
+    if value is None or value == "":
+        return ()
+    return (value,) if isinstance(value, str) or np.ndim(value) == 0 else tuple(value)
+
+
+def _joined(given: Any, made: str, limit: int) -> str:
+    """A text with ours after it; what is too long of the other's goes."""
+    kept = str(given or "").strip()[: limit - len(made) - 2]
+    return f"{kept}; {made}" if kept else made[:limit]
+
+
+def _quality(card: ModelCard) -> str:
+    """What was measured of the model, as text that a program can take apart."""
+    return "; ".join(f"{name}={value:g}" for name, value in sorted(card.quality.items()))
+
+
+def _template(
+    series: Series, card: ModelCard, sizes: NDArray[np.float64], voxels: NDArray[Any], note: str
+) -> Dataset:
     """All that the SR slices have in common."""
     pydicom = require_pydicom()
-    dataset = copy.deepcopy(series.head)
-    dataset.remove_private_tags()
-    for name in DROPPED:
-        if name in dataset:
-            delattr(dataset, name)
-    for element in [e for e in dataset if 0x5000 <= e.tag.group < 0x5100 or 0x6000 <= e.tag.group < 0x6100]:
-        del dataset[element.tag]  # curves and overlays, which lie on the LR grid
+    dataset = _public(series.head)
     for name, value in REQUIRED.items():
         if name not in dataset:
             setattr(dataset, name, value)
@@ -173,14 +256,19 @@ def _template(series: Series, card: ModelCard, sizes: NDArray[np.float64], voxel
     dataset.SOPClassUID = CLASSIC
     dataset.Modality = "MR"
     dataset.ImageType = ["DERIVED", "SECONDARY", *(given[2:] or ["OTHER"])]
-    dataset.SeriesNumber = NUMBER_STEP + max(series.number, 0) + NUMBER_STEP * max(series.part - 1, 0)
+    dataset.SeriesNumber = series.result.number
     dataset.SeriesDescription = f"{str(dataset.get('SeriesDescription', ''))[:54]} UDEAN SR".strip()
-    dataset.DerivationDescription = (
+    derivation = (
         f"Super-resolution {'x'.join(map(str, card.scale))} by udean {__version__}, model {card.name} "
         f"({card.checkpoint[:16] or 'no checkpoint'}), {card.intended_use}"
     )[:1024]
-    dataset.DerivationCodeSequence = [_code("113085", "Spatial resampling")]
-    dataset.ImageComments = f"Super-resolution by udean, {card.intended_use}"
+    dataset.DerivationDescription = _joined(dataset.get("DerivationDescription"), derivation, 1024)
+    dataset.DerivationCodeSequence = [
+        *dataset.get("DerivationCodeSequence", ()),
+        _code("113085", "Spatial resampling"),
+    ]
+    comment = f"Super-resolution by udean, {card.intended_use}" + (f". {note}" if note else "")
+    dataset.ImageComments = _joined(dataset.get("ImageComments"), comment, 10240)
     dataset.InstanceCreationDate = dataset.ContentDate = now.strftime("%Y%m%d")
     dataset.InstanceCreationTime = dataset.ContentTime = now.strftime("%H%M%S")
     equipment = pydicom.Dataset()
@@ -189,7 +277,11 @@ def _template(series: Series, card: ModelCard, sizes: NDArray[np.float64], voxel
     equipment.ManufacturerModelName = card.name[:64]
     equipment.SoftwareVersions = __version__
     equipment.ContributionDateTime = now.strftime("%Y%m%d%H%M%S")
-    equipment.ContributionDescription = f"Super-resolution, {card.intended_use}"
+    measured = f". Measured of the model: {_quality(card)}" if card.quality else ""
+    equipment.ContributionDescription = (
+        f"Super-resolution, {card.intended_use}"
+        + (f". Measured of the model: {measured}" if measured else "")
+    )[:1024]
     dataset.ContributingEquipmentSequence = [*dataset.get("ContributingEquipmentSequence", ()), equipment]
 
     dataset.Rows, dataset.Columns = voxels.shape[1], voxels.shape[0]
@@ -206,9 +298,8 @@ def _template(series: Series, card: ModelCard, sizes: NDArray[np.float64], voxel
     if (slope, inter) != (1.0, 0.0):
         dataset.RescaleSlope, dataset.RescaleIntercept = _decimal(slope), _decimal(inter)
         dataset.RescaleType = dataset.get("RescaleType", "US")
-    if "WindowCenter" not in dataset or "WindowWidth" not in dataset:
-        low, high = float(voxels.min()) * slope + inter, float(voxels.max()) * slope + inter
-        dataset.WindowCenter, dataset.WindowWidth = _decimal((low + high) / 2), _decimal(max(high - low, 1))
+    low, high = float(voxels.min()) * slope + inter, float(voxels.max()) * slope + inter
+    dataset.WindowCenter, dataset.WindowWidth = _decimal((low + high) / 2), _decimal(max(high - low, 1))
     return dataset
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -27,9 +27,13 @@ Format = Literal["dicom", "nifti"]
 
 @dataclass(frozen=True)
 class DicomJob(Job):
-    """One volume of a series. source: the folder or file where it was found. target: a folder, or NIfTI."""
+    """One volume of a series. source: the folder or file where it was found. target: a folder, or NIfTI.
+
+    note: a sentence that the result must say of itself.
+    """
 
     series: Series = field(compare=False)
+    note: str = field(default="", kw_only=True, compare=False)
 
     @property
     def identity(self) -> Path:
@@ -100,7 +104,8 @@ class DicomDraft:
     def commit(self) -> None:
         """Write the series, whole. Raises RunError if it cannot be written."""
         assert self._voxels is not None
-        write_derived(self._job.series, self._header, self._voxels, self._card, self._model, self._job.target)
+        job = self._job
+        write_derived(job.series, self._header, self._voxels, self._card, self._model, job.target, job.note)
         self.discard()
 
     def discard(self) -> None:
@@ -108,12 +113,15 @@ class DicomDraft:
         self._voxels = None
 
 
-def dicom_jobs(files: list[Path], source: Path, root: Path, form: Format) -> list[DicomJob]:
+def dicom_jobs(
+    files: list[Path], source: Path, root: Path, form: Format, taken: Collection[int] = (), note: str = ""
+) -> list[DicomJob]:
     """The jobs of the MR volumes among DICOM files. Raises RunError for a damaged file.
 
+    taken: numbers of other series of the study. note: what the results must say of themselves.
     A series with a file that is readable but unusable is a job that fails when it is opened.
     """
-    found = find_series(files, source)
+    found = find_series(files, source, taken=taken)
     names = Counter((series.number, series.part) for series in found)
     jobs = []
     for series in found:
@@ -121,7 +129,7 @@ def dicom_jobs(files: list[Path], source: Path, root: Path, form: Format) -> lis
         if names[series.number, series.part] > 1:  # of other studies
             name += "-" + hashlib.sha256(series.uid.encode()).hexdigest()[:8]
         target = root / (name if form == "dicom" else f"{name}_sr.nii.gz")
-        jobs.append(DicomJob(source, target, root, series))
+        jobs.append(DicomJob(source, target, root, series, note=note))
     return jobs
 
 

@@ -28,8 +28,8 @@ from ..system.extras import require
 from ..system.files import atomic
 from ..system.log import log
 from .derived import write_derived
+from .frame import CLASSIC, ENHANCED, require_pydicom
 from .jobs import dicom_jobs
-from .series import CLASSIC, ENHANCED, require_pydicom
 
 SUCCESS, OUT_OF_RESOURCES, NO_MATCH = 0x0000, 0xA700, 0xA900
 FREE = 1 << 30  # bytes that stay free on the spool's disk

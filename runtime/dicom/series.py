@@ -1,7 +1,7 @@
 """DICOM series as scans: slices of classic and enhanced MR files, grouped and sorted by where they lie.
 
-Source: DICOM PS3.3, C.7.5.1.1.2 (pixel padding), C.7.6.2 (image plane), C.8.13.3.1.1 (complex image component).
-File names and instance numbers say nothing about order here.
+Source: DICOM PS3.3, C.7.5.1.1.2 (pixel padding), C.7.6.2 (image plane), C.8.13.3.1.1 (complex image
+component). File names and instance numbers say nothing about order here.
 """
 
 from __future__ import annotations
@@ -337,9 +337,7 @@ def _numbered(series: list[Series], taken: Collection[int]) -> list[Series]:
                 wanted = NUMBER_STEP + 1
             given[key] = next(n for n in itertools.count(wanted) if n not in used[study])
             used[study].add(given[key])
-        numbered.append(
-            dataclasses.replace(one, result=dataclasses.replace(one.result, number=given[key]))
-        )
+        numbered.append(dataclasses.replace(one, result=dataclasses.replace(one.result, number=given[key])))
     return numbered
 
 
@@ -387,12 +385,14 @@ def _volumes(frames: list[Frame]) -> list[list[Frame]]:
 
 
 def _distinct(frames: list[Frame]) -> list[Frame]:
-    """Frames without those that are there again, header and voxels alike: a copy of a file says nothing new."""
+    """Frames without those that are there again, header and voxels alike: a copy says nothing new."""
     kept: dict[tuple[str, int], Frame] = {}
     again = []
     for frame in frames:
         first = kept.setdefault((frame.instance, frame.number), frame)
-        same = first is frame or (dataclasses.replace(frame, path=first.path) == first and _alike(first, frame))
+        same = first is frame or (
+            dataclasses.replace(frame, path=first.path) == first and _alike(first, frame)
+        )
         if not same:
             again.append(frame)
     return [*kept.values(), *again]

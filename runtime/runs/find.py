@@ -14,8 +14,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ..dicom.frame import is_dicom
 from ..dicom.jobs import Format, dicom_jobs
-from ..dicom.series import is_dicom
 from ..errors import RunError
 from ..job import Job
 from ..scans.scan import SUFFIXES, stem

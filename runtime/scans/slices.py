@@ -1,4 +1,4 @@
-"""Whether slices make up one upright, evenly spaced stack: no gap, none twice, none shifted."""
+"""Whether slices make up one upright, evenly spaced stack: no gap, none twice, none shifted, none alone."""
 
 from __future__ import annotations
 
@@ -29,3 +29,12 @@ def even_step(name: str, places: NDArray[np.float64], size: NDArray[np.float64])
     if (np.ptp(places[:, :2], axis=0) > TOLERANCE * size[:2]).any():
         raise RunError(f"{name} has slices that are shifted against each other: it is not one upright stack.")
     return float(steps.mean())
+
+
+def check_alone(name: str, shape: tuple[int, ...], factors: tuple[int, int, int]) -> None:
+    """Raise RunError if a scan is a single slice and would be restored across it, from nothing.
+
+    shape: (i, j, k), and volumes in time. factors: HR voxels per LR voxel along them.
+    """
+    if any(voxels == 1 and factor > 1 for voxels, factor in zip(shape, factors, strict=False)):
+        raise RunError(f"{name} is a single slice: there is nothing to restore across it, so it is left.")

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..dicom.series import find_series, is_dicom
+from ..dicom.frame import is_dicom
+from ..dicom.series import find_series
 from ..errors import RunError
 from ..job import Job
 from ..models.card import ModelCard

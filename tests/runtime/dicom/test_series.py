@@ -9,10 +9,18 @@ import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless, generate_uid
+from pydicom.uid import (
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    RLELossless,
+    generate_uid,
+)
 from udean.runtime import RunError, SuperResolver
 from udean.runtime.dicom.derived import write_derived
-from udean.runtime.dicom.series import CLASSIC, ENHANCED, find_series, is_dicom
+from udean.runtime.dicom.frame import CLASSIC, ENHANCED, is_dicom
+from udean.runtime.dicom.series import find_series
 
 from ...support.fakes import FakeEngine, card, interpolation
 
@@ -204,7 +212,7 @@ def test_several_series_in_one_folder_are_told_apart(tmp_path):
     ("spoil", "word"),
     [
         (lambda files: files.pop(2), "missing"),
-        (lambda files: files.append(shutil.copy(files[2], files[2].with_suffix(".copy"))), "same position"),
+        (lambda files: files.append(copied(files[2], PixelData=bytes(720))), "same position"),
         (lambda files: change(files[2], ImagePositionPatient=[0, 0, 0]), "evenly spaced"),
         (lambda files: [change(f, PixelSpacing=[0, 1]) for f in files], "pixel spacing"),
         (lambda files: change(files[1], RescaleSlope=3, RescaleIntercept=0), "rescaling"),
@@ -234,6 +242,13 @@ def change(path, **fields):
     for name, value in fields.items():
         setattr(dataset, name, value)
     dataset.save_as(path)
+
+
+def copied(path, **fields):
+    """A copy of a slice under the same UID, with changes."""
+    copy = shutil.copy(path, path.with_suffix(".copy"))
+    change(copy, **fields)
+    return copy
 
 
 def real(slope):
@@ -410,19 +425,250 @@ def test_compressed_files_read_as_their_plain_twins(syntax):
     np.testing.assert_allclose(packed.affine(), plain.affine())
 
 
+def vendor_stack(folder):
+    """A scanner's own file, as four slices of a stack."""
+    files = []
+    for n in range(4):
+        dataset = pydicom.dcmread(get_testdata_file("MR_small.dcm"))
+        x, y, z = map(float, dataset.ImagePositionPatient)
+        row, column = np.reshape(np.array(dataset.ImageOrientationPatient, float), (2, 3))
+        step = np.cross(row, column) * float(dataset.SliceThickness) * n
+        dataset.ImagePositionPatient = [f"{v:.6f}" for v in np.array([x, y, z]) + step]
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        dataset.save_as(folder / f"{n}.dcm")
+        files.append(folder / f"{n}.dcm")
+    return files
+
+
 def test_a_real_file_goes_all_the_way(tmp_path):
-    (series,) = find_series([get_testdata_file("MR_small.dcm")], "here")
+    (series,) = find_series(vendor_stack(tmp_path), "here")
     datasets = restored(series, tmp_path / "out")
-    assert len(datasets) == 2 and datasets[0].pixel_array.shape == (128, 128)
+    assert len(datasets) == 8 and datasets[0].pixel_array.shape == (128, 128)
 
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy (dicom3tools) is not installed")
-@pytest.mark.parametrize("kind", ["classic", "enhanced"])
+@pytest.mark.parametrize("kind", ["classic", "enhanced", "vendor"])
 def test_dciodvfy_finds_no_error_that_the_source_does_not_have(tmp_path, kind):
-    files = classic(tmp_path / "in") if kind == "classic" else [enhanced(tmp_path / "e.dcm")]
+    make = {
+        "classic": classic,
+        "enhanced": lambda f: [enhanced(f.with_suffix(".e"))],
+        "vendor": lambda f: vendor_stack(tmp_path),
+    }
+    files = make[kind](tmp_path / "in")
     (series,) = find_series(files, tmp_path)
     restored(series, tmp_path / "out")
     done = subprocess.run(["dciodvfy", tmp_path / "out" / "00003.dcm"], capture_output=True, text=True)
     source = subprocess.run(["dciodvfy", files[0]], capture_output=True, text=True)
     errors = {line for line in done.stderr.splitlines() if line.startswith("Error")}
     assert errors <= set(source.stderr.splitlines())
+
+
+def test_a_single_slice_is_left(tmp_path):
+    (series,) = find_series([get_testdata_file("MR_small.dcm")], "here")
+    with pytest.raises(RunError, match="single slice"):
+        restored(series, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    radial = [file for n in range(3) for file in classic(tmp_path / str(n), (1, 20, 18), rotation(n))]
+    found = find_series(radial, tmp_path)
+    assert [len(series.frames) for series in found] == [1, 1, 1]
+    for series in found:
+        with pytest.raises(RunError, match="single slice"):
+            restored(series, tmp_path / "out")
+
+
+def test_copies_of_a_file_are_taken_once(tmp_path):
+    files = classic(tmp_path / "in")
+    files.append(copied(files[2]))
+    (series,) = find_series(files, tmp_path)
+    assert len(series.frames) == 6 and series.scan().shape == (18, 20, 6)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"PatientID": "88"},
+        {"PatientID": "", "PatientName": "Other"},
+        {"StudyInstanceUID": "1.3"},
+        {"FrameOfReferenceUID": "1.2.10"},
+    ],
+)
+def test_what_is_of_two_patients_studies_or_places_is_never_one_volume(tmp_path, fields):
+    files = ordered(classic(tmp_path / "in"))
+    whole = pydicom.dcmread(files[0]).PatientName
+    for file in files[:3]:
+        change(file, **fields)
+    for file in files[3:]:
+        change(
+            file, PatientName=f"{whole}^^ ", **({"PatientID": ""} if fields.get("PatientID") == "" else {})
+        )
+    found = find_series(files, tmp_path)
+    assert [len(series.frames) for series in found] == [3, 3]
+    made = [restored(series, tmp_path / str(series.part)) for series in found]
+    for (series, datasets), other in zip(zip(found, made, strict=True), reversed(made), strict=True):
+        source = pydicom.dcmread(series.frames[0].path)
+        for name in ("PatientID", "PatientName", "StudyInstanceUID", "FrameOfReferenceUID"):
+            assert {d[name].value for d in datasets} == {source[name].value}
+        assert not {d.SeriesInstanceUID for d in datasets} & {d.SeriesInstanceUID for d in other}
+
+
+def test_two_patients_whose_images_have_the_same_uids_keep_their_own_heads(tmp_path):
+    files = classic(tmp_path / "in")
+    others = [copied(file, PatientID="88") for file in files]
+    found = find_series([*files, *others], tmp_path)
+    assert sorted((series.head.PatientID, len(series.frames)) for series in found) == [("77", 6), ("88", 6)]
+    uids = [{d.SOPInstanceUID for d in restored(s, tmp_path / str(s.part))} for s in found]
+    assert not uids[0] & uids[1]
+
+
+@pytest.mark.parametrize("creator", ["GEMS_PARM_01", None])
+@pytest.mark.parametrize(("vr", "value"), [("SS", 1), ("SS", 2), ("SS", 3), ("UN", b"\1\0"), ("SS", [3, 0])])
+def test_what_ge_says_in_private_alone_is_no_magnitude(tmp_path, creator, vr, value):
+    files = classic(
+        tmp_path / "in", ImageType=["ORIGINAL", "PRIMARY", "OTHER"], Manufacturer="GE MEDICAL SYSTEMS"
+    )
+    twins = [twin(file) for file in files]
+    for file, said in [*((f, value) for f in files), *((f, b"\0\0" if vr == "UN" else 0) for f in twins)]:
+        dataset = pydicom.dcmread(file)
+        if creator:
+            dataset.add_new(0x00430010, "LO", creator)
+        dataset.add_new(0x0043102F, vr, said)
+        dataset.save_as(file)
+    found = find_series([*files, *twins], tmp_path)
+    other, magnitude = sorted(found, key=lambda series: "MAGNITUDE" in series.frames[0].kind)
+    assert {frame.path for frame in magnitude.frames} == set(twins) and magnitude.scan().shape == (18, 20, 6)
+    with pytest.raises(RunError, match="only magnitude"):
+        other.scan()
+
+
+@pytest.mark.parametrize("field", ["TemporalPositionIdentifier", "AcquisitionNumber", "DiffusionBValue"])
+def test_a_volume_that_lacks_slices_of_its_siblings_is_not_restored(tmp_path, field):
+    files = ordered(classic(tmp_path / "in"))
+    for file in files:
+        change(file, **{field: 1})
+    last = [twin(file, **{field: 2}) for file in files[:3]]
+    whole, short = find_series([*files, *last], tmp_path)
+    assert whole.scan().shape == (18, 20, 6)
+    with pytest.raises(RunError, match="3 of the 6 slices"):
+        short.scan()
+
+
+def test_dynamics_of_one_series_stay_one_and_echoes_do_not(tmp_path):
+    files = [
+        file
+        for n in range(6)
+        for file in classic(
+            tmp_path / str(n), (3, 10, 12), TemporalPositionIdentifier=n // 2 + 1, EchoTime=10 * (n % 2 + 1)
+        )
+    ]
+    found = find_series(files, tmp_path)
+    made = [restored(series, tmp_path / f"out{series.part}") for series in found]
+    assert [len(datasets) for datasets in made] == [6] * 6
+    series = {}
+    for dataset in (d for datasets in made for d in datasets):
+        series.setdefault(dataset.SeriesInstanceUID, []).append(dataset)
+    assert len(series) == 2 and len({d.SOPInstanceUID for members in series.values() for d in members}) == 36
+    for members in series.values():
+        assert len({(d.EchoTime, d.SeriesNumber) for d in members}) == 1
+        assert sorted(d.InstanceNumber for d in members) == list(range(1, 19))
+        assert sorted(d.TemporalPositionIdentifier for d in members) == [1] * 6 + [2] * 6 + [3] * 6
+
+
+def test_series_numbers_are_free_in_the_study_and_fit(tmp_path):
+    files = [
+        file
+        for n in (1, 1001, 2, 2**31 - 1)
+        for file in classic(tmp_path / str(n), (2, 10, 12), SeriesInstanceUID=f"1.9.{n}", SeriesNumber=n)
+    ]
+    numbers = [series.result.number for series in find_series(files, tmp_path, taken={1002})]
+    assert (
+        len(set(numbers)) == 4 and not {1, 2, 1001, 1002, 2**31 - 1} & set(numbers) and max(numbers) < 2**31
+    )
+
+
+def test_big_endian_and_preamble_less_files_read_as_their_plain_twins(tmp_path):
+    files = ordered(classic(tmp_path / "in", ImageComments="LEFT MARKED"))
+    (plain,) = find_series(files, tmp_path)
+    wanted, uids = plain.scan().voxels().copy(), [d.SOPInstanceUID for d in restored(plain, tmp_path / "a")]
+    for n, file in enumerate(files):
+        bare = pydicom.Dataset(pydicom.dcmread(file))
+        if n % 3 == 0:
+            bare.file_meta = FileMetaDataset()
+            bare.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+            bare.add_new("PixelData", "OW", np.frombuffer(bare.PixelData, "<u2").astype(">u2").tobytes())
+            bare.save_as(file, enforce_file_format=True)
+        else:
+            bare.save_as(file, implicit_vr=n % 3 == 1, little_endian=True)
+    assert all(map(is_dicom, files))
+    (series,) = find_series(files, tmp_path)
+    np.testing.assert_array_equal(series.scan().voxels(), wanted)
+    made = restored(series, tmp_path / "b")
+    assert [d.SOPInstanceUID for d in made] == uids and "LEFT MARKED; Super" in made[0].ImageComments
+
+
+def test_what_only_begins_like_a_slice_is_none(tmp_path):
+    (tmp_path / "x").write_bytes(b"\x08\x00\x05\x00CS\xff\xff" + bytes(range(256)))
+    assert find_series([tmp_path / "x"], tmp_path) == []
+
+
+def test_functional_groups_become_attributes_of_the_classic_series(tmp_path):
+    file = enhanced(tmp_path / "e.dcm", echoes=2)
+    dataset = pydicom.dcmread(file)
+    timing, diffusion, direction = Dataset(), Dataset(), Dataset()
+    timing.RepetitionTime, timing.FlipAngle, timing.EchoTrainLength = 2500, 70, 4
+    direction.DiffusionGradientOrientation = [0, 0.6, 0.8]
+    diffusion.DiffusionBValue, diffusion.DiffusionGradientDirectionSequence = 1000, [direction]
+    dataset.SharedFunctionalGroupsSequence[0].MRTimingAndRelatedParametersSequence = [timing]
+    for group in dataset.PerFrameFunctionalGroupsSequence:
+        group.MRDiffusionSequence = [diffusion]
+    dataset.EchoPulseSequence = "SPIN"
+    dataset.save_as(file)
+    for n, series in enumerate(find_series([file], tmp_path)):
+        for made in restored(series, tmp_path / str(n)):
+            assert (made.EchoTime, made.RepetitionTime, made.FlipAngle) == (10 + n, 2500, 70)
+            assert (made.EchoTrainLength, made.DiffusionBValue, made.ScanningSequence) == (4, 1000, "SE")
+            assert list(made.DiffusionGradientOrientation) == [0, 0.6, 0.8]
+
+
+def test_texts_of_the_source_stay_beside_ours_and_names_keep_their_bytes(tmp_path):
+    names = {
+        "ISO_IR 100": "Müller^Jörg",
+        "ISO 2022 IR 87": "Yamada^Tarou=山田^太郎=やまだ^たろう",
+        "ISO_IR 192": "Βασίλης^Ω",
+    }
+    for n, (characters, name) in enumerate(names.items()):
+        charset = ["", characters] if "2022" in characters else characters
+        comment = "é" if n != 1 else "note"
+        files = classic(
+            tmp_path / f"{n}", SpecificCharacterSet=charset, PatientName=name, ImageComments=comment,
+            DerivationDescription="Distortion corrected " * 60,
+        )  # fmt: skip
+        (series,) = find_series(files, tmp_path)
+        made = restored(series, tmp_path / f"out{n}")[0]
+        assert made.ImageComments.startswith(comment + "; Super-resolution")
+        text = made.DerivationDescription
+        assert text.startswith("Distortion") and "research only" in text and len(text) <= 1024
+        raw = [
+            pydicom.dcmread(f).get_item("PatientName").value.rstrip()
+            for f in (files[0], tmp_path / f"out{n}" / "00001.dcm")
+        ]
+        assert raw[0] == raw[1]
+
+
+@pytest.mark.parametrize("window", [(None, None), (0, 0), (500, 0), ([1, 2], [5])])
+def test_empty_and_zero_windows_are_computed(tmp_path, window):
+    files = classic(tmp_path / "in", WindowCenter=window[0], WindowWidth=window[1])
+    (series,) = find_series(files, tmp_path)
+    for made in restored(series, tmp_path / "out"):
+        assert made.WindowWidth > 1 and 1000 < made.WindowCenter < 3000
+
+
+def test_what_was_measured_of_the_model_is_in_the_derived_series(tmp_path):
+    (series,) = find_series(classic(tmp_path / "in"), tmp_path)
+    model = CARD.replace(quality={"tissue.db": 0.5, "lesion.kept": 0.83})
+    header, sr = SuperResolver(FakeEngine(interpolation((2, 2, 2), "fft"), model), crop=False).scan(
+        series.scan()
+    )
+    file = write_derived(series, header, sr, model, "f" * 64, tmp_path / "out", "The sender broke off.")[0]
+    made = pydicom.dcmread(file)
+    said = made.ContributingEquipmentSequence[0].ContributionDescription
+    assert "lesion.kept=0.83; tissue.db=0.5" in said and "broke off" in made.ImageComments
