@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from ..mrd.connection import Limits, Parameters
+from ..mrd.connection import Parameters
+from ..mrd.limits import Limits
 from ..mrd.metrics import serve_metrics
 from ..mrd.server import Server
 from ..mrd.stacks import Position

@@ -15,7 +15,6 @@ import select
 import socket
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import get_args
@@ -23,29 +22,17 @@ from typing import get_args
 from ..errors import RunError
 from ..resolver import Output
 from . import messages as mrd
+from .limits import Budget, Limits
+from .recovery import find_message
 from .stacks import Position
 
 CHUNK = 1 << 20  # bytes of one read: memory is taken as it fills, not as it is announced
+QUIET = 2.0  # seconds without a byte after which what came last may be the end of a message
 LINGER = 5.0  # seconds for a refused client to read why, before a reset takes the words away
 
 
 class Gone(Exception):
     """The client is not there any more."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What clients may take: bytes, connections, seconds.
-
-    message: bytes of one image. memory: bytes of all that is held at once, for all clients. idle: seconds
-    without a byte, in either direction. total: seconds of a connection.
-    """
-
-    message: int = 512 << 20
-    memory: int = 4 << 30
-    connections: int = 16
-    idle: float = 600.0
-    total: float = 7200.0
 
 
 @dataclass(frozen=True)
@@ -60,76 +47,36 @@ class Parameters:
     position: Position = "spec"
     dtype: Output = "input"
 
-    def updated(self, content: str) -> Parameters:
+    def updated(self, content: str) -> tuple[Parameters, list[str]]:
         """These, changed by a text message: a JSON object, or one under "parameters" as OpenRecon sends.
 
-        Other names in it, and texts that are no JSON object, are for others and ignored. Raises RunError
-        for values that a parameter cannot have.
+        Other names in it, and texts that are no JSON object, are for others and ignored. So is a value that a
+        parameter of ours cannot have: another program of the chain may have one of that name. Also returns
+        a sentence for each of these.
         """
         try:
             chosen = json.loads(content)
         except (ValueError, RecursionError):
-            return self
+            return self, []
         if isinstance(chosen, dict) and isinstance(chosen.get("parameters"), dict):
             chosen = chosen["parameters"]
         if not isinstance(chosen, dict):
-            return self
+            return self, []
         choices = {
             "originals": {True: True, False: False, "true": True, "false": False},
             "position": {value: value for value in get_args(Position)},
             "dtype": {value: value for value in get_args(Output)},
         }
-        changes = {}
+        changes, ignored = {}, []
         for name, values in choices.items():
             if name in chosen:
                 value = chosen[name]
-                if not isinstance(value, str | bool) or value not in values:
-                    raise RunError(f"The parameter '{name}' is one of {', '.join(map(str, values))}.")
-                changes[name] = values[value]
-        return dataclasses.replace(self, **changes)
-
-
-class Budget:
-    """Bytes that all connections together may hold.
-
-    Holders that wait for one another would wait in vain: one of them is refused, and gives way.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.size, self.used = size, 0
-        self._held: Counter[object] = Counter()
-        self._wanted: dict[object, int] = {}  # by those who wait
-        self._change = threading.Condition()
-
-    def claim(self, owner: object, size: int, patience: float) -> None:
-        """Take memory, waiting for others to give theirs back. Raises RunError if there is none."""
-        with self._change:
-            total = self._held[owner] + size
-            if total > self.size:
-                raise RunError(f"This needs {total} bytes of memory, and the server has {self.size} in all.")
-            self._wanted[owner] = size
-            self._change.wait_for(lambda: self._fits(size) or self._stuck(owner), patience)
-            del self._wanted[owner]
-            if not self._fits(size):
-                raise RunError("The server has no memory left for this: others hold it, try again later.")
-            self._held[owner] = total
-            self.used += size
-
-    def release(self, owner: object, size: int) -> None:
-        """Give memory back."""
-        with self._change:
-            self.used -= size
-            self._held[owner] -= size
-            self._held = +self._held  # without those that hold none
-            self._change.notify_all()
-
-    def _fits(self, size: int) -> bool:
-        return self.used + size <= self.size
-
-    def _stuck(self, owner: object) -> bool:
-        """Whether all that hold memory wait for more, the owner among them, and nobody can have it."""
-        waits = owner in self._held and self._wanted.keys() >= self._held.keys()
-        return waits and not any(map(self._fits, self._wanted.values()))
+                if isinstance(value, str | bool) and value in values:
+                    changes[name] = values[value]
+                else:
+                    known = ", ".join(map(str, values))
+                    ignored.append(f"A parameter '{name}' is ignored: here it is one of {known}.")
+        return dataclasses.replace(self, **changes), ignored
 
 
 class Connection:
@@ -140,6 +87,7 @@ class Connection:
         self._socket, self._limits, self._budget = sock, limits, budget
         self._end = time.monotonic() + limits.total
         self._claimed = 0
+        self._ahead = bytearray()  # received and not yet read
         self._queue: queue.Queue[list[mrd.Bytes] | None] = queue.Queue()
         self._broken = threading.Event()
         self._ended: str | None = None
@@ -151,6 +99,42 @@ class Connection:
     def receive(self) -> mrd.Message:
         """The client's next message. Raises RunError for what is refused, Gone if nobody is there."""
         return mrd.read_message(self._read, self._limits.message, self.claim)
+
+    def resynchronize(self) -> bytes:
+        """Read on to the next image or the close message; returns what lies before it.
+
+        Raises RunError if neither comes.
+        """
+        data = bytearray(self._ahead)
+        self._ahead.clear()
+        while len(data) < mrd.TEXT_LIMIT:
+            if (place := find_message(data)) is not None:
+                self._ahead[:] = data[place:]
+                return bytes(data[:place])
+            self.check()
+            try:
+                chunk = self._receive(CHUNK, QUIET)
+            except TimeoutError:
+                chunk = b""
+            except OSError:
+                raise Gone from None
+            self.received += len(chunk)
+            data += chunk
+            if not chunk:
+                if not data.endswith(mrd.close()):
+                    break
+                self._ahead[:] = mrd.close()
+                return bytes(data[:-2])
+        raise RunError("After a message that this server cannot read nothing comes that it can.")
+
+    def relay(self, head: bytes, size: int) -> None:
+        """Pass on a message that is not kept: what of it was read, and so many bytes that are to come."""
+        self.send([head])
+        while size:
+            chunk = self._read(min(size, CHUNK))
+            self.send([chunk])
+            self.flush()  # so that no more than a chunk is ever held
+            size -= len(chunk)
 
     def send(self, parts: Iterable[mrd.Bytes]) -> None:
         """Queue a message."""
@@ -218,11 +202,15 @@ class Connection:
             if not chunk:
                 self.check()
                 raise mrd.EndOfStream("The stream ended without a close message: nothing was restored.")
-            self.received += len(chunk)
             data += chunk
+        self.received += size
         return data
 
     def _receive(self, size: int, patience: float | None = None) -> bytes:
+        if self._ahead:
+            chunk = bytes(self._ahead[:size])
+            del self._ahead[:size]
+            return chunk
         self._wait(select.POLLIN, patience)
         return self._socket.recv(min(size, CHUNK))
 

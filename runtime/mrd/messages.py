@@ -59,6 +59,9 @@ HEADER_DTYPE = np.dtype(
         ("attribute_string_len", "<u4"),
     ]
 )
+ACQUISITION_HEADER = 340  # bytes; samples, active channels and trajectory dimensions lie in it at:
+SAMPLES, CHANNELS, DIMENSIONS = 34, 38, 176
+RELAY_LIMIT = 16 << 30  # bytes that a message may have to be passed on unkept: more is no image
 WAVEFORM_HEADER = struct.Struct("<H6xQIIIHHfH2x")  # 40 bytes; samples and channels are its fields 6 and 7
 
 TEXT_LIMIT = 16 << 20  # bytes of a text, header or attributes: real ones are kilobytes
@@ -86,15 +89,32 @@ class Close:
     """The sender has sent all that it has."""
 
 
-@dataclass(frozen=True)
-class Waveform:
-    """Physiology and the like; its bytes are passed on."""
+class Unknown(RunError):
+    """A message whose length nothing says. passed: what was read of it, if it is an image and goes back."""
 
-    content: bytearray
+    def __init__(self, reason: str, passed: bytes = b"") -> None:
+        super().__init__(reason)
+        self.passed = passed
+
+
+class TooLarge(RunError):
+    """A message that there is no room to keep. head: what was read of it. size: bytes that are to come."""
+
+    def __init__(self, reason: str, head: bytes, size: int) -> None:
+        super().__init__(reason)
+        self.head, self.size = head, size
+
+
+@dataclass(frozen=True)
+class Passed:
+    """Physiology, raw data: its bytes are passed on. kind: the identifier."""
+
+    kind: int
+    content: bytes | bytearray
 
     def parts(self) -> list[Bytes]:
         """The message's bytes, in order."""
-        return [struct.pack("<H", WAVEFORM), self.content]
+        return [struct.pack("<H", self.kind), self.content]
 
 
 @dataclass(frozen=True)
@@ -102,12 +122,13 @@ class Image:
     """One image message.
 
     header: a record of HEADER_DTYPE. attributes: the XML of the meta attributes. pixels: (channels, z, y,
-    x), of the header's data_type.
+    x), of the header's data_type. fault: why it is passed on and not restored, "" where it may be.
     """
 
     header: Any
     attributes: bytes
     pixels: NDArray[Any]
+    fault: str = ""
 
     def parts(self) -> list[Bytes]:
         """The message's bytes, in order."""
@@ -116,14 +137,14 @@ class Image:
         return [head + self.attributes, pixels.reshape(-1).view(np.uint8).data]
 
 
-Message: TypeAlias = Text | Close | Waveform | Image
+Message: TypeAlias = Text | Close | Passed | Image
 
 
 def read_message(read: Read, limit: int, claim: Claim) -> Message:
-    """The next message. limit: bytes of an image's pixels or a waveform.
+    """The next message. limit: bytes of an image's pixels, a waveform, an acquisition.
 
-    Raises EndOfStream where the stream ends before a message, RunError if it ends inside one or holds
-    something else.
+    Raises EndOfStream where the stream ends before a message, Unknown and TooLarge for a message that can be
+    left out, RunError if the stream ends inside one or is no stream of messages.
     """
     kind = _unpack("<H", read(2))
     try:
@@ -139,11 +160,11 @@ def read_message(read: Read, limit: int, claim: Claim) -> Message:
             return Text(kind, _decode(read(length).rstrip(b"\0")))
         if kind == WAVEFORM:
             return _waveform(read, limit, claim)
+        if kind == ACQUISITION:
+            return _acquisition(read, limit, claim)
     except EndOfStream:
         raise RunError("The stream ended inside a message.") from None
-    if kind == ACQUISITION:
-        raise RunError("This server restores images, not raw data: send it what a reconstruction yields.")
-    raise RunError(f"Message {kind} is not one that this server knows (MRD 1.x, image to image).")
+    raise Unknown(f"Message {kind} is not one that this server knows (MRD 1.x): it is left out.")
 
 
 def text(content: str) -> bytes:
@@ -203,35 +224,66 @@ def write_attributes(attributes: dict[str, list[str]]) -> bytes:
         + "".join(f"<value>{escape(value)}</value>" for value in values)
         + "</meta>"
         for name, values in attributes.items()
+        if values
     )
     return f'<?xml version="1.0" encoding="UTF-8"?><ismrmrdMeta>{"".join(metas)}</ismrmrdMeta>'.encode()
 
 
 def _image(read: Read, limit: int, claim: Claim) -> Image:
-    header = np.frombuffer(read(HEADER_DTYPE.itemsize), HEADER_DTYPE)[0]
+    data = read(HEADER_DTYPE.itemsize)
+    header = np.frombuffer(data, HEADER_DTYPE)[0]
     dtype = DTYPES.get(int(header["data_type"]))
     if dtype is None:
-        raise RunError(f"An image has data type {header['data_type']}, which MRD does not know.")
+        raise Unknown(
+            f"An image has data type {header['data_type']}, which MRD does not know: it is passed on.",
+            struct.pack("<H", IMAGE) + data,
+        )
     x, y, z = map(int, header["matrix_size"])
     shape = int(header["channels"]), z, y, x
-    if min(shape) < 1:
-        raise RunError(f"An image of {x} x {y} x {z} voxels and {shape[0]} channels holds nothing.")
     size = x * y * z * shape[0] * dtype.itemsize
-    _check(size, limit, "image", "--max-message")
-    length = _unpack("<Q", read(8))
+    lengths = read(8)
+    length = _unpack("<Q", lengths)
     _check(length, TEXT_LIMIT, "image's attributes")
-    claim(size + length + OVERHEAD)
+    head = struct.pack("<H", IMAGE) + data + lengths
+    _keep("image", size, length, limit, claim, head)
     attributes = bytes(read(length))
-    read_attributes(attributes)
-    return Image(header, attributes, np.frombuffer(read(size), dtype).reshape(shape))
+    fault = ""
+    try:
+        read_attributes(attributes)
+    except RunError as error:
+        fault = str(error)
+    if min(shape) < 1:
+        fault = f"An image of {x} x {y} x {z} voxels and {shape[0]} channels holds nothing."
+    return Image(header, attributes, np.frombuffer(read(size), dtype).reshape(shape), fault)
 
 
-def _waveform(read: Read, limit: int, claim: Claim) -> Waveform:
+def _waveform(read: Read, limit: int, claim: Claim) -> Passed:
     head = read(WAVEFORM_HEADER.size)
     *_, samples, channels, _, _ = WAVEFORM_HEADER.unpack(head)
-    _check(4 * samples * channels, limit, "waveform", "--max-message")
-    claim(4 * samples * channels + OVERHEAD)
-    return Waveform(head + read(4 * samples * channels))
+    return _passed(WAVEFORM, head, 4 * samples * channels, read, limit, claim)
+
+
+def _acquisition(read: Read, limit: int, claim: Claim) -> Passed:
+    head = read(ACQUISITION_HEADER)
+    samples, channels, dimensions = (
+        struct.unpack_from("<H", head, place)[0] for place in (SAMPLES, CHANNELS, DIMENSIONS)
+    )
+    return _passed(ACQUISITION, head, 4 * samples * (dimensions + 2 * channels), read, limit, claim)
+
+
+def _passed(kind: int, head: bytearray, size: int, read: Read, limit: int, claim: Claim) -> Passed:
+    _keep("message of raw data", size, 0, limit, claim, struct.pack("<H", kind) + head)
+    return Passed(kind, head + read(size))
+
+
+def _keep(what: str, size: int, length: int, limit: int, claim: Claim, head: bytes) -> None:
+    """Take memory for a message. Raises TooLarge if there is none, RunError if it cannot be one at all."""
+    _check(size, RELAY_LIMIT, what, "--max-message")
+    try:
+        _check(size, limit, what, "--max-message")
+        claim(size + length + OVERHEAD)
+    except RunError as error:
+        raise TooLarge(str(error), head, size + length) from None
 
 
 def _check(size: int, limit: int, what: str, option: str = "") -> None:
@@ -241,10 +293,11 @@ def _check(size: int, limit: int, what: str, option: str = "") -> None:
 
 
 def _decode(data: bytearray) -> str:
+    """A text as UTF-8, or as Latin-1, which every text is: it may be a comment for people."""
     try:
         return data.decode()
     except UnicodeDecodeError:
-        raise RunError("A text message is not UTF-8.") from None
+        return data.decode("latin-1")
 
 
 def _unpack(form: str, data: bytearray) -> int:

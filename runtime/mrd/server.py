@@ -2,7 +2,8 @@
 
 A connection is read by a thread of its own. When the client has sent its close message, its volumes go to
 the one worker that owns the network, a volume at a time, so that connections take turns. What cannot be
-restored is named in a text message, and its originals are delivered all the same.
+restored is named in a text message, and its originals are delivered all the same: what a scanner has sent
+as an image always comes back, whatever else is wrong.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import math
 import socket
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -24,10 +26,11 @@ from ..resolver import SuperResolver
 from ..system.log import log
 from . import messages as mrd
 from . import stacks
-from .connection import Budget, Connection, Gone, Limits, Parameters
+from .connection import Connection, Gone, Parameters
+from .limits import Budget, Limits
 from .messages import Image
 from .metrics import Metrics
-from .stacks import SeriesNumbers, Stack
+from .stacks import Place, SeriesNumbers, Stack
 
 REFUSALS = 4  # times the connections: how many are told that the server is full; more are just closed
 
@@ -149,45 +152,78 @@ class Session:
         self.images = self.volumes = 0
         self._connection, self._resolve, self._worker = connection, resolve, worker
         self._metrics, self._parameters = metrics, parameters
+        self._owed: list[Image] = []  # what came and has neither gone back nor been restored
 
     def run(self) -> None:
         """Serve the client to the end. Raises RunError with why it is refused, Gone if it left."""
         card = self._resolve.card
         self._say("INFO", f"udean {__version__}, model {card.name}: {card.intended_use}.")
-        kept, others = self._receive()
-        numbers = SeriesNumbers([*kept, *others])
-        for images in stacks.group(kept):
-            try:
-                source = stacks.stack(images, self._parameters.position)
-                self._restore(source, *numbers.of(source, card))
-            except RunError as error:
-                self._metrics.add("volumes", outcome="refused")
-                self._say("ERROR", f"{error} Only its originals are delivered.")
-            self._connection.check()
+        try:
+            kept, others = self._receive()
+            model = f"{self._resolve.engine.info.sha256} {__version__} {self._parameters}"
+            numbers = SeriesNumbers([*kept, *others], model)
+            for images in stacks.group(kept):
+                try:
+                    source = stacks.stack(images, self._parameters.position)
+                    self._restore(source, numbers.of(source, card))
+                    restored = set(map(id, images))
+                    self._owed = [image for image in self._owed if id(image) not in restored]
+                except RunError as error:
+                    self._metrics.add("volumes", outcome="refused")
+                    self._say("ERROR", f"{error} Only its originals are delivered.")
+                self._connection.check()
+        finally:
+            for image in self._owed:
+                self._connection.send(image.parts())
 
     def _receive(self) -> tuple[list[Image], list[Image]]:
         """Images to restore and others, all of them sent back as they came, until the close message."""
         kept: list[Image] = []
         others: list[Image] = []
-        while not isinstance(message := self._connection.receive(), mrd.Close):
+        faults: Counter[str] = Counter()
+        while not isinstance(message := self._next(), mrd.Close):
             if isinstance(message, mrd.Text):
                 if message.kind in (mrd.TEXT, mrd.CONFIG_TEXT):
-                    self._parameters = self._parameters.updated(message.content)
-            elif isinstance(message, mrd.Waveform):
+                    self._parameters, ignored = self._parameters.updated(message.content)
+                    for sentence in ignored:
+                        self._say("ERROR", sentence)
+            elif isinstance(message, mrd.Passed):
                 self._connection.send(message.parts())
-            else:
+            elif isinstance(message, Image):
                 self.images += 1
                 self._metrics.add("images", direction="received")
                 resolvable = stacks.is_resolvable(message)
                 (kept if resolvable else others).append(message)
+                if message.fault and not faults[message.fault]:
+                    self._say("ERROR", f"{message.fault} It is passed on as it came and not restored.")
+                faults[message.fault] += 1
                 if self._parameters.originals or not resolvable:
                     self._connection.send(message.parts())
-        if others:
-            self._say("INFO", f"{len(others)} images are no magnitude images and were passed on as they are.")
+                else:
+                    self._owed.append(message)
+        whole = faults.pop("", 0)
+        if faults.total():
+            self._say("ERROR", f"{faults.total()} of {faults.total() + whole} images are not restored.")
+        if sound := [image for image in others if not image.fault]:
+            self._say("INFO", f"{len(sound)} images are no magnitude images and were passed on as they are.")
         return kept, others
 
-    def _restore(self, source: Stack, series: int, first: int) -> None:
-        """Restore one volume, when it is its turn, and send its SR series, from its image `first` on."""
+    def _next(self) -> mrd.Message | None:
+        """The next message that can be kept, None after one that was left out or passed on unkept."""
+        try:
+            return self._connection.receive()
+        except mrd.Unknown as error:
+            self._say("ERROR", str(error))
+            skipped = self._connection.resynchronize()
+            if error.passed:
+                self._connection.send([error.passed, skipped])
+        except mrd.TooLarge as error:
+            self._say("ERROR", f"{error} It is passed on as it came and not restored.")
+            self._connection.relay(error.head, error.size)
+        return None
+
+    def _restore(self, source: Stack, place: Place) -> None:
+        """Restore one volume, when it is its turn, and send its SR images."""
         card, parameters = self._resolve.card, self._parameters
         lr = source.volume()
         itemsize = 4 if parameters.dtype == "float32" else lr.dtype.itemsize
@@ -196,15 +232,15 @@ class Session:
         try:
             start = time.perf_counter()
             sr, network = self._worker.submit(self._network, lr).result()
-            images = stacks.fine_images(source, sr, card, parameters.position, series, __version__, first)
+            images = stacks.fine_images(source, sr, card, parameters.position, place, __version__)
             for image in images:
                 self._connection.send(image.parts())
             seconds = time.perf_counter() - start
             shape, given = " x ".join(map(str, source.fine_shape(card))), source.images[0].header
             self._say(
                 "INFO",
-                f"Series {series} is series {given['image_series_index']} restored to {shape} voxels in "
-                f"{seconds:.2f} s: {card.intended_use}.",
+                f"Series {place.series} is series {given['image_series_index']} restored to {shape} voxels "
+                f"in {seconds:.2f} s: {card.intended_use}.",
             )
             self._connection.flush()
         finally:

@@ -7,7 +7,11 @@ specification ("spec"), and the centre of the first voxel in converters in use (
 
 from __future__ import annotations
 
+import base64
+import dataclasses
+import hashlib
 import itertools
+import json
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,7 +23,8 @@ from numpy.typing import NDArray
 from ..errors import RunError
 from ..models.card import ModelCard
 from ..scans.geometry import Factors, fine_affine, slab_axis, voxel_factors
-from ..scans.slices import even_step
+from ..scans.slices import check_alone, even_step
+from ..system.uid import derived_uid
 from . import messages as mrd
 from .messages import Image
 
@@ -32,6 +37,14 @@ JOINTS = {  # attributes that hosts show as one text, to which ours is added
     "ImageComments": "; ",
     "DerivationDescription": "; ",
 }
+# What says in the host's own words which image of the scan this is, or where: not true of an SR image.
+DROPPED = (
+    "IceMiniHead",
+    *("SliceNo", "AnatomicalSliceNo", "ChronSliceNo", "ProtocolSliceNumber", "AnatomicalPartitionNo"),
+    *("Actual3DImagePartNumber", "NumberInSeries", "NumberOfSlices", "ImagesInAcquisition"),
+    *("slice_count", "partition_count"),
+)
+DICOM_HEADER = "DicomJson"  # a DICOM header in base64, which a converter's images carry
 
 
 @dataclass(frozen=True)
@@ -60,12 +73,13 @@ class Stack:
         return voxel_factors(card.scale, self.axis)
 
     def fine_shape(self, card: ModelCard) -> tuple[int, int, int]:
-        """Voxels (x, y, z) of the SR volume. Raises RunError for more than a header can say."""
+        """Voxels (x, y, z) of the SR volume. Raises RunError for more than a header can say, or one slice."""
         _, _, y, x = self.images[0].pixels.shape
         z = sum(image.pixels.shape[1] for image in self.images)
         i, j, k = (n * f for n, f in zip((x, y, z), self.factors(card), strict=True))
         if max(i, j, k) > LIMIT:
             raise RunError(f"The SR volume would have {i} x {j} x {k} voxels, and MRD holds {LIMIT} an axis.")
+        check_alone(f"Series {self.images[0].header['image_series_index']}", (x, y, z), self.factors(card))
         return i, j, k
 
 
@@ -73,7 +87,8 @@ def is_resolvable(image: Image) -> bool:
     """Whether an image is a magnitude image of one channel; all others are passed on as they are."""
     header = image.header
     return (
-        header["image_type"] in (0, mrd.MAGNITUDE)
+        not image.fault
+        and header["image_type"] in (0, mrd.MAGNITUDE)
         and image.pixels.dtype.kind in "iuf"
         and header["channels"] == 1
         and not header["flags"] & mrd.NAVIGATION
@@ -150,14 +165,12 @@ def fine_images(
     voxels: NDArray[Any],
     card: ModelCard,
     position: Position,
-    series: int,
+    place: Place,
     toolkit: str,
-    first: int = 1,
 ) -> list[Image]:
     """The SR images of a volume: slices if it came as slices, else one 3-D image.
 
-    voxels: (rows, columns, slices) as the resolver gives them, int or float. series: their
-    image_series_index. first: image_index of the first, which counts on from volume to volume of a series.
+    voxels: (rows, columns, slices) as the resolver gives them, int or float. place: in their series.
     """
     planes = np.moveaxis(voxels, 2, source.axis).transpose(2, 1, 0)  # z, y, x
     factors = source.factors(card)
@@ -172,25 +185,61 @@ def fine_images(
         header = origin.header.copy()
         shape = np.array(block.shape[::-1])
         header["matrix_size"], header["field_of_view"] = shape, shape * sizes
-        place = affine[:3] @ [0, 0, number, 1]
-        header["position"] = place + affine[:3, :3] @ ((shape - 1) / 2) if position == "spec" else place
+        where = affine[:3] @ [0, 0, number, 1]
+        header["position"] = where + affine[:3, :3] @ ((shape - 1) / 2) if position == "spec" else where
         header["slice"] = number if source.planar else header["slice"]
-        header["image_series_index"], header["image_index"] = series, first + number
+        header["image_series_index"], header["image_index"] = place.series, place.first + number
         header["image_type"] = mrd.MAGNITUDE
         header["data_type"] = next(n for n, dtype in mrd.DTYPES.items() if dtype == block.dtype)
-        attributes = mrd.read_attributes(origin.attributes)
+        given = mrd.read_attributes(origin.attributes)
+        attributes = {name: values for name, values in given.items() if name not in DROPPED}
         attributes.setdefault("WindowCenter", [f"{(low + high) / 2:g}"])
         attributes.setdefault("WindowWidth", [f"{max(high - low, 1):g}"])
-        xml = mrd.write_attributes(attributes | marks(attributes, header, card, toolkit))
+        if source.planar:
+            attributes["SliceNo"] = [str(number)]
+        attributes |= marks(given, header, card, toolkit) | identity(given, header, place)
+        xml = mrd.write_attributes(attributes)
         header["attribute_string_len"] = len(xml)
         images.append(Image(header, xml, block[None]))
     return images
 
 
+def identity(given: dict[str, list[str]], header: Any, place: Place) -> dict[str, list[str]]:
+    """The attributes by which hosts file an SR image: as another than the one it was made from.
+
+    A DICOM header that came along says the same, or is left out where it cannot be read.
+    """
+    image = derived_uid(f"{place.uid} {header['image_index']}")
+    kind = ["DERIVED", "SECONDARY", *(given.get("ImageType", [])[2:] or ["M"])]
+    made = {"SeriesInstanceUID": [place.uid], "SOPInstanceUID": [image], "ImageType": kind}
+    if DICOM_HEADER not in given:
+        return made
+    try:
+        fields = json.loads(base64.b64decode("".join(given[DICOM_HEADER]), validate=True))
+        kinds = (fields.get("00080008") or {}).get("Value", [])
+        size = header["field_of_view"] / header["matrix_size"]
+        fields |= {
+            "00080018": {"vr": "UI", "Value": [image]},
+            "0020000E": {"vr": "UI", "Value": [place.uid]},
+            "00080008": {"vr": "CS", "Value": ["DERIVED", "SECONDARY", *(kinds[2:] or ["M"])]},
+            "00280010": {"vr": "US", "Value": [int(header["matrix_size"][1])]},
+            "00280011": {"vr": "US", "Value": [int(header["matrix_size"][0])]},
+            "00180050": {"vr": "DS", "Value": [float(size[2])]},
+            "00180088": {"vr": "DS", "Value": [float(size[2])]},
+            "00280030": {"vr": "DS", "Value": [float(size[1]), float(size[0])]},
+        }
+        for tag in ("00201041", "00201002", "00189074"):  # slice location, counts
+            fields.pop(tag, None)
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return made | {DICOM_HEADER: []}
+    return made | {DICOM_HEADER: [base64.b64encode(json.dumps(fields).encode()).decode()]}
+
+
 def marks(given: dict[str, list[str]], header: Any, card: ModelCard, toolkit: str) -> dict[str, list[str]]:
     """The attributes by which nobody can take an SR image for a measured one.
 
-    given: those received; what they say of earlier processing stays.
+    given: those received; what they say of earlier processing stays. The geometry is that of the header,
+    which hosts are asked to keep: they turn images to their own habit else.
     """
     history = given.get("ImageProcessingHistory", [])
     made = {
@@ -211,27 +260,56 @@ def marks(given: dict[str, list[str]], header: Any, card: ModelCard, toolkit: st
     return made
 
 
-class SeriesNumbers:
-    """Numbers for SR series that no received series has; sizes that differ get series that differ."""
+@dataclass(frozen=True)
+class Place:
+    """Where a volume's SR images go: series, index in it of the first, UID of that series."""
 
-    def __init__(self, images: Iterable[Image]) -> None:
-        taken = {int(image.header["image_series_index"]) for image in images}
+    series: int
+    first: int
+    uid: str
+
+
+class SeriesNumbers:
+    """Numbers for SR series that no received series has; sizes that differ get series that differ.
+
+    model: what a series' UID follows from beside the images that it is made from.
+    """
+
+    def __init__(self, images: Iterable[Image], model: str = "") -> None:
+        self._images, self._model = list(images), model
+        taken = {int(image.header["image_series_index"]) for image in self._images}
         above = range(max(taken, default=0) + 1, LIMIT + 1)
         self._free = (n for n in itertools.chain(above, range(1, LIMIT + 1)) if n not in taken)
-        self._given: dict[Any, tuple[int, int]] = {}  # series, and images in it
+        self._given: dict[Any, Place] = {}  # by received series: the place behind its last volume
 
-    def of(self, source: Stack, card: ModelCard) -> tuple[int, int]:
-        """The SR series of a volume, and the index in it of the volume's first image.
+    def of(self, source: Stack, card: ModelCard) -> Place:
+        """The place of a volume among the SR series.
 
         A series that is full is followed by another. Raises RunError if all numbers are taken.
         """
         count = source.fine_shape(card)[2] if source.planar else 1
-        image = source.images[0]
-        key = int(image.header["image_series_index"]), image.pixels.shape, image.pixels.dtype.str
-        number, used = self._given.get(key, (None, 0))
-        if number is None or used + count > LIMIT:
-            number, used = next(self._free, None), 0
+        key = _series_key(source.images[0])
+        place = self._given.get(key)
+        if place is None or place.first - 1 + count > LIMIT:
+            number = next(self._free, None)
             if number is None:
                 raise RunError("All series numbers of this stream are taken.")
-        self._given[key] = number, used + count
-        return number, used + 1
+            earlier = place.uid if place else ""
+            place = Place(number, 1, derived_uid(f"{self._digest(key)} {self._model} {earlier}"))
+        self._given[key] = dataclasses.replace(place, first=place.first + count)
+        return place
+
+    def _digest(self, key: Any) -> str:
+        """SHA-256 of all that came of a series, in any order of arrival."""
+        digests = []
+        for image in self._images:
+            if _series_key(image) == key:
+                digest = hashlib.sha256()
+                for part in image.parts():
+                    digest.update(part)
+                digests.append(digest.hexdigest())
+        return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
+
+
+def _series_key(image: Image) -> tuple[int, tuple[int, ...], str]:
+    return int(image.header["image_series_index"]), image.pixels.shape, image.pixels.dtype.str

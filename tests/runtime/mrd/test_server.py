@@ -1,7 +1,10 @@
 """The MRD server as a client meets it: real sockets, a client of its own, phantoms whose answer is known."""
 
+import base64
 import contextlib
+import json
 import socket
+import struct
 import threading
 import time
 import urllib.request
@@ -11,7 +14,8 @@ import ismrmrd
 import numpy as np
 import pytest
 from udean.runtime import SuperResolver
-from udean.runtime.mrd.connection import Limits, Parameters
+from udean.runtime.mrd.connection import Parameters
+from udean.runtime.mrd.limits import Limits
 from udean.runtime.mrd.metrics import serve_metrics
 from udean.runtime.mrd.server import Server
 
@@ -254,7 +258,7 @@ def test_groups_are_volumes_and_sizes_get_series_of_their_own(address):
         (lambda m: [*m[:-1], slices("spec", frame=rotation(8))[0][5]], "read_dir"),
         (lambda m: slices("spec", frame=np.zeros((3, 3)))[0], "orthogonal"),
         (lambda m: slices("spec", frame=np.full((3, 3), np.nan))[0], "orthogonal"),
-        (lambda m: [pack_image(np.full((1, 4, 4), np.nan, np.float32), field_of_view=(4, 4, 4))], "NaN"),
+        (lambda m: [pack_image(np.full((2, 4, 4), np.nan, np.float32), field_of_view=(4, 4, 4))], "NaN"),
         (lambda m: [pack_image(np.ones((1, 4, 4), np.float32))], "field of view"),
         (lambda m: [pack_image(np.ones((1, 2, 40000), np.uint16), field_of_view=(4, 4, 4))], "65535"),
     ],
@@ -284,28 +288,153 @@ BOMB = (
 )
 
 
+SMALL = np.ones((1, 4, 4), np.uint16)
+LATIN = pack_text(5, "é").replace("é".encode(), b"\xe9\xe9")
+
+
 @pytest.mark.parametrize(
     ("bytes_sent", "word"),
     [
-        (b"\xff\xff", "Message 65535"),
-        (b"\xf0\x03" + bytes(340), "raw data"),
         (pack_text(3, "x")[:2] + b"\xff\xff\xff\xff", "4294967295"),
-        (pack_image(np.ones((1, 4, 4), np.uint16))[:200] + b"\xff" * 8, "attributes"),
-        (pack_image(np.ones((1, 4, 4), np.uint16), matrix_size=(65535, 65535, 65535)), "--max-message"),
-        (pack_image(np.ones((1, 4, 4), np.uint16), matrix_size=(0, 4, 4)), "holds nothing"),
-        (pack_image(np.ones((1, 4, 4), np.uint16), data_type=9), "data type 9"),
-        (pack_image(np.ones((1, 4, 4), np.uint16), attributes=BOMB), "document type"),
-        (pack_image(np.ones((1, 4, 4), np.uint16), attributes="<a"), "no XML"),
-        (pack_text(5, '{"position": "elsewhere"}'), "position"),
-        (pack_text(5, '{"dtype": ["x"]}'), "dtype"),
-        (pack_text(5, "é").replace(b"\xc3", b"\xff"), "UTF-8"),
+        (pack_image(SMALL)[:200] + b"\xff" * 8, "attributes"),
+        (pack_image(SMALL, matrix_size=(65535, 65535, 65535)), "--max-message"),
+        (b"\xff\xff" + bytes(100), "Message 65535"),
     ],
 )
-def test_malformed_input_is_refused_in_words(address, bytes_sent, word):
+def test_where_the_stream_is_broken_what_came_before_has_gone_back(address, bytes_sent, word):
     messages, _ = slices("spec")
-    got = talk(address, messages[0], bytes_sent, messages[1], pack_close())
-    (error,) = (t for t in texts(got) if t.startswith("ERROR"))
-    assert word in error and images(got)[0].raw == messages[0] and len(images(got)) == 1
+    got = talk(
+        address, messages[0], bytes_sent, b"x", *([] if word[0] == "M" else [messages[1], pack_close()])
+    )
+    errors = [t for t in texts(got) if t.startswith("ERROR")]
+    assert any(word in error for error in errors)
+    assert images(got)[0].raw == messages[0] and len(images(got)) == 1
+
+
+@pytest.mark.parametrize(
+    ("bytes_sent", "back", "word"),
+    [
+        (b"\xff\xff" + bytes(33), False, "Message 65535"),
+        (b"\x07\x00\x04\x00\x00\x00abcd", False, "Message 7"),
+        (pack_image(np.zeros((1, 0, 4), np.uint16)), True, "holds nothing"),
+        (pack_image(np.zeros((1, 4, 4), np.uint16)[:0], channels=1), True, "holds nothing"),
+        (pack_image(SMALL, attributes=BOMB), True, "document type"),
+        (pack_image(SMALL, attributes="<a"), True, "no XML"),
+        (pack_image(SMALL, attributes="undefined"), True, "no XML"),
+        (pack_text(5, '{"position": "HFS"}'), False, "position"),
+        (pack_text(2, '{"parameters": {"dtype": ["x"]}}'), False, "dtype"),
+        (pack_text(5, '{"originals": 7}'), False, "originals"),
+        (LATIN, False, ""),
+    ],
+)
+def test_what_cannot_be_read_is_left_out_and_all_images_come_back(address, bytes_sent, back, word):
+    messages, _ = slices("spec")
+    got = talk(address, *messages[:3], bytes_sent, *messages[3:], pack_close())
+    sent = [*messages[:3], *([bytes_sent] if back else []), *messages[3:]]
+    assert [m.raw for m in images(got)][: len(sent)] == sent
+    assert len([m for m in images(got) if m.header.image_series_index == 2]) == 12
+    errors = " ".join(t for t in texts(got) if t.startswith("ERROR"))
+    assert (word in errors) if word else not errors
+
+
+def test_an_image_of_an_unknown_type_goes_back_byte_by_byte(address):
+    messages, _ = slices("spec")
+    odd = pack_image(SMALL, data_type=9)
+    with Client(address) as client:
+        client.send(*messages[:3], odd, *messages[3:], pack_close())
+        data = b""
+        while chunk := client.socket.recv(1 << 20):
+            data += chunk
+    assert odd in data and data.endswith(pack_close()) and b"data type 9" in data
+    assert all(message in data for message in messages)
+
+
+def test_an_unknown_message_before_the_close_message_ends_nothing(address):
+    messages, _ = slices("spec")
+    got = talk(address, *messages, b"\xff\xff" + bytes(33), pack_close())
+    assert len(images(got)) == 18
+
+
+def test_raw_data_passes(address):
+    acquisition = ismrmrd.Acquisition.from_array(np.ones((3, 7), np.complex64), np.ones((7, 2), np.float32))
+    messages, _ = slices("spec")
+    raw = struct.pack("<H", 1008) + acquisition.to_bytes()
+    with Client(address) as client:
+        client.send(*messages[:3], raw, *messages[3:], pack_close())
+        data = b""
+        while chunk := client.socket.recv(1 << 20):
+            data += chunk
+    assert raw in data and b"ERROR" not in data and all(message in data for message in messages)
+
+
+def test_what_is_too_large_to_keep_passes_through():
+    messages, _ = slices("spec", dtype=np.uint16)
+    big = pack_image(np.ones((1, 300, 300), np.uint16), "<ismrmrdMeta/>")
+    for limits in (Limits(message=10_000), Limits(memory=150_000, idle=0.5)):
+        with serving(limits=limits) as server:
+            got = talk(server.address, *messages[:3], big, *messages[3:], pack_close())
+        assert [m.raw for m in images(got)][:7] == [*messages[:3], big, *messages[3:]]
+        assert any("passed on as it came" in t for t in texts(got))
+
+
+def test_originals_that_nobody_asked_for_come_back_where_nothing_replaces_them(address):
+    messages, _ = slices("spec")
+    alone, _ = slices("spec", shape=(1, 10, 10), image_series_index=5)
+    switch = pack_text(5, '{"originals": false}')
+    got = images(talk(address, switch, *messages[:2], *messages[3:], *alone, pack_close()))
+    assert [m.raw for m in got] == [*messages[:2], *messages[3:], *alone]
+    with Client(address) as client:  # and where the stream breaks off
+        client.send(switch, *messages[:2], messages[2][:90])
+        client.socket.shutdown(socket.SHUT_WR)
+        got = client.receive_all()
+    assert [m.raw for m in images(got)] == messages[:2]
+
+
+def test_a_single_slice_is_left(address):
+    messages, _ = slices("spec", shape=(1, 20, 18))
+    got = talk(address, *messages, pack_close())
+    assert [m.raw for m in images(got)] == messages and any("single slice" in t for t in texts(got))
+
+
+def test_sr_series_have_an_identity_of_their_own_and_always_the_same(address):
+    header = {
+        "00080018": {"vr": "UI", "Value": ["1.2.3.4"]},
+        "0020000E": {"vr": "UI", "Value": ["1.2.3"]},
+        "00080008": {"vr": "CS", "Value": ["ORIGINAL", "PRIMARY", "M", "ND"]},
+        "00100020": {"vr": "LO", "Value": ["77"]},
+        "00201041": {"vr": "DS", "Value": [5.0]},
+    }
+    given = ismrmrd.Meta(
+        {
+            "SeriesInstanceUID": "1.2.3", "SOPInstanceUID": "1.2.3.4", "IceMiniHead": "AAAA", "SliceNo": "7",
+            "ImageType": ["ORIGINAL", "PRIMARY", "M", "ND"], "AnatomicalSliceNo": "7", "EchoTime": "12",
+            "DicomJson": base64.b64encode(json.dumps(header).encode()).decode(),
+        }
+    ).serialize()  # fmt: skip
+
+    def made(**options):
+        messages, _ = slices("spec", attributes=given, dtype=np.uint16, **options)
+        return originals_and_sr(talk(address, *messages, pack_close()))[1]
+
+    first, again, other = made(), made(), made(contrast=3)
+    for number, image in enumerate(first):
+        marks = meta(image)
+        fields = json.loads(base64.b64decode(marks["DicomJson"][0]))
+        assert marks["ImageType"] == ["DERIVED", "SECONDARY", "M", "ND"] == fields["00080008"]["Value"]
+        assert fields["00080018"]["Value"] == marks["SOPInstanceUID"] != ["1.2.3.4"]
+        assert fields["0020000E"]["Value"] == marks["SeriesInstanceUID"] != ["1.2.3"]
+        assert marks["SliceNo"] == [str(number)] and not {"IceMiniHead", "AnatomicalSliceNo"} & set(marks)
+        assert (
+            marks["EchoTime"] == ["12"] and fields["00100020"]["Value"] == ["77"] and "00201041" not in fields
+        )
+    uids = [
+        [(meta(m)["SeriesInstanceUID"][0], meta(m)["SOPInstanceUID"][0]) for m in x]
+        for x in (first, again, other)
+    ]
+    assert uids[0] == uids[1] and len({sop for _, sop in uids[0]}) == 12 and len({s for s, _ in uids[0]}) == 1
+    assert not {sop for _, sop in uids[0]} & {sop for _, sop in uids[2]} and uids[0][0][0] != uids[2][0][0]
+    damaged = slices("spec", attributes=given.replace("AAAA", "BBBB").replace("ey", "!!"))[0]
+    assert len(originals_and_sr(talk(address, *damaged, pack_close()))[1]) == 12
 
 
 @pytest.mark.parametrize("cut", [1, 100, 206, -1])
@@ -408,16 +537,18 @@ def test_a_full_server_says_so():
 
 
 def test_memory_is_bounded_for_all_together():
-    big = pack_image(np.zeros((1, 300, 300), np.uint16), field_of_view=(1, 1, 1))
+    big = pack_image(np.zeros((2, 300, 150), np.uint16), field_of_view=(1, 1, 1))
     with serving(limits=Limits(memory=200_000, idle=0.5)) as server:
         with Client(server.address) as holder:
             holder.send(big)
             while holder.receive().kind != 1022:
                 pass
             assert 180_000 <= server.metrics.memory() <= 200_000
-            assert "no memory left" in texts(talk(server.address, big, pack_close()))[-1]
+            got = talk(server.address, big, pack_close())
+            assert "no memory left" in texts(got)[-1] and [m.raw for m in images(got)] == [big]
         assert "in all" in texts(talk(server.address, big, pack_close()))[-1]  # the SR volume's share
-        assert "200000" in texts(talk(server.address, pack_image(np.zeros((1, 400, 400), np.uint16))))[-1]
+        huge = pack_image(np.zeros((1, 400, 400), np.uint16))
+        assert "200000" in texts(talk(server.address, huge, pack_close()))[-1]
 
 
 def test_a_stop_lets_clients_finish_or_tells_them():
