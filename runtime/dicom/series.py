@@ -401,7 +401,7 @@ def _distinct(frames: list[Frame]) -> list[Frame]:
 def _alike(one: Frame, other: Frame) -> bool:
     """Whether two files hold the same voxels."""
     try:
-        return np.array_equal(*(_decode("", frame.path) for frame in (one, other)))
+        return np.array_equal(_decode("", one.path), _decode("", other.path))
     except RunError:
         return False
 
