@@ -98,7 +98,7 @@ def test_the_order_of_the_rooms_can_be_drawn(capsys):
 def test_the_import_reader_sees_what_it_should():
     assert "trainer" in {path[0] for path in imports(ROOT / "runtime/engines/checkpoint.py")}
     assert "runtime" in {path[0] for path in imports(ROOT / "trainer/checkpoint.py")}
-    assert ("runtime", "errors", "RunError") in set(imports(ROOT / "runtime/system/files.py"))
+    assert ("runtime", "errors", "RunError") in set(imports(ROOT / "runtime/scans/slices.py"))
 
 
 LIGHT = ["udean", "udean.runtime", "udean.runtime.commands.run", "udean.trainer.simulation.kspace"]
