@@ -27,38 +27,47 @@ from .cuda import CudaEngine, CudaPipeline
 from .cuda.device import GpuError
 from .engines.choose import choose_engine, cpu_model, open_engine
 from .errors import RunError
+from .pipeline import consistency as measured
 from .pipeline.content import Content, survey
 from .pipeline.engine import Engine, Library, Precision
 from .pipeline.host import HostPipeline, LrVolume, batch_size
-from .pipeline.stream import resolve_stream
+from .pipeline.stream import Band, resolve_stream
 from .pipeline.tiling import OVERLAP, Box, Tiling, Weighting, Window, tile_windows
 from .scans import intensity
 from .scans.geometry import Factors, slab_axis, voxel_factors
 from .scans.intensity import Intensities
+from .scans.noise import Noise, estimate_noise
 from .scans.output import Room, in_memory
+from .scans.rings import rings
 from .scans.scan import Header, Scan, fine_image, image_scan
 from .scans.slices import check_alone
 from .system.trace import Stopwatch, Trace, span
 
 Output = Literal["input", "float32"]
 Fallback = Literal["none", "cpu"]
+Consistency = float | Literal["auto", "off"]
 Progress = Callable[[int, int], None]
 
+
+Slab = tuple[int, NDArray[Any]]
 
 log = logging.getLogger("udean")
 
 
 @dataclass(frozen=True)
 class Options:
-    """How windows are laid and blended; see `tile_windows`.
+    """How windows are laid and blended, see `tile_windows`, and what comes after.
 
-    crop: windows over the content only; constant background around it stays as it is.
+    crop: windows over the content only; constant background around it stays as it is. consistency: how much
+    of the measured band is taken from the scan, 0 to 1 in tissue; "auto": by the scan's noise, where the
+    model's card says by which transfer the scan was made; "off": none.
     """
 
     overlap: float | tuple[float, float, float] = OVERLAP
     window: Window = None
     weighting: Weighting | tuple[Weighting, Weighting, Weighting] = "gaussian"
     crop: bool = True
+    consistency: Consistency = "auto"
 
 
 @dataclass(frozen=True)
@@ -81,10 +90,65 @@ class Timings:
 
 @dataclass(frozen=True)
 class Look:
-    """What a look through an LR volume has found. unit: the intensity that becomes 1 in the network."""
+    """What a look through an LR volume (rows, columns, slices) has found.
+
+    unit: the intensity that becomes 1 in the network. noise, rings: where the measured band is to be taken
+    from the scan, else None and no axis; see `scans.noise` and `scans.rings`.
+    """
 
     content: Content
     unit: float
+    noise: Noise | None = None
+    rings: measured.Rings = (False, False, False)
+
+
+@dataclass(frozen=True)
+class MeasuredBand:
+    """How a volume's measured band was taken from the scan, for sidecars.
+
+    weight: in tissue. noise: as a share of the intensity that becomes 1 in the network. read_off: what tells
+    the noise. rings: axes (row, column, slice) whose ends meet.
+    """
+
+    weight: float
+    noise: float
+    read_off: str
+    rings: measured.Rings
+
+    def __str__(self) -> str:
+        return f"measured band {self.weight:.0%} from the scan (noise {self.noise:.1%}, {self.read_off})"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One LR volume on its way to an SR volume, from stage to stage.
+
+    lr: voxels as stored, (rows, columns, slices); voxel · slope + inter is in the scan's units. sr: room for
+        the HR voxels, of the same order and, where they are integers, of the same slope and inter.
+    store: how voxels in the network's range become stored ones. tiling: the windows over `lr`.
+    slabs: (first HR slice, voxels (rows, columns, slices)), computed as they are asked for: float32 in the
+        network's range if `in_range`, else to be stored as they are.
+    """
+
+    lr: NDArray[Any]
+    sr: NDArray[Any]
+    look: Look
+    watch: Stopwatch
+    slope: float = 1.0
+    inter: float = 0.0
+    progress: Progress | None = None
+    store: intensity.Storage = intensity.IN_THE_NETWORKS_RANGE
+    tiling: Tiling | None = None
+    slabs: Iterable[Slab] = ()
+    in_range: bool = False
+
+    @property
+    def volume(self) -> LrVolume:
+        """The LR voxels as the network sees them."""
+        return LrVolume(self.lr, self.slope / self.look.unit, self.inter / self.look.unit)
+
+    def replace(self, **changes: Any) -> Task:
+        return dataclasses.replace(self, **changes)
 
 
 class SuperResolver:
@@ -92,8 +156,9 @@ class SuperResolver:
 
     engine: a model file (.plan, .onnx, checkpoint) or None for the embedded model, which is loaded and run
     once, so that no volume waits for that; or an open engine.
-    device, precision, threads and library are `choose_engine`'s; overlap, window, weighting and crop
-    `Options`'. fallback: "cpu" to go on without a GPU that fails. trace: told when each stage was at work.
+    device, precision, threads and library are `choose_engine`'s; overlap, window, weighting, crop and
+    consistency `Options`'. fallback: "cpu" to go on without a GPU that fails. trace: told when each stage was
+    at work.
     Threads take turns at the engine.
     Leaving a `with` block, or `close`, lets go of the engine and its memory. Raises RunError with what the
     user can do.
@@ -112,7 +177,12 @@ class SuperResolver:
         crop: bool = True,
         fallback: Fallback = "none",
         trace: Trace | None = None,
+        consistency: Consistency = "auto",
     ) -> None:
+        if not (
+            consistency in ("auto", "off") or (isinstance(consistency, int | float) and 0 <= consistency <= 1)
+        ):
+            raise RunError(f"The consistency is auto, off or a number from 0 to 1, not '{consistency}'.")
         self.trace = trace
         self._fallback: Callable[[], Engine] | None = None
         loading = engine is None or isinstance(engine, str | Path)
@@ -128,7 +198,7 @@ class SuperResolver:
         self._engine: Engine | CudaEngine | None = engine
         self._pipeline: HostPipeline | CudaPipeline | None = _pipeline(engine)
         self.card = engine.card
-        self.options = Options(overlap, window, weighting, crop)
+        self.options = Options(overlap, window, weighting, crop, consistency)
         self._turn = threading.Lock()
         self._last = threading.local()
         try:
@@ -173,7 +243,7 @@ class SuperResolver:
         _check(volume)
         start, watch = time.perf_counter(), Stopwatch(self.trace)
         sr = np.empty(self.tiling(_triple(volume.shape)).fine_shape, _stored_dtype(volume.dtype, dtype), "F")
-        self._resolve(volume, sr, 1.0, 0.0, 2, self._look(volume, 2, 1.0, 0.0), watch, progress)
+        self._resolve(Task(volume, sr, self._look(volume, 2, 1.0, 0.0), watch, progress=progress))
         self._note(start, watch)
         return sr
 
@@ -214,7 +284,8 @@ class SuperResolver:
             intensities,
             self.tiling,
             lambda given: _stored_dtype(given, dtype),
-            self._compute,
+            self._run,
+            self._stream_band(intensities),
             watch,
         )
         self._note(start, watch)
@@ -228,7 +299,8 @@ class SuperResolver:
         look = self._look(volume, 2, 1.0, 0.0)
         if look.content.low == look.content.high:
             raise RunError("A constant volume says nothing about intensities: take one that shows something.")
-        return Intensities(look.unit, look.content.low.item(), look.content.high.item())
+        low, high = look.content.low.item(), look.content.high.item()
+        return Intensities(look.unit, low, high, look.noise.sigma if look.noise else 0.0, look.rings)
 
     def image(self, image: SpatialImage, dtype: Output = "input", axis: int | None = None) -> Nifti1Image:
         """Resolve a nibabel image. axis: that across the slices, by default the coarsest."""
@@ -258,7 +330,8 @@ class SuperResolver:
             volumes = _volumes(scan.voxels())
         try:
             for lr, fine, look in zip(volumes, _volumes(sr), looks, strict=True):
-                self._resolve(lr, fine, scan.slope, scan.inter, axis, look, watch, progress)
+                lr, fine = np.moveaxis(lr, axis, 2), np.moveaxis(fine, axis, 2)
+                self._resolve(Task(lr, fine, look, watch, scan.slope, scan.inter, progress))
         except intensity.IntensityError as error:
             raise RunError(f"{scan.name}: {error}") from None
         self._note(start, watch)
@@ -280,7 +353,8 @@ class SuperResolver:
     def describe(self) -> str:
         """The model and what runs it, in one line."""
         scale = "x".join(map(str, self.card.scale))
-        return f"{self.card.name} ({self.card.method}, {scale}): {self.engine.info}"
+        held = "" if self._holds else ", measured band left to the network"
+        return f"{self.card.name} ({self.card.method}, {scale}): {self.engine.info}{held}"
 
     def tiling(self, shape: tuple[int, int, int]) -> Tiling:
         """The windows of an LR volume (rows, columns, slices) that is all content."""
@@ -297,70 +371,155 @@ class SuperResolver:
         rows, columns, slices = (scan.shape[n] for n in _order(axis))
         return axis, factors, self.tiling((rows, columns, slices))
 
-    def _resolve(
-        self,
-        voxels: NDArray[Any],
-        sr: NDArray[Any],
-        slope: float,
-        inter: float,
-        axis: int,
-        look: Look,
-        watch: Stopwatch,
-        progress: Progress | None,
-    ) -> None:
-        """Fill the SR voxels from the LR ones, both as stored, (i, j, k), slices along `axis`.
+    def _resolve(self, task: Task) -> None:
+        """Fill the SR voxels of a task.
 
-        Constant background, and so a constant volume, holds nothing to restore and stays what it is. The
-        windows cover the content alone: they lie alike however much background there is.
+        What a volume goes through is this list. A stage takes a task and returns it with what it has done;
+        those after `_lay_windows` pass slabs on as they are asked for, so that none holds a volume.
         """
-        lr, target = np.moveaxis(voxels, axis, 2), np.moveaxis(sr, axis, 2)
-        content = look.content
-        in_units = sr.dtype.kind == "f"
-        background = content.background * slope + inter if in_units else content.background
+        content = task.look.content
         if content.low == content.high:
-            target[...] = background
+            # A constant volume holds nothing to restore and stays what it is.
+            task.sr[...] = self._background(task)
             return
+        for stage in (self._crop_to_content, self._lay_windows):
+            task = stage(task)
+        self._compute(task)
 
-        unit = look.unit
-        store = intensity.storage(sr.dtype, unit, slope, inter, content.low, content.high)
-        box = self.tiling(_triple(lr.shape)).around(content.box)
-        fine, seen = self._surround(target, box, background), lr[box]
-        volume, tiling = LrVolume(seen, slope / unit, inter / unit), self.tiling(_triple(seen.shape))
-        self._compute(fine, volume, tiling, store, watch, progress)
-
-    def _compute(
-        self,
-        fine: NDArray[Any],
-        volume: LrVolume,
-        tiling: Tiling,
-        store: intensity.Storage,
-        watch: Stopwatch,
-        progress: Progress | None = None,
-    ) -> None:
-        """Fill the SR voxels when it is this thread's turn, without a GPU that fails if that may be."""
+    def _compute(self, task: Task) -> None:
+        """The stages that need the engine, when it is this thread's turn; without a GPU that fails if that
+        may be."""
         with self._turn:
             try:
-                self._fill(fine, volume, tiling, store, watch, progress)
+                self._pass_slabs(task)
             except GpuError as error:
                 self._engine, self._pipeline = self._without_gpu(error)
-                self._fill(fine, volume, tiling, store, watch, progress)
+                self._pass_slabs(task)
 
-    def _fill(
-        self,
-        fine: NDArray[Any],
-        volume: LrVolume,
-        tiling: Tiling,
-        store: intensity.Storage,
-        watch: Stopwatch,
-        progress: Progress | None,
-    ) -> None:
-        """Run the pipeline; fine: where the stored voxels go."""
+    def _pass_slabs(self, task: Task) -> None:
+        with contextlib.ExitStack() as opened:
+            for stage in (self._restore_windows, self._hold_measured, self._to_units):
+                task = stage(task)
+                if isinstance(task.slabs, Generator):
+                    opened.enter_context(contextlib.closing(task.slabs))
+            self._fill(task)
+
+    def _crop_to_content(self, task: Task) -> Task:
+        """Constant background stays what it is, and everything else is done in the box that is left.
+
+        So windows lie alike however much background there is.
+        """
+        content, slope = task.look.content, task.slope
+        store = intensity.storage(task.sr.dtype, task.look.unit, slope, task.inter, content.low, content.high)
+        box = self.tiling(_triple(task.lr.shape)).around(content.box)
+        sr = self._surround(task.sr, box, self._background(task))
+        # What was cut off was one value: the ends of what is left meet.
+        cut = [p.stop - p.start < n for p, n in zip(box, task.lr.shape, strict=True)]
+        meet = [ring or c for ring, c in zip(task.look.rings, cut, strict=True)]
+        look = dataclasses.replace(task.look, rings=tuple(meet))
+        return task.replace(lr=task.lr[box], sr=sr, store=store, look=look)
+
+    def _lay_windows(self, task: Task) -> Task:
+        return task.replace(tiling=self.tiling(_triple(task.lr.shape)))
+
+    def _restore_windows(self, task: Task) -> Task:
+        """The network, window by window, and the blending of what it answers."""
         if self._pipeline is None:
             raise RunError("This SuperResolver is closed: open another.")
-        with contextlib.closing(self._pipeline.slabs(volume, tiling, store, watch, progress)) as slabs:
-            for first, voxels in slabs:
-                with watch.time("blend"):
-                    fine[:, :, first : first + voxels.shape[2]] = voxels
+        assert task.tiling is not None
+        in_range = task.look.noise is not None
+        store = intensity.IN_THE_NETWORKS_RANGE if in_range else task.store
+        slabs = self._pipeline.slabs(task.volume, task.tiling, store, task.watch, task.progress)
+        return task.replace(slabs=slabs, in_range=in_range)
+
+    def _hold_measured(self, task: Task) -> Task:
+        """The measured band from the scan; see `pipeline.consistency`."""
+        weight = self.weight(task.look, task.slope, task.inter)
+        if weight is None:
+            return task
+        planes = ((first, np.moveaxis(voxels, 2, 0)) for first, voxels in task.slabs)
+        held = self._band(planes, task.volume.plane, _triple(task.lr.shape), weight, task.look.rings)
+        return task.replace(slabs=((first, np.moveaxis(slab, 0, 2)) for first, slab in held))
+
+    def _to_units(self, task: Task) -> Task:
+        """From the network's range to stored voxels, where the pipeline has not done so."""
+        if not task.in_range:
+            return task
+        slabs = ((first, task.store.restore(voxels)) for first, voxels in task.slabs)
+        return task.replace(slabs=slabs, in_range=False)
+
+    def _fill(self, task: Task) -> None:
+        for first, voxels in task.slabs:
+            with task.watch.time("blend"):
+                task.sr[:, :, first : first + voxels.shape[2]] = voxels
+
+    def _run(
+        self, sr: NDArray[Any], volume: LrVolume, tiling: Tiling, store: intensity.Storage, watch: Stopwatch
+    ) -> None:
+        """The network alone over a volume that has no more to it, such as a stream's slab."""
+        look = Look(Content(0, 1, 0, _whole(volume.voxels.shape)), 1.0)
+        self._compute(
+            Task(volume.voxels, sr, look, watch, volume.gain, volume.offset, store=store, tiling=tiling)
+        )
+
+    def weight(self, look: Look, slope: float = 1.0, inter: float = 0.0) -> measured.Weight | None:
+        """How much of a volume's measured band is taken from it; None if it is left to the network."""
+        if look.noise is None:
+            return None
+        given = self.options.consistency
+        share = None if given == "auto" else float(given)
+        low = min(look.content.low * slope, look.content.high * slope) + inter
+        return measured.weight(look.noise.sigma / look.unit, low >= 0, share)
+
+    def measured_band(self, scan: Scan, looks: Sequence[Look]) -> list[MeasuredBand]:
+        """How the measured band of a scan that was looked through is held, by volume; empty if it is not."""
+        held = []
+        for look in looks:
+            weight = self.weight(look, scan.slope, scan.inter)
+            if look.noise and weight:
+                noise = round(look.noise.sigma / look.unit, 5)
+                held.append(MeasuredBand(round(weight.share, 4), noise, look.noise.source, look.rings))
+        return held
+
+    @property
+    def why_unheld(self) -> str:
+        """Why the measured band is left to the network, where it is."""
+        if self.options.consistency == "off":
+            return "left to the network, as asked for"
+        if not self._holds:
+            return "left to the network: the model's card does not say what the scan measures"
+        return "nothing to hold: the volume is constant"
+
+    @property
+    def _holds(self) -> bool:
+        """Whether the measured band is taken from scans."""
+        given = self.options.consistency
+        return given != "off" and (given != "auto" or self.card.consistency == "truncation")
+
+    def _band(
+        self,
+        slabs: Iterable[tuple[int, NDArray[np.float32]]],
+        lr_plane: Callable[[int], NDArray[np.float32]],
+        shape: tuple[int, int, int],
+        weight: measured.Weight,
+        meet: measured.Rings,
+    ) -> Generator[tuple[int, NDArray[np.float32]]]:
+        return measured.hold_measured(slabs, lr_plane, shape, self.card.scale, self.card.grid, weight, meet)
+
+    def _stream_band(self, known: Intensities) -> Band | None:
+        """The measured band of a stream; its slices are no ring, since the first cannot wait for the last."""
+        if not self._holds:
+            return None
+        look = Look(
+            Content(known.low, known.high, 0, _whole((1, 1, 1))), known.unit, Noise(known.noise, "air")
+        )
+        weight, meet = self.weight(look), (known.rings[0], known.rings[1], False)
+        assert weight is not None
+        return lambda slabs, lr_plane, shape: self._band(slabs, lr_plane, shape, weight, meet)
+
+    def _background(self, task: Task) -> Any:
+        value = task.look.content.background
+        return value * task.slope + task.inter if task.sr.dtype.kind == "f" else value
 
     def seconds_per_window(self, tiling: Tiling) -> float:
         """How long the network takes for one of a tiling's windows, measured on a batch of noise."""
@@ -379,7 +538,7 @@ class SuperResolver:
         volume = LrVolume(np.random.default_rng(0).random(shape, np.float32))
         windows = tile_windows(shape, self.card, 0.0, shape[:2])
         watch = Stopwatch()
-        self._compute(
+        self._run(
             np.empty(windows.fine_shape, np.float32), volume, windows, intensity.IN_THE_NETWORKS_RANGE, watch
         )
         return watch
@@ -396,11 +555,13 @@ class SuperResolver:
         lr = np.moveaxis(voxels, axis, 2)
         content = survey(lr)
         if not self.options.crop:
-            rows, columns, slices = (slice(0, n) for n in lr.shape)
-            content = dataclasses.replace(content, box=(rows, columns, slices))
+            content = dataclasses.replace(content, box=_whole(lr.shape))
         if content.low == content.high:
             return Look(content, 1.0)
-        return Look(content, intensity.unit(lr, self.card.intensity, slope, inter))
+        unit = intensity.unit(lr, self.card.intensity, slope, inter)
+        if not self._holds:
+            return Look(content, unit)
+        return Look(content, unit, estimate_noise(lr, unit, slope, inter), rings(lr))
 
     def _surround(self, target: NDArray[Any], box: Box, background: Any) -> NDArray[Any]:
         """Fill what lies outside a box of LR voxels; returns the view inside of it."""
@@ -423,6 +584,11 @@ class SuperResolver:
 
 def _pipeline(engine: Engine | CudaEngine) -> HostPipeline | CudaPipeline:
     return HostPipeline(engine) if callable(engine) else CudaPipeline(engine)
+
+
+def _whole(shape: tuple[int, ...]) -> Box:
+    rows, columns, slices = (slice(0, n) for n in shape)
+    return rows, columns, slices
 
 
 def _order(axis: int) -> list[int]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..runtime.errors import RunError
+from ..runtime.models.card import Consistency
 from ..runtime.system.typed import Mismatch, typed
 from .machine import Precision
 from .methods import METHODS, Name, Weights
@@ -43,6 +44,8 @@ class Data:
     misalign: move and shrink the source scans first, as the paper does. register: of pairs, bring the HR scan
         rigidly onto the LR scan.
     bad_scans: "stop", or "skip" with a warning.
+    consistency: what LR scans are of HR ones, for the card: "truncation" of k-space lets the runtime take the
+    band that a scan measured from the scan; "off" if that is not known.
     slab_axes: array axes along which slabs are cut, drawn by turns. augment: flips and transposes in plane.
     """
 
@@ -57,6 +60,7 @@ class Data:
     bad_scans: Literal["stop", "skip"] = "stop"
     slab_axes: tuple[int, ...] = (2,)
     augment: bool = True
+    consistency: Consistency = "off"
     described_as: str = "unspecified scans"
 
 

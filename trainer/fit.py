@@ -234,6 +234,7 @@ def describe(config: Config, network: SuperResolution, values: dict[str, float])
         parameters=parameter_count(network),
         toolkit=__version__,
         trained_on=config.data.described_as,
+        consistency=config.data.consistency,
         quality={k: round(v, 4) for k, v in values.items() if k.startswith("validation")},
     )
 

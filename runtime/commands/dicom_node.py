@@ -40,6 +40,7 @@ def serve(
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     threads: options.Threads = None,
+    consistency: options.Consistency = "auto",
     debug: options.Debug = False,
 ) -> None:
     """Restore MR series that arrive, and send the results on. Research only, not for diagnosis."""
@@ -50,7 +51,10 @@ def serve(
     settings = Settings(
         me, Peer.parse(to), tuple(allow), spool, quiet, retry, tls_certificate, tls_key, tls_authority
     )
-    with SuperResolver(engine, device, precision, threads=threads, library=library) as resolve:
+    held = options.consistency(consistency)
+    with SuperResolver(
+        engine, device, precision, threads=threads, library=library, consistency=held
+    ) as resolve:
         node = Node(resolve, settings)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: node.stop())

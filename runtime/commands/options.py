@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .. import resolver
+from ..errors import RunError
 from ..pipeline import engine
 
 Model = Annotated[
@@ -16,4 +18,22 @@ Library = Annotated[engine.Library, typer.Option(help="What runs an .onnx.")]
 Device = Annotated[str, typer.Option(help="Where the network runs: auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[engine.Precision, typer.Option(help="Of the network's arithmetic.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Of the network. (default: all cores)")]
+Consistency = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|off|W",
+        help="How much of the band that the scan measured is taken from it: by its noise, nothing, or W from "
+        "0 to 1.",
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+def consistency(text: str) -> resolver.Consistency:
+    """ "auto", "off" or a number, as `SuperResolver` takes it."""
+    if text == "auto" or text == "off":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise RunError(f"--consistency takes auto, off or a number from 0 to 1, not '{text}'.") from None

@@ -81,6 +81,7 @@ def run(
     crop: Annotated[
         bool, typer.Option("--crop/--no-crop", help="Leave out constant background around the content.")
     ] = True,
+    consistency: options.Consistency = "auto",
     slab_axis: Annotated[
         Literal["auto", "i", "j", "k"], typer.Option(help="Voxel axis across the slices; auto: the coarsest.")
     ] = "auto",
@@ -153,6 +154,7 @@ def run(
         crop=crop,
         fallback=fallback,
         trace=trace,
+        consistency=options.consistency(consistency),
     )
     settings = Settings(dtype, AXES[slab_axis], series, overwrite, debug)
     if dry_run:

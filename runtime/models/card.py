@@ -21,6 +21,7 @@ INTENDED_USE = "research only, not for diagnosis"
 
 Grid = Literal["fft", "center"]
 Precision = Literal["fp32", "fp16", "int8"]
+Consistency = Literal["off", "truncation"]
 
 
 class CardError(RunError, ValueError):
@@ -40,6 +41,8 @@ class ModelCard:
     precision: of weights and activations in the graph.
     parameters: number of learned values in LR encoder and SR decoder.
     checkpoint: SHA-256 (hex) of the checkpoint file from which the model was exported, "" inside it.
+    consistency: what the LR scan is of the HR one, so that its band can be taken from it after the network:
+        "truncation" of k-space, or "off" if that is not known; see `runtime.pipeline.consistency`.
     quality: measured figures by name, such as {"icbm152.psnr": 35.2}.
     parity: deviation from the float32 PyTorch network by engine, measured at export.
     """
@@ -57,6 +60,7 @@ class ModelCard:
     toolkit: str
     trained_on: str
     checkpoint: str = ""
+    consistency: Consistency = "off"
     quality: dict[str, float] = field(default_factory=dict)
     parity: dict[str, dict[str, float]] = field(default_factory=dict)
     intended_use: str = INTENDED_USE

@@ -41,6 +41,17 @@ class LrVolume:
     gain: float = 1.0
     offset: float = 0.0
 
+    def in_range(self) -> NDArray[np.float32]:
+        """A copy of the voxels in the network's range."""
+        values = self.voxels.astype(np.float32)
+        values *= np.float32(self.gain)
+        values += np.float32(self.offset)
+        return values
+
+    def plane(self, k: int) -> NDArray[np.float32]:
+        """Slice k (rows, columns) in the network's range."""
+        return LrVolume(self.voxels[:, :, k], self.gain, self.offset).in_range()
+
 
 class HostPipeline:
     """Resolves volumes by an engine of the processor; one at a time."""
@@ -122,10 +133,8 @@ def buffer_nbytes(tiling: Tiling) -> int:
 def windows(volume: LrVolume, tiling: Tiling) -> Iterator[Planes]:
     """The LR windows (slab, rows, columns) of a tiling, in its order; views, valid until the next one."""
     for k in range(len(tiling.slices.starts)):
-        slab = _slab(volume, tiling, k).astype(np.float32)
-        slab *= np.float32(volume.gain)
-        slab += np.float32(volume.offset)
-        yield from _cut(slab, tiling)
+        slab = LrVolume(_slab(volume, tiling, k), volume.gain, volume.offset)
+        yield from _cut(slab.in_range(), tiling)
 
 
 def contents(volume: LrVolume, tiling: Tiling) -> list[Hashable]:

@@ -21,6 +21,8 @@ from .host import LrVolume, Planes, blend_slabs
 from .tiling import Tiling
 
 Run = Callable[[NDArray[Any], LrVolume, Tiling, Storage, Stopwatch], None]
+Slabs = Iterable[tuple[int, Planes]]
+Band = Callable[[Slabs, Callable[[int], Planes], tuple[int, int, int]], Slabs]
 
 
 def resolve_stream(
@@ -30,12 +32,14 @@ def resolve_stream(
     planned: Callable[[tuple[int, int, int]], Tiling],
     stored: Callable[[np.dtype[Any]], np.dtype[Any]],
     run: Run,
+    band: Band | None,
     watch: Stopwatch,
 ) -> Generator[NDArray[Any]]:
     """Yield the HR slices (s·rows, s·columns) in order; they are the caller's to keep.
 
     slices: `count` LR slices (rows, columns). planned: the windows of a volume; stored: the output's dtype
     for the input's; run: fills an array (rows, columns, slices) with what the pipeline makes of a volume.
+    band: takes the measured band of SR slabs from LR planes, given by number, of a volume of this shape.
     Raises RunError for slices that make no volume.
     """
     source = iter(slices)
@@ -46,11 +50,19 @@ def resolve_stream(
     alone = Tiling(tiling.rows, tiling.columns, tiling.slices.alone)
     slab = np.empty(alone.fine_shape[2:] + alone.fine_shape[:2], np.float32)
     voxels = np.empty((tiling.slices.window, rows, columns), held[0].dtype)
+    measured: dict[int, NDArray[Any]] = {}  # slices whose SR slices are still to come, where `band` is given
+
+    def lr_plane(k: int) -> Planes:
+        return LrVolume(measured[k], 1.0 / intensities.unit).in_range()
 
     def slabs() -> Iterator[Planes]:
+        due = 0
         for k, start in enumerate(tiling.slices.starts):
             for n in range(max(held) + 1, min(start + tiling.slices.window, count)):
                 held[n] = next(arriving)
+            if band:
+                measured.update((n, p) for n, p in held.items() if n >= due)
+                due = max(held) + 1
             for place, n in enumerate(tiling.slices.source(k)):
                 voxels[place] = held[n]
             for n in [n for n in held if n < start]:
@@ -59,10 +71,16 @@ def resolve_stream(
             run(np.moveaxis(slab, 0, 2), volume, alone, IN_THE_NETWORKS_RANGE, watch)
             yield slab
 
-    for _, planes in blend_slabs(tiling.slices, slabs(), watch):
+    blended: Slabs = blend_slabs(tiling.slices, slabs(), watch)
+    if band:
+        blended = band(blended, lr_plane, (rows, columns, count))
+    for first, planes in blended:
         with watch.time("blend"):
-            restored = intensities.storage(dtype, voxels).restore(planes).astype(dtype)
+            seen = np.stack([*measured.values(), voxels[-1]]) if band else voxels
+            restored = intensities.storage(dtype, seen).restore(planes).astype(dtype)
         yield from restored
+        for n in [n for n in measured if (n + 1) * tiling.slices.scale <= first + len(planes)]:
+            del measured[n]
     if next(source, None) is not None:
         raise RunError(f"The stream goes on after the {count} slices that were announced.")
 

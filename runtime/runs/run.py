@@ -236,9 +236,11 @@ def _write(resolved: Resolved, resolve: SuperResolver) -> Outcome:
         timings = dataclasses.replace(resolved.timings, write=end - start, total=end - loaded.start)
         stamp = job.stamps()[1]
         digest = job.result_digest()
-        write_json(job.sidecar, _sidecar(job, loaded.request, digest, resolve, timings))
+        write_json(job.sidecar, _sidecar(loaded, digest, resolve, timings))
     coarse, fine = loaded.scan.shape, loaded.header.get_data_shape()
     size = " x ".join(map(str, coarse)) + " to " + " x ".join(map(str, fine))
+    for held in resolve.measured_band(loaded.scan, loaded.looks)[:1]:
+        size += f", {held}"
     traces = Fingerprint(loaded.stamp, loaded.request.input_sha256), Fingerprint(stamp, str(digest))
     return Outcome(job, "written", size, timings, *traces)
 
@@ -338,10 +340,10 @@ def _request(digest: str, resolve: SuperResolver, settings: Settings) -> Request
     )
 
 
-def _sidecar(
-    job: Job, request: Request, digest: str | None, resolve: SuperResolver, timings: Timings
-) -> dict[str, Any]:
+def _sidecar(loaded: Loaded, digest: str | None, resolve: SuperResolver, timings: Timings) -> dict[str, Any]:
     """What a BIDS derivative's sidecar holds, and all that is needed to make the scan again."""
+    job, request = loaded.job, loaded.request
+    held = resolve.measured_band(loaded.scan, loaded.looks)
     scale = " x ".join(map(str, resolve.card.scale))
     return {
         "Description": "Super-resolution by a trained network: " + resolve.card.intended_use,
@@ -361,6 +363,7 @@ def _sidecar(
                 "numpy": np.__version__,
                 "nibabel": nib.__version__,
             },
+            "measured_band": [dataclasses.asdict(band) for band in held] or resolve.why_unheld,
             "timings": dataclasses.asdict(timings),
         },
     }

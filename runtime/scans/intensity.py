@@ -69,17 +69,22 @@ class Intensities:
     """What a whole volume says about its intensities, which a stream has to be told before its first slice.
 
     unit: the intensity that becomes 1 inside the network, see `unit`. low, high: smallest and largest voxel;
-    by default those of any magnitude image. Raises IntensityError for values that no volume has.
+    by default those of any magnitude image. noise: standard deviation of a real channel, see `scans.noise`.
+    rings: (row, column, slice) axes whose ends meet, see `scans.rings`. Raises IntensityError for values that
+    no volume has.
     """
 
     unit: float
     low: float = 0.0
     high: float = np.inf
+    noise: float = 0.0
+    rings: tuple[bool, bool, bool] = (False, False, False)
 
     def __post_init__(self) -> None:
-        if not (np.isfinite(self.unit) and self.unit > 0 and self.low <= self.high):
+        if not (np.isfinite(self.unit) and self.unit > 0 and self.low <= self.high and self.noise >= 0):
             raise IntensityError(
-                f"Intensities need a unit above 0 and low <= high, not {self.unit}, {self.low}, {self.high}."
+                "Intensities need a unit above 0, low <= high and a noise of 0 or more, not "
+                f"{self.unit}, {self.low}, {self.high}, {self.noise}."
             )
 
     def storage(self, dtype: np.dtype[Any], seen: NDArray[Any]) -> Storage:

@@ -1,0 +1,345 @@
+"""The measured band stays measured: what the LR scan says of the SR volume is taken from the scan.
+
+An LR scan is a measurement. If it is the HR volume with its k-space truncated (the card's `consistency` is
+"truncation"), then the low band of the SR volume is known up to noise, and the network adds only what was not
+measured:
+
+    SR + w·U(LR - D(SR))        D: truncate k-space, to the LR grid; U: sinc interpolation, to the HR grid
+
+U(LR) is the zero-filled scan and U(D(SR)) the low band of SR. Both are separable. In a plane they are FFTs,
+axis by axis, each cropped before the next one, so that most of the work is never done. Across the slices they
+are windowed sincs of REACH LR slices to either side, so that planes go through as they come, and a volume
+never has to be held. Only where the slices are a ring, whose first one needs the last one, is the sinc exact,
+if memory allows.
+
+w weighs the network's error in the band against the noise of the scan (Wiener). One number for all
+frequencies: a weight for each gained 0.015 dB at 0 to 3 % of noise. Where there is no signal, a magnitude
+image holds rectified noise and ringing, which measure nothing: w falls to 0 in air.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..models.card import Grid
+from ..system.threads import cores
+
+Planes = NDArray[np.float32]
+Rings = tuple[bool, bool, bool]
+Taps = tuple[list[int], list[float]]  # slice numbers and their weights
+
+REACH = 12  # LR slices to either side that a windowed sinc takes in
+TAPER = 4.0  # of its Kaiser window
+MARGIN = 8  # LR voxels in a plane over which one end of it turns into the other, at least
+# RMS error of a network in the measured band, in tissue, as a share of the unit: noise of this size halves w.
+NETWORK_ERROR = 0.01
+AIR, TISSUE = 0.05, 0.1  # shares of the unit below which a magnitude is air, and above which it is tissue
+WHOLE = 1 << 28  # HR voxels of a ring of slices that are held all at once, for its exact sinc
+NOISE_IN_AIR = 2.0  # a magnitude of pure noise has a mean of 1.25 times the noise
+
+
+@dataclass(frozen=True)
+class Weight:
+    """How far to trust the scan. share: w in tissue, 0..1. air, tissue: magnitudes in the network's range
+    between which w rises from 0 to the share; both 0 for images that are no magnitudes."""
+
+    share: float
+    air: float = 0.0
+    tissue: float = 0.0
+
+
+def weight(noise: float, magnitude: bool, share: float | None = None) -> Weight:
+    """The weight for a scan of this noise (standard deviation of a real channel, as a share of the unit).
+
+    magnitude: whether it has no negative voxels. share: in tissue, by default the Wiener filter's.
+    """
+    if share is None:
+        share = 1 / (1 + (noise / NETWORK_ERROR) ** 2)
+    if not magnitude:
+        return Weight(share)
+    air = max(AIR, NOISE_IN_AIR * noise)
+    return Weight(share, air, air * TISSUE / AIR)
+
+
+def hold_measured(
+    slabs: Iterable[tuple[int, Planes]],
+    lr_plane: Callable[[int], Planes],
+    shape: tuple[int, int, int],
+    scale: tuple[int, int, int],
+    grid: Grid,
+    weigh: Weight,
+    rings: Rings = (False, False, False),
+) -> Generator[tuple[int, Planes]]:
+    """Take the measured band of an SR volume from its LR scan, as the SR planes come.
+
+    slabs: (first HR slice, float32 (slices, rows, columns) in the network's range), in order; beginning
+        again at 0 starts afresh. lr_plane(k): LR slice k (rows, columns) in the same range, asked for in
+        order, and once.
+    shape, scale: LR voxels, and HR voxels per LR voxel, along (row, column, slice). rings: the axes along
+        which the end joins the beginning, see `scans.rings`; along others the volume goes on as its
+        reflection.
+    Yields slabs of the same kind up to 2·REACH LR slices later, and memory is that of as many planes. Where
+    the slices are a ring, those near the ends come last.
+    """
+    rows, columns, count = shape
+    plane = _Plane((rows, columns), scale[:2], grid, rings[:2])
+    exact = rings[2] and rows * columns * count * math.prod(scale) <= WHOLE
+    across = _Across(count, scale[2], grid, rings[2], exact)
+    downs = [across.down(k) for k in range(count)]
+    ups = [across.up(z) for z in range(count * scale[2])]
+    stage = _Passing(plane, downs, ups, weigh)
+    arrived = 0
+    with ThreadPoolExecutor(cores(), "measured band") as pool:
+        for first, slab in slabs:
+            if first < arrived:
+                stage = _Passing(plane, downs, ups, weigh)
+            numbers = range(first, arrived := first + len(slab))
+            for z, seen in zip(numbers, pool.map(plane.down, slab), strict=True):
+                stage.arrive(z, slab[z - first], seen)
+            for k in range(-(-first // scale[2]), -(-arrived // scale[2])):
+                stage.lr[k] = lr_plane(k)
+            stage.compare(pool)
+            for run in _runs(stage.ready()):
+                yield run[0], np.stack(list(pool.map(stage.corrected, run)))
+            stage.forget()
+
+
+class _Passing:
+    """The planes on their way: each is kept until nothing that is still to be computed needs it."""
+
+    def __init__(self, plane: _Plane, downs: list[Taps], ups: list[Taps], weigh: Weight) -> None:
+        self.lr: dict[int, Planes] = {}  # slices whose HR slices have not all come
+        self._plane, self._downs, self._ups, self._weigh = plane, downs, ups, weigh
+        self._waiting: dict[int, Planes] = {}  # SR planes to be corrected
+        self._seen: dict[int, Planes] = {}  # as the scanner would see them
+        self._missing: dict[int, Planes] = {}  # what the scan has and SR has not, by LR slice
+        self._need_seen = Counter(z for numbers, _ in downs for z in numbers)
+        self._need_missing = Counter(k for numbers, _ in ups for k in numbers)
+
+    def arrive(self, z: int, sr: Planes, seen: Planes) -> None:
+        self._waiting[z] = sr.copy()
+        self._seen[z] = seen
+
+    def compare(self, pool: ThreadPoolExecutor) -> None:
+        """What is missing from the SR volume at the LR slices whose HR slices have all come."""
+
+        def compared(k: int) -> Planes:
+            return _missing(self.lr[k], _sum(self._downs[k], self._seen), self._weigh)
+
+        known = [k for k in self.lr if all(z in self._seen for z in self._downs[k][0])]
+        self._missing |= zip(known, pool.map(compared, known), strict=True)
+        for k in known:
+            del self.lr[k]
+            self._need_seen.subtract(self._downs[k][0])
+
+    def ready(self) -> list[int]:
+        return [z for z in self._waiting if all(k in self._missing for k in self._ups[z][0])]
+
+    def corrected(self, z: int) -> Planes:
+        return self._waiting[z] + self._plane.up(_sum(self._ups[z], self._missing))
+
+    def forget(self) -> None:
+        """Let go of what has been yielded, and of what nothing needs any more."""
+        for z in self.ready():
+            del self._waiting[z]
+            self._need_missing.subtract(self._ups[z][0])
+        self._seen = {z: p for z, p in self._seen.items() if self._need_seen[z]}
+        self._missing = {k: p for k, p in self._missing.items() if self._need_missing[k]}
+
+
+def _runs(numbers: list[int]) -> list[list[int]]:
+    """Ascending numbers, cut where one is left out."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return runs
+
+
+def _missing(lr: Planes, seen: Planes, weigh: Weight) -> Planes:
+    """What the scan has and the SR volume, seen by the scanner, has not; weighted."""
+    found = lr - seen
+    found *= np.float32(weigh.share)
+    if weigh.tissue > weigh.air:
+        signal = np.abs(lr)
+        for axis in (0, 1, 0, 1):  # twice a binomial filter: a Gaussian of one voxel
+            signal = _smooth(signal, axis)
+        found *= np.clip((signal - weigh.air) / np.float32(weigh.tissue - weigh.air), 0, 1)
+    return found
+
+
+def _smooth(plane: Planes, axis: int) -> Planes:
+    """A binomial filter (1, 2, 1) / 4 along one axis; the plane goes on as its end voxels."""
+    if plane.shape[axis] == 1:
+        return plane
+    padded = np.pad(plane, [(1, 1) if a == axis else (0, 0) for a in range(2)], mode="edge")
+    before, after = (np.take(padded, range(i, i + plane.shape[axis]), axis) for i in (0, 2))
+    return (0.25 * before + 0.5 * plane + 0.25 * after).astype(np.float32)
+
+
+def _sum(taps: tuple[list[int], list[float]], planes: dict[int, Planes]) -> Planes:
+    """Σ weight · plane, in the order of the taps."""
+    numbers, weights = taps
+    total = planes[numbers[0]] * np.float32(weights[0])
+    for number, w in zip(numbers[1:], weights[1:], strict=True):
+        total += planes[number] * np.float32(w)
+    return total
+
+
+class _Across:
+    """Sincs across the slices, with the LR scan's band edge: windowed, or exact over the whole of a ring."""
+
+    def __init__(self, count: int, scale: int, grid: Grid, ring: bool, exact: bool) -> None:
+        self._count, self._scale, self._exact = count, scale, exact
+        self._lr, self._hr = _Ends(count, 1, grid, ring), _Ends(count, scale, grid, ring)
+        self._shift = 0.0 if grid == "fft" else (1 / scale - 1) / 2
+
+    def down(self, k: int) -> Taps:
+        """The HR slices that LR slice k is made of."""
+        if self._scale == 1:
+            return [k], [1.0]
+        centre = (k - self._shift) * self._scale
+        z = np.arange(self._count * self._scale) if self._exact else _around(centre, REACH * self._scale)
+        return self._taps(self._hr.inside(z), (z - centre) / self._scale)
+
+    def up(self, z: int) -> Taps:
+        """The LR slices that HR slice z is interpolated from."""
+        if self._scale == 1:
+            return [z], [1.0]
+        centre = z / self._scale + self._shift
+        k = np.arange(self._count) if self._exact else _around(centre, REACH)
+        return self._taps(self._lr.inside(k), k - centre)
+
+    def _taps(self, numbers: NDArray[np.intp], t: NDArray[np.floating]) -> Taps:
+        """Weights of slices at LR distances t, which add up to 1; none twice, none of weight 0."""
+        if self._exact:  # Dirichlet's kernel, without the Nyquist frequency
+            odd, base = self._count - 1 + self._count % 2, self._count * np.sin(np.pi * t / self._count)
+            kernel = np.where(
+                np.abs(base) < 1e-9,
+                odd / self._count,
+                np.sin(np.pi * odd * t / self._count) / np.where(base, base, 1),
+            )
+        else:
+            kernel = np.sinc(t) * np.i0(TAPER * np.sqrt(np.maximum(0, 1 - (t / REACH) ** 2)))
+        every, place = np.unique(numbers, return_inverse=True)
+        weights = np.bincount(place, kernel / kernel.sum())
+        kept = np.abs(weights) > 1e-9
+        return every[kept].tolist(), weights[kept].tolist()
+
+
+def _around(centre: float, reach: int) -> NDArray[np.intp]:
+    return np.arange(int(np.ceil(centre - reach)), int(np.floor(centre + reach)) + 1)
+
+
+class _Plane:
+    """Truncation and zero-filling of k-space in a plane. LR (rows, columns) and factors along each."""
+
+    def __init__(
+        self, shape: tuple[int, int], factors: tuple[int, int], grid: Grid, rings: tuple[bool, bool]
+    ) -> None:
+        axes = zip(shape, factors, rings, (0, 1), strict=True)
+        self._axes = [_PlaneAxis(n, s, grid, ring, axis) for n, s, ring, axis in axes if s > 1]
+
+    def down(self, hr: Planes) -> Planes:
+        """The LR plane that the centre of the HR plane's k-space gives."""
+        for axis in reversed(self._axes):
+            hr = axis.down(hr)
+        return hr
+
+    def up(self, lr: Planes) -> Planes:
+        """The HR plane whose k-space is that of the LR plane, zero-filled."""
+        for axis in self._axes:
+            lr = axis.up(lr)
+        return lr
+
+
+class _PlaneAxis:
+    """One axis of a plane: by FFT, over the ring that the axis is or is made."""
+
+    def __init__(self, size: int, factor: int, grid: Grid, ring: bool, axis: int) -> None:
+        length = size if ring else _quick(size + MARGIN)
+        self._lr, self._hr = _Ends(size, 1, grid, ring, length), _Ends(size, factor, grid, ring, length)
+        self._length, self._factor, self._axis = length, factor, axis
+        # The Nyquist frequency of an even size has one coefficient for both its signs: it is left out.
+        self._kept = tuple(slice(0, (length + 1) // 2) if a == axis else slice(None) for a in (0, 1))
+        shift = 0.0 if grid == "fft" else (factor - 1) / 2 / factor  # of LR voxel 0, in LR voxels
+        phase = np.exp(2j * np.pi * shift * np.arange((length + 1) // 2) / length) / factor
+        self._phase = np.expand_dims(phase.astype(np.complex64), 1 - axis)
+
+    def down(self, hr: Planes) -> Planes:
+        space = np.fft.rfft(self._hr.closed(hr, self._axis), axis=self._axis)[self._kept] * self._phase
+        return self._lr.open(_real(space, self._length, self._axis), self._axis)
+
+    def up(self, lr: Planes) -> Planes:
+        space = np.fft.rfft(self._lr.closed(lr, self._axis), axis=self._axis)[self._kept]
+        space *= self._phase.conj() * np.float32(self._factor**2)
+        length = self._length * self._factor
+        return self._hr.open(_real(space, length, self._axis), self._axis)
+
+
+def _real(space: NDArray[Any], length: int, axis: int) -> Planes:
+    """The voxels whose k-space this is along an axis; complex64 becomes float32."""
+    voxels: Any = np.fft.irfft(space, length, axis=axis)
+    return voxels
+
+
+class _Ends:
+    """How an axis goes on beyond its ends, on the LR grid (factor 1) or on the HR grid.
+
+    size: LR voxels. ring: whether the end joins the beginning. length: LR voxels of the ring that is made of
+    it, in whose further voxels the reflection at the one end turns into that at the other.
+    """
+
+    def __init__(self, size: int, factor: int, grid: Grid, ring: bool, length: int = 0) -> None:
+        self._size, self._ring = size * factor, ring
+        # Mirrors stand on the first and last LR voxel of the FFT grid, on the outer edges of the other one.
+        first, last = (0, factor * (size - 1)) if grid == "fft" else (-0.5, size * factor - 0.5)
+        self._mirrors = first, last
+        further = np.arange(self._size, length * factor)
+        self._after, self._before = self.inside(further), self.inside(further - length * factor)
+        share = (further - last) / (length * factor + first - last)
+        self._share = ((1 - np.cos(np.pi * share)) / 2).astype(np.float32)
+
+    def inside(self, numbers: NDArray[np.intp]) -> NDArray[np.intp]:
+        """The voxels that stand for those of these numbers, which may lie outside."""
+        if self._ring:
+            return numbers % self._size
+        first, last = self._mirrors
+        inside = np.where(numbers < 0, 2 * first - numbers, numbers)
+        inside = np.where(inside >= self._size, 2 * last - inside, inside)
+        return np.clip(inside, 0, self._size - 1).astype(np.intp)  # volumes may be smaller than what is asked
+
+    def closed(self, plane: Planes, axis: int) -> Planes:
+        """A plane with its further voxels along an axis."""
+        if not self._share.size:
+            return plane
+        share = np.expand_dims(self._share, 1 - axis)
+        further = plane.take(self._before, axis) * share
+        further += plane.take(self._after, axis) * (1 - share)
+        return np.concatenate((plane, further), axis)
+
+    def open(self, plane: Planes, axis: int) -> Planes:
+        """A plane without its further voxels."""
+        return plane[: self._size] if axis == 0 else plane[:, : self._size]
+
+
+def _quick(size: int) -> int:
+    """The next size whose FFT is quick: of no prime factor above 5."""
+    while True:
+        rest = size
+        for prime in (2, 3, 5):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return size
+        size += 1
