@@ -35,6 +35,7 @@ from .pipeline.tiling import OVERLAP, Box, Tiling, Weighting, Window, tile_windo
 from .scans import intensity
 from .scans.geometry import Factors, slab_axis, voxel_factors
 from .scans.intensity import Intensities
+from .scans.kinds import check_layout, check_voxels
 from .scans.output import Room, in_memory
 from .scans.scan import Header, Scan, fine_image, image_scan
 from .system.trace import Stopwatch, Trace, span
@@ -264,10 +265,12 @@ class SuperResolver:
         return header, sr
 
     def look(self, scan: Scan, axis: int | None = None) -> list[Look]:
-        """Look through the volumes of a scan; RunError for NaN and Inf. Can be done ahead, in any thread."""
+        """Look through the volumes of a scan; RunError for NaN and Inf, labels and CT. Can be done ahead, in any thread."""
         axis, _, _ = self.layout(scan, axis)
+        volumes = _volumes(scan.voxels())
+        check_voxels(scan, volumes[0])
         try:
-            return [self._look(v, axis, scan.slope, scan.inter) for v in _volumes(scan.voxels())]
+            return [self._look(volume, axis, scan.slope, scan.inter) for volume in volumes]
         except intensity.IntensityError as error:
             raise RunError(f"{scan.name}: {error}") from None
 
@@ -292,7 +295,9 @@ class SuperResolver:
             raise RunError(f"The axis across the slices is 0, 1 or 2, not {axis}.")
         axis = slab_axis(scan.zooms) if axis is None else axis
         rows, columns, slices = (scan.shape[n] for n in _order(axis))
-        return axis, voxel_factors(self.card.scale, axis), self.tiling((rows, columns, slices))
+        factors = voxel_factors(self.card.scale, axis)
+        check_layout(scan, factors)
+        return axis, factors, self.tiling((rows, columns, slices))
 
     def _resolve(
         self,

@@ -93,12 +93,12 @@ class Intensities:
 def storage(dtype: np.dtype[Any], unit: float, slope: float, inter: float, low: Any, high: Any) -> Storage:
     """How an SR volume is stored whose scan has voxels low..high, in units of voxel · slope + inter.
 
-    Integers keep the scan's slope and range. Others are in the scan's units, and those of a magnitude
-    image, which has no negative voxels, are not negative either.
+    Integers keep the scan's slope and range. Others are in the scan's units and go no further below 0 than
+    the scan does: those of a magnitude image not at all.
     """
     if dtype.kind == "f":
-        magnitude = min(low * slope, high * slope) + inter >= 0
-        return Storage(dtype, unit, 0.0, 0.0 if magnitude else -np.inf, np.inf)
+        lowest = float(min(low * slope, high * slope)) + inter
+        return Storage(dtype, unit, 0.0, min(0.0, lowest), np.inf)
     wide = np.float32 if dtype.itemsize <= 2 else np.float64
     top = wide(high)
     if int(top) > int(high):  # a large integer that rounds up would wrap around
