@@ -265,7 +265,10 @@ class SuperResolver:
         return header, sr
 
     def look(self, scan: Scan, axis: int | None = None) -> list[Look]:
-        """Look through the volumes of a scan; RunError for NaN and Inf, labels and CT. Can be done ahead, in any thread."""
+        """Look through the volumes of a scan; RunError for NaN and Inf, labels and CT.
+
+        Can be done ahead, in any thread.
+        """
         axis, _, _ = self.layout(scan, axis)
         volumes = _volumes(scan.voxels())
         check_voxels(scan, volumes[0])

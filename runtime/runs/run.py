@@ -202,6 +202,11 @@ def _load(job: Job, resolve: SuperResolver, settings: Settings, known: Known) ->
             return Outcome(
                 job, "kept", "up to date", None, Fingerprint(before, digest), Fingerprint(after, made)
             )
+        if known.foreign:
+            there = job.target if os.path.lexists(job.target) else job.sidecar
+            raise RunError(
+                f"{there} is there already and no result of udean: move it, or choose another folder with -o."
+            )
         if not settings.overwrite and (other := _other_source(job)):
             raise RunError(
                 f"{job.target} would replace the result of {other}, for {job.source}: choose another folder "

@@ -223,8 +223,10 @@ def image_scan(image: SpatialImage, series: bool = False) -> Scan:
     proxy: Any = image.dataobj
     name = image.get_filename() or "The image"
     header = _little_endian(nifti.header)
-    if isinstance(image, nib.MGHImage):
+    if isinstance(image, nib.MGHImage):  # its world is the scanner's, as FreeSurfer's own NIfTI says too
         header.set_xyzt_units("mm", "msec")
+        header.set_sform(image.affine, "scanner")
+        header.set_qform(image.affine, "scanner")
     header.set_slope_inter(getattr(proxy, "slope", 1.0), getattr(proxy, "inter", 0.0))
     stored = np.dtype(proxy.dtype) if hasattr(proxy, "dtype") else np.asanyarray(proxy).dtype
     if stored == np.bool_ or stored == np.float16:
