@@ -234,7 +234,7 @@ def learning_rate(config: Config, step: int) -> float:
 def describe(
     config: Config, network: SuperResolution, values: dict[str, float], scans: str = ""
 ) -> ModelCard:
-    """The card of a network at this point of its training. scans: in words, if the configuration is silent."""
+    """The card of a network at this point of its training. scans: in words, if `config` is silent."""
     return ModelCard(
         name=config.name,
         method=config.method,

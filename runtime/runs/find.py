@@ -32,7 +32,7 @@ from .bids import (
     raw_dataset,
     result_name,
 )
-from .manifest import manifests, read
+from .manifest import manifests
 
 SAID = 10  # names of files in one sentence
 
@@ -163,20 +163,13 @@ def _is_scan(path: Path, folder: Path) -> bool:
         return False
     if not (stem(path).endswith("_sr") or "_desc-sr_" in path.name):
         return True
-    if _is_made(path) or any(_has_made(above, path) for above in (*path.parents,)[: _depth(path, folder)]):
-        return False
-    log.warning("%s is named like a result, but nothing says that udean made it: it counts as a scan.", path)
-    return True
-
-
-def _depth(path: Path, folder: Path) -> int:
-    return len(path.relative_to(folder).parts)
-
-
-def _has_made(root: Path, path: Path) -> bool:
-    """Whether a run with this output folder has made a file, or was killed when it had."""
-    lines = read(root) if manifests(root) else {}
-    return os.path.relpath(path, root) in lines
+    if not _is_made(path):
+        log.warning(
+            "%s is named like a result, though no sidecar says that udean made it: left out. "
+            "Give it by itself.",
+            path,
+        )
+    return False
 
 
 def _is_made(path: Path) -> bool:
