@@ -21,7 +21,8 @@ INTENTS = {1002: "labels", 1005: "names of labels", **dict.fromkeys(range(2, 25)
 # Of pairs of neighbours in the foreground, the share that is alike. Measured: label maps of heads and atlases
 # 0.85 to 0.96, MR scans of 8 and 16 bits 0.05 to 0.16, any scan of twice the size by nearest neighbours 0.5.
 ALIKE = 0.6
-PIECE = 1 << 21  # voxels of a volume that are looked at
+FEW = 64  # pairs of neighbours that tell nothing
+PIECE = 1 << 21  # voxels of a volume that are looked at: its middle slices
 AIR = (-1100.0, -900.0)  # Hounsfield units; what is outside a CT's field of view is still less
 AIRY = 0.05  # share of a CT that is air, at least
 
@@ -49,13 +50,14 @@ def check_layout(scan: Scan, factors: Factors) -> None:
 
 def check_voxels(scan: Scan, voxels: NDArray[Any]) -> None:
     """Raise RunError where a volume's voxels, (i, j, k) as stored, are labels, a mask or CT."""
-    step = max(1, voxels.size // PIECE)
-    seen = np.asarray(voxels[:, :, ::step])
+    count = max(2, PIECE * voxels.shape[2] // voxels.size)
+    first = max(0, (voxels.shape[2] - count) // 2)
+    seen = np.asarray(voxels[:, :, first : first + count])
     if seen.dtype.kind == "f" and not np.array_equal(np.rint(seen), seen):
         return  # NaN included, which others name
     if (share := _alike(seen)) > ALIKE:
-        count = len(np.unique(seen))
-        what = "a mask" if count == 2 else f"a map of {count} labels"
+        values = len(np.unique(seen))
+        what = "a mask" if values == 2 else f"a map of {values} labels"
         raise RunError(
             f"{scan.name} looks like {what}: {share:.0%} of its neighbouring voxels are equal. Labels are no "
             "intensities, so it is left: resample it by nearest neighbours."
@@ -70,16 +72,16 @@ def check_voxels(scan: Scan, voxels: NDArray[Any]) -> None:
 
 
 def _alike(voxels: NDArray[Any]) -> float:
-    """Share of neighbours along i and j that are equal, both outside the background, which is the first
-    voxel's value; 0 where there are too few to tell."""
+    """Share of neighbours that are equal, both outside the background, which is the first voxel's value: the
+    least of those along the axes; 0 where there are too few to tell."""
     inside = voxels != voxels.flat[0]
-    alike = pairs = 0
-    for axis in (0, 1):
-        first, second = (_but(voxels, axis, end) for end in (-1, 0))
+    least = 1.0
+    for axis in range(3):
         both = _but(inside, axis, -1) & _but(inside, axis, 0)
-        pairs += int(both.sum())
-        alike += int(((first == second) & both).sum())
-    return alike / pairs if pairs > 64 else 0.0
+        if voxels.shape[axis] > 1:
+            alike = (_but(voxels, axis, -1) == _but(voxels, axis, 0)) & both
+            least = min(least, float(alike.sum()) / max(int(both.sum()), FEW))
+    return least
 
 
 def _but(array: NDArray[Any], axis: int, end: int) -> NDArray[Any]:

@@ -350,8 +350,8 @@ def _mended(name: str, header: Header) -> Iterator[str]:
     """Mend what can be mended in a header's affines; yields what was done.
 
     A qfac that is not ±1 counts as the NIfTI-1 standard's reader takes it, a quaternion that is too long by
-    rounding is shortened, and of two affines a damaged one gives way to the sound one. Raises RunError if
-    none is sound.
+    rounding is shortened, and a damaged qform gives way to a sound sform. Raises RunError for a damaged
+    sform, whatever the qform, and for a damaged qform that is alone.
     """
     if header["qform_code"] > 0:
         if (qfac := float(header["pixdim"][0])) not in (-1.0, 1.0):
@@ -367,18 +367,14 @@ def _mended(name: str, header: Header) -> Iterator[str]:
     damaged = [form for form, _, sound in there if not sound]
     if not damaged:
         return
-    if len(damaged) == len(there):
+    if "sform" in damaged or len(there) == 1:
         raise RunError(
             f"{name} has a singular or damaged affine ({' and '.join(damaged)}): repair its header first."
         )
-    if damaged == ["qform"]:
-        sizes = header["pixdim"][1:4].copy()
-        header.set_qform(header.get_sform(), int(header["qform_code"]))  # the nearest without shears
-        header["pixdim"][1:4] = sizes
-        yield f"{name} has a damaged qform: its sform is used instead."
-    else:
-        header.set_sform(header.get_qform(), int(header["sform_code"]))
-        yield f"{name} has a singular or damaged sform: its qform is used instead."
+    sizes = header["pixdim"][1:4].copy()
+    header.set_qform(header.get_sform(), int(header["qform_code"]))  # the nearest without shears
+    header["pixdim"][1:4] = sizes
+    yield f"{name} has a damaged qform: its sform is used instead."
 
 
 def _is_sound(read: Callable[[Header], NDArray[np.float64]], header: Header) -> bool:
