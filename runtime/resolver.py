@@ -36,11 +36,11 @@ from .pipeline.tiling import OVERLAP, Box, Tiling, Weighting, Window, tile_windo
 from .scans import intensity
 from .scans.geometry import Factors, slab_axis, voxel_factors
 from .scans.intensity import Intensities
+from .scans.kinds import check_layout, check_voxels
 from .scans.noise import Noise, estimate_noise
 from .scans.output import Room, in_memory
 from .scans.rings import rings
 from .scans.scan import Header, Scan, fine_image, image_scan
-from .scans.slices import check_alone
 from .system.trace import Stopwatch, Trace, span
 
 Output = Literal["input", "float32"]
@@ -338,10 +338,15 @@ class SuperResolver:
         return header, sr
 
     def look(self, scan: Scan, axis: int | None = None) -> list[Look]:
-        """Look through the volumes of a scan; RunError for NaN and Inf. Can be done ahead, in any thread."""
+        """Look through the volumes of a scan; RunError for NaN and Inf, labels and CT.
+
+        Can be done ahead, in any thread.
+        """
         axis, _, _ = self.layout(scan, axis)
+        volumes = _volumes(scan.voxels())
+        check_voxels(scan, volumes[0])
         try:
-            return [self._look(v, axis, scan.slope, scan.inter) for v in _volumes(scan.voxels())]
+            return [self._look(volume, axis, scan.slope, scan.inter) for volume in volumes]
         except intensity.IntensityError as error:
             raise RunError(f"{scan.name}: {error}") from None
 
@@ -367,7 +372,7 @@ class SuperResolver:
             raise RunError(f"The axis across the slices is 0, 1 or 2, not {axis}.")
         axis = slab_axis(scan.zooms) if axis is None else axis
         factors = voxel_factors(self.card.scale, axis)
-        check_alone(scan.name, scan.shape, factors)
+        check_layout(scan, factors)
         rows, columns, slices = (scan.shape[n] for n in _order(axis))
         return axis, factors, self.tiling((rows, columns, slices))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,7 +43,9 @@ def _train(
     method: Annotated[
         str | None, typer.Option(help="udean, supervised, zssr, cyclegan, dasr or pseudosr.")
     ] = None,
-    preset: Annotated[str, typer.Option(help="paper or compact.")] = "paper",
+    preset: Annotated[
+        str | None, typer.Option(help="paper or compact. (default: paper on a GPU, else compact)")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file over the preset.")] = None,
     scale: Annotated[str | None, typer.Option(help="Factors by row, column, slice, such as 2x2x2.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the schedule.")] = None,
@@ -71,7 +75,9 @@ def _train(
     compile: Annotated[
         bool | None, typer.Option("--compile/--eager", help="torch.compile the losses.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from OUT/checkpoint.pt.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from OUT/checkpoint.pt, with OUT/config.toml.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Learn super-resolution from HR scans (--source) and unpaired LR scans (--target).
@@ -106,8 +112,13 @@ def _train(
     from .fit import fit, resolved
 
     options["network"] = {"scale": parse_scale(scale) if scale else None}
-    chosen = resolved(load(preset, config, options))
-    progress = Progress(*COLUMNS, TextColumn("{task.fields[losses]}"), console=STDERR)
+    if resume and config is None and (out / "config.toml").exists():
+        config = out / "config.toml"
+    chosen = resolved(load(preset or _preset(config), config, options))
+    progress = Progress(
+        *COLUMNS, TextColumn("{task.fields[losses]}"), console=STDERR, disable=not STDERR.is_terminal
+    )
+    lines = Lines(f"Training in {chosen.schedule.precision}")
     task = progress.add_task(f"Training in {chosen.schedule.precision}", total=None, losses="")
     shown = ""
 
@@ -118,6 +129,8 @@ def _train(
             shown = f"PSNR {values['validation_psnr']:.2f} dB"
         name, value = next(iter(values.items()))
         progress.update(task, total=total, completed=step, losses=f"{name} {value:.4f} {shown}")
+        if not STDERR.is_terminal:
+            lines.tell(step, total, f"{name} {value:.4f} {shown}")
 
     try:
         final = fit(chosen, out, resume, report)
@@ -125,6 +138,40 @@ def _train(
         progress.stop()
     if distributed.rank() == 0:
         print(f"Deploy it with: udean-export {final}")
+
+
+def _preset(config: Path | None) -> str:
+    """What is trained where no preset was asked for; said where that is not the paper's."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "paper"
+    if config is None or config.name != "config.toml":
+        typer.echo(
+            "Without a GPU the paper's network would train for weeks: taking --preset compact.", err=True
+        )
+    return "compact"
+
+
+class Lines:
+    """How far a training is, where no terminal shows a bar: a line at the first step, then one a minute."""
+
+    def __init__(self, what: str, every: float = 60) -> None:
+        self._what, self._every = what, every
+        self._start, self._first, self._said = time.monotonic(), 0, -math.inf
+
+    def tell(self, step: int, total: int, losses: str) -> None:
+        """After a step; says so if it is time, or the last one."""
+        now = time.monotonic()
+        if now - self._said < self._every and step < total:
+            return
+        left = ""
+        if self._said == -math.inf:
+            self._start, self._first = now, step
+        elif step < total:
+            left = f", {(now - self._start) / (step - self._first) * (total - step) / 60:.0f} minutes left"
+        self._said = now
+        typer.echo(f"{self._what}: step {step} of {total}, {losses.strip()}{left}", err=True)
 
 
 def _simulate(
@@ -158,8 +205,14 @@ def _simulate(
     )
     found = find_scans(scans)
     made = simulate_all(found, out, acquisition, seed, slab_axis)
-    count = sum(1 for _ in track(made, "Acquiring", len(found), console=STDERR))
-    print(f"{count} LR scans in {out}")
+    failed = 0
+    for result in track(made, "Acquiring", len(found), console=STDERR):
+        if isinstance(result, RunError):
+            failed += 1
+            typer.echo(f"Failed: {result}", err=True)
+    print(f"{len(found) - failed} LR scans in {out}" + (f", {failed} failed" if failed else ""))
+    if failed:
+        raise typer.Exit(1)
 
 
 def _evaluate(
@@ -178,10 +231,20 @@ def _evaluate(
     Also data consistency and steps at slab edges; by scan and mean ± sd.
     """
 
-    from .evaluation.evaluate import TITLES
+    from .evaluation.evaluate import TITLES, check_place
     from .evaluation.evaluate import evaluate as measure
 
-    summary = measure(sr, hr, lr, slab, slab_axis)
+    for path in (json, csv, markdown):
+        if path:
+            check_place(path)
+    problems: list[str] = []
+    summary = measure(sr, hr, lr, slab, slab_axis, problems)
+    # The files that were asked for come first: whoever reads the table may leave.
+    for path, write in ((json, summary.to_json), (csv, summary.to_csv), (markdown, summary.to_markdown)):
+        if path:
+            write(path)
+    for problem in problems:
+        typer.echo(f"Not measured: {problem}", err=True)
     table = Table("scan", *(TITLES[name] for name in summary.names))
     *scans, total = summary.rows()
     for row in scans:
@@ -189,9 +252,9 @@ def _evaluate(
     table.add_section()
     table.add_row(*total)
     Console().print(table)
-    for path, write in ((json, summary.to_json), (csv, summary.to_csv), (markdown, summary.to_markdown)):
-        if path:
-            write(path)
+    if problems:
+        print(f"{len(summary.scans)} measured, {len(problems)} not")
+        raise typer.Exit(1)
 
 
 def parse_scale(text: str) -> tuple[int, int, int]:

@@ -25,6 +25,7 @@ from .nets.generators import Architecture, ArchitectureError
 from .simulation.kspace import Degradation, DegradationError
 
 PRESETS = ("paper", "compact")
+MARK = "# Written by udean-train: the whole configuration of this run."  # the first line of config.toml
 # What changes a training by rounding or not at all.
 ROUNDING = ("machine", "schedule.precision", "schedule.validate_every", "schedule.checkpoint_every")
 
@@ -46,7 +47,9 @@ class Data:
     bad_scans: "stop", or "skip" with a warning.
     consistency: what LR scans are of HR ones, for the card: "truncation" of k-space lets the runtime take the
     band that a scan measured from the scan; "off" if that is not known.
-    slab_axes: array axes along which slabs are cut, drawn by turns. augment: flips and transposes in plane.
+    described_as: the scans in the model card's words; without, their number and voxel size.
+    slab_axes: of the world's axes (0 right, 1 front, 2 head; see `orientation`), those along which slabs are
+        cut, drawn by turns; none: the one that voxel sizes tell. augment: flips and transposes in plane.
     """
 
     source: tuple[str, ...] = ()
@@ -58,10 +61,10 @@ class Data:
     misalign: bool = False
     register: bool = False
     bad_scans: Literal["stop", "skip"] = "stop"
-    slab_axes: tuple[int, ...] = (2,)
+    slab_axes: tuple[int, ...] = ()
     augment: bool = True
     consistency: Consistency = "off"
-    described_as: str = "unspecified scans"
+    described_as: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ class Config:
 
     def to_toml(self) -> str:
         """The configuration as TOML text that `load` reads back."""
-        top, tables = [], []
+        top, tables = [MARK + "\n"], []
         for key, value in dataclasses.asdict(self).items():
             if key == "weights":
                 value = {k: v for k, v in value.items() if k in METHODS[self.method].weighs}
@@ -207,8 +210,8 @@ def _check(config: Config) -> None:
         (not 0 < s.beta2 < 1, "beta2 must lie between 0 and 1."),
         (not 0 <= s.seed < 2**32, "seed must be 0 or more, and less than 2 to the 32."),
         (
-            not set(data.slab_axes) <= {0, 1, 2} or not data.slab_axes,
-            "slab_axes are one or more of 0, 1 and 2.",
+            not set(data.slab_axes) <= {0, 1, 2},
+            "slab_axes are one or more of 0, 1 and 2, or none, to be found.",
         ),
         (min(machine.devices, machine.nodes) < 1, "devices and nodes must be at least 1."),
         (machine.workers < 0, "workers must be 0 or more."),

@@ -24,7 +24,7 @@ from ..runtime.errors import RunError
 from ..runtime.models.card import ModelCard
 from ..runtime.scans import intensity
 from . import checkpoint, distributed, machine
-from .config import ROUNDING, Config, ConfigError, changed
+from .config import MARK, ROUNDING, Config, ConfigError, changed
 from .data import batches
 from .methods import METHODS, Method, create
 from .methods.method import Batch, Made, Turn
@@ -107,7 +107,7 @@ def fit(config: Config, run: Path, resume: bool = False, report: Report | None =
         if improved:
             best = values["validation_psnr"]
         if improved or done % schedule.checkpoint_every == 0 or done == total:
-            card = describe(config, method.deployed(), values)
+            card = describe(config, method.deployed(), values, material.described_as)
             state = {
                 "step": done,
                 "best": best,
@@ -115,6 +115,10 @@ def fit(config: Config, run: Path, resume: bool = False, report: Report | None =
                 "optimisers": [p.optimiser.state_dict() for stage in players for p in stage],
                 "scaler": fabric.strategy.precision.state_dict(),
             }
+            if improved and not (run / "checkpoint.pt").exists():  # a kill between the two must not be final
+                checkpoint.save(
+                    run / "checkpoint.pt", card, arch, method.deployed(), state | {"best": -math.inf}
+                )
             if improved:  # first: what a checkpoint says is best must be there
                 checkpoint.save(run / "best.pt", card, arch, method.deployed())
             checkpoint.save(run / "checkpoint.pt", card, arch, method.deployed(), state)
@@ -129,6 +133,14 @@ def _check_folder(run: Path, config: Config, resume: bool) -> None:
     if not resume:
         if any((run / name).exists() for name in ("checkpoint.pt", "best.pt")):
             raise RunError(f"{run} holds a training: go on with it by --resume, or give another folder.")
+        if saved.exists() and not saved.read_text("utf-8", "replace").startswith(MARK):
+            raise RunError(
+                f"{saved} is there already and not of udean-train: give another folder with --out."
+            )
+        if (table := run / "metrics.csv").exists() and not saved.exists():
+            raise RunError(
+                f"{table} is there already and not of udean-train: give another folder with --out."
+            )
     elif saved.exists():
         longer = ("schedule.steps",) if METHODS[config.method].stages == 1 else ()
         if other := changed(saved.read_text("utf-8"), config, (*ROUNDING, *longer)):
@@ -219,8 +231,10 @@ def learning_rate(config: Config, step: int) -> float:
     return s.final_rate + (s.learning_rate - s.final_rate) * (1 + math.cos(math.pi * share)) / 2
 
 
-def describe(config: Config, network: SuperResolution, values: dict[str, float]) -> ModelCard:
-    """The card of a network at this point of its training."""
+def describe(
+    config: Config, network: SuperResolution, values: dict[str, float], scans: str = ""
+) -> ModelCard:
+    """The card of a network at this point of its training. scans: in words, if `config` is silent."""
     return ModelCard(
         name=config.name,
         method=config.method,
@@ -233,7 +247,7 @@ def describe(config: Config, network: SuperResolution, values: dict[str, float])
         precision="fp32",
         parameters=parameter_count(network),
         toolkit=__version__,
-        trained_on=config.data.described_as,
+        trained_on=config.data.described_as or scans or "scans that nobody has described",
         consistency=config.data.consistency,
         quality={k: round(v, 4) for k, v in values.items() if k.startswith("validation")},
     )

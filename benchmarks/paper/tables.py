@@ -206,7 +206,7 @@ def acquired(entry: Entry, config: Config) -> tuple[Volume, Volume]:
     """LR and HR volume (rows, columns, slices), slices along the first of the configured slab axes."""
     scan = open_scan(entry.path)
     voxels = scan.voxels_in_units()
-    hr = kspace.crop(np.moveaxis(voxels, config.data.slab_axes[0], 2), config.network.scale)
+    hr = kspace.crop(np.moveaxis(voxels, (config.data.slab_axes or (2,))[0], 2), config.network.scale)
     acquisition = kspace.Acquisition(config.network.scale, **vars(config.degradation))
     seed = zlib.crc32(entry.participant.encode()) ^ config.schedule.seed
     return kspace.acquire(hr, acquisition, seed), hr.astype(np.float32)

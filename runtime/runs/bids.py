@@ -106,20 +106,35 @@ def is_bids(source: Path) -> bool:
 
 def dataset_of(source: Path, folder: Path) -> Path | None:
     """The dataset that a scan of BIDS name lies in: the nearest folder with a description, else `folder`."""
-    return (_dataset_above(source) or folder) if is_bids(source) else None
+    return (dataset_above(source) or folder) if is_bids(source) else None
 
 
 def raw_dataset(folder: Path) -> Path | None:
     """The dataset whose raw scans a folder below it holds; None for the dataset itself and for others."""
-    base = _dataset_above(folder)
+    base = dataset_above(folder)
     if base is None or (folder / DATASET).is_file():
         return None
-    return None if Path(os.path.abspath(folder)).relative_to(base).parts[0] in NOT_RAW else base
+    return None if _is_processed(folder, base) else base
 
 
-def _dataset_above(path: Path) -> Path | None:
+def derivatives(path: Path) -> Path | None:
+    """Where results of what lies in a dataset belong, so that its raw data stay as they are; None outside."""
+    base = dataset_above(path)
+    if base is None:
+        return None
+    while (outer := dataset_above(base)) and _is_processed(base, outer):
+        base = outer
+    return base / "derivatives" / "udean"
+
+
+def dataset_above(path: Path) -> Path | None:
+    """The nearest folder above a path that is a dataset."""
     above = Path(os.path.abspath(path)).parents
     return next((folder for folder in above if (folder / DATASET).is_file()), None)
+
+
+def _is_processed(path: Path, dataset: Path) -> bool:
+    return Path(os.path.abspath(path)).relative_to(dataset).parts[0] in NOT_RAW
 
 
 def describe(root: Path, datasets: Iterable[Path]) -> None:

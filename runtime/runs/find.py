@@ -1,7 +1,8 @@
 """Many scans: which ones, and under which names their results go.
 
-Results of a folder `scans/` go to `scans-sr/` beside it, of single files to a folder `sr/` beside them,
-with the folders below kept; nothing is ever written over an input.
+Results of a folder `scans/` go to `scans-sr/` beside it, of single files to a folder `sr/` beside them, of
+parts of a BIDS dataset to its `derivatives/udean/`, with the folders below kept; nothing is ever written over
+an input.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import glob
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..dicom.frame import is_dicom
@@ -19,9 +20,21 @@ from ..dicom.jobs import Format, dicom_jobs
 from ..errors import RunError
 from ..job import Job
 from ..scans.scan import SUFFIXES, stem
-from ..system.files import read_json, real_path
-from .bids import DATASET, NOT_RAW, Selection, dataset_of, is_bids, raw_dataset, result_name
+from ..system.files import is_shown, read_json, real_path, walk
+from .bids import (
+    DATASET,
+    NOT_RAW,
+    Selection,
+    dataset_above,
+    dataset_of,
+    derivatives,
+    is_bids,
+    raw_dataset,
+    result_name,
+)
 from .manifest import manifests
+
+SAID = 10  # names of files in one sentence
 
 log = logging.getLogger("udean")
 
@@ -75,16 +88,26 @@ def _named(text: str, out: Path | None, form: Format, select: Selection) -> list
     files = [match for match in matches if not match.is_dir()]
     dicom = [file for file in files if file.is_file() and is_dicom(file)]
     scans = [file for file in files if file not in dicom and (not pattern or _is_scan(file, file.parent))]
-    found = [_job(scan, out or scan.parent / "sr", scan.parent) for scan in scans if select(scan, False)]
-    found += dicom_jobs(dicom if select(path, False) else [], path, out or path.parent / "sr", form)
+    found = [_file_job(scan, out) for scan in scans if select(scan, False)]
+    beside = out or derivatives(path) or path.parent / "sr"
+    found += dicom_jobs(dicom if select(path, False) else [], path, beside, form)
     for folder in folders:
-        found += _folder_jobs(folder, out or _beside(folder), form, select)
+        found += _folder_jobs(folder, out or derivatives(folder) or _beside(folder), form, select)
     if not found and not any(map(manifests, folders)):
         raise RunError(
             f"{text} holds no scan{'' if select == Selection() else ' that is asked for'}: give .nii, "
             ".nii.gz, .mgz or MR DICOM, or a folder of them."
         )
     return found
+
+
+def _file_job(scan: Path, out: Path | None) -> Job:
+    """The job of a scan that was named by itself."""
+    root = None if out else derivatives(scan)
+    base = dataset_above(scan)
+    if root is None or base is None:
+        return _job(scan, out or scan.parent / "sr", scan.parent)
+    return _job(scan, root / os.path.relpath(scan.parent, base), scan.parent, root)
 
 
 def _beside(folder: Path) -> Path:
@@ -97,36 +120,20 @@ def _beside(folder: Path) -> Path:
 
 def _folder_jobs(folder: Path, root: Path, form: Format, select: Selection) -> list[Job]:
     """The jobs of a folder; in a part of a BIDS dataset that dataset's rules and layout hold."""
-    files = sorted(_walk(folder))
+    files = sorted(walk(folder))
     base = raw_dataset(folder) or folder
     in_dataset = (base / DATASET).is_file()
     scans = [path for path in files if _is_scan(path, folder)]
     chosen = [path for path in scans if select(path, in_dataset and (base == folder or is_bids(path)))]
     if in_dataset and not select.suffixes:
-        left = (path for path in set(scans) - set(chosen) if select(path, False))
-        kinds = Counter(stem(path).split("_")[-1] for path in left)
-        if kinds:
-            counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-            log.warning("%s: no anatomical images, so left out: %s. --suffix takes them.", folder, counts)
+        _tell_left(folder, [path for path in sorted(set(scans) - set(chosen)) if select(path, False)])
+    if pairs := [
+        path for path in files if path.name.lower().endswith((".hdr", ".img")) and is_shown(path, folder)
+    ]:
+        log.warning("Left out, since a NIfTI pair is to be joined into one .nii first: %s.", _listed(pairs))
     found = [_job(path, root / os.path.relpath(path.parent, base), folder, root) for path in chosen]
     others = [] if select != Selection() else [path for path in files if _is_dicom(path, folder)]
     return found + dicom_jobs(others, folder, root, form)
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """The files below a folder, through links, each real folder once: links may go round in circles."""
-    seen = set()
-
-    def refuse(error: OSError) -> None:
-        raise RunError(f"Cannot read {error.filename}: {error.strerror}.") from error
-
-    for path, below, names in os.walk(folder, onerror=refuse, followlinks=True):
-        below.sort()
-        if (real := real_path(path)) in seen:
-            below.clear()
-            continue
-        seen.add(real)
-        yield from (Path(path, name) for name in names)
 
 
 def _job(source: Path, below: Path, folder: Path, root: Path | None = None) -> Job:
@@ -134,13 +141,35 @@ def _job(source: Path, below: Path, folder: Path, root: Path | None = None) -> J
     return Job(source, target, root or below, dataset=dataset_of(source, folder))
 
 
+def _tell_left(folder: Path, left: list[Path]) -> None:
+    """Say which scans of a dataset are left out, and what takes them."""
+    kinds = Counter(stem(path).split("_")[-1] for path in left if is_bids(path))
+    if kinds:
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        log.warning("%s: no anatomical images, so left out: %s. --suffix takes them.", folder, counts)
+    if odd := [path for path in left if not is_bids(path)]:
+        log.warning("Left out, since their names are not BIDS: %s. Give them by themselves.", _listed(odd))
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    more = f" and {len(paths) - SAID} more" if len(paths) > SAID else ""
+    return ", ".join(map(str, paths[:SAID])) + more
+
+
 def _is_scan(path: Path, folder: Path) -> bool:
     """Whether a file found in a folder is an input: named as a scan, not hidden, no earlier result."""
-    parts = path.relative_to(folder).parts
-    hidden = any(part.startswith(".") for part in parts)
-    processed = parts[0] in NOT_RAW and (folder / DATASET).is_file()
-    result = stem(path).endswith("_sr") or "_desc-sr_" in path.name
-    return path.name.lower().endswith(SUFFIXES) and not (hidden or processed or result)
+    processed = path.relative_to(folder).parts[0] in NOT_RAW and (folder / DATASET).is_file()
+    if not path.name.lower().endswith(SUFFIXES) or processed or not is_shown(path, folder):
+        return False
+    if not (stem(path).endswith("_sr") or "_desc-sr_" in path.name):
+        return True
+    if not _is_made(path):
+        log.warning(
+            "%s is named like a result, though no sidecar says that udean made it: left out. "
+            "Give it by itself.",
+            path,
+        )
+    return False
 
 
 def _is_made(path: Path) -> bool:
@@ -150,5 +179,6 @@ def _is_made(path: Path) -> bool:
 
 def _is_dicom(path: Path, folder: Path) -> bool:
     """Whether a file found in a folder is a DICOM file, not hidden."""
-    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return not hidden and not path.name.lower().endswith(SUFFIXES) and path.is_file() and is_dicom(path)
+    if path.name.lower().endswith(SUFFIXES) or not is_shown(path, folder):
+        return False
+    return path.is_file() and is_dicom(path)

@@ -1,8 +1,9 @@
 """The manifest: what has become of every scan of an output folder, a line of JSON an event, one writer.
 
 A run appends a line that it has begun, one for each scan that is new to the folder ("queued"), and one for
-each outcome. The last line about a scan counts, whichever run or shard has written it. A resumed run goes by
-it: files that are as a line says are not read again, and a scan that was set aside stays so.
+each outcome. The last line about a scan counts, whichever run or shard has written it: runs of a folder are
+counted, since clocks of several machines differ. A resumed run goes by it: files that are as a line says are
+not read again, and a scan that was set aside stays so.
 
 Each shard has a manifest of its own and locks it while it runs, so that two runs never work on one scan.
 """
@@ -26,7 +27,7 @@ from typing import Any, BinaryIO, Literal, Self, TypeAlias
 from ..errors import RunError
 from ..job import Job, Stamp
 from ..resolver import Timings
-from ..system.files import is_locked, lock
+from ..system.files import is_locked, lock, read_json
 
 NAME = re.compile(r"udean-manifest(-(?P<number>\d+)-of-(?P<count>\d+))?\.jsonl")
 
@@ -43,11 +44,15 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class Known:
-    """What the manifest says about a scan: its files when it was done; why it was set aside, else None."""
+    """What the manifest says about a scan: its files when it was done; why it was set aside, else None.
+
+    foreign: whether a file lay in the result's place before any run had the scan.
+    """
 
     input: Fingerprint | None = None
     output: Fingerprint | None = None
     aside: str | None = None
+    foreign: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,7 @@ class Manifest:
         self._noted = noted
         self._files: dict[Path, BinaryIO] = {}
         self._known: dict[Path, Known] = {}
+        self._run: dict[Path, int] = {}
         try:
             for root in sorted({job.root for job in jobs}):
                 self._files[root] = _open(root, shard)
@@ -152,6 +158,7 @@ class Manifest:
             "output": outcome.output and dataclasses.astuple(outcome.output),
             "seconds": outcome.timings and round(outcome.timings.total, 3),
             "aside": outcome.aside,
+            "foreign": outcome.status == "failed" and self.known(outcome.job).foreign,
         }
         try:
             self._write(outcome.job.root, [{name: value for name, value in line.items() if value}])
@@ -165,19 +172,29 @@ class Manifest:
     def _begin(self, root: Path, shard: Shard, jobs: Sequence[Job]) -> None:
         mine = [job for job in self.jobs if job.root == root]
         every = sum(job.root == root for job in jobs)
-        self._write(root, [{"status": "run", "scans": len(mine), "of": every}])  # a full disk shows here
         found = read(root)
+        self._run[root] = 1 + max(
+            (run_of(line) for path in manifests(root) for line in lines(path)), default=0
+        )
+        self._write(root, [{"status": "run", "scans": len(mine), "of": every}])  # a full disk shows here
+        new = []
         for job in mine:
-            self._known[job.target] = _known(found.get(_names(job)["target"], {}))
-        new = [_names(job) for job in mine if _names(job)["target"] not in found]
+            names = _names(job)
+            line = found.get(names["target"])
+            foreign = (line is None or bool(line.get("foreign"))) and _is_foreign(job)
+            self._known[job.target] = dataclasses.replace(_known(line or {}), foreign=foreign)
+            if line is None:
+                new.append(
+                    {**names, "status": "queued", "message": "", **({"foreign": True} if foreign else {})}
+                )
         if new:
-            self._write(root, ({**names, "status": "queued", "message": ""} for names in new))
+            self._write(root, new)
 
     def _write(self, root: Path, lines: Iterable[dict[str, Any]]) -> None:
-        now = round(time.time(), 3)
+        mark = {"time": round(time.time(), 3), "run": self._run[root]}
         file = self._files[root]
         try:
-            data = "".join(json.dumps({"time": now, **line}) + "\n" for line in lines).encode()
+            data = "".join(json.dumps({**mark, **line}) + "\n" for line in lines).encode()
             if file.write(data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
@@ -194,9 +211,10 @@ def read(root: Path) -> dict[str, dict[str, Any]]:
     """The last line about each scan of an output folder, by its result's name, of all its manifests."""
     found: dict[str, dict[str, Any]] = {}
     for path in manifests(root):
-        for line in lines(path):
-            target = line.get("target")
-            if isinstance(target, str) and time_of(line) >= time_of(found.get(target, {})):
+        own = {line["target"]: line for line in lines(path) if isinstance(line.get("target"), str)}
+        for target, line in own.items():
+            other = found.get(target, {})
+            if (run_of(line), time_of(line)) >= (run_of(other), time_of(other)):
                 found[target] = line
     return found
 
@@ -206,7 +224,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     found = []
     with contextlib.suppress(OSError):
         for text in path.read_bytes().split(b"\n"):
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 line = json.loads(text)
                 if isinstance(line, dict):
                     found.append(line)
@@ -272,6 +290,18 @@ def _trace(value: Any) -> Fingerprint | None:
         return Fingerprint((int(size), int(modified), int(changed)), str(digest))
     except (TypeError, ValueError):
         return None
+
+
+def _is_foreign(job: Job) -> bool:
+    """Whether a file lies in a result's place that no run has made, by its sidecar."""
+    there = os.path.lexists(job.target) or os.path.lexists(job.sidecar)
+    return there and "udean" not in read_json(job.sidecar)
+
+
+def run_of(line: dict[str, Any]) -> int:
+    """The number of the run that wrote a line, among those of its folder; 0 where it does not say."""
+    value = line.get("run")
+    return value if isinstance(value, int) else 0
 
 
 def time_of(line: dict[str, Any]) -> float:

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import errno
 import json
+import logging
 import math
 import os
 import platform
@@ -42,6 +43,8 @@ __all__ = ["Outcome", "Settings", "prepare", "run_all"]
 LARGE = 1 << 30  # bytes of an SR volume, of which only one is held at a time
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what fails one scan so will fail the next
 T = TypeVar("T")
+
+log = logging.getLogger("udean")
 
 
 @dataclass(frozen=True)
@@ -189,6 +192,8 @@ def _load(job: Job, resolve: SuperResolver, settings: Settings, known: Known) ->
         if known.aside and not settings.overwrite and known.input == Fingerprint(before, ""):
             return Outcome(job, "failed", known.aside, input=known.input, aside=True)
         scan = job.open(settings.series)
+        for remark in scan.remarks:
+            log.warning("%s", remark)
         digest = _digest(before, known.input) or job.digest()
         request = _request(digest, resolve, settings)
         made = None if settings.overwrite else _made(job, request)
@@ -196,6 +201,11 @@ def _load(job: Job, resolve: SuperResolver, settings: Settings, known: Known) ->
             _renew(job)
             return Outcome(
                 job, "kept", "up to date", None, Fingerprint(before, digest), Fingerprint(after, made)
+            )
+        if known.foreign:
+            there = job.target if os.path.lexists(job.target) else job.sidecar
+            raise RunError(
+                f"{there} is there already and no result of udean: move it, or choose another folder with -o."
             )
         if not settings.overwrite and (other := _other_source(job)):
             raise RunError(

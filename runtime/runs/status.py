@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import RunError
 from ..system.files import is_locked
-from .manifest import NAME, Shard, lines, manifests, read, time_of
+from .manifest import NAME, Shard, lines, manifests, read, run_of, time_of
 
 DONE = ("written", "kept")
 
@@ -61,7 +61,7 @@ def standing(root: Path) -> Standing:
     per_hour = sum(run.written / run.seconds * 3600 for run in running or last if run.seconds)
 
     # Of shards that have not begun nobody has listed the scans; those that have know how many there are.
-    newest = NAME.fullmatch(max(found, key=lambda path: path.stat().st_mtime_ns).name)
+    newest = NAME.fullmatch(max(found, key=lambda path: max(map(run_of, lines(path)), default=0)).name)
     count = int(newest["count"] or 1) if newest else 1
     names = {path.name for path in found}
     waiting = [n for n in range(count) if count > 1 and Shard(n, count).manifest not in names]
@@ -89,7 +89,7 @@ def _last_run(found: list[dict[str, Any]], running: bool) -> _Run | None:
     end = time.time() if running else max(map(time_of, since), default=start)
     of = found[begun].get("of")
     written = sum(line.get("status") == "written" for line in since)
-    return _Run(written, end - start, of if isinstance(of, int) else 0, running)
+    return _Run(written, max(0.0, end - start), of if isinstance(of, int) else 0, running)
 
 
 def _text(line: dict[str, Any], name: str) -> str:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ..errors import RunError
 
 RULE = "percentile-99.9"
+SLIGHT = 0.01  # share of the unit by which a magnitude image may be negative
 PIECE = 1 << 18  # voxels looked at in one go
 NOT_FINITE = "NaN or infinite voxels: mask or repair them first."
 LOST = (
@@ -98,12 +99,12 @@ class Intensities:
 def storage(dtype: np.dtype[Any], unit: float, slope: float, inter: float, low: Any, high: Any) -> Storage:
     """How an SR volume is stored whose scan has voxels low..high, in units of voxel · slope + inter.
 
-    Integers keep the scan's slope and range. Others are in the scan's units, and those of a magnitude
-    image, which has no negative voxels, are not negative either.
+    Integers keep the scan's slope and range. Others are in the scan's units, and those of a magnitude image
+    go no further below 0 than the scan does, which resampling may have made slightly negative.
     """
     if dtype.kind == "f":
-        magnitude = min(low * slope, high * slope) + inter >= 0
-        return Storage(dtype, unit, 0.0, 0.0 if magnitude else -np.inf, np.inf)
+        lowest = float(min(low * slope, high * slope)) + inter
+        return Storage(dtype, unit, 0.0, min(0.0, lowest) if lowest >= -SLIGHT * unit else -np.inf, np.inf)
     wide = np.float32 if dtype.itemsize <= 2 else np.float64
     top = wide(high)
     if int(top) > int(high):  # a large integer that rounds up would wrap around

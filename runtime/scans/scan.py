@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,8 @@ Header: TypeAlias = Any  # nibabel's NIfTI-1 or NIfTI-2 header: fields by their 
 SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
 FREESURFER = (".mgz", ".mgh")
 MAGIC = {(348, b"n+1\0"): nib.Nifti1Header, (540, b"n+2\0\r\n\x1a\n"): nib.Nifti2Header}
+MILLIMETRES = {1: 1e3, 3: 1e-3}  # of a header's metre and micron; all else counts as mm
+UNIT_LENGTH = 1e-3  # by which a quaternion may be longer than 1 by rounding
 HEADER_LIMIT = 64 << 20  # header extensions are kilobytes
 
 
@@ -54,7 +56,7 @@ class Scan:
 
     name: what errors call it. header: NIfTI, little-endian. shape: voxels (i, j, k). dtype: as stored.
     slope, inter: stored voxels · slope + inter are in the scan's units. volumes: of a time series, else 1.
-    array: the stored voxels where they have been read already.
+    array: the stored voxels where they have been read already. remarks: what was mended in the header.
     """
 
     name: str
@@ -67,17 +69,19 @@ class Scan:
     image: SpatialImage | None = None
     volumes: int = 1
     array: NDArray[Any] | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def zooms(self) -> tuple[float, float, float]:
-        """Voxel sizes along (i, j, k), mm as a rule: the affine's, from which the header's own may differ."""
+        """Voxel sizes along (i, j, k) in mm: the affine's, from which the header's own may differ."""
         i, j, k = map(float, np.linalg.norm(self.affine[:3, :3], axis=0))
         return i, j, k
 
     @property
     def affine(self) -> NDArray[np.float64]:
-        """Voxels to world, (4, 4): sform, else qform, else nibabel's fallback."""
-        return self.header.get_best_affine()
+        """Voxels to world in mm, (4, 4): sform, else qform, else nibabel's fallback."""
+        unit = MILLIMETRES.get(int(self.header["xyzt_units"]) & 7, 1.0)
+        return np.diag([unit, unit, unit, 1.0]) @ self.header.get_best_affine()
 
     def voxels(self) -> NDArray[Any]:
         """The stored voxels (i, j, k), or (i, j, k, t) of a series.
@@ -219,8 +223,10 @@ def image_scan(image: SpatialImage, series: bool = False) -> Scan:
     proxy: Any = image.dataobj
     name = image.get_filename() or "The image"
     header = _little_endian(nifti.header)
-    if isinstance(image, nib.MGHImage):
+    if isinstance(image, nib.MGHImage):  # its world is the scanner's, as FreeSurfer's own NIfTI says too
         header.set_xyzt_units("mm", "msec")
+        header.set_sform(image.affine, "scanner")
+        header.set_qform(image.affine, "scanner")
     header.set_slope_inter(getattr(proxy, "slope", 1.0), getattr(proxy, "inter", 0.0))
     stored = np.dtype(proxy.dtype) if hasattr(proxy, "dtype") else np.asanyarray(proxy).dtype
     if stored == np.bool_ or stored == np.float16:
@@ -330,28 +336,52 @@ def _checked(
             f"{name} has no usable voxel size in its header ({', '.join(map(str, zooms))}): set pixdim."
         )
     header.set_data_shape(shape if volumes == 1 else [*shape, volumes])
-    _check_affines(name, header)
+    remarks = tuple(_mended(name, header))
     try:
         slope, inter = header.get_slope_inter()
     except HeaderDataError:
         raise RunError(f"{name} has a damaged header: scl_inter is {header['scl_inter']}.") from None
     i, j, k = shape
     slope = 1.0 if slope is None else slope
-    return Scan(name, header, (i, j, k), dtype, slope, inter or 0.0, path, image, volumes)
+    return Scan(name, header, (i, j, k), dtype, slope, inter or 0.0, path, image, volumes, None, remarks)
 
 
-def _check_affines(name: str, header: Header) -> None:
-    for form, code, read in (
-        ("sform", "sform_code", _sform),
-        ("qform", "qform_code", _qform),
-    ):
-        if header[code] > 0:
-            try:
-                broken = is_singular(read(header))
-            except (HeaderDataError, ValueError):
-                broken = True
-            if broken:
-                raise RunError(f"{name} has a singular or damaged affine ({form}): repair its header first.")
+def _mended(name: str, header: Header) -> Iterator[str]:
+    """Mend what can be mended in a header's affines; yields what was done.
+
+    A qfac that is not ±1 counts as the NIfTI-1 standard's reader takes it, a quaternion that is too long by
+    rounding is shortened, and a damaged qform gives way to a sound sform. Raises RunError for a damaged
+    sform, whatever the qform, and for a damaged qform that is alone.
+    """
+    if header["qform_code"] > 0:
+        if (qfac := float(header["pixdim"][0])) not in (-1.0, 1.0):
+            header["pixdim"][0] = -1.0 if qfac < 0 else 1.0
+            yield f"{name} has qfac {qfac:g} in its qform, which is taken for {header['pixdim'][0]:g}."
+        parts = ("quatern_b", "quatern_c", "quatern_d")
+        length = float(np.linalg.norm([float(header[part]) for part in parts]))
+        if 1 < length <= 1 + UNIT_LENGTH:
+            for part in parts:
+                header[part] = float(header[part]) / length * (1 - 1e-7)  # float32 must not round it up again
+    forms = [("sform", "sform_code", _sform), ("qform", "qform_code", _qform)]
+    there = [(form, code, _is_sound(read, header)) for form, code, read in forms if header[code] > 0]
+    damaged = [form for form, _, sound in there if not sound]
+    if not damaged:
+        return
+    if "sform" in damaged or len(there) == 1:
+        raise RunError(
+            f"{name} has a singular or damaged affine ({' and '.join(damaged)}): repair its header first."
+        )
+    sizes = header["pixdim"][1:4].copy()
+    header.set_qform(header.get_sform(), int(header["qform_code"]))  # the nearest without shears
+    header["pixdim"][1:4] = sizes
+    yield f"{name} has a damaged qform: its sform is used instead."
+
+
+def _is_sound(read: Callable[[Header], NDArray[np.float64]], header: Header) -> bool:
+    try:
+        return not is_singular(read(header))
+    except (HeaderDataError, ValueError):
+        return False
 
 
 def _sform(header: Header) -> NDArray[np.float64]:

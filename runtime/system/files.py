@@ -163,7 +163,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object, empty where the file is missing, unreadable or something else."""
     try:
         value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -189,6 +189,30 @@ def cache_folder() -> Path:
 def real_path(*parts: str | Path) -> Path:
     """A path without links; what cannot be followed, such as a loop of links, stays as it is."""
     return Path(os.path.realpath(os.path.join(*parts)))
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """The files below a folder, through links, each real folder once: links may go round in circles.
+
+    Raises RunError if a folder cannot be read.
+    """
+    seen = set()
+
+    def refuse(error: OSError) -> None:
+        raise RunError(f"Cannot read {error.filename}: {error.strerror}.") from error
+
+    for path, below, names in os.walk(folder, onerror=refuse, followlinks=True):
+        below.sort()
+        if (real := real_path(path)) in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        yield from (Path(path, name) for name in names)
+
+
+def is_shown(path: Path, folder: Path) -> bool:
+    """Whether neither a file found in a folder nor a folder on the way to it is hidden."""
+    return not any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -74,7 +74,7 @@ def compare(scan: Scan, sr: Scan, card: ModelCard, volume: int = 0) -> Compariso
     difference = again - measured
     consistency = float(np.linalg.norm(difference) / max(float(np.linalg.norm(measured)), 1e-12))
     snr = signal_to_noise(np.moveaxis(measured, slab_axis(scan.zooms), 2), unit)
-    warnings = list(_warnings(lr, measured, unit, snr, card))
+    warnings = [*scan.remarks, *_warnings(lr, measured, unit, snr, card)]
     return Comparison(scan, sr, card.grid, lr, fine, factors, unit, difference, consistency, snr, warnings)
 
 

@@ -106,7 +106,7 @@ def _header(scan: Scan) -> Header:
     header.set_data_dtype(np.dtype("<f4"))
     header.set_data_shape(scan.shape)
     header["pixdim"][1:4] = scan.zooms
-    header.set_xyzt_units("mm")
+    header.set_xyzt_units("mm")  # as `zooms` and `affine` are, whatever the file counts in
     header.set_sform(scan.affine, "scanner")
     header.set_slope_inter(1, 0)
     return header

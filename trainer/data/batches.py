@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from .. import distributed
 from ..config import Config, ConfigError
 from ..methods import METHODS
-from .preparation import Preparation
+from .preparation import Preparation, slab_axes, told
 from .scans import find, keep_apart
 from .slabs import Group
 
@@ -29,13 +29,15 @@ Slabs = tuple[Tensor, Tensor, Tensor]  # hr, coarse, lr: see methods.method.Batc
 class Material:
     """source: HR slabs and those under them on the LR grid. target: LR slabs, None where the method needs
     none besides. watched_lr and watched_hr: windows (N, slices, rows, columns) that no training sees; without
-    validation scans there is no watched_hr and the LR windows are of the target group.
+    validation scans there is no watched_hr and the LR windows are of the target group. described_as: the
+    scans in words, for the card.
     """
 
     source: Group
     target: Group | None
     watched_lr: Tensor
     watched_hr: Tensor | None
+    described_as: str
 
 
 def gather(config: Config) -> Material:
@@ -56,13 +58,17 @@ def gather(config: Config) -> Material:
         "validation": find(data.validation_hr),
         "validation LR": find(data.validation_lr),
     }
+    apart = draws != "target" and not data.target_simulated  # LR scans with voxels of their own
     keep_apart(
         {name: entries[name] for name in entries if name != "validation LR"},
         frozenset() if data.pairing == "unpaired" else frozenset({"source", "target"}),
     )
+    axes = data.slab_axes or slab_axes(
+        scale, entries["source"] if apart else entries["target"], entries["target"]
+    )
     prepare = Preparation(
         scale,
-        data.slab_axes,
+        axes,
         config.degradation if data.target_simulated else None,
         data.misalign,
         data.register,
@@ -74,20 +80,23 @@ def gather(config: Config) -> Material:
     if draws == "target":
         source = prepare.target_again(entries["target"])
     elif draws == "pairs":
+        if apart:
+            prepare.warn_of_scale(entries["source"], entries["target"])
         source = prepare.pairs(entries["source"], entries["target"])
     else:
-        if not data.target_simulated:
+        if apart:
             prepare.check_scale(entries["source"], entries["target"])
         source, target = prepare.source(entries["source"]), prepare.target(entries["target"])
 
+    described = told(entries["source"], entries["target"], data.target_simulated)
     rng = np.random.default_rng(0)
     if not entries["validation"]:
         lr = (target or source).draw(rng, WATCHED, slab)[0]
-        return Material(source, target, torch.from_numpy(lr), None)
+        return Material(source, target, torch.from_numpy(lr), None, described)
     still = dataclasses.replace(prepare, misaligned=False, registered=False)
     pairs = still.pairs(entries["validation"], entries["validation LR"] or entries["validation"])
     lr, hr = map(torch.from_numpy, pairs.draw(rng, WATCHED, slab))
-    return Material(source, target, lr, hr)
+    return Material(source, target, lr, hr, described)
 
 
 def batches(config: Config, material: Material, steps: range) -> Iterator[Slabs]:

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from ... import __version__
 from ...runtime.scans import intensity
 from ...runtime.scans.geometry import voxel_factors
-from ...runtime.scans.scan import Scan, open_scan
 from ...runtime.system.files import atomic, cache_folder
 from ..simulation import kspace
 from ..simulation.kspace import Acquisition
+from .orientation import AlongWorld, open_along_world
 from .scans import CohortError
 
 Volume = NDArray[Any]
@@ -31,7 +31,7 @@ HIGHEST = 65504  # in float16
 class Step(Protocol):
     """What is done to a volume (i, j, k), float32 in the scan's units. Its repr is part of the cache key."""
 
-    def __call__(self, volume: Volume, scan: Scan) -> Volume: ...
+    def __call__(self, volume: Volume, scan: AlongWorld) -> Volume: ...
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Acquire:
     axis: int = 2
     seed: int = 0
 
-    def __call__(self, volume: Volume, scan: Scan) -> Volume:
+    def __call__(self, volume: Volume, scan: AlongWorld) -> Volume:
         try:
             hr = kspace.crop(np.moveaxis(volume, self.axis, 2), self.acquisition.scale)
         except kspace.DegradationError as error:
@@ -57,7 +57,7 @@ class Acquire:
 
 @dataclass(frozen=True)
 class Prepared:
-    """voxels: memory map (i, j, k), float16, in units of `unit`, which is in the scan's units."""
+    """voxels: memory map along the world's axes, float16, in units of `unit`, itself in the scan's."""
 
     voxels: Volume
     unit: float
@@ -104,11 +104,11 @@ class Recipe:
         """What the prepared volume depends on, as text."""
         stat = self.path.stat()
         file = f"{self.path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-        return f"{file} {intensity.RULE} {self.steps} {__version__}"
+        return f"{file} {intensity.RULE} RAS {self.steps} {__version__}"
 
     def _volume(self) -> Volume:
         """float32 in the scan's units, from the cached result of the step before."""
-        scan = open_scan(self.path)
+        scan = open_along_world(self.path)
         if not self.steps:
             return scan.voxels_in_units()
         before = Recipe(self.path, self.steps[:-1]).prepared()

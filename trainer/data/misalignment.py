@@ -14,9 +14,9 @@ from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from ...runtime.scans.scan import Scan
 from ..simulation.kspace import Scale
 from .cache import Recipe
+from .orientation import AlongWorld
 from .scans import CohortError
 
 Volume = NDArray[Any]  # float32
@@ -36,7 +36,7 @@ class Misalign:
     degrees: float = 2.0
     voxels: float = 2.0
 
-    def __call__(self, volume: Volume, scan: Scan) -> Volume:
+    def __call__(self, volume: Volume, scan: AlongWorld) -> Volume:
         """The moved head on the same grid, by cubic splines; air from outside is zero."""
         matrix, offset = self.transform(volume.shape, scan.affine)
         moved = ndimage.affine_transform(volume, matrix, offset, order=3, output=np.float32)
@@ -81,7 +81,7 @@ class Register:
     def __repr__(self) -> str:
         return f"Register(to={self.to.key()}, factors={self.factors})"
 
-    def __call__(self, volume: Volume, scan: Scan) -> Volume:
+    def __call__(self, volume: Volume, scan: AlongWorld) -> Volume:
         import SimpleITK as sitk
 
         fixed = _image(self.to.prepared().voxels.astype(np.float32), scan.zooms, self.factors)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,17 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.errors import RunError
-from ...runtime.scans.geometry import voxel_factors
-from ...runtime.scans.scan import open_scan
+from ...runtime.scans.geometry import slab_axis, voxel_factors
 from ..simulation.kspace import Acquisition, Degradation, Scale
 from .cache import Acquire, Recipe
 from .misalignment import Misalign, Register
+from .orientation import open_along_world
 from .scans import CohortError, Entry
 from .slabs import Aligned, Group, needed
 
 LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 SCALE_TOLERANCE = 1.25  # factor by which real LR scans may be coarser or finer than the scale says
+SCALE_NOTED = 1.05  # from which on that is worth a word
 SIZE_TOLERANCE = 0.1  # by which voxel sizes within a group may differ from their median
 
 
@@ -32,7 +32,7 @@ SIZE_TOLERANCE = 0.1  # by which voxel sizes within a group may differ from thei
 class Preparation:
     """How entries become groups.
 
-    scale, axes: of the networks, and the array axes along which slabs are stacked, each a member.
+    scale, axes: of the networks, and the world's axes along which slabs are stacked, each a member.
     simulated: what degrades the HR scans of the target group; None: they are LR scans already.
     misaligned: HR scans of the source group are moved and shrunk first. registered: and brought back onto
         the LR scans, for pairs. seed: of noise and movements, with the participant's name.
@@ -113,7 +113,7 @@ class Preparation:
         return zlib.crc32(entry.participant.encode()) ^ self.seed
 
     def _group(self, entries: Sequence[Entry], member: Callable[[Entry, int], Aligned]) -> Group:
-        sizes = self._each(entries, lambda entry: open_scan(entry.path).zooms)
+        sizes = self._each(entries, lambda entry: open_along_world(entry.path).zooms)
         usual = np.median(list(sizes.values()), axis=0)
 
         def members(entry: Entry) -> list[Aligned]:
@@ -141,16 +141,19 @@ class Preparation:
                 results[entry] = action(entry)
             except RunError as error:
                 if not self.skip_bad:
-                    raise
+                    raise CohortError(f"{error} (--bad-scans skip leaves such scans out.)") from None
                 LOG.warning("Left out: %s", error)
         if not results:
             raise CohortError("None of the scans can be used.")
         return results
 
     def check_scale(self, source: Sequence[Entry], target: Sequence[Entry]) -> None:
-        """Raise CohortError if real LR scans are not coarser than the HR scans by about the scale, along
-        each array axis."""
-        ratios = _usual_zooms(target) / _usual_zooms(source)
+        """Compare the voxels of real LR scans with those of the HR scans.
+
+        Raises CohortError if they are not larger by about the scale, along each of the world's axes; warns
+        where they are by somewhat less or more.
+        """
+        ratios = usual_zooms(target) / usual_zooms(source)
         if ratios.prod() < 1.05:
             raise CohortError(
                 f"The source scans (such as {source[0].path}) are no finer than the target scans: source "
@@ -158,21 +161,65 @@ class Preparation:
                 "--target-simulated."
             )
         for axis in self.axes:
-            expected = voxel_factors(self.scale, axis)
-            if not np.all(np.abs(np.log(ratios / expected)) < math.log(SCALE_TOLERANCE)):
-                raise CohortError(
-                    f"Along the arrays' axes, voxels of the target scans are {_by(ratios)} times as large as "
-                    f"those of the source scans; scale {'x'.join(map(str, self.scale))} with slices along "
-                    f"axis {axis} says {_by(expected)}. See --scale, and data.slab_axes in the configuration."
+            if (off := self._off_scale(ratios, axis)) > SCALE_TOLERANCE:
+                raise CohortError(f"{self._told(ratios, axis)}. See --scale, and data.slab_axes.")
+            if off > SCALE_NOTED:
+                LOG.warning(
+                    "%s. What the network learns is %.0f %% off in size: better resample one of the groups.",
+                    self._told(ratios, axis),
+                    100 * (off - 1),
                 )
+                return
+
+    def warn_of_scale(self, hr: Sequence[Entry], lr: Sequence[Entry]) -> None:
+        """The same of pairs, whose shapes have to fit: what headers say may be wrong, so warn only."""
+        ratios = usual_zooms(lr) / usual_zooms(hr)
+        if min(self._off_scale(ratios, axis) for axis in self.axes) > SCALE_NOTED:
+            LOG.warning("%s. Are these pairs?", self._told(ratios, self.axes[0]))
+
+    def _off_scale(self, ratios: NDArray[np.floating], axis: int) -> float:
+        """The factor by which voxel sizes differ most from what the scale says."""
+        return float(np.exp(np.abs(np.log(ratios / voxel_factors(self.scale, axis))).max()))
+
+    def _told(self, ratios: NDArray[np.floating], axis: int) -> str:
+        return (
+            f"Along the world's axes, voxels of the target scans are {_by(ratios)} times as large as those "
+            f"of the source scans; scale {'x'.join(map(str, self.scale))} with slices along axis {axis} says "
+            f"{_by(voxel_factors(self.scale, axis))}"
+        )
 
 
-def _usual_zooms(entries: Sequence[Entry]) -> NDArray[np.floating]:
-    """Voxel sizes of the scans that can be read; about the others a group complains."""
+def slab_axes(scale: Scale, source: Sequence[Entry], target: Sequence[Entry]) -> tuple[int, ...]:
+    """The world axis across the slices, where none was asked for.
+
+    The one along which the scans differ as the scale says; of several, that of the target scans' slices.
+    source: HR scans, target: LR ones; the same where LR scans are simulated.
+    """
+    across = slab_axis((*usual_zooms(target),))
+    ratios = usual_zooms(target) / usual_zooms(source)
+    first = sorted(range(3), key=lambda axis: axis != across)
+    error = {a: float(np.abs(np.log(ratios / voxel_factors(scale, a))).max()) for a in first}
+    best = min(error.values())
+    return (next(axis for axis in first if error[axis] < best + 0.05),)
+
+
+def told(source: Sequence[Entry], target: Sequence[Entry], simulated: bool) -> str:
+    """The scans of a training in words that name nobody: how many, of how many people, of which size."""
+    groups = {"HR": source, "simulated LR" if simulated else "LR": target}
+    return " and ".join(
+        f"{len(entries)} {kind} scans of {len({e.participant for e in entries})} people "
+        f"({_by(usual_zooms(entries))} mm)"
+        for kind, entries in groups.items()
+        if entries
+    )
+
+
+def usual_zooms(entries: Sequence[Entry]) -> NDArray[np.floating]:
+    """Voxel sizes, mm, of the scans that can be read; about the others a group complains."""
     known = []
     for entry in entries:
         with contextlib.suppress(RunError):
-            known.append(open_scan(entry.path).zooms)
+            known.append(open_along_world(entry.path).zooms)
     return np.median(known, axis=0) if known else np.ones(3)
 
 

@@ -13,13 +13,15 @@ from __future__ import annotations
 import csv
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 
 from ...runtime.errors import RunError
-from ...runtime.scans.scan import stem
+from ...runtime.scans.scan import SUFFIXES, stem
+from ...runtime.system.files import is_shown, walk
 
 LAYOUTS = {
     "hcp": ("*/T1w/T1w_acpc_dc_restore.nii.gz",),
@@ -29,6 +31,11 @@ LAYOUTS = {
 # Whose a file is, of any contrast: a part of its path that begins so, or the first folder of such a tree.
 SUBJECTS = (re.compile(r"sub-[A-Za-z0-9]+"), re.compile(r"BraTS\w*?_\d+(?![A-Za-z0-9])"))
 TREES = ("*/T1w/T[12]w_*.nii*", "*/unprocessed/*/*/*.nii*")  # HCP
+GENERIC = re.compile(  # a word that says what a scan shows or is, and not of whom
+    "t1|t1w|t1ce|t1c|t1gd|mprage|spgr|t2|t2w|flair|pd|pdw|dwi|adc|swi|gre|brain|head|anat|mri|mr|nifti|nii|scans?|"
+    "images?|img|volume|vol|orig|norm|nu|data|raw|hr|lr|sr|ses|session|visit|baseline|low|high"
+)
+DIGITS = "-_0123456789"  # that number sessions and the like
 MARKS = ("_sr", "_lr", "_hr", "_res-hi", "_desc-sr")  # what commands and people add to a scan's name
 
 
@@ -58,12 +65,17 @@ def find(entries: Sequence[str | Path]) -> list[Entry]:
         if colon and not Path(entry).exists():
             paths = _laid_out(layout, Path(root).expanduser())
         elif (path := Path(entry).expanduser()).is_dir():
-            paths = _nifti(path.rglob("*"))
+            paths = _scans(file for file in walk(path) if is_shown(file, path))
         else:
-            paths = [path] if path.is_file() else _nifti(map(Path, glob(str(path), recursive=True)))
+            paths = [path] if path.is_file() else _scans(map(Path, glob(str(path), recursive=True)))
         if not paths:
-            raise CohortError(f"{entry} holds no .nii or .nii.gz scan.")
-        found |= {Path(os.path.abspath(path)): participant(path) for path in paths}
+            raise CohortError(f"{entry} holds no .nii, .nii.gz or .mgz scan.")
+        found |= {path: participant(path) for path in map(Path, map(os.path.abspath, paths))}
+    # One name in several folders is a name of the scans; the folders are of the people.
+    often = Counter(who for path, who in found.items() if who == bare_name(path))
+    for path, who in found.items():
+        if often[who] > 1 and not _is_generic(path.parent.name.strip(DIGITS)):
+            found[path] = path.parent.name
     return sorted(Entry(path, who) for path, who in found.items())
 
 
@@ -73,16 +85,34 @@ def find_scans(entries: Sequence[str | Path]) -> list[Path]:
 
 
 def participant(path: Path) -> str:
-    """Whose scan a file is: the subject of BIDS or BraTS, in the file's name or the nearest folder's, the
-    subject folder of HCP, else its bare name."""
-    for part in reversed(path.parts):
-        for subject in SUBJECTS:
-            if found := subject.match(part):
-                return found.group()
+    """Whose scan a file is.
+
+    The subject of BIDS or BraTS, in the file's name or the nearest folder's, where a folder such as sub-dcm_a
+    counts in full; the subject folder of HCP; the nearest folder that is no word of `GENERIC`, where the file
+    is called by such words alone, as t1.nii; else its bare name.
+    """
+    subject = _subject(path.name)
+    for folder in reversed(path.parts[:-1]):
+        if own := _subject(folder):
+            longer = folder.startswith(f"{own}_") and own.startswith("sub-")
+            return folder if longer and subject in (None, own) else subject or own
+    if subject:
+        return subject
     for tree in TREES:
         if path.match(tree):
             return path.parts[-len(Path(tree).parts)]
+    if _is_generic(bare_name(path)):
+        return next((part for part in reversed(path.parts[1:-1]) if not _is_generic(part)), bare_name(path))
     return bare_name(path)
+
+
+def _subject(part: str) -> str | None:
+    return next((found.group() for subject in SUBJECTS if (found := subject.match(part))), None)
+
+
+def _is_generic(name: str) -> bool:
+    """Whether a name says what a scan shows and not of whom it is."""
+    return all(GENERIC.fullmatch(word) for word in re.split(r"[-_. ]+", name.lower()))
 
 
 def bare_name(path: Path) -> str:
@@ -113,8 +143,8 @@ def keep_apart(groups: Mapping[str, Sequence[Entry]], may_share: frozenset[str] 
                 )
 
 
-def _nifti(paths: Iterable[Path]) -> list[Path]:
-    return [path for path in paths if path.name.lower().endswith((".nii", ".nii.gz"))]
+def _scans(paths: Iterable[Path]) -> list[Path]:
+    return [path for path in paths if path.name.lower().endswith(SUFFIXES)]
 
 
 def _laid_out(layout: str, root: Path) -> list[Path]:

@@ -46,14 +46,18 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Summary:
-    """Figures by scan name, and their mean and standard deviation (ddof 0)."""
+    """Figures by scan name, and their mean and standard deviation (ddof 0).
+
+    missing: how many scans could not be measured: mean and sd are of the others.
+    """
 
     scans: dict[str, Figures]
     mean: Figures
     sd: Figures
+    missing: int = 0
 
     @classmethod
-    def of(cls, scans: Mapping[str, Figures]) -> Summary:
+    def of(cls, scans: Mapping[str, Figures], missing: int = 0) -> Summary:
         columns = {name: [getattr(f, name) for f in scans.values()] for name in NAMES}
 
         def across(what: Callable[[list[float]], Any]) -> Figures:
@@ -61,7 +65,7 @@ class Summary:
                 known = {n: float(what(v)) if None not in v else None for n, v in columns.items()}
             return Figures(**known)  # type: ignore[arg-type]
 
-        return cls(dict(scans), across(np.mean), across(np.std))
+        return cls(dict(scans), across(np.mean), across(np.std), missing)
 
     @property
     def names(self) -> list[str]:
@@ -93,7 +97,8 @@ class Summary:
         """A row of text for each scan, and one of mean ± sd."""
         rows = [[scan, *(said(n, getattr(f, n)) for n in self.names)] for scan, f in self.scans.items()]
         both = [f"{said(n, getattr(self.mean, n))} ± {said(n, getattr(self.sd, n))}" for n in self.names]
-        return [*rows, ["mean ± sd", *both]]
+        every = len(self.scans) + self.missing
+        return [*rows, ["mean ± sd" + (f" of {len(self.scans)} of {every}" if self.missing else ""), *both]]
 
 
 def said(name: str, value: float) -> str:
@@ -102,7 +107,12 @@ def said(name: str, value: float) -> str:
 
 
 def evaluate(
-    sr: Path | str, hr: Path, lr: Path | None = None, slab: int = 6, axis: int | None = None
+    sr: Path | str,
+    hr: Path,
+    lr: Path | None = None,
+    slab: int = 6,
+    axis: int | None = None,
+    problems: list[str] | None = None,
 ) -> Summary:
     """Compare SR scans with HR scans of the same name (marks such as `_sr` aside), and of the same folder
     below the given ones where a name is there more than once.
@@ -111,7 +121,8 @@ def evaluate(
     scan may be larger by the voxels that the LR grid dropped. lr: for data consistency. slab: HR slices of a
     network call. axis: that across the slices, by default the one along which the LR scan's factor is
     another than along the two others, else that of `geometry.slab_axis`.
-    Raises RunError if scans have no partner or do not lie on one grid.
+    problems: takes a sentence for each scan that has no partner or cannot be measured, while the others are.
+    Raises RunError if there is no such list, or nothing is left to measure.
     """
     interpolation = INTERPOLATIONS.get(str(sr)) if not Path(sr).exists() else None
     if interpolation and lr is None:
@@ -120,20 +131,56 @@ def evaluate(
     assert results is not None
     groups = [path for path in (results, hr, lr) if path is not None]
     names = _by_name(groups)
-    for path, group in zip(groups[1:], names[1:], strict=True):
-        lonely = sorted(set(names[0]) - set(group))
-        if lonely:
-            raise RunError(f"{path} holds no scan for {names[0][lonely[0]]} (a scan named {lonely[0]}).")
-    scans = {}
-    for name in sorted(names[0]):
+    whole, lonely = _matched(groups, names)
+    if lonely and (problems is None or not whole):
+        raise RunError(lonely[0])
+
+    def figures(name: str) -> Figures:
         low = open_scan(names[-1][name]) if lr is not None else None
         truth = open_scan(names[1][name])
         if interpolation is None:
-            scans[name] = compare(open_scan(names[0][name]), truth, low, slab, axis)
-        else:
-            assert low is not None
-            scans[name] = _interpolated(interpolation, low, truth, slab, axis)
-    return Summary.of(scans)
+            return compare(open_scan(names[0][name]), truth, low, slab, axis)
+        assert low is not None
+        return _interpolated(interpolation, low, truth, slab, axis)
+
+    scans, found = {}, list(lonely)
+    for name in whole:
+        try:
+            scans[name] = figures(name)
+        except RunError as error:
+            if problems is None or len(whole) == 1:
+                raise
+            found.append(str(error))
+    if not scans:
+        raise RunError(f"None of the {len(whole)} scans can be measured. {found[-1]}")
+    if problems is not None:
+        problems += found
+    return Summary.of(scans, len(found))
+
+
+def check_place(path: Path) -> None:
+    """Raise RunError where a table would replace a file that is no such table."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            start = file.read(4096).lstrip("{ \n")
+    except FileNotFoundError:
+        return
+    if start and not start.startswith(("scan,", "| scan |", '"scans"')):
+        raise RunError(f"{path} is there already and no table of udean-eval: give another name.")
+
+
+def _matched(groups: Sequence[Path], names: Sequence[dict[str, Path]]) -> tuple[list[str], list[str]]:
+    """The names that every group has, and a sentence for each of the others.
+
+    HR scans without a result count as well: what is missing may be what failed.
+    """
+    whole = set.intersection(*map(set, names))
+    lonely = []
+    for name in sorted(set().union(*names) - whole):
+        lacking = [group for group, own in zip(groups, names, strict=True) if name not in own]
+        there = next(own[name] for own in names if name in own)
+        lonely.append(f"{' and '.join(map(str, lacking))} holds no scan for {there} (a scan named {name}).")
+    return sorted(whole), lonely
 
 
 def compare(sr: Scan, hr: Scan, lr: Scan | None = None, slab: int = 6, axis: int | None = None) -> Figures:

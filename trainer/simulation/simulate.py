@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -14,25 +15,48 @@ from ...runtime.errors import RunError
 from ...runtime.scans.geometry import slab_axis, voxel_factors
 from ...runtime.scans.intensity import check_finite
 from ...runtime.scans.scan import FREESURFER, open_scan, stem, write_scan
-from ...runtime.system.files import write_json
+from ...runtime.system.files import read_json, write_json
 from .kspace import Acquisition, DegradationError, acquire, crop
+
+OURS = {"source", "scale", "slab_axis", "seed", "sampling"}  # keys by which a sidecar is one of ours
+
+log = logging.getLogger("udean")
 
 
 def simulate_all(
     paths: Sequence[Path], out: Path, acquisition: Acquisition, seed: int = 0, axis: int | None = None
-) -> Iterator[Path]:
-    """Acquire HR scans anew at low resolution, into the same folders below `out`; yields the scans' paths.
+) -> Iterator[Path | RunError]:
+    """Acquire HR scans anew at low resolution, into the same folders below `out`; yields the scans' paths, or
+    why there is none.
 
-    Raises RunError if an LR scan would replace an HR scan, and as `simulate`.
+    Raises RunError if an LR scan would replace an HR scan.
     """
     root = Path(os.path.commonpath([path.resolve().parent for path in paths]))
     names = {path: path.resolve().relative_to(root) for path in paths}
     sources = {path.resolve() for path in paths}
-    targets = {out.resolve() / name for name in names.values()}
-    if out.resolve() in {source.parent for source in sources} or targets & sources:
+    targets = {path: out / target_name(name) for path, name in names.items()}
+    if out.resolve() in {source.parent for source in sources} or sources & {
+        target.resolve() for target in targets.values()
+    }:
         raise RunError(f"{out} holds HR scans: give another folder with --out.")
+    claimed: dict[Path, Path] = {}
     for path, name in names.items():
-        yield simulate(path, out, acquisition, seed, axis, name)
+        other = claimed.setdefault(_sidecar(targets[path]), path)
+        try:
+            if other != path:
+                raise RunError(f"The LR scans of {path} and {other} would have one name: make them apart.")
+            yield simulate(path, out, acquisition, seed, axis, name)
+        except RunError as error:
+            yield error
+
+
+def target_name(name: Path) -> Path:
+    """What the LR scan of an HR scan of this name is called: NIfTI, also where that is FreeSurfer's."""
+    return name.with_name(stem(name) + ".nii.gz") if name.name.lower().endswith(FREESURFER) else name
+
+
+def _sidecar(target: Path) -> Path:
+    return target.with_name(stem(target) + ".json")
 
 
 def simulate(
@@ -47,10 +71,18 @@ def simulate(
 
     axis: that across the slices, by default that of `geometry.slab_axis`. name: by default the scan's own.
     Noise and bias field depend on seed and name, so every scan has its own. Integers are rounded.
-    Raises RunError for a scan that cannot be read or is too small, or a file that cannot be written.
+    Raises RunError for a scan that cannot be read or is too small, for noise or bias beyond all numbers, and
+    for a file that cannot be written or is there already and not made by this.
     """
     name = name or Path(path.name)
+    target = out / target_name(name)
+    sidecar = _sidecar(target)
+    for there in (target, sidecar):
+        if os.path.lexists(there) and not read_json(sidecar).keys() >= OURS:
+            raise RunError(f"{there} is there already and not made by udean-simulate: give another --out.")
     scan = open_scan(path)
+    for remark in scan.remarks:
+        log.warning("%s", remark)
     axis = slab_axis(scan.zooms) if axis is None else axis
     voxels = scan.voxels_in_units()
     check_finite(voxels, str(path))
@@ -58,15 +90,21 @@ def simulate(
         hr = crop(np.moveaxis(voxels, axis, 2), acquisition.scale).astype(np.float32)
     except DegradationError as error:
         raise RunError(f"{path}: {error}") from None
-    lr = np.moveaxis(acquire(hr, acquisition, seed=zlib.crc32(name.as_posix().encode()) ^ seed), 2, axis)
+    with np.errstate(over="ignore", invalid="ignore"):  # judged below
+        lr = acquire(hr, acquisition, seed=zlib.crc32(os.fsencode(name.as_posix())) ^ seed)
+    if not np.isfinite(lr).all():
+        raise RunError(
+            f"{path}: noise {acquisition.noise:g} and bias {acquisition.bias:g} give voxels beyond all "
+            "numbers: take less."
+        )
+    lr = np.moveaxis(lr, 2, axis)
     dtype = scan.dtype.newbyteorder("=")
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
         lr = np.clip(np.rint((lr - scan.inter) / scan.slope), limits.min, limits.max)
-    target = out / (name.with_name(stem(name) + ".nii.gz") if name.name.endswith(FREESURFER) else name)
     header = scan.coarse_header(voxel_factors(acquisition.scale, axis), "fft", dtype)
     write_scan(target, header, lr.astype(dtype))
     record = {"source": path.name, "scale": acquisition.scale, "slab_axis": axis, "seed": seed}
     record |= {k: v for k, v in dataclasses.asdict(acquisition).items() if k != "scale"}
-    write_json(target.with_name(stem(target) + ".json"), record)
+    write_json(sidecar, record)
     return target

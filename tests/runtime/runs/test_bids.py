@@ -170,3 +170,45 @@ def test_what_a_kept_results_sidecar_takes_over_stays_up_to_date(dataset, resolv
     assert status == "kept" and after == {**before, "EchoTime": 0.004} and list(after)[-1] == "udean"
     written = job.sidecar.stat().st_mtime_ns
     assert run()[0] == "kept" and job.sidecar.stat().st_mtime_ns == written
+
+
+def tree(root):
+    return {path.relative_to(root) for path in root.rglob("*") if path.is_file()}
+
+
+def restored(resolve, *inputs):
+    found = find_scans([str(path) for path in inputs])
+    prepare(found)
+    return [outcome.job.target for outcome in run_all(found, resolve)]
+
+
+@pytest.mark.parametrize("part", ["sub-01", "sub-01/ses-a/anat", "sub-01/ses-a/anat/sub-01_ses-a_T1w.nii.gz"])
+def test_a_part_of_a_dataset_is_restored_among_its_derivatives(dataset, resolve, part):
+    before = tree(dataset)
+    made = restored(resolve, dataset / part)
+    out = dataset / "derivatives" / "udean"
+    assert out / "sub-01/ses-a/anat/sub-01_ses-a_res-hi_desc-sr_T1w.nii.gz" in made
+    new = tree(dataset) - before
+    assert new and all(path.parts[:2] == ("derivatives", "udean") for path in new)
+    assert json.loads((out / "dataset_description.json").read_text())["DatasetLinks"] == {"raw": "../.."}
+    assert restored(resolve, dataset / part) == made  # kept, in the same place
+
+
+def test_what_others_derived_is_restored_beside_it(dataset, resolve):
+    folder = dataset / "derivatives" / "other"
+    (folder / "dataset_description.json").write_text('{"Name": "o", "DatasetType": "derivative"}')
+    made = restored(resolve, folder / "sub-01_desc-x_T1w.nii.gz", folder)
+    assert all(path.is_relative_to(dataset / "derivatives" / "udean") for path in made)
+
+
+def test_names_that_are_not_bids_are_told_and_suffixes_advised_only_where_they_help(dataset, caplog):
+    anat = dataset / "sub-01" / "ses-a" / "anat"
+    for name in ("sub-01", "sub-01_acq-x", "sub-01_T1w_", "sub-01_acq-_T1w", "sub-01_foo"):
+        scan(anat / f"{name}.nii.gz")
+    assert "sub-01_foo.nii.gz" not in names(dataset)
+    kinds, odd = (record.getMessage() for record in caplog.records)
+    assert "1 foo" in kinds and "--suffix takes them" in kinds and "acq" not in kinds
+    assert all(
+        f"/{name}.nii.gz" in odd for name in ("sub-01", "sub-01_acq-x", "sub-01_T1w_", "sub-01_acq-_T1w")
+    )
+    assert names(dataset, (), (), ("foo",)) == ["sub-01_foo.nii.gz"]

@@ -216,3 +216,20 @@ def test_status_speaks_of_what_it_is_given(tmp_path, model):
         text=True,
     )
     assert done.returncode == 0 and done.stdout.startswith("1 done, 0 failed, 0 left")
+
+
+def test_runs_are_counted_since_clocks_differ(tmp_path, resolve):
+    found = cohort(tmp_path / "scans", 2)
+    good = found[0].source.read_bytes()
+    found[0].source.write_bytes(good[:300])
+    prepare(found)
+    for shard in (Shard(0, 2), Shard(1, 2)):
+        list(run_all(found, resolve, shard=shard))
+    for path in found[0].root.glob("*.jsonl"):  # by a machine whose clock is a day ahead
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps({**line, "time": line["time"] + 86400}) + "\n" for line in lines))
+    assert len(standing(found[0].root).failed) == 1
+    found[0].source.write_bytes(good)
+    assert [o.status for o in run_all(found, resolve)] == ["written", "kept"]
+    now = standing(found[0].root)
+    assert (now.done, now.failed, now.left, now.waiting) == (2, [], 0, [])

@@ -399,3 +399,43 @@ def test_an_output_folder_has_one_spelling(tmp_path, monkeypatch):
     jobs = find_scans(["a/x.nii", f"{tmp_path}/a/y.nii", "link/../a/z.nii", "link/x.nii"])
     assert [job.target for job in jobs] == [Path("a/sr") / f"{name}_sr.nii" for name in "xyz"]
     assert {job.root for job in jobs} == {Path("a/sr")}
+
+
+def test_a_file_that_no_run_has_made_is_never_replaced(tmp_path, resolve):
+    scans, out = tmp_path / "scans", tmp_path / "scans-sr"
+    for name in ("a.nii", "b.nii"):
+        scan(scans / name)
+    theirs = scan(out / "a_sr.nii", seed=9).read_bytes()
+    (out / "b_sr.json").write_text('{"EchoTime": 0.003}')
+    found = find_scans([str(scans)])
+    prepare(found)
+    for settings in (Settings(), Settings(overwrite=True), Settings()):
+        outcomes = list(run_all(found, resolve, settings))
+        assert [o.status for o in outcomes] == ["failed", "failed"]
+        assert all("no result of udean" in o.message for o in outcomes)
+    assert (out / "a_sr.nii").read_bytes() == theirs and not (out / "b_sr.nii").exists()
+    (out / "a_sr.nii").unlink()
+    (out / "b_sr.json").unlink()
+    assert [o.status for o in run_all(found, resolve)] == ["written", "written"]
+    (out / "a_sr.json").unlink()  # as a run leaves it that is killed before its sidecar
+    assert [o.status for o in run_all(found, resolve)] == ["written", "kept"]
+
+
+def test_what_looks_like_a_result_or_is_half_a_scan_is_named(tmp_path, caplog):
+    for name in ("a.nii", "b_sr.nii", "sub-1_desc-sr_T1w.nii"):
+        scan(tmp_path / "scans" / name)
+    nib.save(nib.Nifti1Pair(np.zeros((4, 4, 4), np.int16), np.eye(4)), tmp_path / "scans" / "c.img")
+    assert [job.source.name for job in find_scans([str(tmp_path / "scans")])] == ["a.nii"]
+    for name in ("b_sr.nii", "sub-1_desc-sr_T1w.nii", "c.hdr", "c.img"):
+        assert f"/scans/{name}" in caplog.text
+    (job,) = find_scans([str(tmp_path / "scans" / "b_sr.nii")])
+    assert job.target.name == "b_sr_sr.nii"
+
+
+def test_json_nested_beyond_reason_is_no_sidecar(tmp_path, resolve):
+    scan(tmp_path / "scans" / "a.nii")
+    found = find_scans([str(tmp_path / "scans")])
+    prepare(found)
+    assert [o.status for o in run_all(found, resolve)] == ["written"]
+    found[0].sidecar.write_text('{"a":' * 100_000)
+    assert [o.status for o in run_all(found, resolve)] == ["written"]

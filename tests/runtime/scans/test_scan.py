@@ -158,7 +158,7 @@ def bad_scans(folder):
     add("nanzoom.nii", "voxel size", image, pixdim=zooms.copy())
     add("singular.nii", "affine", image, srow_z=[0, 0, 0, 0])
     add("nanaffine.nii", "affine", image, srow_x=[np.nan, 0, 0, 0])
-    add("quaternion.nii", "affine", image, quatern_b=3.0)
+    add("quaternion.nii", "affine", image, quatern_b=3.0, sform_code=0)
     add("huge.nii", "truncated", image, dim=[3, 32767, 32767, 32767, 1, 1, 1, 1])
     add("negative.nii", "dimensions", image, dim=[3, -4, 5, 6, 1, 1, 1, 1])
     add("manydims.nii", "dimensions", image, dim=[99, 4, 5, 6, 1, 1, 1, 1])
@@ -263,3 +263,73 @@ def test_a_freesurfer_series_keeps_its_repetition_time(tmp_path):
     nib.save(image, tmp_path / "a.mgz")
     header = open_scan(tmp_path / "a.mgz", series=True).fine_header((2, 2, 2), "fft", np.dtype("int16"))
     assert header.get_xyzt_units() == ("mm", "msec") and header["pixdim"][4] == 2000
+
+
+def damaged(path, **fields):
+    """The scan's file with these fields of its header."""
+    with open(saved(scan_image(), path), "r+b") as file:
+        header = nib.Nifti1Header.from_fileobj(file, check=False)
+        for name, value in fields.items():
+            header[name] = value
+        file.seek(0)
+        file.write(header.binaryblock)
+    return path
+
+
+PIXDIM = [0, 1.5, 1.5, 3, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"pixdim": PIXDIM}, "qfac 0"),
+        ({"quatern_b": 0.9, "quatern_c": 0.9, "quatern_d": 0.9}, "damaged qform: its sform"),
+        ({"quatern_b": np.nan}, "damaged qform: its sform"),
+        ({"quatern_b": 0.6, "quatern_c": 0.8, "quatern_d": 1.1e-3}, None),
+    ],
+)
+def test_a_damaged_qform_gives_way_to_a_sound_sform(tmp_path, fields, said):
+    scan = open_scan(damaged(tmp_path / "a.nii", **fields))
+    if said is None:  # longer than 1 by rounding alone: shortened, without a word
+        assert not scan.remarks and np.isfinite(scan.header.get_qform()).all()
+        return
+    (remark,) = scan.remarks
+    assert said in remark and str(tmp_path / "a.nii") in remark
+    if "qfac" not in said:
+        np.testing.assert_allclose(scan.affine, OBLIQUE, atol=1e-5)
+    fine = scan.fine_header((2, 2, 2), "fft", scan.dtype)
+    np.testing.assert_allclose(fine.get_sform()[:3, :3], scan.affine[:3, :3] / 2, atol=1e-5)
+    assert fine["qform_code"] == 1 and fine["sform_code"] == 4
+    if "qfac" not in said:
+        np.testing.assert_allclose(fine.get_qform()[:3, :3], OBLIQUE[:3, :3] / 2, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["sform", "qform"])
+def test_an_affine_that_is_damaged_and_alone_is_refused(tmp_path, form):
+    other = {"sform": "qform_code", "qform": "sform_code"}[form]
+    spoilt = {"srow_x": [0, 0, 0, 0], "quatern_b": 0.9, "quatern_c": 0.9, "quatern_d": 0.9}
+    with pytest.raises(RunError, match=rf"damaged affine \({form}\)"):
+        open_scan(damaged(tmp_path / "a.nii", **spoilt, **{other: 0}))
+    with pytest.raises(RunError, match="sform and qform"):
+        open_scan(damaged(tmp_path / "b.nii", **spoilt))
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("meter", 1e-3), ("micron", 1e3), ("mm", 1), ("unknown", 1)])
+def test_sizes_are_millimetres_whatever_the_header_counts_in(unit, factor):
+    image = scan_image()
+    affine = np.diag([factor] * 3 + [1]) @ OBLIQUE
+    image.set_sform(affine, 1)
+    image.set_qform(affine, 1)
+    image.header.set_xyzt_units(unit)
+    scan = image_scan(image)
+    np.testing.assert_allclose(scan.zooms, [1.5, 1.5, 3], rtol=1e-5)
+    np.testing.assert_allclose(scan.affine, OBLIQUE, rtol=1e-4, atol=1e-4)
+    assert scan.fine_header((2, 2, 2), "fft", scan.dtype).get_xyzt_units()[0] == unit
+
+
+def test_the_world_of_a_freesurfer_volume_is_the_scanners(tmp_path):
+    affine = np.array([[-1, 0, 0, 10], [0, 0, 1, 20], [0, -1, 0, 30], [0, 0, 0, 1.0]])
+    scan = open_scan(saved(nib.MGHImage(np.zeros((4, 5, 6), np.float32), affine), tmp_path / "a.mgz"))
+    fine = scan.fine_header((2, 2, 2), "fft", scan.dtype)
+    assert (fine["qform_code"], fine["sform_code"]) == (1, 1)
+    np.testing.assert_allclose(fine.get_qform(), fine.get_sform(), atol=1e-6)

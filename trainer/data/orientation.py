@@ -1,0 +1,66 @@
+"""Scans along the world's axes, however their files store them: HR and LR may then be of different scanners.
+
+The first voxel axis runs (about) from left to right, the second from back to front, the third from foot to
+head: RAS+, as in NIfTI. Of an oblique scan the nearest axes count; no voxel is interpolated.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from ...runtime.errors import RunError
+from ...runtime.scans.kinds import check_voxels
+from ...runtime.scans.scan import Scan, open_scan
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AlongWorld:
+    """A scan whose voxel axes are turned to the world's."""
+
+    scan: Scan
+
+    @property
+    def name(self) -> str:
+        return self.scan.name
+
+    @property
+    def turn(self) -> NDArray[np.float64]:
+        """nibabel's orientation, (3, 2): the world axis of each stored axis, and its direction."""
+        return nib.io_orientation(self.scan.affine)
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """Turned voxels to world, mm, (4, 4)."""
+        return self.scan.affine @ nib.orientations.inv_ornt_aff(self.turn, self.scan.shape)
+
+    @property
+    def zooms(self) -> tuple[float, float, float]:
+        """Voxel sizes along the turned axes, mm."""
+        i, j, k = map(float, np.linalg.norm(self.affine[:3, :3], axis=0))
+        return i, j, k
+
+    def voxels_in_units(self) -> NDArray[np.float32]:
+        """The turned voxels in the scan's units; warns of what is mended, and of what is no MR scan."""
+        voxels = self.scan.voxels()
+        for remark in self.scan.remarks:
+            LOG.warning("%s", remark)
+        try:
+            check_voxels(self.scan, voxels)
+        except RunError as error:
+            LOG.warning("Training on what may be of no use: %s", error)
+        turned: Any = nib.apply_orientation(self.scan.in_units(voxels), self.turn)
+        return turned
+
+
+def open_along_world(path: Path) -> AlongWorld:
+    """A scan, its header checked; see `open_scan`."""
+    return AlongWorld(open_scan(path))
