@@ -14,9 +14,9 @@ import typer
 from ... import __version__
 from ..engines.choose import why_no_gpu
 from ..errors import RunError
-from ..pipeline.engine import cores
 from ..resolver import SuperResolver
 from ..system.files import cache_folder
+from ..system.threads import cores
 from .common import command, sentence
 from .launch import commands
 

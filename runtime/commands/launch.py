@@ -34,6 +34,10 @@ def main() -> None:
         if name not in commands():
             name = _chosen(sys.argv[1:])
         if name:
+            refuse_empty(sys.argv[1:])
+            if sys.argv[1:] == ["--version"]:  # told without the libraries that the command needs
+                print(f"udean-{name} {__version__}")
+                return
             point = commands()[name]
             with sentences(*point.extras):
                 point.load()()
