@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ..runtime.commands.common import sentences
+from ..runtime.commands.common import command
 from ..runtime.resolver import SuperResolver
 from ..runtime.system.files import write_json
 from ..trainer.evaluation.quality import Quality, quality
@@ -36,11 +36,6 @@ def template() -> tuple[Volume, NDArray[np.float64]]:
     """The ICBM152 2009a T1 (intensities 0 to 255) cropped to even size, and its affine (RAS, mm)."""
     voxels, affine = icbm152.load_t1()
     return kspace.crop(voxels * 255, SCALE).astype(np.float32), affine
-
-
-def main() -> None:
-    with sentences():
-        typer.run(demo)
 
 
 def demo(
@@ -153,3 +148,6 @@ def _table(measured: dict[str, Quality]) -> Table:
     for name, q in measured.items():
         table.add_row(TITLES[name], f"{q.psnr:.2f}", f"{q.ssim:.4f}", f"{q.ssim_2d:.4f}")
     return table
+
+
+main = command(demo, "udean-demo", "udean-demo -o demo/", extra="demo")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import numpy as np
 import typer
 
-from ..runtime.commands.common import sentence, sentences
+from ..runtime.commands.common import command, sentence
 from ..runtime.errors import RunError
 from .errors import ExportError
 from .trt_build import BuildOptions
@@ -20,14 +20,10 @@ if TYPE_CHECKING:
     from .graph import Shape
     from .parity import Deviation
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-inspection = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
 PLAN = "TensorRT plan"
 T = TypeVar("T", int, tuple[int, int])
 
 
-@app.command(epilog="udean-export inspect FILE tells what a checkpoint, an .onnx or a .plan is.")
 def export(
     checkpoint: Annotated[Path | None, typer.Argument(help="A checkpoint of udean-train.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; default: the input's.")] = None,
@@ -147,7 +143,6 @@ def export(
         raise typer.Exit(1 if written else 2)
 
 
-@inspection.command("inspect")
 def inspect(
     file: Annotated[Path, typer.Argument(help="A checkpoint, an .onnx or a .plan.")],
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
@@ -161,13 +156,25 @@ def inspect(
         print(f"{name:<{width}}  {value}")
 
 
+EXPORT = command(
+    export,
+    "udean-export",
+    "udean-export runs/mine/checkpoint.pt  # writes two .onnx",
+    "udean-export runs/mine/checkpoint.pt --int8 lr/",
+    "udean-export --from NAME.fp16.onnx  # a plan for this GPU",
+    "udean-export --verify NAME.onnx",
+    note="udean-export inspect FILE tells what a checkpoint, an .onnx or a .plan is.",
+    extra="export",
+)
+INSPECT = command(inspect, "udean-export inspect", "udean-export inspect NAME.onnx", extra="export")
+
+
 def main() -> None:
-    """Run the command. What the user can mend is one sentence on stderr and exit code 2."""
-    with sentences("export"):
-        if sys.argv[1:2] == ["inspect"]:
-            inspection(sys.argv[2:], prog_name="udean-export inspect")
-        else:
-            app(prog_name="udean-export")
+    """Turn a checkpoint into models that run without PyTorch."""
+    if sys.argv[1:2] == ["inspect"]:
+        INSPECT(sys.argv[2:])
+    else:
+        EXPORT()
 
 
 def _verify(path: Path, against: Path | None) -> None:

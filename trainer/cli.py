@@ -12,28 +12,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn, track
 from rich.table import Table
 
-from ..runtime.commands.common import sentences
+from ..runtime.commands.common import command
 from ..runtime.errors import RunError
 
 Entries = Annotated[list[str] | None, typer.Option(help="Scans: a file, a folder or a glob; repeatable.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback for errors.")]
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
 STDERR = Console(stderr=True)
-
-
-def train() -> None:
-    with sentences("train"):
-        typer.run(_train)
-
-
-def simulate() -> None:
-    with sentences("train"):
-        typer.run(_simulate)
-
-
-def evaluate() -> None:
-    with sentences("train"):
-        typer.run(_evaluate)
 
 
 def _train(
@@ -255,6 +240,30 @@ def _evaluate(
     if problems:
         print(f"{len(summary.scans)} measured, {len(problems)} not")
         raise typer.Exit(1)
+
+
+train = command(
+    _train,
+    "udean-train",
+    "udean-train --source hr/ --target lr/ --out runs/mine --preset compact",
+    "udean-train --source hcp:HCP --target bids:clinic --out runs/mine --scale 2x2x2",
+    "udean-train --source hr/ --target lr/ --out runs/mine --resume",
+    extra="train",
+)
+simulate = command(
+    _simulate,
+    "udean-simulate",
+    "udean-simulate hr/ -o lr/ --scale 2x2x2 --noise 0.01",
+    "udean-simulate hr/ -o lr/ --scale 1x1x3 --slab-axis 2",
+    extra="train",
+)
+evaluate = command(
+    _evaluate,
+    "udean-eval",
+    "udean-eval --sr scans-sr/ --hr truth/ --lr scans/",
+    "udean-eval --sr tricubic --lr scans/ --hr truth/ --csv tricubic.csv",
+    extra="eval",
+)
 
 
 def parse_scale(text: str) -> tuple[int, int, int]:

@@ -24,7 +24,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ...export.graph import read, to_onnx
-from ...runtime.commands.common import sentences
+from ...runtime.commands.common import command
 from ...runtime.cuda.device import Gpu, GpuError
 from ...runtime.errors import RunError
 from ...runtime.pipeline.tiling import OVERLAP, Tiling, tile_windows
@@ -38,11 +38,6 @@ from .peers import monai
 QUICK, FULL = (112, 112, 9), (160, 160, 129)  # LR voxels, before they are fitted to the windows
 BUSY = 0.25  # processes that want each core before anything is measured, from which it is not quiet
 ENOUGH = 5  # turns: four leave one chance in eight that the median lies outside of their range
-
-
-def main() -> None:
-    with sentences("bench"):
-        typer.run(bench)
 
 
 def bench(
@@ -305,6 +300,14 @@ def _show(document: dict[str, Any]) -> None:
     for text in [*page.failures(document), *(f"Warning: {text}" for text in document["warnings"])]:
         print(text)
 
+
+main = command(
+    bench,
+    "udean-bench",
+    "udean-bench --quick",
+    "udean-bench --model runs/mine/checkpoint.pt --json bench/ --html bench/",
+    extra="bench",
+)
 
 if __name__ == "__main__":
     main()

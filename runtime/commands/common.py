@@ -1,25 +1,116 @@
-"""What every command does with errors."""
+"""What all commands share: how they start, and that every start has a right end.
+
+Exit codes: 0 all done; 1 some scans failed and the others are written; 2 nothing could start; 130
+interrupted.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import typer
+from typer.core import TyperCommand
 
-from ..errors import RunError
+from ... import __version__
+from ..errors import RunError, first_line
+from .streams import guard_streams
+
+INTERRUPTED = 130  # the shells' code for SIGINT
+NO_MEMORY = (
+    "bad_alloc",
+    "bad allocation",
+    "can't start new thread",
+    "allocate memory",
+)
+
+
+def command(
+    function: Callable[..., None], name: str, *examples: str, extra: str = "cpu", note: str = ""
+) -> Callable[..., None]:
+    """A function with typer's annotations as a command; what is returned runs it, on sys.argv by default.
+
+    examples: whole command lines, shown by --help after the options, as is the note. extra: of this package,
+    that brings a library which is not installed.
+    """
+    lines = [*([note] if note else []), *(f"Example: {example}" for example in examples)]
+
+    def main(arguments: Sequence[str] | None = None) -> None:
+        with sentences(extra):
+            given = sys.argv[1:] if arguments is None else list(arguments)
+            refuse_empty(given)
+            app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+            app.command(name, cls=_Command, epilog="\n\n".join(lines))(function)
+            built = typer.main.get_command(app)
+            built.params.append(_version_option(name))
+            if any(variable.endswith("_COMPLETE") for variable in os.environ):
+                from typer.completion import completion_init  # pyright: ignore[reportPrivateImportUsage]
+
+                completion_init()
+            built(given, prog_name=called(name))
+
+    main.__doc__ = (function.__doc__ or "").strip().partition("\n")[0]
+    return main
+
+
+class _Command(TyperCommand):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo("Interrupted.", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+
+
+def _version_option(name: str) -> Any:
+    """The option --version, as typer makes it of a function's argument."""
+
+    def tell(asked: bool) -> None:
+        if asked:
+            print(f"{name} {__version__}")
+            raise typer.Exit
+
+    def nothing(
+        version: bool = typer.Option(
+            False, "--version", help="Show the version.", is_eager=True, expose_value=False, callback=tell
+        ),
+    ) -> None: ...
+
+    app = typer.Typer(add_completion=False)
+    app.command()(nothing)
+    return typer.main.get_command(app).params[0]
+
+
+def called(name: str) -> str:
+    """How the user calls a command: `udean run` or udean-run."""
+    return sys.argv[0] if sys.argv[0] == name.replace("-", " ", 1) else name
+
+
+def refuse_empty(arguments: Sequence[str]) -> None:
+    """Raise RunError for an empty argument: an empty path is the working folder, which nobody meant."""
+    for argument in arguments:
+        if not argument.strip() or (argument.startswith("--") and argument.endswith("=")):
+            where = f" ({argument})" if argument.strip() else ""
+            raise RunError(f"An argument is empty{where}, as that of a shell variable which is not set.")
 
 
 @contextlib.contextmanager
 def sentences(extra: str = "cpu") -> Iterator[None]:
-    """What the user can mend ends as one sentence on stderr and exit code 2, with --debug as a traceback.
+    """What ends a command is one sentence on stderr and an exit code; with --debug a traceback as well.
 
     extra: of this package, that brings a library which is not installed; PyTorch comes with "train".
     """
+    guard_streams()
     try:
         yield
-    except (RunError, OSError, ModuleNotFoundError) as error:
+    except KeyboardInterrupt:
+        typer.echo("Interrupted.", err=True)
+        raise SystemExit(INTERRUPTED) from None
+    except Exception as error:
         if "--debug" in sys.argv:
             raise
         typer.echo(f"Error: {sentence(error, extra)}", err=True)
@@ -28,7 +119,32 @@ def sentences(extra: str = "cpu") -> Iterator[None]:
 
 def sentence(error: Exception, extra: str) -> str:
     """An error in the words of a command."""
+    if isinstance(error, RunError):
+        return str(error)
     if isinstance(error, ModuleNotFoundError):
         extra = "train" if error.name == "torch" else extra
         return f"This needs {error.name}, which is not installed: pip install 'udean[{extra}]'"
-    return str(error)
+    if lacks_memory(error):
+        return f"There is not enough memory{_limit()}: close other programs, or crop the scan."
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        return f"{where}{error.strerror}."
+    text = first_line(error)
+    if isinstance(error, OSError):
+        return text
+    return f"Something went wrong that should not ({type(error).__name__}: {text}). --debug shows where."
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that there is not enough memory, whichever library it comes from."""
+    refused = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or refused or any(words in str(error) for words in NO_MEMORY)
+
+
+def _limit() -> str:
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return ""
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return "" if soft == resource.RLIM_INFINITY else f" (ulimit -v allows {soft / 1e9:.1f} GB)"

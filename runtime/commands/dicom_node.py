@@ -13,12 +13,9 @@ import typer
 from ..dicom.node import Node, Peer, Settings
 from ..resolver import SuperResolver
 from . import options
-from .common import sentences
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+from .common import command
 
 
-@app.command()
 def serve(
     to: Annotated[str, typer.Option(help="Where SR series go: AET@host:port.")],
     allow: Annotated[list[str], typer.Option(help="Title of a caller that may send; can be repeated.")],
@@ -63,11 +60,12 @@ def serve(
         node.run()
 
 
-def main() -> None:
-    """Run the command: what the user can mend is one sentence; exit code 2 where nothing could start."""
-    with sentences():
-        app()
-
+main = command(
+    serve,
+    "udean-dicom-node",
+    "udean-dicom-node --to PACS@10.0.0.5:104 --allow SCANNER --spool /var/spool/udean",
+    extra="dicom",
+)
 
 if __name__ == "__main__":
     main()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
 import math
 import os
 import signal
@@ -35,19 +34,12 @@ from ..system.files import read_json, real_path
 from ..system.trace import Trace
 from ..view.report import write_report
 from . import options
-from .common import sentences
+from .common import INTERRUPTED, command, sentences
 
 T = TypeVar("T")
-INTERRUPTED = 130  # the shells' code for SIGINT
 AXES = {"auto": None, "i": 0, "j": 1, "k": 2}
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-
-@app.command(
-    epilog="udean-run status OUT says how far the runs of an output folder are. (A folder of scans that is "
-    "called status is ./status.)"
-)
 def run(
     scans: Annotated[
         list[str],
@@ -211,22 +203,28 @@ def status(
     raise typer.Exit(1 if found.failed else 0)
 
 
+COMMAND = command(
+    run,
+    "udean-run",
+    "udean-run scans/  # results in scans-sr/",
+    "udean-run scan.nii.gz -o results/ --report",
+    "udean-run bids/ --participant-label 01,02 --engine sr.onnx",
+    "udean-run scans/ --dry-run  # what it would do and take",
+    note="udean-run status OUT says how far the runs of an output folder are. (A folder of scans that is "
+    "called status is ./status.)",
+)
+STATUS = command(status, "udean-run status", "udean-run status scans-sr/")
+
+
 def main() -> None:
-    """Run the command: what the user can mend is one sentence; exit code 2 where nothing could start."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is as clean as Ctrl-C
-    warnings.filterwarnings("ignore", module="pydicom")  # they quote values, which may be a patient's
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # file names may be no text at all
-    try:
-        with sentences():
-            if sys.argv[1:2] == ["status"]:
-                asked = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-                asked.command("udean-run status")(status)
-                asked(sys.argv[2:], prog_name="udean-run status")
-            else:
-                app(_with_address(sys.argv[1:]))
-    except KeyboardInterrupt:
-        raise SystemExit(INTERRUPTED) from None
+    """Restore high-resolution scans from low-resolution ones."""
+    with sentences():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is as clean as Ctrl-C
+        warnings.filterwarnings("ignore", module="pydicom")  # they quote values, which may be a patient's
+        if sys.argv[1:2] == ["status"]:
+            STATUS(sys.argv[2:])
+        else:
+            COMMAND(_with_address(sys.argv[1:]))
 
 
 def _with_address(arguments: list[str]) -> list[str]:

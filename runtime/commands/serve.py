@@ -16,14 +16,11 @@ from ..mrd.stacks import Position
 from ..resolver import Output, SuperResolver
 from ..system.log import log
 from . import options
-from .common import sentences
+from .common import command
 
 MIB = 1 << 20
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-
-@app.command()
 def serve(
     engine: options.Model = None,
     library: options.Library = "auto",
@@ -75,11 +72,12 @@ def serve(
         log("stopped")
 
 
-def main() -> None:
-    """Run the command: what the user can mend is one sentence; exit code 2 where nothing could start."""
-    with sentences():
-        app()
-
+main = command(
+    serve,
+    "udean-serve",
+    "udean-serve --port 9002",
+    "udean-serve --host 0.0.0.0 --engine sr.plan --max-connections 4",
+)
 
 if __name__ == "__main__":
     main()

@@ -11,12 +11,9 @@ from typing import Annotated
 import typer
 
 from ..view.server import Viewer
-from .common import sentences
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+from .common import command
 
 
-@app.command()
 def view(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder that udean-run has written.")],
     port: Annotated[
@@ -41,11 +38,7 @@ def view(
         viewer.shutdown()
 
 
-def main() -> None:
-    """Run the command: what the user can mend is one sentence; exit code 2 where nothing could start."""
-    with sentences():
-        app()
-
+main = command(view, "udean-view", "udean-view scans-sr/ --browser")
 
 if __name__ == "__main__":
     main()

@@ -121,6 +121,8 @@ def dicom_jobs(
     taken: numbers of other series of the study. note: what the results must say of themselves.
     A series with a file that is readable but unusable is a job that fails when it is opened.
     """
+    if not files:  # an install without pydicom restores other scans
+        return []
     found = find_series(files, source, taken=taken)
     names = Counter((series.number, series.part) for series in found)
     jobs = []

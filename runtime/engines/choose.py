@@ -79,7 +79,7 @@ def choose_engine(
     plan = model_kind(path) == "plan"
     if plan and name == "cpu":
         raise RunError(f"{path} is a TensorRT plan and runs on a GPU only: give the .onnx file instead.")
-    if name == "cpu" or (name == "auto" and not plan and not _gpu_is_ready(path)):
+    if name == "cpu" or (name == "auto" and not plan and why_no_gpu(path)):
         return open_engine(path, "cpu", precision, threads, library)
     if library == "openvino":
         raise RunError("OpenVINO runs on the processor here: leave out --device, or --library.")
@@ -121,22 +121,24 @@ def cpu_model(path: Path | None) -> Path | None:
     return path.with_name(read_card(path).onnx)
 
 
-def _gpu_is_ready(path: Path | None) -> bool:
-    """Whether the libraries that would run this model on a GPU are here, and a GPU."""
+def why_no_gpu(path: Path | None) -> str:
+    """Why this model would not run on a GPU here; empty if it would."""
     if not importlib.util.find_spec("pycuda"):
-        return False
+        return "PyCUDA is not installed"
     from ..cuda.device import Gpu
 
     try:
         if model_kind(path) == "checkpoint":
             if not importlib.import_module("torch").cuda.is_available():
-                return False
+                return "PyTorch finds no GPU"
         elif "CUDAExecutionProvider" not in importlib.import_module("onnxruntime").get_available_providers():
-            return False
+            return "the ONNX Runtime that is installed is the one for processors"
         Gpu()
-    except (ImportError, RunError):
-        return False
-    return True
+    except ImportError as error:
+        return f"{error.name} cannot be imported"
+    except RunError as error:
+        return str(error)
+    return ""
 
 
 @contextlib.contextmanager

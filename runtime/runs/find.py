@@ -82,6 +82,8 @@ def _named(text: str, out: Path | None, form: Format, select: Selection) -> list
     """The jobs of one input; none for a folder that holds nothing but results."""
     path = Path(text)
     pattern = glob.has_magic(text) and not path.exists()
+    if not pattern and not os.path.lexists(path):
+        raise RunError(f"{text} does not exist.")
     matches = sorted(map(Path, glob.glob(text, recursive=True))) if pattern else [path]
     above = {folder for match in matches for folder in match.parents}  # by ** what they hold is matched too
     folders = [match for match in matches if match.is_dir() and match not in above]

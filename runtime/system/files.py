@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import DiskError
+from ..errors import DiskError, RunError
 
 try:
     import fcntl
@@ -181,9 +181,15 @@ def cache_folder() -> Path:
     """The user's folder for what udean can make again; it need not exist.
 
     Source: XDG Base Directory Specification, by which an empty or relative XDG_CACHE_HOME is ignored.
+    Raises RunError if there is none: a container's user without a home folder.
     """
     asked = os.environ.get("XDG_CACHE_HOME", "")
-    return Path(asked if os.path.isabs(asked) else Path.home() / ".cache") / "udean"
+    if os.path.isabs(asked):
+        return Path(asked) / "udean"
+    try:
+        return Path.home() / ".cache" / "udean"
+    except RuntimeError:
+        raise RunError("This user has no home folder for what is cached: set XDG_CACHE_HOME.") from None
 
 
 def real_path(*parts: str | Path) -> Path:

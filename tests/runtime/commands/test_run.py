@@ -66,8 +66,8 @@ def test_every_bad_scan_is_one_sentence_and_the_good_ones_are_done(model, tmp_pa
     scan(folder / "good.nii.gz")
     scan(folder / "small.nii", (2, 3, 1))
     nib.save(nib.Nifti1Image(np.full((9, 9, 9), 5, np.uint8), np.eye(4)), folder / "constant.nii")
-    inputs = [folder, folder / "missing.nii"]
-    done = udean_run("--engine", model, "-o", tmp_path / "out", *inputs)
+    cases.pop("missing.nii")
+    done = udean_run("--engine", model, "-o", tmp_path / "out", folder)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     sentences = done.stderr.splitlines()
     assert len(sentences) == len(cases)
@@ -111,6 +111,9 @@ def test_where_nothing_can_start_the_code_is_two(model, tmp_path):
         (["--engine", model, "-o", tmp_path / "file", source], "output folder"),
         (["--engine", model, "-o", "/proc/none", source], "output folder"),
         (["--engine", model, tmp_path / "empty"], "holds no scan"),
+        (["--engine", model, source, tmp_path / "mistyped.nii"], "mistyped.nii does not exist"),
+        (["--engine", model, ""], "argument is empty"),
+        (["--engine", model, source, "--out="], "argument is empty (--out=)"),
         (["--engine", tmp_path / "none.onnx", source], "does not exist"),
         (["--engine", bare, source], "model card"),
         (["--engine", model, "--overlap", "1.5", source], "overlap"),

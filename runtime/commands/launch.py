@@ -1,0 +1,111 @@
+"""`udean`, and what every command starts with: the streams are guarded before anything else is imported.
+
+Commands are the entry points of the group "udean.commands" (pyproject.toml): a new one appears by itself.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import sys
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, version
+from pathlib import Path
+
+from ... import __version__
+from ..errors import RunError
+from .common import refuse_empty, sentences
+
+GROUP = "udean.commands"
+LIBRARIES = {  # distributions that may run a model, by the name that people call them
+    "OpenVINO": "openvino",
+    "ONNX Runtime": "onnxruntime",
+    "ONNX Runtime for GPUs": "onnxruntime-gpu",
+    "PyTorch": "torch",
+    "TensorRT": "tensorrt",
+    "PyCUDA": "pycuda",
+}
+
+
+def main() -> None:
+    """Run the command that the program is called by, as udean-run, or that its first argument names."""
+    with sentences():
+        name = Path(sys.argv[0]).stem.removeprefix("udean-")
+        if name not in commands():
+            name = _chosen(sys.argv[1:])
+        if name:
+            refuse_empty(sys.argv[1:])
+            if sys.argv[1:] == ["--version"]:  # told without the libraries that the command needs
+                print(f"udean-{name} {__version__}")
+                return
+            point = commands()[name]
+            with sentences(*point.extras):
+                point.load()()
+
+
+def commands() -> dict[str, EntryPoint]:
+    """The commands that are installed, by name. Raises RunError for a copy that is not installed."""
+    try:
+        found = distribution("udean").entry_points
+    except PackageNotFoundError:
+        raise RunError("This copy of udean is not installed: pip install . in its folder.") from None
+    return {point.name: point for point in found if point.group == GROUP}
+
+
+def _chosen(arguments: Sequence[str]) -> str | None:
+    """The command that `udean NAME ...` runs; None if all has been said."""
+    refuse_empty(arguments)
+    name = arguments[0] if arguments else "--help"
+    if name == "--version":
+        print(versions())
+    elif name in ("--help", "-h", "help"):
+        print(overview())
+    elif name in commands():
+        sys.argv = [f"udean {name}", *arguments[1:]]
+        return name
+    else:
+        near = difflib.get_close_matches(name, commands(), 1)
+        hint = f": did you mean {near[0]}?" if near else ". udean --help lists them."
+        raise RunError(f"udean has no command {name}{hint}")
+    return None
+
+
+def versions() -> str:
+    """This package's version, Python's and those of the libraries that may run a model, in one line."""
+    here = []
+    for name, package in LIBRARIES.items():
+        try:
+            here.append(f"{name} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    python = ".".join(map(str, sys.version_info[:3]))
+    return f"udean {__version__} (Python {python}; {', '.join(here) or 'no library that runs a model'})"
+
+
+def overview() -> str:
+    """The commands with a line each."""
+    width = max(map(len, commands()))
+    lines = [f"udean {__version__}: MRI super-resolution. Research only, not for diagnosis.", ""]
+    lines += ["Usage: udean COMMAND ..., or udean-COMMAND ...", ""]
+    lines += [f"  {name:<{width}}  {_about(point)}" for name, point in sorted(commands().items())]
+    lines += [
+        "",
+        "udean COMMAND --help   options and examples",
+        "udean --version        with the versions of all engines",
+    ]
+    return "\n".join(lines)
+
+
+def _about(point: EntryPoint) -> str:
+    """The first line of a command's docstring, read from its source: importing them all takes seconds."""
+    source = Path(__file__).parents[2].joinpath(*point.module.split(".")[1:]).with_suffix(".py")
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    name = point.attr
+    for node in tree.body:  # NAME = command(FUNCTION, ...)
+        match node:
+            case ast.Assign([ast.Name(id=found)], ast.Call(args=[ast.Name(id=function), *_])) if (
+                found == name
+            ):
+                name = function
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    return (ast.get_docstring(functions[name]) or "").partition("\n")[0] if name in functions else ""
