@@ -1,4 +1,4 @@
-"""Every figure that is shown, from the JSON that benchmarks wrote: RESULTS.md, its plots, README.md and docs/.
+"""Every figure that is shown, from the JSON that benchmarks wrote: RESULTS.md, its plots, README, docs/.
 
     python -m udean.benchmarks.results
 
@@ -31,9 +31,9 @@ CIRCUMSTANCES = ("command", "date", "processor", "cores", "python", "versions")
 MARKED = re.compile(r"<!-- results:(?P<name>[\w-]+) -->.*?<!-- end -->", re.DOTALL)
 HEAD = """# Results
 
-What the benchmarks found, one section for each JSON file of this folder. `make results` writes this page and the
-figures in README.md and docs/. Seconds are medians after a warm-up and mean little on another machine; ratios
-were measured in alternation.
+What the benchmarks found, one section for each JSON file of this folder. `make results` writes this page
+and the figures in README.md and docs/. Seconds are medians after a warm-up and mean little on another
+machine; ratios were measured in alternation.
 """
 Result = dict[str, Any]
 PLOTS: dict[str, Callable[[Result], list[Panel]]] = {
@@ -172,7 +172,9 @@ def seconds(found: Mapping[str, Result]) -> str:
     """How long the embedded model's network takes for a head: a sentence."""
     result = next(r for n, r in found.items() if of(n, "latency-compact"))
     shape, took = "×".join(map(str, result["shape"])), result["medians"]["volume"]["total"]
-    return f"A scan of {shape} voxels takes {took:.0f} s on {result['cores']} cores of an {result['processor']}."
+    return (
+        f"A scan of {shape} voxels takes {took:.0f} s on {result['cores']} cores of an {result['processor']}."
+    )
 
 
 def fastest(found: Mapping[str, Result]) -> str:

@@ -19,9 +19,10 @@ from ..dicom.series import is_dicom
 from ..errors import RunError
 from ..job import Job
 from ..scans.scan import SUFFIXES, stem
-from ..system.files import read_json, real_path
+from ..system.files import real_path
 from .bids import DATASET, NOT_RAW, Selection, dataset_of, is_bids, raw_dataset, result_name
 from .manifest import manifests
+from .sidecar import Sidecar
 
 log = logging.getLogger("udean")
 
@@ -145,7 +146,7 @@ def _is_scan(path: Path, folder: Path) -> bool:
 
 def _is_made(path: Path) -> bool:
     """Whether a file is the result of an earlier run: its sidecar says so."""
-    return "udean" in read_json(path.with_name(stem(path) + ".json"))
+    return Sidecar.read(path.with_name(stem(path) + ".json")).is_ours
 
 
 def _is_dicom(path: Path, folder: Path) -> bool:

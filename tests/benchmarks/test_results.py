@@ -111,6 +111,8 @@ def test_the_benchmarks_page_shows_our_engines_against_the_pytorch_path(folder):
     }
     (folder / "bench-m.json").write_text(json.dumps(document))
     pages = results.pages(folder)
-    page, shown = (pages[path].decode() for path in (folder / "RESULTS.md", results.ROOT / "docs/benchmarks.md"))
+    page, shown = (
+        pages[path].decode() for path in (folder / "RESULTS.md", results.ROOT / "docs/benchmarks.md")
+    )
     assert "| openvino bf16 | 2.50 (2.25 to 2.75) | 57.0 |" in shown and "tensorrt fp16" not in shown
     assert "tensorrt fp16 failed: There is no GPU." in page and "**Too busy.**" in page
