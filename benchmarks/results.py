@@ -20,7 +20,7 @@ import typer
 from ..runtime.commands.common import sentences
 from ..runtime.errors import RunError
 from ..runtime.system.files import atomic
-from . import batch, quality, scaling, training_speed
+from . import quality, scaling, training_speed
 from .common import RESULTS
 from .curves import Panel, draw
 from .engines import page
@@ -37,7 +37,6 @@ machine; ratios were measured in alternation.
 """
 Result = dict[str, Any]
 PLOTS: dict[str, Callable[[Result], list[Panel]]] = {
-    "batch": batch.panels,
     "quality": quality.panels,
     "scaling": scaling.panels,
     "training-speed": training_speed.panels,
