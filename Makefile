@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # One environment for everything; versions are exactly those of constraints.txt.
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install test lint demo default-model results kernels vendor gpu-check bench bench-full clean
+.PHONY: install test quick lint docs demo default-model results kernels vendor gpu-check bench bench-full clean
 
 install: $(INSTALLED)
 
@@ -21,6 +21,21 @@ lint: install
 
 test: lint
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+# While you work: what takes a minute and a half on two cores. It starts no other process and trains nothing.
+quick: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest $(QUICK)
+
+QUICK := tests/test_architecture.py tests/test_docs.py tests/runtime/scans tests/runtime/pipeline tests/runtime/system \
+	tests/runtime/runs/test_bids.py tests/runtime/runs/test_find.py tests/runtime/runs/test_manifest.py \
+	tests/runtime/mrd/test_messages.py tests/runtime/dicom/test_series.py \
+	tests/trainer/nets tests/trainer/test_config.py tests/trainer/data
+
+# The pages of docs/ as a site, in site/; a dead link is an error.
+docs: install
+	$(BIN)/mkdocs build --strict
 
 demo: install
 	$(BIN)/udean-demo
@@ -69,4 +84,4 @@ bench-full: install
 	$(BIN)/udean-bench --model paper --shape 160,160,17 --peers --json benchmarks/results/ --plot benchmarks/results/ --html bench/
 
 clean:
-	rm -rf $(VENV) demo bench build *.egg-info
+	rm -rf $(VENV) demo bench build site *.egg-info

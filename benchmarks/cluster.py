@@ -1,4 +1,4 @@
-"""What does Ray cost a cohort, and does a cohort survive the death of a worker and of the driver?
+"""What does Ray cost a cohort?
 
     python -m udean.benchmarks.cluster [--scans 200] [--shape 64,64,32] [--times 3]
 
@@ -10,23 +10,20 @@ The machine's own speed may change by a third within minutes, which is more than
 with the embedded model, where Ray's overhead is read off the seconds a scan, round by round; and with a small
 network that takes next to nothing, where the processor time shows what everything else takes.
 
-Then a worker is killed at a quarter of the cohort and the driver at a half; the same command goes on.
+That a cohort survives the death of a worker and of the driver is a test: tests/runtime/cluster/.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import os
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +32,6 @@ import numpy as np
 import typer
 
 from ..runtime.runs.manifest import lines, manifests
-from ..runtime.runs.status import standing
 from ..runtime.system.files import sha256
 from . import common
 
@@ -86,8 +82,6 @@ def main(scans: int = 200, shape: str = "64,64,32", times: int = 3) -> None:
             model: common.alternate({k: lambda k=k, m=model: run(k, m) for k in KINDS}, times)
             for model in engines
         }
-        survived = _killed(folder, source, scans)
-        digests[EMBEDDED].add(_digest(folder / "out"))
         assert all(len(outputs) == 1 for outputs in digests.values()), "the runs did not give the same bytes"
     medians = {model: common.medians(figures) for model, figures in found.items()}
     alone, workers = (medians[EMBEDDED][kind][SECONDS] for kind in ("one process", "ray, two workers"))
@@ -100,7 +94,6 @@ def main(scans: int = 200, shape: str = "64,64,32", times: int = 3) -> None:
             "ray's overhead": {name: _overhead(found, *kinds) for name, kinds in CONTESTS.items()},
             "scans in the time of one process, ray with two workers": round(alone / workers, 2),
             "distinct outputs of a model, byte for byte": max(map(len, digests.values())),
-            "after the death of a worker and of the driver": survived,
             "runs": found,
         },
     )
@@ -159,51 +152,8 @@ def _busy() -> float:
     return (user + nice + system) / os.sysconf("SC_CLK_TCK")
 
 
-def _killed(folder: Path, source: Path, scans: int) -> dict[str, Any]:
-    """A cohort by Ray whose worker and driver die; how often each scan was written, in all runs together."""
-    out = folder / "out"
-    shutil.rmtree(out, ignore_errors=True)
-    command = _command(folder, source, KINDS["ray, two workers"][0])
-    first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _wait(first, lambda: len(_outcomes(out)) >= scans // 4)
-    _kill_worker()
-    _wait(first, lambda: len(_outcomes(out)) >= scans // 2)
-    first.kill()
-    first.wait()
-    before = len(_outcomes(out))
-    done = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
-    counts = Counter(line["target"] for line in _outcomes(out) if line["status"] == "written")
-    found = standing(out)
-    assert done == 0 and found.done == scans and not found.left and not found.failed, found
-    times = Counter(counts.values())
-    assert max(times) == 1, "a scan was done twice"
-    return {
-        "done before the driver died": before,
-        "done": found.done,
-        "written once": times[1],
-        "whole, but not noted when the driver died": scans - len(counts),
-        "written more than once": len(counts) - times[1],
-    }
-
-
 def _outcomes(out: Path) -> list[dict[str, Any]]:
     return [line for path in manifests(out) for line in lines(path) if line.get("status") in DONE]
-
-
-def _wait(process: subprocess.Popen[bytes], condition: Any) -> None:
-    while not condition():
-        assert process.poll() is None, "the cohort was done before anybody could die: give more --scans"
-        time.sleep(0.05)
-
-
-def _kill_worker() -> None:
-    """Kill one of Ray's actors."""
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if (process / "cmdline").read_bytes().startswith(b"ray::Worker"):
-                os.kill(int(process.name), signal.SIGKILL)
-                return
-    raise AssertionError("there is no worker")
 
 
 def _digest(out: Path) -> str:

@@ -1,9 +1,9 @@
-"""Every figure that is shown, from the JSON that benchmarks wrote: RESULTS.md, its plots, and README.md.
+"""Every figure that is shown, from the JSON that benchmarks wrote: RESULTS.md, its plots, README, docs/.
 
     python -m udean.benchmarks.results
 
-In README.md a figure stands between the marks `<!-- results:NAME -->` and `<!-- end -->`; `FIGURES` has the
-names. The same JSON gives the same text, and a test fails where README.md or RESULTS.md say something else.
+In README.md and docs/ a figure stands between the marks `<!-- results:NAME -->` and `<!-- end -->`; `FIGURES`
+has the names. The same JSON gives the same text, and a test fails if a page says something else.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import typer
 from ..runtime.commands.common import sentences
 from ..runtime.errors import RunError
 from ..runtime.system.files import atomic
-from . import batch, quality, scaling, training_speed
+from . import quality, scaling, training_speed
 from .common import RESULTS
 from .curves import Panel, draw
 from .engines import page
@@ -31,13 +31,12 @@ CIRCUMSTANCES = ("command", "date", "processor", "cores", "python", "versions")
 MARKED = re.compile(r"<!-- results:(?P<name>[\w-]+) -->.*?<!-- end -->", re.DOTALL)
 HEAD = """# Results
 
-What the benchmarks found, one section a JSON file of this folder. `make results` writes this page and the
-figures in README.md. Seconds are medians after a warm-up and mean little on another machine; ratios were
-measured by turns.
+What the benchmarks found, one section for each JSON file of this folder. `make results` writes this page
+and the figures in README.md and docs/. Seconds are medians after a warm-up and mean little on another
+machine; ratios were measured in alternation.
 """
 Result = dict[str, Any]
 PLOTS: dict[str, Callable[[Result], list[Panel]]] = {
-    "batch": batch.panels,
     "quality": quality.panels,
     "scaling": scaling.panels,
     "training-speed": training_speed.panels,
@@ -45,7 +44,7 @@ PLOTS: dict[str, Callable[[Result], list[Panel]]] = {
 
 
 def main() -> None:
-    """Write results/RESULTS.md, its plots and the figures in README.md."""
+    """Write results/RESULTS.md, its plots and the figures in README.md and docs/."""
     for path, contents in {**pages(), **pictures()}.items():
         if path.exists() and path.read_bytes() == contents:
             continue
@@ -54,13 +53,15 @@ def main() -> None:
         print(path.relative_to(ROOT))
 
 
-def pages(folder: Path = RESULTS, readme: Path = ROOT / "README.md") -> dict[Path, bytes]:
-    """What RESULTS.md and README.md have to hold."""
+def pages(folder: Path = RESULTS) -> dict[Path, bytes]:
+    """What RESULTS.md and the pages with marked figures have to hold."""
     found = results(folder)
+    marks = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
     sections = [section(name, result, folder) for name, result in found.items()]
     sections += [tables(path) for path in sorted(folder.glob("*/tables.json"))]
     text = "\n".join([HEAD, *sections])
-    return {folder / "RESULTS.md": text.encode(), readme: marked(readme.read_text(), found).encode()}
+    shown = {path: marked(page, found).encode() for path, page in marks.items() if MARKED.search(page)}
+    return {folder / "RESULTS.md": text.encode(), **shown}
 
 
 def pictures(folder: Path = RESULTS) -> dict[Path, bytes]:
@@ -102,7 +103,7 @@ def marked(text: str, found: Mapping[str, Result]) -> str:
     def figure(match: re.Match[str]) -> str:
         if match["name"] not in FIGURES:
             raise RunError(
-                f"README.md marks a figure {match['name']}, which benchmarks/results.py does not know."
+                f"A page marks a figure {match['name']}, which benchmarks/results.py does not know."
             )
         value = FIGURES[match["name"]](found)
         gap = "\n\n" if "\n" in value else ""
@@ -111,7 +112,7 @@ def marked(text: str, found: Mapping[str, Result]) -> str:
     return MARKED.sub(figure, text)
 
 
-# The figures in README.md
+# The figures in README.md and docs/
 
 
 def how_good(found: Mapping[str, Result]) -> str:
@@ -166,6 +167,35 @@ def large_volume(found: Mapping[str, Result]) -> str:
     )
 
 
+def seconds(found: Mapping[str, Result]) -> str:
+    """How long the embedded model's network takes for a head: a sentence."""
+    result = next(r for n, r in found.items() if of(n, "latency-compact"))
+    shape, took = "×".join(map(str, result["shape"])), result["medians"]["volume"]["total"]
+    return (
+        f"A scan of {shape} voxels takes {took:.0f} s on {result['cores']} cores of an {result['processor']}."
+    )
+
+
+def fastest(found: Mapping[str, Result]) -> str:
+    """The embedded model's fastest engine against the PyTorch path: a sentence."""
+    rows = [
+        (row["speed_up"]["median"], row, result)
+        for name, result in found.items()
+        if of(name, "bench") and result["model"]["name"] == "udean-2x2x2"
+        for row in result["rows"]
+        if row["kind"] == "udean" and "failed" not in row
+    ]
+    if not rows:
+        return "`make bench` measures your machine; no result is committed yet."
+    _, row, result = max(rows, key=lambda found: found[0])
+    up, machine = row["speed_up"], result["processor" if result["device"] == "cpu" else "device"]
+    return (
+        f"On {result['threads']} threads of an {machine} the embedded model runs {up['median']:.2f} "
+        f"({up['low']:.2f} to {up['high']:.2f}) times as fast as in PyTorch behind MONAI's sliding window "
+        f"({row['name']})."
+    )
+
+
 def speed(found: Mapping[str, Result]) -> str:
     """Each machine's engines against the PyTorch path."""
     lines: list[str] = []
@@ -188,6 +218,8 @@ def speed(found: Mapping[str, Result]) -> str:
 
 FIGURES: dict[str, Callable[[Mapping[str, Result]], str]] = {
     "quality": how_good,
+    "seconds": seconds,
+    "fastest": fastest,
     "degradations": how_steady,
     "precisions": precisions,
     "background": background,

@@ -1,18 +1,24 @@
 """What does a volume cost, and how does that change with its size, overlap, windows, threads and streams?
 
-    python -m udean.benchmarks.scaling [--largest 320,320,256] [--slices 24] [--device cuda]
+    python -m udean.benchmarks.scaling cost [--largest 320,320,256] [--slices 24] [--device cuda]
+    python -m udean.benchmarks.scaling background      # what leaving out a constant background saves
+    python -m udean.benchmarks.scaling memory [--shape 160,160,128] [--suffix .nii.gz]
 
-Sizes are volumes of which every window is computed; the rest is the ICBM152 T1, halved in k-space, whose
-middle slices are restored, so that PSNR and SSIM against the truth stand beside the seconds. Threads are the
-processor's, streams the GPU's.
+Of `cost`, sizes are volumes of which every window is computed; the rest is the ICBM152 T1, halved in k-space,
+whose middle slices are restored, so that PSNR and SSIM against the truth stand beside the seconds. Threads are
+the processor's, streams the GPU's.
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+import nibabel as nib
 import numpy as np
 import typer
 from numpy.typing import NDArray
@@ -34,16 +40,45 @@ OVERLAPS = (0.0, 0.125, 0.25, 0.5, 0.75)
 WINDOWS: dict[str, Window] = {"32x32": (32, 32), "48x48": (48, 48), "64x64": (64, 64), "plane": "plane"}
 Volume = NDArray[Any]
 Row = dict[str, Any]
+Model = Annotated[Path | None, typer.Option(help="Model; the embedded one by default.")]
+Times = Annotated[int, typer.Option(min=1, help="Runs of each; large volumes have one.")]
+
+# In a process of its own, since the peak of a process never falls. VmHWM is the kernel's own high-water mark
+# and counts pages of mapped files too; writing 5 to clear_refs sets it back to what is resident now.
+CHILD = """
+import sys
+from pathlib import Path
+from udean.runtime import SuperResolver
+from udean.runtime.runs.run import prepare, run_all
+from udean.runtime.runs.find import find_scans
+def field(name):
+    line = next(l for l in open('/proc/self/status') if l.startswith(name))
+    return int(line.split()[1]) * 1024
+resolve = SuperResolver(sys.argv[1], 'cpu')
+jobs = find_scans([sys.argv[2]], Path(sys.argv[3]))
+prepare(jobs)
+Path('/proc/self/clear_refs').write_text('5')
+before = field('VmRSS')
+(outcome,) = run_all(jobs, resolve)
+assert outcome.status == 'written', outcome.message
+print(before, field('VmHWM'), outcome.timings.total)
+"""
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-def main(
+@app.command()
+def cost(
     largest: Annotated[str, typer.Option(help="LR voxels of the largest volume.")] = "112,112,96",
     slices: Annotated[int, typer.Option(min=6, help="LR slices of the T1.")] = 24,
-    engine: Annotated[Path | None, typer.Option(help="Model; the embedded one by default.")] = None,
+    engine: Model = None,
     device: str = "cpu",
-    times: Annotated[int, typer.Option(min=1, help="Runs of each; large volumes have one.")] = 5,
+    times: Times = 5,
 ) -> None:
-    """Measure all of it; writes benchmarks/results/scaling-….json."""
+    """Seconds and quality by size, overlap, windows, threads or streams.
+
+    Writes benchmarks/results/scaling-….json.
+    """
     opened = choose_engine(engine, device, "auto", None, "auto")
     hr, _ = template()
     brain = middle(kspace.acquire(hr, kspace.Acquisition(SCALE)), hr, slices)
@@ -67,6 +102,71 @@ def main(
         result["threads"] = against_truth(resolvers, "threads", brain, times)
     place = f"{common.cores()}-cores" if device == "cpu" else common.slug(opened.info.device)
     common.record(f"scaling-{place}", result)
+
+
+@app.command()
+def background(engine: Model = None, device: str = "cpu", times: Times = 5) -> None:
+    """What leaving out the background of the ICBM152 T1, 78 % zero, saves, and what it changes in the head.
+
+    "every window": a background that differs everywhere by a millionth, so that nothing can be left out;
+    "twins": byte-identical windows are computed once; "content": windows lie over the content alone, hence
+    elsewhere, and the channel attention has another mean in each. Writes benchmarks/results/background.json.
+    """
+    volume, _ = template()
+    inside = np.repeat(np.repeat(np.repeat(volume > 0, 2, 0), 2, 1), 2, 2)
+    noise = np.random.default_rng(0).uniform(1e-6, 2e-6, volume.shape).astype(np.float32) * volume.max()
+    scans = {
+        "every window": (np.where(volume == 0, noise, volume), False),
+        "twins": (volume, False),
+        "content": (volume, True),
+    }
+    opened = choose_engine(engine, device, "auto", None, "auto")
+    found: dict[str, dict[str, Row]] = {}
+    for name in ("32x32", "64x64"):
+        kept: dict[str, Volume] = {}
+
+        def run(way: str, window: Window = WINDOWS[name], kept: dict[str, Volume] = kept) -> dict[str, float]:
+            scan, crop = scans[way]
+            kept[way], figures = _timed(SuperResolver(opened, window=window, crop=crop), scan)
+            return figures
+
+        rows: dict[str, Row] = dict(_measured({way: lambda w=way, run=run: run(w) for way in scans}, times))
+        for way in ("twins", "content"):
+            faster = round(rows["every window"]["seconds"] / rows[way]["seconds"], 3)
+            error = common.deviation(kept[way][inside], kept["every window"][inside])
+            rows[way] = {**rows[way], "times faster": faster, **error}
+        found[name] = rows
+    about = {"zero": round(float(np.mean(volume == 0)), 4), "model": opened.card.name}
+    common.record("background", about | {"engine": str(opened.info), "by window": found})
+
+
+@app.command()
+def memory(shape: str = "160,160,128", suffix: str = ".nii.gz", preset: str = "paper") -> None:
+    """Memory of a whole scan over the interpreter and the loaded engine.
+
+    Targets: input + output + 400 MB for 160x160x128; for 512x512x400 as .nii, 1 GB plus the output in its
+    own dtype. Writes benchmarks/results/memory-….json.
+    """
+    volume = common.head([int(n) for n in shape.split(",")])
+    with tempfile.TemporaryDirectory(dir=".") as name:
+        folder = Path(name)
+        onnx, source = common.model(folder, preset)[1], folder / f"lr{suffix}"
+        nib.save(nib.Nifti1Image(volume, np.diag([1, 1, 2, 1])), source)
+        command = [sys.executable, "-c", CHILD, onnx, source, folder / "out"]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+    before, peak, seconds = map(float, done.stdout.split())
+    output = volume.nbytes * 8
+    megabytes = {
+        "input": volume.nbytes / 1e6,
+        "output": output / 1e6,
+        "interpreter and engine before": before / 1e6,
+        "peak": peak / 1e6,
+        "peak over before, input and output": (peak - before - volume.nbytes - output) / 1e6,
+        "peak over output": (peak - output) / 1e6,
+    }
+    about = {"shape": list(volume.shape), "file": suffix, "preset": preset}
+    label = f"memory-{preset}-{'x'.join(map(str, volume.shape))}{suffix.replace('.', '-')}"
+    common.record(label, {**about, "MB": megabytes, "seconds": seconds})
 
 
 def sizes(resolve: SuperResolver, shapes: list[tuple[int, int, int]], times: int) -> list[Row]:
@@ -155,4 +255,4 @@ def _measured(runs: dict[str, Callable[[], dict[str, float]]], times: int) -> di
 
 if __name__ == "__main__":
     with sentences("bench"):
-        typer.run(main)
+        app()

@@ -25,6 +25,7 @@ from ..runtime.commands.common import sentences
 from ..runtime.errors import RunError
 from ..runtime.system.files import atomic
 from . import common
+from .curves import small_png
 
 STARTING = ("load", "warm-up")  # once a process, not once a scan
 COLOURS = {
@@ -137,7 +138,7 @@ def draw(path: Path, traces: dict[str, list[Event]]) -> None:
     patches = [Patch(color=COLOURS.get(stage, "black"), label=stage) for stage in used]
     figure.legend(handles=patches, loc="outside right upper", fontsize=8)
     with atomic(path) as file:
-        figure.savefig(file, dpi=80, format="png")
+        file.write(small_png(figure))
 
 
 if __name__ == "__main__":

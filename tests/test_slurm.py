@@ -46,7 +46,7 @@ def test_the_tasks_of_an_array_do_every_scan_once(tmp_path):
     assert [task.returncode for task in done] == [0, 0], done
     told = "".join(task.stdout for task in done)
     assert all(told.count(f"/{name} ->") == 1 for name in names)
-    status = subprocess.run([BIN / "udean-run", "status", out], capture_output=True, text=True)
+    status = subprocess.run([BIN / "udean-status", out], capture_output=True, text=True)
     assert "5 done, 0 failed, 0 left" in status.stdout
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.util
-import io
 import json
 import math
 import time
@@ -23,6 +22,8 @@ from typing import Any
 
 import onnx
 import typer
+
+from ..curves import small_png
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
@@ -180,9 +181,7 @@ def draw(roofs: Roofs, reached: dict[str, tuple[str, Sequence[Layer], int, float
     axes.set(xlabel="operations per byte", ylabel="GFLOP/s", title=title)
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    png = io.BytesIO()
-    figure.savefig(png, dpi=120, format="png")
-    return png.getvalue()
+    return small_png(figure, dpi=90)
 
 
 def main(device: str = "cpu", threads: int | None = None) -> None:

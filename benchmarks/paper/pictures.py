@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from ...runtime.system.files import atomic
+from ..curves import small_png
 
 Image = NDArray[Any]  # float32
 
@@ -83,11 +82,8 @@ def draw_panels(path: Path, results: Mapping[str, Path]) -> None:
     axes[0, 1].add_patch(Rectangle(corner, *size, fill=False, edgecolor="yellow"))
     for ax in axes.flat:
         ax.set_axis_off()
-    # A palette makes it a fourth of the size, small enough for a repository.
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=68, format="png")
-    colours = PIL.Image.open(picture).convert("RGB").quantize(64, dither=PIL.Image.Dither.NONE)
-    colours.save(path, optimize=True)
+    with atomic(path) as file:
+        file.write(small_png(figure, dpi=33))
 
 
 def draw_curves(path: Path, metrics: Sequence[Path]) -> None:
@@ -113,4 +109,5 @@ def draw_curves(path: Path, metrics: Sequence[Path]) -> None:
         axes.legend(fontsize=7)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("validation PSNR, dB (windows)")
-    figure.savefig(path, dpi=80)
+    with atomic(path) as file:
+        file.write(small_png(figure))

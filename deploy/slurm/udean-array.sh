@@ -3,7 +3,7 @@
 #
 #   sbatch --array=0-15 deploy/slurm/udean-array.sh scans/ -o out/
 #   SHARDS=16 sbatch --array=3,7 deploy/slurm/udean-array.sh scans/ -o out/     # two of 16 again
-#   udean-run status out/
+#   udean-status out/
 #
 # Everything after the script's name goes to udean-run. A task that is stopped, by a time limit or because its
 # machine is wanted, finishes the scan that it is writing; submitted again, it goes on from there.

@@ -13,7 +13,7 @@ from ..errors import RunError, first_line
 from ..system.extras import require
 from ..system.threads import cores
 
-ADDRESS = re.compile(r"auto|local|[^/\s]+:\d+|ray://\S+")  # what may follow --ray
+ADDRESS = re.compile(r"auto|local|[^/\s]+:\d+|ray://\S+")  # of --ray-address
 
 
 def connect(address: str | None) -> Any:
@@ -24,7 +24,7 @@ def connect(address: str | None) -> Any:
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address.startswith("ray://"):
-        raise RunError("Run the command on a machine of the cluster, with --ray auto or --ray HOST:PORT.")
+        raise RunError("Run the command on a machine of the cluster, with --ray-address auto or HOST:PORT.")
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of scans in flight when a run is stopped
     options: dict[str, Any] = {}
     if address == "local":

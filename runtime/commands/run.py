@@ -7,21 +7,18 @@ import functools
 import math
 import os
 import signal
-import sys
 import warnings
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..cluster import ADDRESS, Cluster
 from ..dicom.jobs import Format
 from ..errors import RunError
 from ..job import Job
+from ..pipeline.engine import Library, Precision
 from ..pipeline.tiling import OVERLAP, Window
 from ..resolver import Fallback, Output, SuperResolver
 from ..runs.bids import Selection
@@ -29,15 +26,17 @@ from ..runs.cost import Cost, Estimator
 from ..runs.find import find_scans
 from ..runs.manifest import Outcome, Shard
 from ..runs.run import Settings, guarded, prepare, run_all
-from ..runs.status import standing
 from ..system.files import read_json, real_path
 from ..system.trace import Trace
 from ..view.report import write_report
 from . import options
 from .common import INTERRUPTED, command, sentences
+from .progress import Board
 
 T = TypeVar("T")
 AXES = {"auto": None, "i": 0, "j": 1, "k": 2}
+
+NETWORK, WINDOWS, SCANS, BIDS, COHORT = "Network", "Windows", "Scans", "BIDS", "Cohort"  # panels of --help
 
 
 def run(
@@ -52,76 +51,133 @@ def run(
         ),
     ] = None,
     engine: options.Model = None,
-    library: options.Library = "auto",
     device: options.Device = "auto",
-    fallback: Annotated[Fallback, typer.Option(help="What goes on where a GPU fails.")] = "none",
-    precision: options.Precision = "auto",
-    threads: options.Threads = None,
-    overlap: Annotated[
-        str,
-        typer.Option(
-            help="Least share of a window in the next; or for rows, columns, slices: 0.25,0.25,0.5."
-        ),
-    ] = str(OVERLAP),
-    window: Annotated[
-        str | None,
-        typer.Option(help="LR rows x columns, as 64x64, or plane. (default: the model's training window)"),
-    ] = None,
-    weighting: Annotated[
-        str, typer.Option(help="Of overlapping windows: gaussian, hann, constant; or three, by commas.")
-    ] = "gaussian",
-    crop: Annotated[
-        bool, typer.Option("--crop/--no-crop", help="Leave out constant background around the content.")
-    ] = True,
-    consistency: options.Consistency = "auto",
-    slab_axis: Annotated[
-        Literal["auto", "i", "j", "k"], typer.Option(help="Voxel axis across the slices; auto: the coarsest.")
-    ] = "auto",
-    dtype: Annotated[Output, typer.Option(help="Of the SR scan's voxels.")] = "input",
-    form: Annotated[Format, typer.Option("--format", help="Of DICOM series' results.")] = "dicom",
-    series: Annotated[
-        bool, typer.Option("--series", help="Resolve 4-D time series too, volume by volume.")
-    ] = False,
-    participants: Annotated[
-        list[str] | None,
-        typer.Option("--participant-label", help="BIDS: these only, 01 or sub-01; several by commas."),
-    ] = None,
-    sessions: Annotated[
-        list[str] | None, typer.Option("--session-label", help="BIDS: these only; several by commas.")
-    ] = None,
-    suffixes: Annotated[
-        list[str] | None,
-        typer.Option("--suffix", help="BIDS: these only, such as T1w. (default: anatomical images)"),
-    ] = None,
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            metavar="[ADDRESS]",
-            help="Over a Ray cluster: HOST:PORT or auto; without address over this machine. A worker for "
-            "each GPU, or for --threads cores.",
-        ),
-    ] = None,
-    num_shards: Annotated[
-        int | None, typer.Option(min=1, help="Divide the scans among so many runs, of which this is one.")
-    ] = None,
-    shard: Annotated[
-        int | None, typer.Option(min=0, help="Which of them, from 0; they share the output folder.")
-    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Resolve again what is up to date.")] = False,
     report: Annotated[
         bool, typer.Option("--report", help="Write udean-report.html, with pictures, into the output folder.")
     ] = False,
-    profile: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.json", help="Write when each stage was at work, for ui.perfetto.dev."),
-    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
     debug: options.Debug = False,
+    library: Annotated[Library, typer.Option(help="What runs an .onnx.", rich_help_panel=NETWORK)] = "auto",
+    precision: Annotated[
+        Precision, typer.Option(help="Of the network's arithmetic.", rich_help_panel=NETWORK)
+    ] = "auto",
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of the network. (default: all cores)", rich_help_panel=NETWORK),
+    ] = None,
+    fallback: Annotated[
+        Fallback, typer.Option(help="What continues if a GPU fails.", rich_help_panel=NETWORK)
+    ] = "none",
+    window: Annotated[
+        str | None,
+        typer.Option(
+            help="LR rows x columns, as 64x64, or plane. (default: the model's training window)",
+            rich_help_panel=WINDOWS,
+        ),
+    ] = None,
+    overlap: Annotated[
+        str,
+        typer.Option(
+            help="Least share of a window in the next; or for rows, columns, slices: 0.25,0.25,0.5.",
+            rich_help_panel=WINDOWS,
+        ),
+    ] = str(OVERLAP),
+    weighting: Annotated[
+        str,
+        typer.Option(
+            help="Of overlapping windows: gaussian, hann, constant; or three, by commas.",
+            rich_help_panel=WINDOWS,
+        ),
+    ] = "gaussian",
+    crop: Annotated[
+        bool,
+        typer.Option(
+            "--crop/--no-crop",
+            help="Leave out constant background around the content.",
+            rich_help_panel=WINDOWS,
+        ),
+    ] = True,
+    consistency: options.Consistency = "auto",
+    slab_axis: Annotated[
+        Literal["auto", "i", "j", "k"],
+        typer.Option(help="Voxel axis across the slices; auto: the coarsest.", rich_help_panel=SCANS),
+    ] = "auto",
+    series: Annotated[
+        bool,
+        typer.Option(
+            "--series", help="Resolve 4-D time series too, volume by volume.", rich_help_panel=SCANS
+        ),
+    ] = False,
+    dtype: Annotated[Output, typer.Option(help="Of the SR scan's voxels.", rich_help_panel=SCANS)] = "input",
+    form: Annotated[
+        Format, typer.Option("--format", help="Of DICOM series' results.", rich_help_panel=SCANS)
+    ] = "dicom",
+    participants: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--participant-label",
+            help="These only, 01 or sub-01; several by commas.",
+            rich_help_panel=BIDS,
+        ),
+    ] = None,
+    sessions: Annotated[
+        list[str] | None,
+        typer.Option("--session-label", help="These only; several by commas.", rich_help_panel=BIDS),
+    ] = None,
+    suffixes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--suffix", help="These only, such as T1w. (default: anatomical images)", rich_help_panel=BIDS
+        ),
+    ] = None,
+    ray: Annotated[
+        bool,
+        typer.Option(
+            "--ray",
+            help="Use Ray, over this machine: a worker for each GPU, or for --threads cores.",
+            rich_help_panel=COHORT,
+        ),
+    ] = False,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Use Ray, over a cluster: HOST:PORT, or auto for the one that runs here.",
+            rich_help_panel=COHORT,
+        ),
+    ] = None,
+    num_shards: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Divide the scans among so many runs, of which this is one.", rich_help_panel=COHORT
+        ),
+    ] = None,
+    shard: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Which of them, from 0; they share the output folder.", rich_help_panel=COHORT
+        ),
+    ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json",
+            help="Write when each stage was at work, for ui.perfetto.dev.",
+            rich_help_panel=COHORT,
+        ),
+    ] = None,
 ) -> None:
     """Restore high-resolution scans from low-resolution ones. Research only, not for diagnosis."""
     if (shard is None) != (num_shards is None):
         raise RunError("A share of the scans needs both --num-shards and --shard, which counts from 0.")
-    if ray is not None and profile:
+    ray = ray or ray_address is not None
+    if ray_address is not None and not ADDRESS.fullmatch(ray_address):
+        raise RunError(f"--ray-address takes HOST:PORT or auto, not '{ray_address}'.")
+    for text in scans if ray else ():
+        if ADDRESS.fullmatch(text) and not os.path.lexists(text):
+            raise RunError(f"--ray takes no address, and there is no scan {text}: give --ray-address {text}.")
+    if ray and profile:
         raise RunError("--profile looks at one process: leave out --ray.")
     share = Shard(shard or 0, num_shards or 1)
     select = Selection(_labels(participants), _labels(sessions), _labels(suffixes))
@@ -146,21 +202,20 @@ def run(
         crop=crop,
         fallback=fallback,
         trace=trace,
-        consistency=options.consistency(consistency),
     )
     settings = Settings(dtype, AXES[slab_axis], series, overwrite, debug)
     if dry_run:
         resolve = make()
         print(f"Model {resolve.describe()}", flush=True)
         raise typer.Exit(_describe(found, resolve, settings, Estimator(resolve, engine)))
-    board = _Board(len(found))
+    board = Board(len(found))
     with contextlib.ExitStack() as opened:
-        if ray is None:
+        if ray:
+            resolve = opened.enter_context(Cluster(make, ray_address))
+            work = resolve.run_all
+        else:
             resolve = make()
             work = functools.partial(run_all, resolve=resolve, progress=board.advance)
-        else:
-            resolve = opened.enter_context(Cluster(make, ray))
-            work = resolve.run_all
         print(f"Model {resolve.describe()}", flush=True)
         prepare(every)
         outcomes = work(every, settings=settings, shard=share, noted=board.count)
@@ -192,17 +247,6 @@ def run(
     raise typer.Exit(1 if board.counts["failed"] else 0)
 
 
-def status(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder of udean-run.")],
-) -> None:
-    """Say how far the runs of an output folder are: done, failed and why, left, scans an hour."""
-    found = standing(out)
-    print(found)
-    for source, why in found.failed:
-        print(f"Failed: {source}: {why}")
-    raise typer.Exit(1 if found.failed else 0)
-
-
 COMMAND = command(
     run,
     "udean-run",
@@ -210,10 +254,8 @@ COMMAND = command(
     "udean-run scan.nii.gz -o results/ --report",
     "udean-run bids/ --participant-label 01,02 --engine sr.onnx",
     "udean-run scans/ --dry-run  # what it would do and take",
-    note="udean-run status OUT says how far the runs of an output folder are. (A folder of scans that is "
-    "called status is ./status.)",
+    note="udean-status OUT says how far the runs of an output folder are.",
 )
-STATUS = command(status, "udean-run status", "udean-run status scans-sr/")
 
 
 def main() -> None:
@@ -221,95 +263,12 @@ def main() -> None:
     with sentences():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is as clean as Ctrl-C
         warnings.filterwarnings("ignore", module="pydicom")  # they quote values, which may be a patient's
-        if sys.argv[1:2] == ["status"]:
-            STATUS(sys.argv[2:])
-        else:
-            COMMAND(_with_address(sys.argv[1:]))
-
-
-def _with_address(arguments: list[str]) -> list[str]:
-    """The arguments with --ray's address, which may be missing, tied to it: what follows may be a scan."""
-    tied, rest = [], iter(arguments)
-    for argument in rest:
-        if argument == "--ray":
-            following = next(rest, None)
-            if following is not None and ADDRESS.fullmatch(following):
-                tied.append(f"--ray={following}")
-                continue
-            tied.append("--ray=")
-            argument = following
-        if argument is not None:
-            tied.append(argument)
-    return tied
-
-
-class _Board:
-    """What the user sees of a run: a line an outcome, and on a terminal how far it is."""
-
-    def __init__(self, total: int) -> None:
-        self.done: list[Outcome] = []
-        self.counts: Counter[str] = Counter()
-        self._total, self._started = total, 0
-        console = Console(stderr=True)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:.0f}/{task.total}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._overall = self._bar.add_task("scans", total=total)
-        self._current = self._bar.add_task("windows", total=None, visible=False)
-
-    def __enter__(self) -> None:
-        self._bar.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def advance(self, done: int, every: int) -> None:
-        """Windows of the scan in hand, where this process has one."""
-        if not self._started or done <= self._bar.tasks[self._current].completed:
-            self._started += 1  # the next scan, whose time left is its own
-            self._bar.reset(self._current, total=every, visible=True)
-        self._bar.update(self._current, completed=done, total=every)
-        before = self._started - 1 + self.counts["kept"] + self.counts["failed"]
-        self._bar.update(self._overall, completed=min(before + done / every, self._total))
-
-    def count(self, outcome: Outcome) -> None:
-        """An outcome stands in the manifest."""
-        self.counts[outcome.status] += 1
-
-    def add(self, outcome: Outcome) -> None:
-        """A scan is done, or has failed."""
-        self.done.append(outcome)
-        if not self._started:
-            self._bar.update(self._overall, completed=len(self.done))
-        _tell(outcome)
-
-    def summary(self) -> str:
-        return ", ".join(f"{self.counts[status]} {status}" for status in ("written", "kept", "failed"))
+        COMMAND()
 
 
 def _labels(values: list[str] | None) -> tuple[str, ...]:
     """ "01,02" and "03" as three."""
     return tuple(label for value in values or [] for label in value.replace(",", " ").split())
-
-
-def _tell(outcome: Outcome) -> None:
-    job, times = outcome.job, outcome.timings
-    if outcome.status == "failed":
-        typer.echo(f"Failed: {outcome.message}", err=True)
-        return
-    took = ""
-    if times:
-        took = (
-            f", {times.total:.1f} s (network {times.network:.1f} s, "
-            f"{times.computed} of {times.windows} windows computed)"
-        )
-    print(f"{job.source} -> {job.target}: {outcome.message}{took}", flush=True)
 
 
 def _check_profile(path: Path, every: list[Job]) -> None:

@@ -26,7 +26,9 @@ from .tiling import Axis, Tiling
 Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 Planes = NDArray[np.float32]
 
-BATCH_VOXELS = 4 * 64 * 64  # windows of one network call: activations of 64 channels then stay near 4 MB
+# Windows of one network call: activations of 64 channels then stay near 4 MB. Measured with 1, 2, 4, 8 and 16
+# windows of 64x64x3 on two cores, OpenVINO and ONNX Runtime: 4 takes at most 2 % more than the fastest.
+BATCH_VOXELS = 4 * 64 * 64
 KEPT_OUTPUTS = 64  # outputs held for byte-identical windows to come
 
 

@@ -20,7 +20,7 @@ from ..dicom.jobs import Format, dicom_jobs
 from ..errors import RunError
 from ..job import Job
 from ..scans.scan import SUFFIXES, stem
-from ..system.files import is_shown, read_json, real_path, walk
+from ..system.files import is_shown, real_path, walk
 from .bids import (
     DATASET,
     NOT_RAW,
@@ -33,6 +33,7 @@ from .bids import (
     result_name,
 )
 from .manifest import manifests
+from .sidecar import Sidecar
 
 SAID = 10  # names of files in one sentence
 
@@ -176,7 +177,7 @@ def _is_scan(path: Path, folder: Path) -> bool:
 
 def _is_made(path: Path) -> bool:
     """Whether a file is the result of an earlier run: its sidecar says so."""
-    return "udean" in read_json(path.with_name(stem(path) + ".json"))
+    return Sidecar.read(path.with_name(stem(path) + ".json")).is_ours
 
 
 def _is_dicom(path: Path, folder: Path) -> bool:

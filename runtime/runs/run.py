@@ -11,32 +11,27 @@ import collections
 import contextlib
 import dataclasses
 import errno
-import json
 import logging
 import math
 import os
-import platform
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import nibabel as nib
-import numpy as np
-
-from ... import __version__
 from ..errors import RunError, first_line
 from ..job import Job, Stamp
 from ..resolver import Look, Output, Progress, SuperResolver, Timings
 from ..scans.output import Draft, check_memory
 from ..scans.scan import Header, Scan
-from ..system.files import read_json, sweep, write_json
+from ..system.files import sweep
 from ..system.threads import ahead
 from ..system.trace import span
 from . import bids
 from .manifest import Fingerprint, Known, Manifest, Noted, Outcome, Shard, failure
+from .sidecar import Request, Sidecar, remove_sidecar, write_sidecar
 
 __all__ = ["Outcome", "Settings", "prepare", "run_all"]
 
@@ -60,19 +55,6 @@ class Settings:
     series: bool = False
     overwrite: bool = False
     debug: bool = False
-
-
-@dataclass(frozen=True)
-class Request:
-    """All that decides what an SR scan's voxels are. Resuming compares it, field by field."""
-
-    input_sha256: str
-    model_sha256: str
-    precision: str
-    options: dict[str, Any]
-    slab_axis: int | None
-    dtype: str
-    udean: str = __version__
 
 
 @dataclass(frozen=True)
@@ -195,19 +177,20 @@ def _load(job: Job, resolve: SuperResolver, settings: Settings, known: Known) ->
         for remark in scan.remarks:
             log.warning("%s", remark)
         digest = _digest(before, known.input) or job.digest()
-        request = _request(digest, resolve, settings)
-        made = None if settings.overwrite else _made(job, request)
+        request = Request.of(digest, resolve, settings.dtype, settings.axis, settings.series)
+        there = Sidecar.read(job.sidecar)
+        made = None if settings.overwrite else there.output_of(request)
         if made and made == (_digest(after, known.output) or job.result_digest()):
-            _renew(job)
+            there.renew(job)
             return Outcome(
                 job, "kept", "up to date", None, Fingerprint(before, digest), Fingerprint(after, made)
             )
         if known.foreign:
-            there = job.target if os.path.lexists(job.target) else job.sidecar
+            place = job.target if os.path.lexists(job.target) else job.sidecar
             raise RunError(
-                f"{there} is there already and no result of udean: move it, or choose another folder with -o."
+                f"{place} is there already and no result of udean: move it, or choose another folder with -o."
             )
-        if not settings.overwrite and (other := _other_source(job)):
+        if not settings.overwrite and (other := there.other_source(job)):
             raise RunError(
                 f"{job.target} would replace the result of {other}, for {job.source}: choose another folder "
                 "with -o, or --overwrite."
@@ -237,56 +220,20 @@ def _write(resolved: Resolved, resolve: SuperResolver) -> Outcome:
     loaded, job = resolved.loaded, resolved.loaded.job
     start = time.perf_counter()
     with span(resolve.trace, "encode", job.source.name):
-        try:
-            job.sidecar.unlink(missing_ok=True)  # it must not vouch for the new file before that is whole
-        except OSError as error:
-            raise RunError(f"Cannot replace {job.sidecar}: {error.strerror or error}.") from error
+        remove_sidecar(job)
         resolved.draft.commit()
         end = time.perf_counter()
         timings = dataclasses.replace(resolved.timings, write=end - start, total=end - loaded.start)
         stamp = job.stamps()[1]
         digest = job.result_digest()
-        write_json(job.sidecar, _sidecar(loaded, digest, resolve, timings))
+        held = resolve.measured_band(loaded.scan, loaded.looks)
+        write_sidecar(job, loaded.request, digest, resolve, timings, held)
     coarse, fine = loaded.scan.shape, loaded.header.get_data_shape()
     size = " x ".join(map(str, coarse)) + " to " + " x ".join(map(str, fine))
-    for held in resolve.measured_band(loaded.scan, loaded.looks)[:1]:
-        size += f", {held}"
+    if held:
+        size += f", {held[0]}"
     traces = Fingerprint(loaded.stamp, loaded.request.input_sha256), Fingerprint(stamp, str(digest))
     return Outcome(job, "written", size, timings, *traces)
-
-
-def _made(job: Job, request: Request) -> str | None:
-    """The digest that a result made just as requested has, None where there is no such result."""
-    made = read_json(job.sidecar).get("udean", {})
-    wanted = json.loads(json.dumps(dataclasses.asdict(request)))
-    return made.get("output_sha256") if isinstance(made, dict) and made.get("request") == wanted else None
-
-
-def _other_source(job: Job) -> Path | str | None:
-    """The scan that the sidecar there is about, if that is another one; one that has moved is the same.
-
-    Sidecars stand for their scans, as a.nii and a.nii.gz would have one.
-    """
-    there = read_json(job.sidecar)
-    sources, made = there.get("Sources"), there.get("udean")
-    if not (isinstance(sources, list) and sources and type(sources[0]) is str):
-        return None
-    series = made.get("series_sha256") if isinstance(made, dict) else None
-    if series and job.series_sha256 and series != job.series_sha256:
-        return "another series"
-    made_from = bids.source_path(sources[0], job.target, job.root)
-    both = os.path.exists(made_from) and os.path.exists(job.source)
-    return made_from if both and not os.path.samefile(made_from, job.source) else None
-
-
-def _renew(job: Job) -> None:
-    """Bring a kept result's sidecar up to date: what it takes over from the scan's may have changed there."""
-    there = read_json(job.sidecar)
-    made = there.pop("udean")
-    wanted = {name: value for name, value in there.items() if name not in bids.INHERITED}
-    wanted |= bids.metadata(job.source, job.dataset)
-    if wanted != there:
-        write_json(job.sidecar, {**wanted, "udean": made})
 
 
 def _digest(stamp: Stamp, known: Fingerprint | None) -> str | None:
@@ -336,44 +283,5 @@ def prepare(jobs: Sequence[Job]) -> None:
 
 def _nbytes(header: Header) -> int:
     return math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
-
-
-def _request(digest: str, resolve: SuperResolver, settings: Settings) -> Request:
-    options = dataclasses.asdict(resolve.options)
-    return Request(
-        input_sha256=digest,
-        model_sha256=resolve.engine.info.sha256,
-        precision=resolve.engine.info.precision,
-        options=options | {"window": options["window"] or resolve.card.window, "series": settings.series},
-        slab_axis=settings.axis,
-        dtype=settings.dtype,
-    )
-
-
-def _sidecar(loaded: Loaded, digest: str | None, resolve: SuperResolver, timings: Timings) -> dict[str, Any]:
-    """What a BIDS derivative's sidecar holds, and all that is needed to make the scan again."""
-    job, request = loaded.job, loaded.request
-    held = resolve.measured_band(loaded.scan, loaded.looks)
-    scale = " x ".join(map(str, resolve.card.scale))
-    return {
-        "Description": "Super-resolution by a trained network: " + resolve.card.intended_use,
-        "Sources": [bids.source_uri(job.source, job.dataset, job.target, job.root)],
-        "SpatialReference": "orig",
-        "Resolution": f"{scale} times as many voxels along rows, columns and slices as the scan",
-        **bids.metadata(job.source, job.dataset),
-        "udean": {
-            "request": dataclasses.asdict(request),
-            "output_sha256": digest,
-            **({"series_sha256": job.series_sha256} if job.series_sha256 else {}),
-            "engine": dataclasses.asdict(resolve.engine.info),
-            "model_card": dataclasses.asdict(resolve.card),
-            "versions": {
-                "udean": __version__,
-                "python": platform.python_version(),
-                "numpy": np.__version__,
-                "nibabel": nib.__version__,
-            },
-            "measured_band": [dataclasses.asdict(band) for band in held] or resolve.why_unheld,
-            "timings": dataclasses.asdict(timings),
-        },
-    }
+        held = resolve.measured_band(loaded.scan, loaded.looks)
+        write_sidecar(job, loaded.request, digest, resolve, timings, held)

@@ -1,4 +1,4 @@
-"""`udean-run status OUT`: how far the runs of an output folder are, read from its manifests.
+"""`udean-status OUT`: how far the runs of an output folder are, read from its manifests.
 
 Nothing is written and nothing locked for longer than a look, so it may be asked at any time, from any machine
 that sees the folder.

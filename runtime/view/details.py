@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ..runs.sidecar import Sidecar
 from ..scans.scan import Scan
 from .comparison import ERROR_SHARE
 from .files import Opened
@@ -36,8 +37,8 @@ def details(result: Result, opened: Opened, number: int) -> dict[str, Any]:
         "warnings": warnings,
         "window": window,
         "error": error,
-        "facts": facts | _made(result.made),
-        "sidecar": result.made,
+        "facts": facts | _made(result.sidecar),
+        "sidecar": result.sidecar.made,
     }
 
 
@@ -46,9 +47,9 @@ def _facts(scan: Scan, what: str) -> dict[str, str]:
     return {what: f"{size} voxels of {' × '.join(f'{zoom:.3g}' for zoom in scan.zooms)} mm, {scan.dtype}"}
 
 
-def _made(made: dict[str, Any]) -> dict[str, str]:
+def _made(sidecar: Sidecar) -> dict[str, str]:
     """What the sidecar tells about the run, as far as it does."""
-    timings, engine, card = (_object(made, name) for name in ("timings", "engine", "model_card"))
+    timings, engine, card = (sidecar.table(name) for name in ("timings", "engine", "model_card"))
     seconds = ((name, value) for name, value in timings.items() if type(value) is float)
     facts = {
         "model": card.get("name"),
@@ -59,8 +60,3 @@ def _made(made: dict[str, Any]) -> dict[str, str]:
         "windows": f"{timings.get('computed')} of {timings.get('windows')} computed",
     }
     return {name: str(value) for name, value in facts.items() if value and str(value).strip()}
-
-
-def _object(made: dict[str, Any], name: str) -> dict[str, Any]:
-    value = made.get(name)
-    return value if isinstance(value, dict) else {}

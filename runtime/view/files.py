@@ -53,8 +53,8 @@ class Shelf:
 
     def open(self, result: Result, number: int = 0) -> Opened:
         """A result, one volume of a series. Raises RunError if the SR scan itself cannot be shown."""
-        state = result.sidecar.stat()
-        label = result.sidecar, state.st_mtime_ns, state.st_ino, number
+        state = result.sidecar.path.stat()
+        label = result.sidecar.path, state.st_mtime_ns, state.st_ino, number
         with self._turn:
             if self._last and self._last[0] == label:
                 return self._last[1]
@@ -69,7 +69,7 @@ def _open(result: Result, number: int) -> Opened:
     if number >= sr.volumes:
         raise RunError(f"{result.name} has {sr.volumes} volumes.")
     try:
-        return Opened(sr, compare(result.open_source(), sr, result.card, number), "")
+        return Opened(sr, compare(result.open_source(), sr, result.sidecar.card, number), "")
     except RunError as error:
         return Opened(sr, None, str(error))
 

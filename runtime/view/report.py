@@ -22,8 +22,9 @@ from ..errors import RunError
 from ..models.card import ModelCard
 from ..pipeline.content import survey
 from ..runs.run import Outcome
+from ..runs.sidecar import Sidecar
 from ..scans.scan import Scan
-from ..system.files import atomic, read_json
+from ..system.files import atomic
 from .comparison import ERROR_SHARE, compare
 
 STYLE = """
@@ -123,8 +124,8 @@ def _section(outcome: Outcome, card: ModelCard, series: bool) -> Iterator[str]:
             f'<img alt="{_text(name)}" style="aspect-ratio:{aspect:.4f}" src="data:image/png;base64,{data}">'
         )
     yield "</div>"
-    made = read_json(job.sidecar).get("udean")
-    engine, took = (_object(_object(made).get(name)) for name in ("engine", "timings"))
+    sidecar = Sidecar.read(job.sidecar)
+    engine, took = sidecar.table("engine"), sidecar.table("timings")
     timings = {name: f"{value:.2f} s" for name, value in took.items() if type(value) is float}
     counts = {name: value for name, value in took.items() if type(value) is int}
     yield _table(
@@ -137,11 +138,6 @@ def _section(outcome: Outcome, card: ModelCard, series: bool) -> Iterator[str]:
             **counts,
         }
     )
-
-
-def _object(value: Any) -> dict[str, Any]:
-    """A sidecar's field, empty where it is none: others may have edited the file."""
-    return value if isinstance(value, dict) else {}
 
 
 def _flat(card: ModelCard) -> dict[str, Any]:

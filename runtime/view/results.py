@@ -7,48 +7,39 @@ the run has made and read: a result lies inside the folder, and its scan has the
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..dicom.frame import is_dicom
 from ..dicom.series import find_series
 from ..errors import RunError
 from ..job import Job
-from ..models.card import ModelCard
 from ..runs import manifest
 from ..runs.bids import source_path
 from ..runs.find import find_scans
+from ..runs.sidecar import Sidecar
 from ..scans.scan import Scan, open_scan
-from ..system.files import read_json, real_path
+from ..system.files import real_path
 
 KINDS = (".nii.gz", ".nii", "")  # of results; the last is a folder, a DICOM series
-LIMIT = 1 << 20  # bytes of a sidecar, which has some thousand
 
 
 @dataclass(frozen=True)
 class Result:
-    """One SR scan of an output folder. name: its path in there, printable. made: what its sidecar tells."""
+    """One SR scan of an output folder. name: its path in there, printable."""
 
     root: Path
-    sidecar: Path
+    sidecar: Sidecar
     target: Path
     name: str
     source: Path
-    made: dict[str, Any]
 
     @property
     def key(self) -> str:
         """What the page calls it."""
         return hashlib.sha256(self.name.encode()).hexdigest()[:16]
-
-    @property
-    def card(self) -> ModelCard:
-        """The model that made it. Raises CardError if the sidecar has no readable card."""
-        return ModelCard.from_json(json.dumps(self.made.get("model_card")), str(self.sidecar))
 
     def open(self) -> Scan:
         """The SR scan, read. Raises RunError if it is damaged or not in the folder."""
@@ -56,7 +47,7 @@ class Result:
         if not all(_within(part, self.root) for part in parts):
             raise RunError(f"{self.target} leads out of {self.root}: copy the scan into it.")
         if not self.target.is_dir():
-            return open_scan(self.target, self._series).loaded()
+            return open_scan(self.target, self.sidecar.is_series).loaded()
         series = find_series(parts, self.target, ours=True)
         if not series:
             raise RunError(f"{self.target} holds no MR series.")
@@ -65,16 +56,9 @@ class Result:
     def open_source(self) -> Scan:
         """The scan it was made from, read. Raises RunError if that is gone or has changed."""
         job = self._job()
-        request = self.made.get("request")
-        if not isinstance(request, dict) or job.digest() != request.get("input_sha256"):
+        if job.digest() != self.sidecar.input_sha256:
             raise RunError(f"{job.source} has changed since it was restored: run udean-run again.")
-        return job.open(self._series).loaded()
-
-    @property
-    def _series(self) -> bool:
-        request = self.made.get("request")
-        options = request.get("options") if isinstance(request, dict) else None
-        return bool(options.get("series")) if isinstance(options, dict) else False
+        return job.open(self.sidecar.is_series).loaded()
 
     def _job(self) -> Job:
         if self.source.is_file() and not is_dicom(self.source):
@@ -99,23 +83,19 @@ def find_results(root: Path) -> Iterator[Result]:
                     yield result
 
 
-def read_result(root: Path, sidecar: Path) -> Result | None:
-    """The result that a sidecar vouches for, None where it vouches for none of this folder."""
-    try:
-        if not _within(sidecar, root) or sidecar.stat().st_size > LIMIT:
-            return None
-    except OSError:
+def read_result(root: Path, path: Path) -> Result | None:
+    """The result that a sidecar vouches for, None if it vouches for none of this folder."""
+    if not _within(path, root):
         return None
-    content = read_json(sidecar)
-    made, sources = content.get("udean"), content.get("Sources")
-    if not isinstance(made, dict) or not (isinstance(sources, list) and sources and type(sources[0]) is str):
+    sidecar = Sidecar.read(path)
+    if not sidecar.is_ours or sidecar.source is None:
         return None
-    targets = (sidecar.with_name(sidecar.name.removesuffix(".json") + kind) for kind in KINDS)
+    targets = (path.with_name(path.name.removesuffix(".json") + kind) for kind in KINDS)
     target = next((path for path in targets if path.exists()), None)
     if target is None:
         return None
-    source = source_path(sources[0], target, root)
-    return Result(root, sidecar, target, printable(target.relative_to(root)), source, made)
+    source = source_path(sidecar.source, target, root)
+    return Result(root, sidecar, target, printable(target.relative_to(root)), source)
 
 
 def find_failures(root: Path) -> dict[str, str]:

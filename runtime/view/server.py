@@ -96,7 +96,7 @@ class Viewer(ThreadingHTTPServer):
         """The results as the folder holds them now."""
         found = list(find_results(self.root))
         with self._turn:
-            self._sidecars = {result.key: result.sidecar for result in found}
+            self._sidecars = {result.key: result.sidecar.path for result in found}
         return found
 
     def result(self, key: str) -> Result:

@@ -15,7 +15,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from udean.runtime.commands.run import _with_address
 from udean.runtime.runs.manifest import Shard
 from udean.runtime.runs.status import standing
 
@@ -202,7 +201,9 @@ def test_what_cannot_start_is_one_sentence(cluster, model, tmp_path):
         (["--engine", model, "--device", "cuda"], "no GPU"),
         (["--engine", model, "--device", "cuda:0"], "without a number"),
         (["--engine", model, "--threads", "3"], "fewer --threads"),
-        (["--engine", model, "--ray", "ray://127.0.0.1:1"], "--ray auto"),
+        (["--engine", model, "--ray-address", "ray://127.0.0.1:1"], "--ray-address auto"),
+        (["--engine", model, "--ray-address", "scans/"], "not 'scans/'"),
+        (["--engine", model, "head:6379"], "--ray-address head:6379"),
         (["--engine", model, "--profile", tmp_path / "p.json"], "--profile"),
     ):
         done = udean_run("--ray", *arguments, source, env=cluster, timeout=PATIENCE)
@@ -223,18 +224,3 @@ def test_without_ray_the_sentence_says_how_to_get_it(model, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = udean_run("--ray", "--engine", model, scan(tmp_path / "a.nii"), env=environment)
     assert done.returncode == 2 and "pip install 'udean[cluster]'" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("arguments", "meant"),
-    [
-        (["--ray", "scans/"], ["--ray=", "scans/"]),
-        (["scans", "--ray"], ["scans", "--ray="]),
-        (["--ray", "auto", "scans"], ["--ray=auto", "scans"]),
-        (["--ray", "head:6379", "scans"], ["--ray=head:6379", "scans"]),
-        (["--ray=local", "a.nii"], ["--ray=local", "a.nii"]),
-        (["--ray", "--threads", "1"], ["--ray=", "--threads", "1"]),
-    ],
-)
-def test_the_address_may_be_left_out(arguments, meant):
-    assert _with_address(arguments) == meant

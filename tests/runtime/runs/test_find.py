@@ -44,7 +44,8 @@ def test_any_name_that_the_system_allows_works(model, tmp_path):
     assert len(results) == len(NAMES) + 1 and b"\xff\xfe_sr.nii" in results
     again = udean_run("--engine", model, folder)
     assert again.returncode == 0 and f"0 written, {len(NAMES) + 1} kept" in again.stdout
-    status = udean_run("status", out)
+    command = [sys.executable, "-m", "udean.runtime.commands.status", out]
+    status = subprocess.run(command, capture_output=True, text=True)
     assert status.returncode == 0 and f"{len(NAMES) + 1} done" in status.stdout
 
 

@@ -1,0 +1,33 @@
+"""The command `udean-status`: how far the runs of an output folder are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..runs.status import standing
+from . import options
+from .common import command
+
+
+def status(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder of udean-run.")],
+    debug: options.Debug = False,
+) -> None:
+    """Say how far the runs of an output folder are: done, failed and why, left, scans an hour.
+
+    The exit code is 1 if scans have failed, else 0.
+    """
+    found = standing(out)
+    print(found)
+    for source, why in found.failed:
+        print(f"Failed: {source}: {why}")
+    raise typer.Exit(1 if found.failed else 0)
+
+
+main = command(status, "udean-status", "udean-status scans-sr/")
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""The sidecar of an SR scan: which fields it has, written and read here and nowhere else.
+
+A sidecar is what BIDS asks of a derivative's JSON, and under "udean" all that is needed to make the scan
+again. It is written last, so a result that has one is whole. Others may have edited the file: a field that
+is missing or of another kind reads as absent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from ... import __version__
+from ..errors import RunError
+from ..job import Job
+from ..models.card import ModelCard
+from ..resolver import MeasuredBand, Output, SuperResolver, Timings
+from ..system.files import read_json, write_json
+from . import bids
+
+LIMIT = 1 << 20  # bytes; a sidecar has some thousand
+
+
+@dataclass(frozen=True)
+class Request:
+    """All that decides what an SR scan's voxels are. Resuming compares it, field by field."""
+
+    input_sha256: str
+    model_sha256: str
+    precision: str
+    options: dict[str, Any]
+    slab_axis: int | None
+    dtype: str
+    udean: str = __version__
+
+    @classmethod
+    def of(
+        cls, input_sha256: str, resolve: SuperResolver, dtype: Output, axis: int | None, series: bool
+    ) -> Request:
+        """What a scan of this digest asks for. axis: across the slices, None for the coarsest."""
+        options = dataclasses.asdict(resolve.options)
+        return cls(
+            input_sha256=input_sha256,
+            model_sha256=resolve.engine.info.sha256,
+            precision=resolve.engine.info.precision,
+            options=options | {"window": options["window"] or resolve.card.window, "series": series},
+            slab_axis=axis,
+            dtype=dtype,
+        )
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What lies at `path`; content: the JSON, empty if there is none."""
+
+    path: Path
+    content: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> Sidecar:
+        """The sidecar at a path; one that is missing, damaged or far too large is empty."""
+        try:
+            small = path.stat().st_size <= LIMIT
+        except OSError:
+            small = False
+        return cls(path, read_json(path) if small else {})
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is about a result of udean."""
+        return isinstance(self.content.get("udean"), dict)
+
+    @property
+    def made(self) -> dict[str, Any]:
+        """How the result was made, in udean's own fields."""
+        return _table(self.content.get("udean"))
+
+    def table(self, name: str) -> dict[str, Any]:
+        """One of udean's fields that hold several values: "engine", "timings", "model_card", "request"."""
+        return _table(self.made.get(name))
+
+    @property
+    def source(self) -> str | None:
+        """The scan, as `bids.source_uri` wrote it."""
+        sources = self.content.get("Sources")
+        return sources[0] if isinstance(sources, list) and sources and type(sources[0]) is str else None
+
+    @property
+    def card(self) -> ModelCard:
+        """The model that made the result. Raises CardError if there is no readable card."""
+        return ModelCard.from_json(json.dumps(self.made.get("model_card")), str(self.path))
+
+    @property
+    def input_sha256(self) -> str | None:
+        """The digest of the scan that was read."""
+        return _text(self.table("request").get("input_sha256"))
+
+    @property
+    def is_series(self) -> bool:
+        """Whether a 4-D scan was resolved volume by volume."""
+        return bool(_table(self.table("request").get("options")).get("series"))
+
+    def output_of(self, request: Request) -> str | None:
+        """The digest of the result if it was made just as requested, else None."""
+        asked = json.loads(json.dumps(dataclasses.asdict(request)))
+        return _text(self.made.get("output_sha256")) if self.made.get("request") == asked else None
+
+    def other_source(self, job: Job) -> Path | str | None:
+        """The scan that the sidecar is about if it is not the job's; one that has moved is the same.
+
+        Sidecars stand for their scans, as a.nii and a.nii.gz would have one.
+        """
+        if self.source is None:
+            return None
+        series = self.made.get("series_sha256")
+        if series and job.series_sha256 and series != job.series_sha256:
+            return "another series"
+        made_from = bids.source_path(self.source, job.target, job.root)
+        both = os.path.exists(made_from) and os.path.exists(job.source)
+        return made_from if both and not os.path.samefile(made_from, job.source) else None
+
+    def renew(self, job: Job) -> None:
+        """Take over again what lies beside the scan in JSON, which may have changed since."""
+        there = {name: value for name, value in self.content.items() if name != "udean"}
+        wanted = {name: value for name, value in there.items() if name not in bids.INHERITED}
+        wanted |= bids.metadata(job.source, job.dataset)
+        if wanted != there:
+            write_json(self.path, {**wanted, "udean": self.made})
+
+
+def remove_sidecar(job: Job) -> None:
+    """Remove a sidecar before its result is replaced: it must not vouch for a file that is not whole yet."""
+    try:
+        job.sidecar.unlink(missing_ok=True)
+    except OSError as error:
+        raise RunError(f"Cannot replace {job.sidecar}: {error.strerror or error}.") from error
+
+
+def write_sidecar(
+    job: Job,
+    request: Request,
+    digest: str | None,
+    resolve: SuperResolver,
+    timings: Timings,
+    held: Sequence[MeasuredBand] = (),
+) -> None:
+    """Write the sidecar of a result that is whole. digest: SHA-256 of the result. held: its measured band."""
+    scale = " x ".join(map(str, resolve.card.scale))
+    content = {
+        "Description": "Super-resolution by a trained network: " + resolve.card.intended_use,
+        "Sources": [bids.source_uri(job.source, job.dataset, job.target, job.root)],
+        "SpatialReference": "orig",
+        "Resolution": f"{scale} times as many voxels along rows, columns and slices as the scan",
+        **bids.metadata(job.source, job.dataset),
+        "udean": {
+            "request": dataclasses.asdict(request),
+            "output_sha256": digest,
+            **({"series_sha256": job.series_sha256} if job.series_sha256 else {}),
+            "engine": dataclasses.asdict(resolve.engine.info),
+            "model_card": dataclasses.asdict(resolve.card),
+            "versions": {
+                "udean": __version__,
+                "python": platform.python_version(),
+                "numpy": np.__version__,
+                "nibabel": nib.__version__,
+            },
+            "measured_band": [dataclasses.asdict(band) for band in held] or resolve.why_unheld,
+            "timings": dataclasses.asdict(timings),
+        },
+    }
+    write_json(job.sidecar, content)
+
+
+def _table(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
