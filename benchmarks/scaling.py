@@ -5,8 +5,8 @@
     python -m udean.benchmarks.scaling memory [--shape 160,160,128] [--suffix .nii.gz]
 
 Of `cost`, sizes are volumes of which every window is computed; the rest is the ICBM152 T1, halved in k-space,
-whose middle slices are restored, so that PSNR and SSIM against the truth stand beside the seconds. Threads are
-the processor's, streams the GPU's.
+whose middle slices are restored, so that PSNR and SSIM against the truth stand beside the seconds. Threads
+are the processor's, streams the GPU's.
 """
 
 from __future__ import annotations

@@ -283,5 +283,3 @@ def prepare(jobs: Sequence[Job]) -> None:
 
 def _nbytes(header: Header) -> int:
     return math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
-        held = resolve.measured_band(loaded.scan, loaded.looks)
-        write_sidecar(job, loaded.request, digest, resolve, timings, held)

@@ -35,7 +35,7 @@ class AlongWorld:
     @property
     def turn(self) -> NDArray[np.float64]:
         """nibabel's orientation, (3, 2): the world axis of each stored axis, and its direction."""
-        return nib.io_orientation(self.scan.affine)
+        return np.asarray(nib.io_orientation(self.scan.affine), np.float64)
 
     @property
     def affine(self) -> NDArray[np.float64]:
