@@ -84,6 +84,17 @@ def run(
     slab_axis: Annotated[
         Literal["auto", "i", "j", "k"], typer.Option(help="Voxel axis across the slices; auto: the coarsest.")
     ] = "auto",
+    to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPACING",
+            help="Voxel size wanted: 1mm, 1x1x2mm, or iso for the scan's smallest. Thick slices then "
+            "go through the through-plane model. (default: the model's own factors)",
+        ),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse scans outside the model's range, instead of a warning.")
+    ] = False,
     dtype: Annotated[Output, typer.Option(help="Of the SR scan's voxels.")] = "input",
     form: Annotated[Format, typer.Option("--format", help="Of DICOM series' results.")] = "dicom",
     series: Annotated[
@@ -153,6 +164,8 @@ def run(
         crop=crop,
         fallback=fallback,
         trace=trace,
+        to=to,
+        strict=strict,
     )
     settings = Settings(dtype, AXES[slab_axis], series, overwrite, debug)
     if dry_run:

@@ -26,10 +26,15 @@ import nibabel as nib
 import numpy as np
 
 from ... import __version__
+from ..cuda.engine import CudaEngine
 from ..errors import RunError, first_line
 from ..job import Job, Stamp
+from ..pipeline.engine import Engine, EngineInfo
+from ..pipeline.through_plane import Findings
 from ..resolver import Look, Output, Progress, SuperResolver, Timings
+from ..scans.choice import Choice
 from ..scans.output import Draft, check_memory
+from ..scans.profile import FWHM
 from ..scans.scan import Header, Scan
 from ..system.files import read_json, sweep, write_json
 from ..system.threads import ahead
@@ -76,7 +81,7 @@ class Request:
 class Loaded:
     """A scan that has been read and looked through, and waits for the network.
 
-    stamp: of the file that was read. start: when reading began; seconds: it took.
+    engine: that restores it. stamp: of the file that was read. start: when reading began; seconds: it took.
     """
 
     job: Job
@@ -85,17 +90,20 @@ class Loaded:
     scan: Scan
     header: Header
     looks: list[Look]
+    choice: Choice
+    engine: Engine | CudaEngine
     start: float
     seconds: float
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A scan that waits to be written."""
+    """A scan that waits to be written. found: what thick slices have told, volume by volume."""
 
     loaded: Loaded
     draft: Draft
     timings: Timings
+    found: list[Findings]
 
 
 def run_all(
@@ -190,7 +198,8 @@ def _load(job: Job, resolve: SuperResolver, settings: Settings, known: Known) ->
             return Outcome(job, "failed", known.aside, input=known.input, aside=True)
         scan = job.open(settings.series)
         digest = _digest(before, known.input) or job.digest()
-        request = _request(digest, resolve, settings)
+        choice, engine = resolve.choice(scan, settings.axis), resolve.model_for(scan, settings.axis)
+        request = _request(digest, resolve, settings, engine.info)
         made = None if settings.overwrite else _made(job, request)
         if made and made == (_digest(after, known.output) or job.result_digest()):
             _renew(job)
@@ -207,20 +216,23 @@ def _load(job: Job, resolve: SuperResolver, settings: Settings, known: Known) ->
             check_memory(scan.name, header)
         scan = scan.loaded()
         looks = resolve.look(scan, settings.axis)
-    return Loaded(job, request, before, scan, header, looks, start, time.perf_counter() - start)
+    return Loaded(
+        job, request, before, scan, header, looks, choice, engine, start, time.perf_counter() - start
+    )
 
 
 def _resolve(
     loaded: Loaded, resolve: SuperResolver, settings: Settings, progress: Progress | None
 ) -> Resolved:
-    draft = loaded.job.draft(resolve.card, resolve.engine.info.sha256)
+    draft = loaded.job.draft(loaded.engine.card, loaded.engine.info.sha256)
     try:
         resolve.scan(loaded.scan, settings.dtype, settings.axis, progress, draft.room, loaded.looks)
     except BaseException:
         draft.discard()
         raise
     assert resolve.timings is not None
-    return Resolved(loaded, draft, dataclasses.replace(resolve.timings, read=loaded.seconds))
+    timings = dataclasses.replace(resolve.timings, read=loaded.seconds)
+    return Resolved(loaded, draft, timings, resolve.found)
 
 
 def _write(resolved: Resolved, resolve: SuperResolver) -> Outcome:
@@ -236,9 +248,11 @@ def _write(resolved: Resolved, resolve: SuperResolver) -> Outcome:
         timings = dataclasses.replace(resolved.timings, write=end - start, total=end - loaded.start)
         stamp = job.stamps()[1]
         digest = job.result_digest()
-        write_json(job.sidecar, _sidecar(job, loaded.request, digest, resolve, timings))
+        write_json(job.sidecar, _sidecar(resolved, digest, timings))
     coarse, fine = loaded.scan.shape, loaded.header.get_data_shape()
     size = " x ".join(map(str, coarse)) + " to " + " x ".join(map(str, fine))
+    if loaded.choice.warnings:
+        size += f" (warning: {'; '.join(loaded.choice.warnings)})"
     traces = Fingerprint(loaded.stamp, loaded.request.input_sha256), Fingerprint(stamp, str(digest))
     return Outcome(job, "written", size, timings, *traces)
 
@@ -326,35 +340,41 @@ def _nbytes(header: Header) -> int:
     return math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
 
 
-def _request(digest: str, resolve: SuperResolver, settings: Settings) -> Request:
+def _request(digest: str, resolve: SuperResolver, settings: Settings, model: EngineInfo) -> Request:
     options = dataclasses.asdict(resolve.options)
     return Request(
         input_sha256=digest,
-        model_sha256=resolve.engine.info.sha256,
-        precision=resolve.engine.info.precision,
+        model_sha256=model.sha256,
+        precision=model.precision,
         options=options | {"window": options["window"] or resolve.card.window, "series": settings.series},
         slab_axis=settings.axis,
         dtype=settings.dtype,
     )
 
 
-def _sidecar(
-    job: Job, request: Request, digest: str | None, resolve: SuperResolver, timings: Timings
-) -> dict[str, Any]:
+def _sidecar(resolved: Resolved, digest: str | None, timings: Timings) -> dict[str, Any]:
     """What a BIDS derivative's sidecar holds, and all that is needed to make the scan again."""
-    scale = " x ".join(map(str, resolve.card.scale))
+    loaded, job = resolved.loaded, resolved.loaded.job
+    card, choice = loaded.engine.card, loaded.choice
+    resolution = (
+        " x ".join(map(str, card.scale)) + " times as many voxels along rows, columns and slices as the scan"
+    )
+    if choice.asked:
+        resolution = " x ".join(f"{size:g}" for size in choice.asked) + " mm"
     return {
-        "Description": "Super-resolution by a trained network: " + resolve.card.intended_use,
+        "Description": "Super-resolution by a trained network: " + card.intended_use,
         "Sources": [bids.source_uri(job.source, job.dataset, job.target, job.root)],
         "SpatialReference": "orig",
-        "Resolution": f"{scale} times as many voxels along rows, columns and slices as the scan",
+        "Resolution": resolution,
         **bids.metadata(job.source, job.dataset),
         "udean": {
-            "request": dataclasses.asdict(request),
+            "request": dataclasses.asdict(loaded.request),
             "output_sha256": digest,
             **({"series_sha256": job.series_sha256} if job.series_sha256 else {}),
-            "engine": dataclasses.asdict(resolve.engine.info),
-            "model_card": dataclasses.asdict(resolve.card),
+            **({"warnings": choice.warnings} if choice.warnings else {}),
+            **({"slices": [_told(f, choice, loaded.scan) for f in resolved.found]} if resolved.found else {}),
+            "engine": dataclasses.asdict(loaded.engine.info),
+            "model_card": dataclasses.asdict(card),
             "versions": {
                 "udean": __version__,
                 "python": platform.python_version(),
@@ -363,4 +383,16 @@ def _sidecar(
             },
             "timings": dataclasses.asdict(timings),
         },
+    }
+
+
+def _told(found: Findings, choice: Choice, scan: Scan) -> dict[str, Any]:
+    """What a thick-slice volume has told about itself, in millimetres."""
+    spacing = scan.zooms[choice.axis]
+    told = {"across": "ijk"[choice.axis], "spacing_mm": round(spacing, 6), "gain": round(found.gain, 4)}
+    if found.deviation is None:
+        return told | {"profile": "not told by the scan: taken for usual"}
+    return told | {
+        "profile_fwhm_mm": round(found.deviation * spacing * float(FWHM), 3),
+        "profile": "estimated",
     }

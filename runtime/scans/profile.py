@@ -21,7 +21,10 @@ PARTS = 9  # of a fine voxel, in which a profile is integrated
 TIME_BANDWIDTH = 4  # of the Hamming-windowed sinc pulse: a usual choice in spin-echo sequences
 SAMPLES = 16  # slices of one line whose spectrum is compared
 TISSUE = 0.05  # of the brightest: above it is tissue
-RANGE = (0.08, 0.8)  # standard deviations of profiles in slice spacings: thin slices with gaps to thick overlapping
+RANGE = (
+    0.08,
+    0.8,
+)  # standard deviations of profiles in slice spacings: thin slices with gaps to thick overlapping
 
 
 @functools.cache
@@ -117,9 +120,7 @@ def estimate_deviation(slices: NDArray[np.float32], step: float) -> float | None
     return float(np.mean(found)) if found else None
 
 
-def _match(
-    volume: NDArray[np.float32], tissue: NDArray[np.bool_], step: float, noise: float
-) -> float | None:
+def _match(volume: NDArray[np.float32], tissue: NDArray[np.bool_], step: float, noise: float) -> float | None:
     """The deviation at which lines along axis 0, made thick, have the spectrum of those along axis 2."""
     count = min(SAMPLES, volume.shape[2], int((volume.shape[0] - 1) / step) + 1)
     if count < 6:
@@ -129,15 +130,28 @@ def _match(
     def tilt(sd: float) -> float | None:
         blur = blur_matrix(len(volume), sd * step)
         blurred = np.tensordot(blur, volume, (1, 0))
-        across = _spectrum(blurred, tissue, [o + np.arange(count, dtype=float) for o in range(0, volume.shape[2] - count + 1, max(1, count // 4))])
+        across = _spectrum(
+            blurred,
+            tissue,
+            [
+                o + np.arange(count, dtype=float)
+                for o in range(0, volume.shape[2] - count + 1, max(1, count // 4))
+            ],
+        )
         starts = np.arange(0, len(volume) - span - 1e-9, max(1.0, span // 8))
-        in_plane = _spectrum(np.moveaxis(blurred, 0, 2), np.moveaxis(tissue, 0, 2), [o + step * np.arange(count) for o in starts])
+        in_plane = _spectrum(
+            np.moveaxis(blurred, 0, 2),
+            np.moveaxis(tissue, 0, 2),
+            [o + step * np.arange(count) for o in starts],
+        )
         if across is None or in_plane is None:
             return None
         white, coloured = _noise_spectra(blur[len(blur) // 2], count, step)
         across = np.maximum(across - noise**2 * white, 0.1 * across)
         in_plane = np.maximum(in_plane - noise**2 * coloured, 0.1 * in_plane)
-        ratio = np.log(np.maximum(in_plane, 1e-30) / np.maximum(across, 1e-30))[2:]  # the lowest are the head's shape
+        ratio = np.log(np.maximum(in_plane, 1e-30) / np.maximum(across, 1e-30))[
+            2:
+        ]  # the lowest are the head's shape
         return float(np.polyfit(np.linspace(-1, 1, len(ratio)), ratio, 1)[0])
 
     low, high = RANGE

@@ -64,8 +64,7 @@ class Asked:
     def __str__(self) -> str:
         if self.sizes is None:
             return "iso"
-        return "x".join(f"{size:g}" for size in dict.fromkeys(self.sizes) if len(set(self.sizes)) == 1) + "mm" \
-            if len(set(self.sizes)) == 1 else "x".join(f"{size:g}" for size in self.sizes) + "mm"
+        return "x".join(f"{size:g}" for size in self.sizes) + "mm"
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,9 @@ class Grid:
             sizes.append(size)
             steps.append(step)
             starts.append((count - size * step) / 2 + step / 2 - 0.5)
-        return cls((sizes[0], sizes[1], sizes[2]), (steps[0], steps[1], steps[2]), (starts[0], starts[1], starts[2]))
+        return cls(
+            (sizes[0], sizes[1], sizes[2]), (steps[0], steps[1], steps[2]), (starts[0], starts[1], starts[2])
+        )
 
     @property
     def matrix(self) -> NDArray[np.float64]:
@@ -148,7 +149,9 @@ def spline_weights(size: int, places: NDArray[np.float64], step: float = 1.0) ->
 
 def along(weights: NDArray[np.float32], volume: NDArray[Any], axis: int) -> NDArray[np.float32]:
     """A matrix (n, size) applied along one axis of a volume; float32."""
-    if weights.shape[0] == weights.shape[1] and np.array_equal(weights, np.eye(len(weights), dtype=np.float32)):
+    if weights.shape[0] == weights.shape[1] and np.array_equal(
+        weights, np.eye(len(weights), dtype=np.float32)
+    ):
         return np.asarray(volume, np.float32)
     moved = np.tensordot(weights, np.asarray(volume, np.float32), (1, axis))
     return np.moveaxis(moved, 0, axis)
