@@ -412,6 +412,7 @@ class SuperResolver:
                 np.ascontiguousarray(np.moveaxis(lr, choice.axis, 2)), centers, step, grid.shape[choice.axis]
             )
             engine = self.engine if self.card.kind == "through-plane" else self._through_plane()
+            assert callable(engine)  # through-plane models are opened for the processor
             with self._turn:
                 fine, told = through_plane.restore(stack, engine, watch, progress)
             fine, found = np.moveaxis(fine, 2, choice.axis), [told]

@@ -29,6 +29,7 @@ USUAL = 0.36  # deviation in slice spacings if a scan cannot tell: between a box
 BATCH_VOXELS = 1 << 17  # of planes in one call of the network
 AIR = 0.02  # of the intensity unit: planes and margins below it are not computed
 MARGIN = 8  # fine voxels around the content that are computed too
+THINNEST = 1.2  # fine voxels: of a thinner profile they would not tell where its centre lies
 TRIALS = 12  # planes of the scan on which the network is tried
 RIDGE = 0.02  # least weight of the result against the slices, for what the profile is not known exactly
 
@@ -103,7 +104,7 @@ def held_to(volume: Volume, stack: Stack, deviation: float, noise: float) -> Non
 
     The least change that does so: x += Aᵀ(A Aᵀ + r)⁻¹ (y - A x), A the slice profile's matrix.
     """
-    seen = profile_matrix("gaussian", max(deviation * FWHM, 0.5), stack.centers, stack.size)
+    seen = profile_matrix("gaussian", max(deviation * FWHM, THINNEST), stack.centers, stack.size)
     square = seen @ seen.T
     ridge = np.mean(np.diag(square)) * max(RIDGE, min(1.0, 100 * noise**2))
     back = np.linalg.solve(square + ridge * np.eye(len(square)), seen).T.astype(np.float32)
@@ -119,7 +120,7 @@ def trusted(stack: Stack, deviation: float, tissue: NDArray[np.bool_], network: 
         if count < 4:
             continue
         centers = (length - count * stack.step) / 2 + (np.arange(count) + 0.5) * stack.step - 0.5
-        thick = profile_matrix("gaussian", max(deviation * FWHM, 0.5), centers, length)
+        thick = profile_matrix("gaussian", max(deviation * FWHM, THINNEST), centers, length)
         places = (np.arange(length) - centers[0]) / stack.step
         again = spline_weights(count, places) @ thick
         amount = tissue.mean((0, 1))

@@ -62,7 +62,7 @@ def choose(
         )
     if asked is None and card.kind == "through-plane":
         finest = max(min(zooms), max(zooms) / LARGEST)
-        asked = Asked((finest,) * 3)
+        asked = Asked((finest, finest, finest))
     if asked is None:
         if thick > UNEVEN:
             warnings.append(

@@ -21,10 +21,7 @@ PARTS = 9  # of a fine voxel, in which a profile is integrated
 TIME_BANDWIDTH = 4  # of the Hamming-windowed sinc pulse: a usual choice in spin-echo sequences
 SAMPLES = 16  # slices of one line whose spectrum is compared
 TISSUE = 0.05  # of the brightest: above it is tissue
-RANGE = (
-    0.08,
-    0.8,
-)  # standard deviations of profiles in slice spacings: thin slices with gaps to thick overlapping
+RANGE = 0.08, 0.8  # deviations of profiles in slice spacings: thin slices with gaps to thick overlapping
 
 
 @functools.cache
@@ -114,7 +111,7 @@ def estimate_deviation(slices: NDArray[np.float32], step: float) -> float | None
     tissue = tissue_of(slices)
     found = []
     for axis in (0, 1):
-        lines, inside = (np.moveaxis(a, axis, 0)[:, ::2] for a in (slices, tissue))
+        lines, inside = np.moveaxis(slices, axis, 0)[:, ::2], np.moveaxis(tissue, axis, 0)[:, ::2]
         if (sd := _match(lines, inside, step, noise_level(slices, tissue))) is not None:
             found.append(sd)
     return float(np.mean(found)) if found else None

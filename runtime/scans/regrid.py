@@ -10,6 +10,7 @@ Everything along an axis is a small matrix (target voxels, scan's voxels), so Nu
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Sequence
@@ -42,14 +43,13 @@ class Asked:
             if text.strip().lower() == "iso":
                 return cls(None)
             found = re.fullmatch(r"\s*([\d.]+(?:\s*[x×]\s*[\d.]+){0,2})\s*(mm|um|µm|cm)?\s*", text, re.I)
-            parts = re.split(r"[x×]", found[1], flags=re.I) if found else []
+            parts: list[Any] = re.split(r"[x×]", found[1], flags=re.I) if found else []
             unit = UNITS[(found[2] or "mm").lower()] if found else 1.0
         else:
-            parts, unit = list(text) if isinstance(text, Sequence) else [text], 1.0
-        try:
+            parts, unit = list[Any](text) if isinstance(text, Sequence) else [text], 1.0
+        values: list[float] = []
+        with contextlib.suppress(TypeError, ValueError):
             values = [float(part) * unit for part in parts]
-        except (TypeError, ValueError):
-            values = []
         if len(values) == 1:
             values *= 3
         if len(values) != 3 or not all(math.isfinite(v) and v > 0 for v in values):
@@ -104,7 +104,7 @@ class Grid:
 
     def affine(self, affine: NDArray[np.floating]) -> NDArray[np.float64]:
         """The grid's (4, 4) affine that belongs to the scan's."""
-        return np.asarray(affine, np.float64) @ self.matrix
+        return (np.asarray(affine) @ self.matrix).astype(np.float64)
 
     def places(self, axis: int) -> NDArray[np.float64]:
         """Where in the scan's voxels the centres of its voxels lie along an axis."""

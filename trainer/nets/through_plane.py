@@ -25,7 +25,8 @@ class ThroughPlane(nn.Module):
         self.middle = nn.Conv2d(width, width, 3, padding=1)
         self.tail = nn.Conv2d(width, 4, 3, padding=1)
         nn.init.zeros_(self.tail.weight)  # begins as plain interpolation
-        nn.init.zeros_(self.tail.bias)
+        if self.tail.bias is not None:
+            nn.init.zeros_(self.tail.bias)
 
     def forward(self, planes: torch.Tensor) -> torch.Tensor:
         features = self.head(planes)
