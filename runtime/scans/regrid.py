@@ -108,7 +108,7 @@ class Grid:
 
     def places(self, axis: int) -> NDArray[np.float64]:
         """Where in the scan's voxels the centres of its voxels lie along an axis."""
-        return self.start[axis] + self.step[axis] * np.arange(self.shape[axis])
+        return self.start[axis] + self.step[axis] * np.arange(self.shape[axis], dtype=np.float64)
 
     def weights(self, axis: int, size: int) -> NDArray[np.float32]:
         """The interpolation along an axis of the scan's `size` voxels, (voxels, size)."""
