@@ -24,6 +24,7 @@ from .errors import ExportError
 
 if TYPE_CHECKING:
     from ..trainer.nets.generators import SuperResolution
+    from ..trainer.nets.through_plane import ThroughPlane
 
 # The opset in which PyTorch's exporter itself writes; any other one passes through a version converter.
 # It has all that the network needs; ONNX Runtime since 1.14 and TensorRT since 10.0 (opsets 9-20) read it.
@@ -40,7 +41,7 @@ class Shape:
 
 
 def to_onnx(
-    network: SuperResolution, slab: int, *, half: bool, shape: Shape | None = None
+    network: SuperResolution | ThroughPlane, slab: int, *, half: bool, shape: Shape | None = None
 ) -> onnx.ModelProto:
     """The network as a checked ONNX graph, `lr` (N, slab, H, W) to `sr`; the network is left as it is.
 

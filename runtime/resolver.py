@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import threading
 import time
@@ -28,17 +29,20 @@ from .cuda.device import GpuError
 from .engines.choose import choose_engine, cpu_model, open_engine
 from .errors import RunError
 from .pipeline import consistency as measured
+from .pipeline import through_plane
 from .pipeline.content import Content, survey
 from .pipeline.engine import Engine, Library, Precision
 from .pipeline.host import HostPipeline, LrVolume, batch_size
 from .pipeline.stream import Band, resolve_stream
 from .pipeline.tiling import OVERLAP, Box, Tiling, Weighting, Window, tile_windows
 from .scans import intensity
-from .scans.geometry import Factors, slab_axis, voxel_factors
+from .scans.choice import Choice, choose
+from .scans.geometry import Factors, fine_affine, slab_axis, voxel_factors
 from .scans.intensity import Intensities
 from .scans.kinds import check_layout, check_voxels
 from .scans.noise import Noise, estimate_noise
 from .scans.output import Room, in_memory
+from .scans.regrid import Asked, Grid, along, spline_weights
 from .scans.rings import rings
 from .scans.scan import Header, Scan, fine_image, image_scan
 from .system.trace import Stopwatch, Trace, span
@@ -60,7 +64,8 @@ class Options:
 
     crop: windows over the content only; constant background around it stays as it is. consistency: how much
     of the measured band is taken from the scan, 0 to 1 in tissue; "auto": by the scan's noise, where the
-    model's card says by which transfer the scan was made; "off": none.
+    model's card says by which transfer the scan was made; "off": none. to: the spacing
+    asked for, as `Asked` reads it, None for the model's own factors.
     """
 
     overlap: float | tuple[float, float, float] = OVERLAP
@@ -68,6 +73,7 @@ class Options:
     weighting: Weighting | tuple[Weighting, Weighting, Weighting] = "gaussian"
     crop: bool = True
     consistency: Consistency = "auto"
+    to: str | None = None
 
 
 @dataclass(frozen=True)
@@ -157,8 +163,10 @@ class SuperResolver:
     engine: a model file (.plan, .onnx, checkpoint) or None for the embedded model, which is loaded and run
     once, so that no volume waits for that; or an open engine.
     device, precision, threads and library are `choose_engine`'s; overlap, window, weighting, crop and
-    consistency `Options`'. fallback: "cpu" to go on without a GPU that fails. trace: told when each stage was
-    at work.
+    consistency `Options`'. to: the spacing wanted, "1mm", "1x1x2mm", "iso" or mm; thick slices then go
+    through the embedded through-plane model, on the processor. strict: refuse scans outside the model's
+    range, which are warned about otherwise; see `choice`. fallback: "cpu" to go on without a GPU that fails.
+    trace: told when each stage was at work.
     Threads take turns at the engine.
     Leaving a `with` block, or `close`, lets go of the engine and its memory. Raises RunError with what the
     user can do.
@@ -178,12 +186,19 @@ class SuperResolver:
         fallback: Fallback = "none",
         trace: Trace | None = None,
         consistency: Consistency = "auto",
+        to: str | float | Sequence[float] | None = None,
+        strict: bool = False,
     ) -> None:
         if not (
             consistency in ("auto", "off") or (isinstance(consistency, int | float) and 0 <= consistency <= 1)
         ):
             raise RunError(f"The consistency is auto, off or a number from 0 to 1, not '{consistency}'.")
         self.trace = trace
+        self._asked = None if to is None else Asked.parse(to)
+        self._strict = strict
+        self._open_through_plane = functools.partial(
+            open_engine, None, "cpu", "auto", threads, library, "through-plane"
+        )
         self._fallback: Callable[[], Engine] | None = None
         loading = engine is None or isinstance(engine, str | Path)
         if engine is None or isinstance(engine, str | Path):
@@ -196,10 +211,12 @@ class SuperResolver:
             except GpuError as error:
                 engine, _ = self._without_gpu(error)
         self._engine: Engine | CudaEngine | None = engine
+        self._thick: Engine | None = None
         self._pipeline: HostPipeline | CudaPipeline | None = _pipeline(engine)
         self.card = engine.card
-        self.options = Options(overlap, window, weighting, crop, consistency)
-        self._turn = threading.Lock()
+        asked = self._asked and str(self._asked)
+        self.options = Options(overlap, window, weighting, crop, consistency, asked)
+        self._turn, self._opening = threading.Lock(), threading.Lock()
         self._last = threading.local()
         try:
             self.tiling((1, 1, 1))  # options out of range are refused now
@@ -218,7 +235,7 @@ class SuperResolver:
     def close(self) -> None:
         """Let go of the engine, once the volume in hand is done."""
         with self._turn:
-            self._engine = self._pipeline = None
+            self._engine = self._pipeline = self._thick = None
 
     @property
     def engine(self) -> Engine | CudaEngine:
@@ -241,6 +258,7 @@ class SuperResolver:
         progress(done, all) counts windows. Raises RunError for other shapes and dtypes, NaN or Inf.
         """
         _check(volume)
+        self._needs_slabs()
         start, watch = time.perf_counter(), Stopwatch(self.trace)
         sr = np.empty(self.tiling(_triple(volume.shape)).fine_shape, _stored_dtype(volume.dtype, dtype), "F")
         self._resolve(Task(volume, sr, self._look(volume, 2, 1.0, 0.0), watch, progress=progress))
@@ -269,6 +287,7 @@ class SuperResolver:
         leaving it half read holds nothing up. Raises RunError for too few or too many slices, for other
         shapes or dtypes, NaN or Inf.
         """
+        self._needs_slabs()
         if count < 1:
             raise RunError(f"A stream has at least one slice, not {count}.")
         _stored_dtype(np.dtype(np.float32), dtype)  # a dtype that is none is refused now
@@ -321,20 +340,24 @@ class SuperResolver:
         into memory. looks: what `look` has found in the scan, if it was asked before.
         """
         start, watch = time.perf_counter(), Stopwatch(self.trace, Path(scan.name).name)
-        axis, _, _ = self.layout(scan, axis)
+        choice = self.choice(scan, axis)
         header = self.header(scan, dtype, axis)
         sr = (room or in_memory(scan.name))(header)
         with watch.time("read"):
             scan = scan.loaded()
             looks = looks or self.look(scan, axis)
             volumes = _volumes(scan.voxels())
+        found: list[through_plane.Findings] = []
         try:
             for lr, fine, look in zip(volumes, _volumes(sr), looks, strict=True):
-                lr, fine = np.moveaxis(lr, axis, 2), np.moveaxis(fine, axis, 2)
-                self._resolve(Task(lr, fine, look, watch, scan.slope, scan.inter, progress))
+                if choice.grid is None:
+                    self._resolve(self._task(lr, fine, scan, choice.axis, look, watch, progress))
+                else:
+                    found += self._regrid(lr, fine, scan, choice.grid, choice, look, watch, progress)
         except intensity.IntensityError as error:
             raise RunError(f"{scan.name}: {error}") from None
         self._note(start, watch)
+        self._last.found = found
         return header, sr
 
     def look(self, scan: Scan, axis: int | None = None) -> list[Look]:
@@ -351,9 +374,29 @@ class SuperResolver:
             raise RunError(f"{scan.name}: {error}") from None
 
     def header(self, scan: Scan, dtype: Output = "input", axis: int | None = None) -> Header:
-        """The header that the SR scan will have."""
+        """The header that the SR scan will have. Raises RunError for what `strict` refuses."""
+        choice = self.choice(scan, axis)
+        if self._strict and choice.warnings:
+            raise RunError(f"{scan.name} is refused by --strict: {'; '.join(choice.warnings)}.")
+        if choice.grid is not None:
+            return scan.header_on(choice.grid, _stored_dtype(scan.dtype, dtype))
         _, factors, _ = self.layout(scan, axis)
         return scan.fine_header(factors, self.card.grid, _stored_dtype(scan.dtype, dtype))
+
+    def choice(self, scan: Scan, axis: int | None = None) -> Choice:
+        """Which model restores a scan onto which grid, and what is said against it."""
+        axis, _, _ = self.layout(scan, axis)
+        return choose(scan.name, scan.shape, scan.zooms, axis, self.card, self._asked)
+
+    def model_for(self, scan: Scan, axis: int | None = None) -> Engine | CudaEngine:
+        """The engine that restores a scan: the embedded through-plane model's for thick slices."""
+        kind = self.choice(scan, axis).kind
+        return self.engine if kind == self.card.kind else self._through_plane()
+
+    @property
+    def found(self) -> list[through_plane.Findings]:
+        """What the last scan of this thread has told about its slices; a volume each, if they are thick."""
+        return getattr(self._last, "found", [])
 
     def describe(self) -> str:
         """The model and what runs it, in one line."""
@@ -390,6 +433,76 @@ class SuperResolver:
         for stage in (self._crop_to_content, self._lay_windows):
             task = stage(task)
         self._compute(task)
+
+    def _task(
+        self,
+        voxels: NDArray[Any],
+        sr: NDArray[Any],
+        scan: Scan,
+        axis: int,
+        look: Look,
+        watch: Stopwatch,
+        progress: Progress | None,
+    ) -> Task:
+        """A scan's volume, LR and SR voxels (i, j, k), to be restored in slabs across `axis`."""
+        lr, fine = np.moveaxis(voxels, axis, 2), np.moveaxis(sr, axis, 2)
+        return Task(lr, fine, look, watch, scan.slope, scan.inter, progress)
+
+    def _regrid(
+        self,
+        voxels: NDArray[Any],
+        sr: NDArray[Any],
+        scan: Scan,
+        grid: Grid,
+        choice: Choice,
+        look: Look,
+        watch: Stopwatch,
+        progress: Progress | None,
+    ) -> list[through_plane.Findings]:
+        """Fill the SR voxels on the grid that was asked for; what thick slices told about themselves."""
+        content, unit = look.content, look.unit
+        if content.low == content.high:
+            sr[...] = (
+                content.background * scan.slope + scan.inter if sr.dtype.kind == "f" else content.background
+            )
+            return []
+        store = intensity.storage(sr.dtype, unit, scan.slope, scan.inter, content.low, content.high)
+        found = []
+        if choice.kind == "slab":
+            factors = voxel_factors(self.card.scale, choice.axis)
+            fine = np.empty([n * f for n, f in zip(voxels.shape, factors, strict=True)], np.float32, "F")
+            self._resolve(self._task(voxels, fine, scan, choice.axis, look, watch, progress))
+            to_fine = np.linalg.inv(fine_affine(np.eye(4), factors, self.card.grid)) @ grid.matrix
+            for axis, (step, start) in enumerate(zip(np.diag(to_fine), to_fine[:3, 3], strict=False)):
+                places = start + step * np.arange(grid.shape[axis])
+                fine = along(spline_weights(fine.shape[axis], places, step), fine, axis)
+            fine /= np.float32(unit)
+        else:
+            lr = voxels * np.float32(scan.slope / unit) + np.float32(scan.inter / unit)
+            in_plane = [axis for axis in range(3) if axis != choice.axis]
+            for axis in in_plane:
+                lr = along(grid.weights(axis, lr.shape[axis]), lr, axis)
+            step, start = 1 / grid.step[choice.axis], grid.start[choice.axis]
+            centers = (np.arange(voxels.shape[choice.axis]) - start) * step
+            stack = through_plane.Stack(
+                np.ascontiguousarray(np.moveaxis(lr, choice.axis, 2)), centers, step, grid.shape[choice.axis]
+            )
+            engine = self.engine if self.card.kind == "through-plane" else self._through_plane()
+            assert callable(engine)  # through-plane models are opened for the processor
+            with self._turn:
+                fine, told = through_plane.restore(stack, engine, watch, progress)
+            fine, found = np.moveaxis(fine, 2, choice.axis), [told]
+        with watch.time("blend"):
+            sr[...] = store.restore(fine)
+        return found
+
+    def _through_plane(self) -> Engine:
+        """The embedded model for thick slices, opened when it is first needed."""
+        with self._opening:
+            if self._thick is None:
+                with span(self.trace, "load"):
+                    self._thick = self._open_through_plane()
+            return self._thick
 
     def _compute(self, task: Task) -> None:
         """The stages that need the engine, when it is this thread's turn; without a GPU that fails if that
@@ -533,6 +646,8 @@ class SuperResolver:
 
     def _warm_up(self) -> None:
         """Run the network once: libraries put off to their first call what nobody should wait for later."""
+        if self.card.kind == "through-plane":
+            return
         window = self.options.window
         rows, columns = self.card.window if window is None or window == "plane" else window
         self._restore_noise(self.tiling((rows, columns, self.card.slab[0])))
@@ -547,6 +662,11 @@ class SuperResolver:
             np.empty(windows.fine_shape, np.float32), volume, windows, intensity.IN_THE_NETWORKS_RANGE, watch
         )
         return watch
+
+    def _needs_slabs(self) -> None:
+        """Raise RunError if what was asked for depends on voxel sizes, which an array alone does not have."""
+        if self._asked is not None or self.card.kind != "slab":
+            raise RunError("A spacing can be asked for a scan or an image, whose voxel sizes are known.")
 
     def _without_gpu(self, error: GpuError) -> tuple[Engine, HostPipeline]:
         """What the processor has instead, if that was asked for."""

@@ -103,6 +103,23 @@ def run(
         Literal["auto", "i", "j", "k"],
         typer.Option(help="Voxel axis across the slices; auto: the coarsest.", rich_help_panel=SCANS),
     ] = "auto",
+    to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPACING",
+            help="Voxel size wanted: 1mm, 1x1x2mm, or iso for the scan's smallest. Thick slices then "
+            "go through the through-plane model. (default: the model's own factors)",
+            rich_help_panel=SCANS,
+        ),
+    ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Refuse scans outside the model's range, instead of a warning.",
+            rich_help_panel=SCANS,
+        ),
+    ] = False,
     series: Annotated[
         bool,
         typer.Option(
@@ -202,6 +219,8 @@ def run(
         crop=crop,
         fallback=fallback,
         trace=trace,
+        to=to,
+        strict=strict,
     )
     settings = Settings(dtype, AXES[slab_axis], series, overwrite, debug)
     if dry_run:

@@ -32,8 +32,11 @@ def open_engine(
     precision: Precision = "auto",
     threads: int | None = None,
     library: Library = "auto",
+    embedded: str = "default",
 ) -> Engine:
-    """Load a model for the processor: `.onnx` or a checkpoint, without path the one embedded in this package.
+    """Load a model for the processor: `.onnx` or a checkpoint, without path one embedded in this package.
+
+    embedded: which of them, "default" or "through-plane".
 
     device: "auto" or "cpu". precision: of the arithmetic; "auto" is bf16 for OpenVINO where the processor
     has it, else that of the model. threads: of the network, by default all cores. library: which one runs
@@ -47,7 +50,7 @@ def open_engine(
             raise RunError(f"'{value}' is not one of {', '.join(get_args(choices))}.")
     if threads is not None and threads < 1:
         raise RunError(f"The number of threads must be at least 1, not {threads}.")
-    with model_file(path) as (file, name):
+    with model_file(path, embedded) as (file, name):
         digest = sha256(file)
         kind = model_kind(file)
         if kind == "checkpoint":
@@ -142,7 +145,7 @@ def why_no_gpu(path: Path | None) -> str:
 
 
 @contextlib.contextmanager
-def model_file(path: str | Path | None) -> Iterator[tuple[Path, str]]:
+def model_file(path: str | Path | None, embedded: str = "default") -> Iterator[tuple[Path, str]]:
     """The model's file and its name; without path the embedded one, unpacked if the package is an archive."""
     if path is not None:
         file = Path(path)
@@ -150,8 +153,8 @@ def model_file(path: str | Path | None) -> Iterator[tuple[Path, str]]:
             raise RunError(f"The model {file} does not exist.")
         yield file, file.name
         return
-    resource = files("udean.runtime") / "models" / "default.onnx"
+    resource = files("udean.runtime") / "models" / f"{embedded}.onnx"
     if not resource.is_file():
         raise RunError("This installation holds no embedded model: name one with --engine.")
     with as_file(resource) as file:
-        yield file, EMBEDDED
+        yield file, EMBEDDED if embedded == "default" else f"{EMBEDDED} {embedded}"

@@ -22,6 +22,7 @@ INTENDED_USE = "research only, not for diagnosis"
 Grid = Literal["fft", "center"]
 Precision = Literal["fp32", "fp16", "int8"]
 Consistency = Literal["off", "truncation"]
+Kind = Literal["slab", "through-plane"]
 
 
 class CardError(RunError, ValueError):
@@ -32,6 +33,9 @@ class CardError(RunError, ValueError):
 class ModelCard:
     """What a network expects and yields.
 
+    kind: "slab": LR slices to HR slices, `scale` times as many voxels; "through-plane": planes across thick
+        slices, interpolated, to the detail that they lack (see `pipeline.through_plane`): scale is 1 and
+        slab is (channels in, 1).
     scale: HR voxels per LR voxel along (row, column, slice).
     slab: (LR slices in, HR slices out) of one network call; the channels of its input and output.
     window: (rows, columns) of the training window, in LR voxels.
@@ -59,6 +63,7 @@ class ModelCard:
     parameters: int
     toolkit: str
     trained_on: str
+    kind: Kind = "slab"
     checkpoint: str = ""
     consistency: Consistency = "off"
     quality: dict[str, float] = field(default_factory=dict)
@@ -79,7 +84,12 @@ class ModelCard:
             )
         if min(*self.scale, *self.slab, *self.window, self.parameters) < 1:
             raise CardError("The model card's scale, slab, window and parameters must be positive.")
-        if self.slab[1] != self.slab[0] * self.scale[2]:
+        if self.kind == "through-plane":
+            if (self.scale, self.slab[1]) != ((1, 1, 1), 1):
+                raise CardError(
+                    "The model card of a through-plane model has scale 1 x 1 x 1 and 1 plane out."
+                )
+        elif self.slab[1] != self.slab[0] * self.scale[2]:
             raise CardError(f"The model card's slab {self.slab} does not fit its scale {self.scale}.")
 
     def to_json(self) -> str:

@@ -19,12 +19,17 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from ..cuda.engine import CudaEngine
 from ..errors import RunError, first_line
 from ..job import Job, Stamp
+from ..pipeline.engine import Engine
+from ..pipeline.through_plane import Findings
 from ..resolver import Look, Output, Progress, SuperResolver, Timings
+from ..scans.choice import Choice
 from ..scans.output import Draft, check_memory
+from ..scans.profile import FWHM
 from ..scans.scan import Header, Scan
 from ..system.files import sweep
 from ..system.threads import ahead
@@ -61,7 +66,7 @@ class Settings:
 class Loaded:
     """A scan that has been read and looked through, and waits for the network.
 
-    stamp: of the file that was read. start: when reading began; seconds: it took.
+    engine: that restores it. stamp: of the file that was read. start: when reading began; seconds: it took.
     """
 
     job: Job
@@ -70,17 +75,20 @@ class Loaded:
     scan: Scan
     header: Header
     looks: list[Look]
+    choice: Choice
+    engine: Engine | CudaEngine
     start: float
     seconds: float
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A scan that waits to be written."""
+    """A scan that waits to be written. found: what thick slices have told, volume by volume."""
 
     loaded: Loaded
     draft: Draft
     timings: Timings
+    found: list[Findings]
 
 
 def run_all(
@@ -177,7 +185,8 @@ def _load(job: Job, resolve: SuperResolver, settings: Settings, known: Known) ->
         for remark in scan.remarks:
             log.warning("%s", remark)
         digest = _digest(before, known.input) or job.digest()
-        request = Request.of(digest, resolve, settings.dtype, settings.axis, settings.series)
+        choice, engine = resolve.choice(scan, settings.axis), resolve.model_for(scan, settings.axis)
+        request = Request.of(digest, resolve, engine.info, settings.dtype, settings.axis, settings.series)
         there = Sidecar.read(job.sidecar)
         made = None if settings.overwrite else there.output_of(request)
         if made and made == (_digest(after, known.output) or job.result_digest()):
@@ -200,20 +209,23 @@ def _load(job: Job, resolve: SuperResolver, settings: Settings, known: Known) ->
             check_memory(scan.name, header)
         scan = scan.loaded()
         looks = resolve.look(scan, settings.axis)
-    return Loaded(job, request, before, scan, header, looks, start, time.perf_counter() - start)
+    return Loaded(
+        job, request, before, scan, header, looks, choice, engine, start, time.perf_counter() - start
+    )
 
 
 def _resolve(
     loaded: Loaded, resolve: SuperResolver, settings: Settings, progress: Progress | None
 ) -> Resolved:
-    draft = loaded.job.draft(resolve.card, resolve.engine.info.sha256)
+    draft = loaded.job.draft(loaded.engine.card, loaded.engine.info.sha256)
     try:
         resolve.scan(loaded.scan, settings.dtype, settings.axis, progress, draft.room, loaded.looks)
     except BaseException:
         draft.discard()
         raise
     assert resolve.timings is not None
-    return Resolved(loaded, draft, dataclasses.replace(resolve.timings, read=loaded.seconds))
+    timings = dataclasses.replace(resolve.timings, read=loaded.seconds)
+    return Resolved(loaded, draft, timings, resolve.found)
 
 
 def _write(resolved: Resolved, resolve: SuperResolver) -> Outcome:
@@ -226,12 +238,21 @@ def _write(resolved: Resolved, resolve: SuperResolver) -> Outcome:
         timings = dataclasses.replace(resolved.timings, write=end - start, total=end - loaded.start)
         stamp = job.stamps()[1]
         digest = job.result_digest()
-        held = resolve.measured_band(loaded.scan, loaded.looks)
-        write_sidecar(job, loaded.request, digest, resolve, timings, held)
+        choice, scan = loaded.choice, loaded.scan
+        held = [] if resolved.found else resolve.measured_band(scan, loaded.looks)
+        told = {"measured_band": [dataclasses.asdict(band) for band in held] or resolve.why_unheld}
+        if choice.warnings:
+            told["warnings"] = list(choice.warnings)
+        if resolved.found:
+            told["measured_band"] = "of thick slices: see slices"
+            told["slices"] = [_slices(found, choice, scan) for found in resolved.found]
+        write_sidecar(job, loaded.request, digest, loaded.engine, timings, choice.asked, told)
     coarse, fine = loaded.scan.shape, loaded.header.get_data_shape()
     size = " x ".join(map(str, coarse)) + " to " + " x ".join(map(str, fine))
     if held:
         size += f", {held[0]}"
+    if choice.warnings:
+        size += f" (warning: {'; '.join(choice.warnings)})"
     traces = Fingerprint(loaded.stamp, loaded.request.input_sha256), Fingerprint(stamp, str(digest))
     return Outcome(job, "written", size, timings, *traces)
 
@@ -283,3 +304,15 @@ def prepare(jobs: Sequence[Job]) -> None:
 
 def _nbytes(header: Header) -> int:
     return math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
+
+
+def _slices(found: Findings, choice: Choice, scan: Scan) -> dict[str, Any]:
+    """What a thick-slice volume has told about itself, in millimetres."""
+    spacing = scan.zooms[choice.axis]
+    told = {"across": "ijk"[choice.axis], "spacing_mm": round(spacing, 6), "gain": round(found.gain, 4)}
+    if found.deviation is None:
+        return told | {"profile": "not told by the scan: taken for usual"}
+    return told | {
+        "profile_fwhm_mm": round(found.deviation * spacing * float(FWHM), 3),
+        "profile": "estimated",
+    }

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,12 @@ import nibabel as nib
 import numpy as np
 
 from ... import __version__
+from ..cuda.engine import CudaEngine
 from ..errors import RunError
 from ..job import Job
 from ..models.card import ModelCard
-from ..resolver import MeasuredBand, Output, SuperResolver, Timings
+from ..pipeline.engine import Engine, EngineInfo
+from ..resolver import Output, SuperResolver, Timings
 from ..system.files import read_json, write_json
 from . import bids
 
@@ -44,14 +46,20 @@ class Request:
 
     @classmethod
     def of(
-        cls, input_sha256: str, resolve: SuperResolver, dtype: Output, axis: int | None, series: bool
+        cls,
+        input_sha256: str,
+        resolve: SuperResolver,
+        model: EngineInfo,
+        dtype: Output,
+        axis: int | None,
+        series: bool,
     ) -> Request:
-        """What a scan of this digest asks for. axis: across the slices, None for the coarsest."""
+        """What a scan of this digest asks of a model. axis: across the slices, None for the coarsest."""
         options = dataclasses.asdict(resolve.options)
         return cls(
             input_sha256=input_sha256,
-            model_sha256=resolve.engine.info.sha256,
-            precision=resolve.engine.info.precision,
+            model_sha256=model.sha256,
+            precision=model.precision,
             options=options | {"window": options["window"] or resolve.card.window, "series": series},
             slab_axis=axis,
             dtype=dtype,
@@ -149,31 +157,39 @@ def write_sidecar(
     job: Job,
     request: Request,
     digest: str | None,
-    resolve: SuperResolver,
+    engine: Engine | CudaEngine,
     timings: Timings,
-    held: Sequence[MeasuredBand] = (),
+    spacing: Sequence[float] | None,
+    told: Mapping[str, Any],
 ) -> None:
-    """Write the sidecar of a result that is whole. digest: SHA-256 of the result. held: its measured band."""
-    scale = " x ".join(map(str, resolve.card.scale))
+    """Write the sidecar of a result that is whole.
+
+    digest: SHA-256 of the result. spacing: mm, if it was asked for. told: udean's further fields about the
+    scan, such as its measured band.
+    """
+    scale = " x ".join(map(str, engine.card.scale))
+    resolution = f"{scale} times as many voxels along rows, columns and slices as the scan"
+    if spacing:
+        resolution = " x ".join(f"{size:g}" for size in spacing) + " mm"
     content = {
-        "Description": "Super-resolution by a trained network: " + resolve.card.intended_use,
+        "Description": "Super-resolution by a trained network: " + engine.card.intended_use,
         "Sources": [bids.source_uri(job.source, job.dataset, job.target, job.root)],
         "SpatialReference": "orig",
-        "Resolution": f"{scale} times as many voxels along rows, columns and slices as the scan",
+        "Resolution": resolution,
         **bids.metadata(job.source, job.dataset),
         "udean": {
             "request": dataclasses.asdict(request),
             "output_sha256": digest,
             **({"series_sha256": job.series_sha256} if job.series_sha256 else {}),
-            "engine": dataclasses.asdict(resolve.engine.info),
-            "model_card": dataclasses.asdict(resolve.card),
+            **told,
+            "engine": dataclasses.asdict(engine.info),
+            "model_card": dataclasses.asdict(engine.card),
             "versions": {
                 "udean": __version__,
                 "python": platform.python_version(),
                 "numpy": np.__version__,
                 "nibabel": nib.__version__,
             },
-            "measured_band": [dataclasses.asdict(band) for band in held] or resolve.why_unheld,
             "timings": dataclasses.asdict(timings),
         },
     }

@@ -31,6 +31,7 @@ from ..models.card import Grid
 from ..system.files import atomic
 from .geometry import Factors, coarse_affine, fine_affine, is_singular
 from .gzip import CHUNK, INFLATION, inflate, is_gzip, packing, reading, unpacking
+from .regrid import Grid as Regrid
 
 Header: TypeAlias = Any  # nibabel's NIfTI-1 or NIfTI-2 header: fields by their standard names
 
@@ -121,6 +122,10 @@ class Scan:
         """The header of the SR volume whose voxels are stored as `dtype`; see `_regridded`."""
         shape = [n * f for n, f in zip(self.shape, factors, strict=True)]
         return self._regridded(shape, partial(fine_affine, factors=factors, grid=grid), dtype)
+
+    def header_on(self, grid: Regrid, dtype: np.dtype[Any]) -> Header:
+        """The header of a volume on another grid over this scan's field of view; see `_regridded`."""
+        return self._regridded(list(grid.shape), grid.affine, dtype)
 
     def coarse_header(self, factors: Factors, grid: Grid, dtype: np.dtype[Any]) -> Header:
         """The header of an LR volume made from this scan; see `_regridded`."""

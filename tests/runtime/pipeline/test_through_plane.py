@@ -1,0 +1,92 @@
+"""What lies between thick slices: held to the slices, never spoilt by a network that is wrong for a scan."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+from udean.runtime.pipeline.through_plane import CHANNELS, Stack, held_to, restore
+from udean.runtime.scans.profile import deviation, profile_matrix
+
+STEP = 4.0
+
+
+@pytest.fixture(scope="module")
+def truth():
+    noise = np.random.default_rng(0).standard_normal((40, 37, 64))
+    parts = [ndimage.gaussian_filter(noise, sd) for sd in (0.8, 2, 5)]
+    return (0.5 + 0.08 * sum(part / part.std() for part in parts)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def stack(truth):
+    centers = np.arange(16) * STEP + (STEP - 1) / 2
+    slices = truth @ profile_matrix("gaussian", STEP, centers, 64).T
+    return Stack(slices, centers, STEP, 64)
+
+
+def silent(windows):
+    return np.zeros_like(windows[:, :1])
+
+
+def sharpening(windows):
+    return windows[:, 1:2] - ndimage.gaussian_filter1d(windows[:, 1:2], 1.5, axis=2)
+
+
+def error(volume, truth):
+    return float(np.sqrt(np.mean((volume - truth) ** 2)))
+
+
+def test_the_network_is_shown_planes_distances_and_the_profile(stack):
+    seen = []
+
+    def spy(windows):
+        seen.append(windows)
+        return sharpening(windows)
+
+    restore(stack, spy)
+    assert seen and all(w.shape[1] == CHANNELS and w.shape[2] % 2 == w.shape[3] % 2 == 0 for w in seen)
+    distance = seen[-1][0, 3, :, 0] * 4
+    np.testing.assert_allclose(distance[:8], [1.5, 0.5, 0.5, 1.5] * 2, atol=1e-5)
+    assert len(distance) == 64
+    assert np.ptp(seen[-1][0, 4]) == 0
+
+
+def test_the_result_gives_back_the_slices(stack):
+    volume, found = restore(stack, silent)
+    seen = profile_matrix("gaussian", found.deviation * STEP * 2.3548, stack.centers, 64)
+    before = np.abs(stack.interpolated() @ seen.T - stack.slices).mean()
+    assert np.abs(volume @ seen.T - stack.slices).mean() < 0.35 * before
+
+
+def test_held_to_the_slices_it_is_nearer_to_the_truth_than_interpolation(stack, truth):
+    volume = stack.interpolated()
+    before = error(volume, truth)
+    held_to(volume, stack, deviation("gaussian", STEP), 0.0)
+    assert error(volume, truth) < 0.97 * before
+
+
+@pytest.mark.parametrize("wrong", [-1.0, 3.0, "noise"])
+def test_a_network_that_is_wrong_for_a_scan_does_not_spoil_it(stack, truth, wrong):
+    random = np.random.default_rng(1)
+
+    def network(windows):
+        if wrong == "noise":
+            return 0.1 * random.standard_normal(windows[:, :1].shape, np.float32)
+        return wrong * sharpening(windows)
+
+    volume, found = restore(stack, network)
+    assert error(volume, truth) < error(stack.interpolated(), truth)
+    assert found.gain < 0.5
+
+
+def test_air_is_not_computed(stack):
+    empty = np.zeros((80, 80, 16), np.float32)
+    empty[20:60, 20:57] = stack.slices
+    computed = []
+
+    def network(windows):
+        computed.append(windows[:, 0].size)
+        return sharpening(windows)
+
+    restore(Stack(empty, stack.centers, STEP, 64), network)
+    trials = 2  # one call for each axis in plane
+    assert 0 < sum(computed[trials:]) < 2 * 57 * 60 * 64

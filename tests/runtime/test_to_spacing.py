@@ -1,0 +1,136 @@
+"""Scans of any spacing and orientation to the one asked for: the right place, units and words."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+from udean.runtime import RunError, SuperResolver
+from udean.runtime.commands import run as command
+
+from ..support.fakes import FakeEngine, card, nearest
+
+SLAB = card((2, 2, 2), 3, (8, 8))
+THICK = SLAB.replace(kind="through-plane", scale=(1, 1, 1), slab=(5, 1))
+
+
+def resolver(to, **options):
+    """A resolver whose networks add nothing, so that what is left is geometry."""
+    resolve = SuperResolver(FakeEngine(lambda x: nearest(x, (2, 2, 2)), SLAB), to=to, **options)
+    resolve._thick = FakeEngine(lambda x: np.zeros_like(x[:, :1]), THICK)
+    return resolve
+
+
+def turned(zooms, order, angle):
+    """An affine with these voxel sizes, its axes in this order, turned by an angle about an oblique axis."""
+    axis = np.array([1, 2, 3]) / np.sqrt(14)
+    cross = np.cross(np.eye(3), axis)
+    rotation = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+    affine = np.eye(4)
+    affine[:3, :3] = (rotation @ np.eye(3)[:, order]) * zooms
+    affine[:3, 3] = -20, 15, 7
+    return affine
+
+
+@pytest.mark.parametrize(
+    "zooms, shape, order",
+    [
+        ((0.75, 0.75, 5.5), (24, 20, 16), (0, 1, 2)),
+        ((4, 1, 1), (16, 20, 22), (2, 0, 1)),
+        ((1, 3.3, 1), (21, 16, 20), (0, 2, 1)),
+    ],
+    ids=["axial", "sagittal", "coronal"],
+)
+@pytest.mark.parametrize("angle", [0, 0.4])
+def test_every_voxel_lies_where_the_affine_says(zooms, shape, order, angle):
+    """Intensities that are a linear function of the position in the world are the same one afterwards."""
+    affine = turned(zooms, order, angle)
+    slope = np.array([0.9, -0.6, 1.3])
+
+    def at(grid, affine):
+        index = np.stack(np.meshgrid(*map(np.arange, grid), indexing="ij"), -1)
+        return 500 + (index @ affine[:3, :3].T + affine[:3, 3]) @ slope
+
+    image = nib.Nifti1Image(at(shape, affine).astype(np.float32), affine)
+    image.set_qform(affine, 1)
+    fine = resolver("1mm").image(image)
+    assert np.allclose(fine.header.get_zooms(), 1, atol=1e-6)
+    assert np.abs(fine.get_qform() - fine.get_sform()).max() < 1e-4
+    assert all(abs(n - size * zoom) <= 1 for n, size, zoom in zip(fine.shape, shape, zooms, strict=True))
+    inner = tuple(slice(int(4 * zoom) + 3, -int(4 * zoom) - 3) for zoom in zooms)
+    difference = (fine.get_fdata() - at(fine.shape, fine.affine))[inner]
+    assert difference.size and np.abs(difference).max() < 0.05  # of 1 to 2 a millimetre
+
+
+def test_a_slab_models_result_is_brought_to_another_spacing():
+    affine = np.diag([1.0, 1, 1, 1])
+    ramp = np.add.outer(np.arange(20.0), np.add.outer(2 * np.arange(20.0), 3 * np.arange(20.0)))
+    image = nib.Nifti1Image((ramp + 10).astype(np.float32), affine)
+
+    def interpolated(windows):
+        from ..support.fakes import interpolation
+
+        return interpolation((2, 2, 2), "fft")(windows)
+
+    resolve = SuperResolver(FakeEngine(interpolated, card((2, 2, 2), 3, (20, 20))), to="0.7mm", overlap=0.5)
+    fine = resolve.image(image)
+    assert fine.shape == (29, 29, 29) and np.allclose(fine.header.get_zooms(), 0.7)
+    index = np.stack(np.meshgrid(*[np.arange(29)] * 3, indexing="ij"), -1)
+    expected = (index @ fine.affine[:3, :3].T + fine.affine[:3, 3]) @ (1, 2, 3) + 10
+    inner = (slice(5, -5),) * 3
+    assert np.abs(fine.get_fdata() - expected)[inner].max() < 0.05
+
+
+def test_units_dtype_and_constants_are_kept():
+    volume = np.random.default_rng(0).integers(0, 900, (16, 16, 8)).astype(np.int16)
+    image = nib.Nifti1Image(volume, np.diag([1, 1, 4, 1]))
+    fine = resolver("1mm").image(image)
+    assert fine.get_data_dtype() == np.int16 and fine.shape == (16, 16, 32)
+    assert volume.min() <= np.asarray(fine.dataobj).min() and np.asarray(fine.dataobj).max() <= volume.max()
+    constant = resolver("1mm").image(nib.Nifti1Image(np.full_like(volume, 7), image.affine))
+    assert (np.asarray(constant.dataobj) == 7).all()
+
+
+def test_an_array_alone_has_no_spacing():
+    with pytest.raises(RunError, match="voxel sizes are known"):
+        resolver("1mm")(np.zeros((4, 4, 4), np.int16))
+
+
+def test_strict_refuses_what_is_warned_about_otherwise():
+    image = nib.Nifti1Image(np.random.default_rng(0).random((9, 9, 5), np.float32), np.diag([1, 1, 5, 1]))
+    assert "5 times as thick" in resolver(None).choice(_scan(image)).warnings[0]
+    with pytest.raises(RunError, match=r"--strict.*5 times as thick"):
+        resolver(None, strict=True).image(image)
+    assert resolver("1mm", strict=True).image(image).shape == (9, 9, 25)
+
+
+def _scan(image):
+    from udean.runtime.scans.scan import image_scan
+
+    return image_scan(image)
+
+
+def test_the_command_restores_thick_slices_and_says_how(tmp_path, capsys, monkeypatch):
+    random = np.random.default_rng(0)
+    volume = (200 + 100 * random.random((24, 24, 8))).astype(np.int16)
+    nib.save(nib.Nifti1Image(volume, np.diag([1, 1, 4, 1])), tmp_path / "a.nii.gz")
+    call = ["udean-run", str(tmp_path / "a.nii.gz"), "-o", str(tmp_path / "out")]
+    for to, code in (("1mm", 0), ("1mm", 0), ("0.4mm", 1), ("thin", 2)):
+        monkeypatch.setattr("sys.argv", [*call, "--to", to])
+        with pytest.raises(SystemExit) as left:
+            command.main()
+        assert left.value.code == code
+    said = capsys.readouterr()
+    assert "24 x 24 x 8 to 24 x 24 x 32" in said.out and "up to date" in said.out
+    assert "divide them by 10" in said.err and "not of the form" in said.err
+    sidecar = json.loads((tmp_path / "out/a_sr.json").read_text())
+    assert sidecar["Resolution"] == "1 x 1 x 1 mm"
+    assert sidecar["udean"]["model_card"]["kind"] == "through-plane"
+    assert (
+        sidecar["udean"]["slices"][0]["spacing_mm"] == 4 and 0 <= sidecar["udean"]["slices"][0]["gain"] <= 1
+    )
+    monkeypatch.setattr("sys.argv", [*call, "--overwrite"])
+    with pytest.raises(SystemExit):
+        command.main()
+    assert "4 times as thick as its voxels are wide" in capsys.readouterr().out
+    assert "4 times as thick" in json.loads((tmp_path / "out/a_sr.json").read_text())["udean"]["warnings"][0]
