@@ -23,6 +23,7 @@ from .machine import Precision
 from .methods import METHODS, Name, Weights
 from .nets.generators import Architecture, ArchitectureError
 from .simulation.kspace import Degradation, DegradationError
+from .simulation.variation import Variation
 
 PRESETS = ("paper", "compact")
 MARK = "# Written by udean-train: the whole configuration of this run."  # the first line of config.toml
@@ -41,12 +42,12 @@ class Data:
     pairing: "unpaired": no participant is in both source and target; "misaligned" or "aligned": the same
         ones are. Validation scans are always of other participants, and watch the training only.
     target_simulated: target (and validation_lr, by default the validation_hr) entries are HR scans that are
-        degraded as the table `degradation` says.
+        degraded as the tables `degradation` and, target entries, `variation` say.
     misalign: move and shrink the source scans first, as the paper does. register: of pairs, bring the HR scan
         rigidly onto the LR scan.
-    bad_scans: "stop", or "skip" with a warning.
+    bad_scans: "stop", or "skip" with a warning. any_voxel_size: scans of a group may differ in theirs.
     consistency: what LR scans are of HR ones, for the card: "truncation" of k-space lets the runtime take the
-    band that a scan measured from the scan; "off" if that is not known.
+        band that a scan measured from the scan; "off" if that is not known.
     described_as: the scans in the model card's words; without, their number and voxel size.
     slab_axes: of the world's axes (0 right, 1 front, 2 head; see `orientation`), those along which slabs are
         cut, drawn by turns; none: the one that voxel sizes tell. augment: flips and transposes in plane.
@@ -61,6 +62,7 @@ class Data:
     misalign: bool = False
     register: bool = False
     bad_scans: Literal["stop", "skip"] = "stop"
+    any_voxel_size: bool = False
     slab_axes: tuple[int, ...] = ()
     augment: bool = True
     consistency: Consistency = "off"
@@ -74,7 +76,8 @@ class Schedule:
 
     precision: of the arithmetic; "auto" is what the machine is fastest in, see `machine.precision`.
     learning_rate falls by a cosine to final_rate over `steps`, beta2 is Adam's (section II-E); a method
-    of two stages runs the whole schedule in each.
+    of two stages runs the whole schedule in each. average: share that the moving average of the deployed
+    weights keeps at a step, such as 0.999; 0: the weights of the last step are deployed.
     """
 
     steps: int = 120_000
@@ -83,6 +86,7 @@ class Schedule:
     learning_rate: float = 1e-4
     final_rate: float = 1e-8
     beta2: float = 0.99
+    average: float = 0.0
     validate_every: int = 1000
     checkpoint_every: int = 500
     seed: int = 0
@@ -115,6 +119,7 @@ class Config:
     schedule: Schedule = field(default_factory=Schedule)
     weights: Weights = field(default_factory=Weights)
     degradation: Degradation = field(default_factory=Degradation)
+    variation: Variation = field(default_factory=Variation)
     machine: Machine = field(default_factory=Machine)
 
     def to_toml(self) -> str:
@@ -208,6 +213,8 @@ def _check(config: Config) -> None:
         (s.patch < 16 or s.patch % 2, "patch must be an even number of LR voxels, at least 16."),
         (not 0 <= s.final_rate <= s.learning_rate, "final_rate must lie between 0 and learning_rate."),
         (not 0 < s.beta2 < 1, "beta2 must lie between 0 and 1."),
+        (not 0 <= s.average < 1, "average must be at least 0 and less than 1."),
+        (config.weights.charbonnier < 0, "charbonnier must not be negative."),
         (not 0 <= s.seed < 2**32, "seed must be 0 or more, and less than 2 to the 32."),
         (
             not set(data.slab_axes) <= {0, 1, 2},
@@ -227,6 +234,14 @@ def _check(config: Config) -> None:
         (
             config.degradation != Degradation() and not data.target_simulated,
             "the table degradation is for simulated target scans: set data.target_simulated.",
+        ),
+        (
+            config.variation != Variation() and not data.target_simulated,
+            "the table variation is for simulated target scans: set data.target_simulated.",
+        ),
+        (
+            bool(config.variation.shaped) and config.degradation.sampling == "blur",
+            "shaped scans of the table variation need k-space, not the degradation's blur.",
         ),
         (
             bool(data.validation_lr) and not data.validation_hr,

@@ -24,6 +24,7 @@ from ..runtime.errors import RunError
 from ..runtime.models.card import ModelCard
 from ..runtime.scans import intensity
 from . import checkpoint, distributed, machine
+from .averaging import Average
 from .config import MARK, ROUNDING, Config, ConfigError, changed
 from .data import batches
 from .methods import METHODS, Method, create
@@ -67,10 +68,11 @@ def fit(config: Config, run: Path, resume: bool = False, report: Report | None =
     if config.machine.channels_last:
         method = method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     players = [[Player.of(turn, config, fabric) for turn in method.turns(s)] for s in range(method.stages)]
+    average = Average(method.deployed(), schedule.average)
     total = schedule.steps * method.stages
     start, best = 0, -math.inf
     if resume:
-        start, best = _restore(run / "checkpoint.pt", method, players, fabric)
+        start, best = _restore(run / "checkpoint.pt", method, players, average, fabric)
         if start > total:
             raise ConfigError(f"{run} has been trained for {start} steps already: {total} are fewer.")
     metrics, alarm = None, Alarm()
@@ -87,6 +89,7 @@ def fit(config: Config, run: Path, resume: bool = False, report: Report | None =
         stage, within = divmod(step, schedule.steps)
         rate = learning_rate(config, within)
         values = take_step(fabric, method, players[stage], to_batch(drawn, step, config, fabric), rate)
+        average.update(step)
         infinite = 0 if all(map(math.isfinite, values.values())) else infinite + 1
         if infinite > OVERFLOWS[schedule.precision]:
             raise DivergenceError(f"The losses are not finite at step {step}: {values}; lower learning_rate.")
@@ -95,7 +98,7 @@ def fit(config: Config, run: Path, resume: bool = False, report: Report | None =
             continue
         alarm.hear(done, values)
         if done % schedule.validate_every == 0 or done == total:
-            figures, shown = validate(method.deployed(), decimation, lr, hr, fabric)
+            figures, shown = validate(average.network, decimation, lr, hr, fabric)
             values |= figures
             if metrics:
                 metrics.image(done, panel(lr, shown, hr))
@@ -107,21 +110,22 @@ def fit(config: Config, run: Path, resume: bool = False, report: Report | None =
         if improved:
             best = values["validation_psnr"]
         if improved or done % schedule.checkpoint_every == 0 or done == total:
-            card = describe(config, method.deployed(), values, material.described_as)
+            card = describe(config, average.network, values, material.described_as)
             state = {
                 "step": done,
                 "best": best,
                 "method": method.state_dict(),
+                "average": average.network.state_dict() if average.decay else {},
                 "optimisers": [p.optimiser.state_dict() for stage in players for p in stage],
                 "scaler": fabric.strategy.precision.state_dict(),
             }
             if improved and not (run / "checkpoint.pt").exists():  # a kill between the two must not be final
                 checkpoint.save(
-                    run / "checkpoint.pt", card, arch, method.deployed(), state | {"best": -math.inf}
+                    run / "checkpoint.pt", card, arch, average.network, state | {"best": -math.inf}
                 )
             if improved:  # first: what a checkpoint says is best must be there
-                checkpoint.save(run / "best.pt", card, arch, method.deployed())
-            checkpoint.save(run / "checkpoint.pt", card, arch, method.deployed(), state)
+                checkpoint.save(run / "best.pt", card, arch, average.network)
+            checkpoint.save(run / "checkpoint.pt", card, arch, average.network, state)
     if metrics:
         metrics.close()
     fabric.barrier()
@@ -253,10 +257,14 @@ def describe(
     )
 
 
-def _restore(path: Path, method: Method, players: list[list[Player]], fabric: Fabric) -> tuple[int, float]:
+def _restore(
+    path: Path, method: Method, players: list[list[Player]], average: Average, fabric: Fabric
+) -> tuple[int, float]:
     state: dict[str, Any] = checkpoint.load(path)["training"]
     try:
         method.load_state_dict(state["method"])
+        if average.decay:
+            average.network.load_state_dict(state["average"])
         flat = [player.optimiser for stage in players for player in stage]
         for optimiser, saved in zip(flat, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from .. import distributed
 from ..config import Config, ConfigError
 from ..methods import METHODS
+from ..simulation.variation import Variation
 from .preparation import Preparation, slab_axes, told
 from .scans import find, keep_apart
 from .slabs import Group
@@ -75,6 +76,8 @@ def gather(config: Config) -> Material:
         config.schedule.seed,
         data.bad_scans == "skip",
         slab,
+        config.variation,
+        data.any_voxel_size,
     )
     target = None
     if draws == "target":
@@ -93,7 +96,7 @@ def gather(config: Config) -> Material:
     if not entries["validation"]:
         lr = (target or source).draw(rng, WATCHED, slab)[0]
         return Material(source, target, torch.from_numpy(lr), None, described)
-    still = dataclasses.replace(prepare, misaligned=False, registered=False)
+    still = dataclasses.replace(prepare, misaligned=False, registered=False, variation=Variation())
     pairs = still.pairs(entries["validation"], entries["validation LR"] or entries["validation"])
     lr, hr = map(torch.from_numpy, pairs.draw(rng, WATCHED, slab))
     return Material(source, target, lr, hr, described)

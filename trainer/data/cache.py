@@ -2,12 +2,15 @@
 
 A recipe is a scan and the steps that it goes through. Its result is cached once, as float16 in the user's
 cache folder; the key is the file's path, size and time of change, the steps, the intensity rule and this
-package's version.
+package's version. The folder holds at most UDEAN_CACHE_GB gigabytes (100): what was used longest ago goes
+first.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import __version__
+from ...runtime.errors import RunError
 from ...runtime.scans import intensity
 from ...runtime.scans.geometry import voxel_factors
 from ...runtime.system.files import atomic, cache_folder
@@ -26,6 +30,7 @@ from .scans import CohortError
 
 Volume = NDArray[Any]
 HIGHEST = 65504  # in float16
+BOUND_GB = 100
 
 
 class Step(Protocol):
@@ -94,10 +99,12 @@ class Recipe:
                 raise CohortError(
                     f"{self.path} has voxels over {HIGHEST} times as bright as its tissue: clip or mask them."
                 )
+            make_room(stored.nbytes)
             with atomic(note) as stream:
                 stream.write(float(unit).hex().encode())
             with atomic(file) as stream:
                 np.save(stream, stored)
+        os.utime(file)  # the cache's order of use
         return Prepared(np.load(file, mmap_mode="r"), float.fromhex(note.read_text()))
 
     def key(self) -> str:
@@ -113,6 +120,29 @@ class Recipe:
             return scan.voxels_in_units()
         before = Recipe(self.path, self.steps[:-1]).prepared()
         return self.steps[-1](before.voxels.astype(np.float32) * np.float32(before.unit), scan)
+
+
+def make_room(size: int) -> None:
+    """Delete the volumes used longest ago until `size` bytes more are within the cache's bound.
+
+    A volume that a training has open stays readable to it: only its name goes. Raises RunError if
+    UDEAN_CACHE_GB is not a number.
+    """
+    bound = os.environ.get("UDEAN_CACHE_GB", str(BOUND_GB))
+    try:
+        left = float(bound) * 1e9 - size
+    except ValueError:
+        raise RunError(f"UDEAN_CACHE_GB is the cache's bound in gigabytes, not '{bound}'.") from None
+    kept: list[tuple[float, int, Path]] = []
+    for file in (cache_folder() / "volumes").glob("*.npy"):
+        with contextlib.suppress(FileNotFoundError):  # another training made room meanwhile
+            stat = file.stat()
+            kept.append((stat.st_mtime, stat.st_size, file))
+    for _, used, file in sorted(kept, reverse=True):
+        left -= used
+        if left < 0:
+            file.unlink(missing_ok=True)
+            file.with_suffix(".unit").unlink(missing_ok=True)
 
 
 def _unit(path: Path, volume: Volume) -> float:

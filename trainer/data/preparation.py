@@ -6,7 +6,7 @@ import contextlib
 import logging
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ...runtime.errors import RunError
 from ...runtime.scans.geometry import slab_axis, voxel_factors
 from ..simulation.kspace import Acquisition, Degradation, Scale
+from ..simulation.variation import Variation
 from .cache import Acquire, Recipe
 from .misalignment import Misalign, Register
 from .orientation import open_along_world
@@ -38,6 +39,8 @@ class Preparation:
         the LR scans, for pairs. seed: of noise and movements, with the participant's name.
     skip_bad: leave out scans that cannot be used, with a warning, instead of stopping.
     slab: LR voxels (rows, columns, slices) that will be drawn.
+    variation: of simulated scans around `simulated`, drawn for each scan and slab axis.
+    any_voxel_size: scans of a group may differ in their voxel sizes.
     """
 
     scale: Scale
@@ -48,6 +51,8 @@ class Preparation:
     seed: int = 0
     skip_bad: bool = False
     slab: tuple[int, int, int] = (1, 1, 1)
+    variation: Variation = field(default_factory=Variation)
+    any_voxel_size: bool = False
 
     def source(self, entries: Sequence[Entry]) -> Group:
         """HR scans, each with its k-space truncation on the LR grid: (truncated, hr)."""
@@ -100,8 +105,9 @@ class Preparation:
         recipe = Recipe(entry.path)
         if self.simulated is None:
             return recipe
-        acquisition = Acquisition(self.scale, **vars(self.simulated))
-        return recipe.then(Acquire(acquisition, axis, self._own_seed(entry)))
+        seed = self._own_seed(entry)
+        degradation = self.variation.draw(self.simulated, seed ^ (axis << 32))
+        return recipe.then(Acquire(Acquisition(self.scale, **vars(degradation)), axis, seed))
 
     def _truncated(self, recipe: Recipe, axis: int) -> Aligned:
         fine = recipe.prepared()
@@ -117,10 +123,11 @@ class Preparation:
         usual = np.median(list(sizes.values()), axis=0)
 
         def members(entry: Entry) -> list[Aligned]:
-            if np.abs(np.asarray(sizes[entry]) / usual - 1).max() > SIZE_TOLERANCE:
+            alike = np.abs(np.asarray(sizes[entry]) / usual - 1).max() <= SIZE_TOLERANCE
+            if not (alike or self.any_voxel_size):
                 raise CohortError(
                     f"{entry.path} has voxels of {_by(sizes[entry])} mm, the others of its group of "
-                    f"{_by(usual)} mm: resample it or leave it out."
+                    f"{_by(usual)} mm: resample it, leave it out, or set data.any_voxel_size."
                 )
             made = [member(entry, axis) for axis in self.axes]
             for shape in (m.volumes[0].shape for m in made):

@@ -36,7 +36,8 @@ class Group:
     ) -> tuple[NDArray[Any], ...]:
         """Slabs centred on tissue, float32 (count, slices, rows, columns), one array for each grid.
 
-        slab: (rows, columns, slices) on the LR grid. augment: random flips and transposition in plane.
+        slab: (rows, columns, slices) on the LR grid. augment: random flips along all axes (across slices, if
+        the scan has more than a slab's) and transposition in plane.
         Every scan must have the voxels that are `needed`.
         """
         drawn = [self._one(rng, slab, augment) for _ in range(count)]
@@ -45,12 +46,13 @@ class Group:
     def _one(self, rng: np.random.Generator, slab: tuple[int, int, int], augment: bool) -> list[NDArray[Any]]:
         member = self.members[rng.integers(len(self.members))]
         corner = _tissue_corner(rng, member.volumes[0], needed(slab))
-        flips = (rng.random(2) < 0.5) & augment
+        flips = (rng.random(3) < 0.5) & augment
+        flips &= corner + slab < member.volumes[0].shape
         transpose = augment and slab[0] == slab[1] and rng.random() < 0.5
         patches = []
         for volume, factors in zip(member.volumes, member.factors, strict=True):
             index = []
-            for a, n, s, flip in zip(corner, slab, factors, (*flips, False), strict=True):
+            for a, n, s, flip in zip(corner, slab, factors, flips, strict=True):
                 index.append(slice((a + n) * s, a * s, -1) if flip else slice(a * s, (a + n) * s))
             patch = np.moveaxis(volume[tuple(index)], 2, 0)
             patches.append((patch.swapaxes(1, 2) if transpose else patch).astype(np.float32))

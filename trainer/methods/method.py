@@ -63,6 +63,8 @@ class Weights:
     anchor: of the L1 distance between the learned degradation and the k-space truncation of the same scan; 0
         as published. Nothing else in the losses keeps a generator from making its LR images easy to restore,
         or from hiding HR detail in them, while its discriminator is weak.
+    charbonnier: ε of the Charbonnier distance in place of L1 between HR slabs; 0: L1, as published.
+    rim: weight in it of the slab's first and last slice, 1 as published; see `losses.similarity`.
     """
 
     image_cycle: float = 1.0
@@ -74,6 +76,8 @@ class Weights:
     anchor: float = 0.0
     ssim: float = 0.5
     adversarial: float = 0.01
+    charbonnier: float = 0.0
+    rim: float = 1.0
 
 
 class Method(nn.Module, ABC):

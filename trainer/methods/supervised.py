@@ -15,11 +15,11 @@ from .method import Batch, Draws, Made, Method, Terms, Turn, Weights, total
 
 class Supervised(Method):
     draws: ClassVar[Draws] = "pairs"
-    weighs: ClassVar[tuple[str, ...]] = ("ssim",)
+    weighs: ClassVar[tuple[str, ...]] = ("ssim", "charbonnier", "rim")
 
     def __init__(self, arch: Architecture, patch: int, weights: Weights) -> None:
         super().__init__(arch, patch, weights)
-        self.ssim = weights.ssim
+        self.weights = weights
         self.network = generators.super_resolution(arch)
 
     def turns(self, stage: int = 0) -> tuple[Turn, ...]:
@@ -30,5 +30,8 @@ class Supervised(Method):
 
     def losses(self, batch: Batch, made: Made) -> tuple[Terms, Made]:
         sr = self.network(batch.coarse)
-        terms = {"l1": losses.l1(sr, batch.hr), "ssim": losses.ssim(sr, batch.hr)}
-        return total(terms, {"l1": 1.0, "ssim": self.ssim}), {}
+        w = self.weights
+        terms = {"l1": losses.similarity(sr, batch.hr, w.charbonnier, w.rim)}
+        if w.ssim:
+            terms["ssim"] = losses.ssim(sr, batch.hr)
+        return total(terms, {"l1": 1.0, "ssim": w.ssim}), {}

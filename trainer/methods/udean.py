@@ -71,15 +71,18 @@ class Udean(Method):
         features_cycle = g["lr_encoder"](degraded)
         hr_same, hr_cycle = together(g["sr_decoder"], features_s, features_cycle)
 
-        def restored(fake: Tensor, real: Tensor, score: Tensor) -> Tensor:
-            similar = losses.l1(fake, real) + w.ssim * losses.ssim(fake, real)
+        def restored(fake: Tensor, real: Tensor, score: Tensor, near: Tensor) -> Tensor:
+            similar = near + w.ssim * losses.ssim(fake, real) if w.ssim else near
             return similar + w.adversarial * losses.adversarial(score)
 
+        def near(fake: Tensor) -> Tensor:
+            return losses.similarity(fake, hr, w.charbonnier, w.rim)
+
         terms = {
-            "image_cycle": restored(hr_cycle, hr, d["hr"](hr_cycle)),
+            "image_cycle": restored(hr_cycle, hr, d["hr"](hr_cycle), near(hr_cycle)),
             "feature_cycle": losses.l1(features_cycle, features_s),
-            "hr_consistency": restored(hr_same, hr, d["hr"](hr_same)),
-            "lr_consistency": restored(lr_same, lr, d["lr"](lr_same)),
+            "hr_consistency": restored(hr_same, hr, d["hr"](hr_same), near(hr_same)),
+            "lr_consistency": restored(lr_same, lr, d["lr"](lr_same), losses.l1(lr_same, lr)),
             # D(Xt) of eq. 8 depends on no generator: it has no gradient here and is left out.
             "image_adaptation": losses.confusion(d["lr"](degraded)),
             "feature_adaptation": losses.confusion(d["features"](features_t), d["features"](features_s)),

@@ -31,25 +31,42 @@ class Degradation:
     sampling: "truncation" of k-space, or "blur": a Gaussian as wide (FWHM) as an LR voxel, decimated.
     partial_fourier: acquired share of k-space along columns (phase encoding), 0.5 < share <= 1, zero-filled.
     elliptical: leave out the corners of k-space outside the inscribed ellipsoid.
+    filled: share of LR k-space along each axis that is acquired at all; scanners fill the rest with zeros, to
+        interpolate. hamming: strength of a Hamming window over k-space, 1 being his 0.54 + 0.46 cos. tukey:
+        share of each half-axis that a Tukey window tapers.
     noise: standard deviation of the complex noise's real and imaginary part where all of k-space is acquired,
         as a share of the volume's 99.9th percentile; the magnitude is then Rician. Points of k-space that
         are left out bring no noise either.
     bias: strength of a smooth receive field: the standard deviation of its logarithm over the volume.
+    levels: grey levels from 0 to the 99.9th percentile, such as the 255 of an 8-bit image; 0: not quantised.
     """
 
     sampling: Literal["truncation", "blur"] = "truncation"
     partial_fourier: float = 1.0
     elliptical: bool = False
+    filled: float = 1.0
+    hamming: float = 0.0
+    tukey: float = 0.0
     noise: float = 0.0
     bias: float = 0.0
+    levels: int = 0
 
     def __post_init__(self) -> None:
         if not 0.5 < self.partial_fourier <= 1:
             raise DegradationError("Partial Fourier is a share of k-space above 0.5 and at most 1.")
-        if self.sampling == "blur" and (self.elliptical or self.partial_fourier < 1):
-            raise DegradationError("Partial Fourier and elliptical k-space need k-space, not a blur.")
+        if not 0.5 <= self.filled <= 1:
+            raise DegradationError("The filled share of k-space is at least 0.5 and at most 1.")
+        if not (0 <= self.hamming <= 1 and 0 <= self.tukey <= 1):
+            raise DegradationError("The windows hamming and tukey have strengths from 0 to 1.")
+        shaped = self.elliptical or self.hamming or self.tukey or min(self.partial_fourier, self.filled) < 1
+        if self.sampling == "blur" and shaped:
+            raise DegradationError(
+                "Partial Fourier, elliptical or zero-filled k-space and its windows need k-space, not a blur."
+            )
         if not (0 <= self.noise < math.inf and 0 <= self.bias < math.inf):
             raise DegradationError("Noise level and bias are zero or positive.")
+        if self.levels < 0:
+            raise DegradationError("Grey levels are a number of at least 1, or 0 for none.")
 
 
 @dataclass(frozen=True)
@@ -90,8 +107,30 @@ def acquire(hr: Volume, acquisition: Acquisition, seed: int = 0) -> Volume:
         space = _resize_centre(_centred_fft(hr), shape) / math.prod(acquisition.scale)
         if acquisition.noise:
             space = space + fft.fftshift(fft.fftn(noise))
-        image = fft.ifftn(fft.ifftshift(space * sampling_mask(shape, acquisition)))
-    return np.abs(image).astype(np.float32)
+        space = space * sampling_mask(shape, acquisition) * window(shape, acquisition)
+        image = fft.ifftn(fft.ifftshift(space))
+    image = np.abs(image).astype(np.float32)
+    if acquisition.levels:
+        level = np.float32(np.percentile(image, 99.9) / acquisition.levels) or np.float32(1)
+        image = np.rint(image / level) * level
+    return image
+
+
+def window(shape: tuple[int, ...], acquisition: Acquisition) -> NDArray[np.float32]:
+    """The weights of centred LR k-space by which the scanner tames ringing: Hamming's and Tukey's."""
+    weights = np.ones((1,) * len(shape), np.float32)
+    if not (acquisition.hamming or acquisition.tukey):
+        return weights
+    for axis, n in enumerate(shape):
+        x = np.abs(np.arange(n) - n // 2) / (n / 2)
+        line = 1 - acquisition.hamming * 0.46 * (1 - np.cos(np.pi * x))
+        if acquisition.tukey:
+            outer = np.clip((x - 1 + acquisition.tukey) / acquisition.tukey, 0, 1)
+            line = line * (1 + np.cos(np.pi * outer)) / 2
+        weights = weights * np.expand_dims(
+            line.astype(np.float32), [a for a in range(len(shape)) if a != axis]
+        )
+    return weights
 
 
 def sampling_mask(shape: tuple[int, ...], acquisition: Acquisition) -> NDArray[np.bool_]:
@@ -100,6 +139,10 @@ def sampling_mask(shape: tuple[int, ...], acquisition: Acquisition) -> NDArray[n
     if acquisition.elliptical:
         axes = [(np.arange(n) - n // 2) / (n / 2) for n in shape]
         mask &= sum(a**2 for a in np.meshgrid(*axes, indexing="ij", sparse=True)) <= 1
+    if acquisition.filled < 1:
+        for axis, n in enumerate(shape):
+            far = np.abs(np.arange(n) - n // 2) > acquisition.filled * n / 2
+            mask[(slice(None),) * axis + (far,)] = False
     if acquisition.partial_fourier < 1:
         mask[:, : shape[1] - round(acquisition.partial_fourier * shape[1])] = False
     return mask

@@ -1,0 +1,33 @@
+"""The exponential moving average of a network's weights: what is deployed, if a training asks for it.
+
+An average over the last thousand steps or so lies nearer to where the training is heading than any one step
+does (Polyak and Juditsky 1992), and costs a pass over the weights a step.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from .nets.generators import SuperResolution
+
+
+class Average:
+    """decay: share of the average that a step keeps, 0 <= decay < 1; 0: the network itself, no average.
+
+    Early steps keep less, (1 + step) / (10 + step), lest the initial weights linger.
+    """
+
+    def __init__(self, network: SuperResolution, decay: float) -> None:
+        self.decay = decay
+        self.trained = network
+        self.network = copy.deepcopy(network).requires_grad_(False) if decay else network
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after step number `step`, counted from 0."""
+        if self.decay:
+            keep = min(self.decay, (1 + step) / (10 + step))
+            mean, new = list(self.network.parameters()), list(self.trained.parameters())
+            torch._foreach_lerp_(mean, new, 1 - keep)
