@@ -34,7 +34,7 @@ from .pipeline.content import Content, survey
 from .pipeline.engine import Engine, Library, Precision
 from .pipeline.host import HostPipeline, LrVolume, batch_size
 from .pipeline.stream import Band, resolve_stream
-from .pipeline.tiling import OVERLAP, Box, Tiling, Weighting, Window, tile_windows
+from .pipeline.tiling import Box, Tiling, Weighting, Window, tile_windows
 from .scans import intensity
 from .scans.choice import Choice, choose
 from .scans.geometry import Factors, fine_affine, slab_axis, voxel_factors
@@ -62,13 +62,15 @@ log = logging.getLogger("udean")
 class Options:
     """How windows are laid and blended, see `tile_windows`, and what comes after.
 
+    overlap: least share of a window in the next, None for the model's own.
+
     crop: windows over the content only; constant background around it stays as it is. consistency: how much
     of the measured band is taken from the scan, 0 to 1 in tissue; "auto": by the scan's noise, where the
     model's card says by which transfer the scan was made; "off": none. to: the spacing
     asked for, as `Asked` reads it, None for the model's own factors.
     """
 
-    overlap: float | tuple[float, float, float] = OVERLAP
+    overlap: float | tuple[float, float, float] | None = None
     window: Window = None
     weighting: Weighting | tuple[Weighting, Weighting, Weighting] = "gaussian"
     crop: bool = True
@@ -177,7 +179,7 @@ class SuperResolver:
         engine: str | Path | Engine | CudaEngine | None = None,
         device: str = "auto",
         precision: Precision = "auto",
-        overlap: float | tuple[float, float, float] = OVERLAP,
+        overlap: float | tuple[float, float, float] | None = None,
         window: Window = None,
         weighting: Weighting | tuple[Weighting, Weighting, Weighting] = "gaussian",
         threads: int | None = None,

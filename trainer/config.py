@@ -21,7 +21,9 @@ from ..runtime.models.card import Consistency
 from ..runtime.system.typed import Mismatch, typed
 from .machine import Precision
 from .methods import METHODS, Name, Weights
+from .nets.blocks import least_depth
 from .nets.generators import Architecture, ArchitectureError
+from .nets.interpolation import SLAB
 from .simulation.kspace import Degradation, DegradationError
 from .simulation.variation import Variation
 
@@ -77,7 +79,8 @@ class Schedule:
     precision: of the arithmetic; "auto" is what the machine is fastest in, see `machine.precision`.
     learning_rate falls by a cosine to final_rate over `steps`, beta2 is Adam's (section II-E); a method
     of two stages runs the whole schedule in each. average: share that the moving average of the deployed
-    weights keeps at a step, such as 0.999; 0: the weights of the last step are deployed.
+    weights keeps at a step, such as 0.999; 0: the weights of the last step are deployed. depth: LR slices of
+    a training patch, a slab's three by default; of more, the supervised loss sees what the runtime delivers.
     """
 
     steps: int = 120_000
@@ -87,6 +90,7 @@ class Schedule:
     final_rate: float = 1e-8
     beta2: float = 0.99
     average: float = 0.0
+    depth: int = SLAB
     validate_every: int = 1000
     checkpoint_every: int = 500
     seed: int = 0
@@ -215,6 +219,14 @@ def _check(config: Config) -> None:
         (not 0 < s.beta2 < 1, "beta2 must lie between 0 and 1."),
         (not 0 <= s.average < 1, "average must be at least 0 and less than 1."),
         (config.weights.charbonnier < 0, "charbonnier must not be negative."),
+        (
+            s.depth != SLAB and config.method != "supervised",
+            f"depth is for the method supervised: {config.method} sees slabs of {SLAB} slices.",
+        ),
+        (
+            s.depth != SLAB and s.depth < least_depth(config.network.scale),
+            f"depth must be {SLAB}, or at least {least_depth(config.network.scale)} LR slices.",
+        ),
         (not 0 <= s.seed < 2**32, "seed must be 0 or more, and less than 2 to the 32."),
         (
             not set(data.slab_axes) <= {0, 1, 2},

@@ -22,6 +22,7 @@ from torch import Tensor
 from .. import __version__
 from ..runtime.errors import RunError
 from ..runtime.models.card import ModelCard
+from ..runtime.pipeline.tiling import OVERLAP
 from ..runtime.scans import intensity
 from . import checkpoint, distributed, machine
 from .averaging import Average
@@ -29,8 +30,9 @@ from .config import MARK, ROUNDING, Config, ConfigError, changed
 from .data import batches
 from .methods import METHODS, Method, create
 from .methods.method import Batch, Made, Turn
+from .nets import blocks
 from .nets.generators import SuperResolution, parameter_count
-from .nets.interpolation import Decimation
+from .nets.interpolation import SLAB, Decimation
 from .validation import Alarm, Metrics, panel, validate
 
 # Steps in a row that may overflow: in fp16 the gradient scaler leaves such a step out and halves its factor.
@@ -248,6 +250,7 @@ def describe(
         grid="fft",
         intensity=intensity.RULE,
         skip=config.network.skip,
+        overlap=(OVERLAP, OVERLAP, blocks.OVERLAP if config.schedule.depth > SLAB else OVERLAP),
         precision="fp32",
         parameters=parameter_count(network),
         toolkit=__version__,

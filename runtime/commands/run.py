@@ -19,7 +19,7 @@ from ..dicom.jobs import Format
 from ..errors import RunError
 from ..job import Job
 from ..pipeline.engine import Library, Precision
-from ..pipeline.tiling import OVERLAP, Window
+from ..pipeline.tiling import Window
 from ..resolver import Fallback, Output, SuperResolver
 from ..runs.bids import Selection
 from ..runs.cost import Cost, Estimator
@@ -77,12 +77,13 @@ def run(
         ),
     ] = None,
     overlap: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Least share of a window in the next; or for rows, columns, slices: 0.25,0.25,0.5.",
+            help="Least share of a window in the next; or for rows, columns, slices: 0.25,0.25,0.5. "
+            "(default: the model's)",
             rich_help_panel=WINDOWS,
         ),
-    ] = str(OVERLAP),
+    ] = None,
     weighting: Annotated[
         str,
         typer.Option(
@@ -211,7 +212,7 @@ def run(
         engine=engine,
         device=device,
         precision=precision,
-        overlap=_per_axis(overlap, float, "overlap"),
+        overlap=None if overlap is None else _per_axis(overlap, float, "overlap"),
         window=_window(window),
         weighting=weightings,
         threads=threads,

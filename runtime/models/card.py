@@ -42,6 +42,8 @@ class ModelCard:
     grid: "fft": LR voxel i lies on HR voxel scale·i; "center": outer voxel edges coincide.
     intensity: the rule that maps a volume to the network's range; see `runtime.intensity`.
     skip: fixed interpolation inside the graph, "none" as published, or "cubic".
+    overlap: least share of a window in the next along (row, column, slice) for which the network was trained,
+        used unless the user says otherwise.
     precision: of weights and activations in the graph.
     parameters: number of learned values in LR encoder and SR decoder.
     checkpoint: SHA-256 (hex) of the checkpoint file from which the model was exported, "" inside it.
@@ -66,6 +68,7 @@ class ModelCard:
     kind: Kind = "slab"
     checkpoint: str = ""
     consistency: Consistency = "off"
+    overlap: tuple[float, float, float] = (0.25, 0.25, 0.25)
     quality: dict[str, float] = field(default_factory=dict)
     parity: dict[str, dict[str, float]] = field(default_factory=dict)
     intended_use: str = INTENDED_USE
@@ -84,6 +87,8 @@ class ModelCard:
             )
         if min(*self.scale, *self.slab, *self.window, self.parameters) < 1:
             raise CardError("The model card's scale, slab, window and parameters must be positive.")
+        if not all(0 <= share < 1 for share in self.overlap):
+            raise CardError("The model card's overlap must be at least 0 and less than 1.")
         if self.kind == "through-plane":
             if (self.scale, self.slab[1]) != ((1, 1, 1), 1):
                 raise CardError(

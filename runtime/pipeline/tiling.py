@@ -122,19 +122,20 @@ class Tiling:
 def tile_windows(
     shape: tuple[int, int, int],
     card: ModelCard,
-    overlap: float | tuple[float, float, float] = OVERLAP,
+    overlap: float | tuple[float, float, float] | None = None,
     window: Window = None,
     weighting: Weighting | tuple[Weighting, Weighting, Weighting] = "gaussian",
 ) -> Tiling:
     """Cover an LR volume (rows, columns, slices) by windows of the card's slab.
 
-    overlap: least fraction of a window that it shares with the next, 0 <= overlap < 1. weighting: of
-        overlapping windows. Both for all axes or one by one.
+    overlap: least fraction of a window that it shares with the next, 0 <= overlap < 1, by default the card's.
+        weighting: of overlapping windows. Both for all axes or one by one.
     window: LR (rows, columns), by default the card's training window: a network with channel attention
         is another function at another window size. "plane" for one window over rows and columns.
     The windows are the fewest with this overlap, so the least is computed twice. Raises RunError for
     values out of range.
     """
+    overlap = card.overlap if overlap is None else overlap
     overlaps = overlap if isinstance(overlap, tuple) else (overlap,) * 3
     weightings = weighting if isinstance(weighting, tuple) else (weighting,) * 3
     for value in overlaps:

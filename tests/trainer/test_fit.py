@@ -50,7 +50,7 @@ def config(scans, method="udean", **tables):
                 "misalign": method in PAIRED,
                 "target_simulated": True,
             },
-            "network": {"channels": 8, "groups": 1, "blocks": 1, "discriminator": 4, "skip": "cubic"},
+            "network": {"channels": 8, "groups": 1, "blocks": 1, "discriminator": 4, "skip": "cubic", **tables.get("network", {})},
             "schedule": {
                 "steps": 4, "batch": 2, "patch": 16, "learning_rate": 1e-3,
                 "validate_every": 2, "checkpoint_every": 2, "precision": "32-true",
@@ -100,6 +100,41 @@ def test_every_method_trains_and_goes_on_where_it_was_killed(method, scans):
     rows = metrics_of(scans / "cut")
     assert [int(r["step"]) for r in rows] == list(range(1, 4 * METHODS[method].stages + 1))
     assert any((scans / "whole" / "tensorboard").iterdir())
+
+
+def test_averaged_weights_are_deployed_and_resumed_bit_by_bit(scans):
+    chosen = config(scans, schedule={"average": 0.9})
+    fit.fit(chosen, scans / "whole")
+
+    def report(step, total, values):
+        if step == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit.fit(chosen, scans / "cut", report=report)
+    fit.fit(chosen, scans / "cut", resume=True)
+    whole, cut = state(scans / "whole"), state(scans / "cut")
+    assert_same(whole, cut)
+    deployed = checkpoint.load(scans / "cut" / "checkpoint.pt")["deployed"]
+    for name, value in whole["average"].items():
+        assert torch.equal(value, cut["average"][name]) and torch.equal(value, deployed[name]), name
+    last = {
+        name: value for name, value in whole["method"].items() if name.startswith("generators.lr_encoder")
+    }
+    assert any(
+        not torch.equal(v, deployed[n.replace("generators.lr_encoder", "encoder")]) for n, v in last.items()
+    )
+
+
+def test_blocks_train_the_network_that_slabs_deploy(scans):
+    chosen = config(scans, "supervised", schedule={"depth": 6}, network={"homogeneous": True})
+    final = fit.fit(chosen, scans / "run")
+    network, card = checkpoint.load_generator(final)
+    assert network(torch.rand(1, 3, 8, 8)).shape == (1, 6, 16, 16)
+    assert card.overlap == (0.25, 0.25, 0.5)
+    rows = metrics_of(scans / "run")
+    assert all(float(row["high_band"]) > 0 and float(row["low_band"]) > 0 for row in rows)
+    assert not any(name.endswith("body.0.bias") for name in checkpoint.load(final)["deployed"])
 
 
 def test_workers_draw_what_the_loop_itself_would(scans):

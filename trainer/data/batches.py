@@ -93,12 +93,13 @@ def gather(config: Config) -> Material:
 
     described = told(entries["source"], entries["target"], data.target_simulated)
     rng = np.random.default_rng(0)
+    watched = (*slab[:2], config.network.slab[0])
     if not entries["validation"]:
-        lr = (target or source).draw(rng, WATCHED, slab)[0]
+        lr = (target or source).draw(rng, WATCHED, watched)[0]
         return Material(source, target, torch.from_numpy(lr), None, described)
     still = dataclasses.replace(prepare, misaligned=False, registered=False, variation=Variation())
     pairs = still.pairs(entries["validation"], entries["validation LR"] or entries["validation"])
-    lr, hr = map(torch.from_numpy, pairs.draw(rng, WATCHED, slab))
+    lr, hr = map(torch.from_numpy, pairs.draw(rng, WATCHED, watched))
     return Material(source, target, lr, hr, described)
 
 
@@ -151,4 +152,4 @@ class _Steps(Dataset[Slabs]):
 
 def _slab(config: Config) -> tuple[int, int, int]:
     """(rows, columns, slices) on the LR grid."""
-    return config.schedule.patch, config.schedule.patch, config.network.slab[0]
+    return config.schedule.patch, config.schedule.patch, config.schedule.depth

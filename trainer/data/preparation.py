@@ -105,9 +105,13 @@ class Preparation:
         recipe = Recipe(entry.path)
         if self.simulated is None:
             return recipe
-        seed = self._own_seed(entry)
-        degradation = self.variation.draw(self.simulated, seed ^ (axis << 32))
-        return recipe.then(Acquire(Acquisition(self.scale, **vars(degradation)), axis, seed))
+        return recipe.then(Acquire(self.acquisition(entry, axis), axis, self._own_seed(entry)))
+
+    def acquisition(self, entry: Entry, axis: int) -> Acquisition:
+        """How the LR scan of an HR scan is simulated, slices being stacked along an axis."""
+        assert self.simulated is not None
+        degradation = self.variation.draw(self.simulated, self._own_seed(entry) ^ (axis << 32))
+        return Acquisition(self.scale, **vars(degradation))
 
     def _truncated(self, recipe: Recipe, axis: int) -> Aligned:
         fine = recipe.prepared()

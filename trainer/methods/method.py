@@ -65,6 +65,8 @@ class Weights:
         or from hiding HR detail in them, while its discriminator is weak.
     charbonnier: ε of the Charbonnier distance in place of L1 between HR slabs; 0: L1, as published.
     rim: weight in it of the slab's first and last slice, 1 as published; see `losses.similarity`.
+    low_band: weight of the error inside the band that the LR scan holds, of blocks deeper than a slab, to 1
+        beyond it. The runtime takes that band from the scan; with noise it takes a part of it only.
     """
 
     image_cycle: float = 1.0
@@ -78,6 +80,7 @@ class Weights:
     adversarial: float = 0.01
     charbonnier: float = 0.0
     rim: float = 1.0
+    low_band: float = 0.25
 
 
 class Method(nn.Module, ABC):

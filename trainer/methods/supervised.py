@@ -1,25 +1,30 @@
 """Supervised learning: the deployed networks alone, on pairs of LR and HR slabs.
 
 On aligned pairs it is the upper bound; on misaligned ones the paper's first two columns of Table I. The loss
-is the similarity that eqs 4, 6 and 7 share, L1 + α·SSIM, without an adversary.
+is the similarity that eqs 4, 6 and 7 share, L1 + α·SSIM, without an adversary. On blocks deeper than a slab
+it tells what the LR scan holds from what is beyond it, see `nets.blocks`.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
 
-from ..nets import generators, losses
+import torch
+
+from ..nets import blocks, generators, losses
 from ..nets.generators import Architecture, SuperResolution
+from ..nets.interpolation import SLAB
 from .method import Batch, Draws, Made, Method, Terms, Turn, Weights, total
 
 
 class Supervised(Method):
     draws: ClassVar[Draws] = "pairs"
-    weighs: ClassVar[tuple[str, ...]] = ("ssim", "charbonnier", "rim")
+    weighs: ClassVar[tuple[str, ...]] = ("ssim", "charbonnier", "rim", "low_band")
 
     def __init__(self, arch: Architecture, patch: int, weights: Weights) -> None:
         super().__init__(arch, patch, weights)
         self.weights = weights
+        self.scale = arch.scale
         self.network = generators.super_resolution(arch)
 
     def turns(self, stage: int = 0) -> tuple[Turn, ...]:
@@ -31,7 +36,26 @@ class Supervised(Method):
     def losses(self, batch: Batch, made: Made) -> tuple[Terms, Made]:
         sr = self.network(batch.coarse)
         w = self.weights
+        if batch.coarse.shape[1] > SLAB:
+            return self.block_losses(batch), {}
         terms = {"l1": losses.similarity(sr, batch.hr, w.charbonnier, w.rim)}
         if w.ssim:
             terms["ssim"] = losses.ssim(sr, batch.hr)
         return total(terms, {"l1": 1.0, "ssim": w.ssim}), {}
+
+    def block_losses(self, batch: Batch) -> Terms:
+        """The distance beyond the LR scan's band, that inside it, and SSIM, without the blocks' outer slices,
+        which fewer slabs overlap."""
+        w, rim = self.weights, self.scale[2]
+        sr = blocks.restored(self.network, batch.coarse)
+        error = sr.float() - batch.hr.float()
+        low = blocks.low_band(error, self.scale)
+        inner = slice(rim, -rim)
+        zero = torch.zeros_like(low[:, inner])
+        terms = {
+            "high_band": losses.similarity((error - low)[:, inner], zero, w.charbonnier),
+            "low_band": losses.similarity(low[:, inner], zero, w.charbonnier),
+        }
+        if w.ssim:
+            terms["ssim"] = losses.ssim(sr[:, inner], batch.hr[:, inner])
+        return total(terms, {"high_band": 1.0, "low_band": w.low_band, "ssim": w.ssim})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from ...runtime.errors import RunError
 from .. import distributed
 from .interpolation import SLAB, Interpolation
+
+SMALL = 1e-12  # what keeps an empty window's mean from being divided by 0
 
 
 class ArchitectureError(RunError):
@@ -34,6 +36,9 @@ class Architecture:
         to which encoders add what they learn and whose fixed interpolation decoders add to what they
         learn. It is the LR scan itself or, for a source scan, its k-space truncation: the degradation
         that the field predefines, from which the networks learn to depart.
+    homogeneous: convolutions without biases, and gates that see a mean's direction, not its size, so that a
+        generator maps c·x to c times what it maps x to, for every c > 0: the unit in which a scan comes,
+        which hot voxels and the share of air in a volume move, is of no account (Mohan et al., ICLR 2020).
     """
 
     channels: int = 64
@@ -42,6 +47,7 @@ class Architecture:
     discriminator: int = 64
     scale: tuple[int, int, int] = (2, 2, 2)
     skip: Literal["none", "cubic"] = "none"
+    homogeneous: bool = False
 
     def __post_init__(self) -> None:
         if self.scale[0] != self.scale[1] or not 1 <= self.scale[0] <= 4 or not 1 <= self.scale[2] <= 4:
@@ -63,10 +69,14 @@ def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
 
 
 class ChannelAttention(nn.Module):
-    """Squeeze and excitation: x (N, C, H, W) times a gate (N, C, 1, 1) computed from its mean."""
+    """Squeeze and excitation: x (N, C, H, W) times a gate (N, C, 1, 1) computed from its mean.
+
+    directed: from the mean over its root mean square, see `Architecture.homogeneous`.
+    """
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
+        self.directed = False
         inner = max(4, channels // reduction)
         self.gate = nn.Sequential(
             nn.Conv2d(channels, inner, 1), nn.ReLU(), nn.Conv2d(inner, channels, 1), nn.Sigmoid()
@@ -74,8 +84,10 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # A float32 island: the sum of a whole window overflows half precision.
-        mean = x.float().mean((2, 3), keepdim=True).to(x.dtype)
-        return x * self.gate(mean)
+        mean = x.float().mean((2, 3), keepdim=True)
+        if self.directed:
+            mean = mean * torch.rsqrt((mean * mean).mean(1, keepdim=True) + SMALL)
+        return x * self.gate(mean.to(x.dtype))
 
 
 class ResidualBlock(nn.Module):
@@ -159,6 +171,9 @@ class Decoder(nn.Module):
         return image if self.skip is None else image + self.skip(features[:, :SLAB])
 
 
+Part = TypeVar("Part", Encoder, Decoder)
+
+
 def upsampler(channels: int, factor: int) -> nn.Sequential:
     """Convolutions and pixel shuffles that magnify by 1, 2, 3 or 4 (twice 2).
 
@@ -177,21 +192,35 @@ def upsampler(channels: int, factor: int) -> nn.Sequential:
 
 
 def lr_encoder(arch: Architecture) -> Encoder:
-    return Encoder(arch.slab[0], arch.channels, anchored=arch.skip == "cubic")
+    return _finished(Encoder(arch.slab[0], arch.channels, anchored=arch.skip == "cubic"), arch)
 
 
 def feature_extractor(arch: Architecture) -> Encoder:
     """The down-sampling feature extractor: HR slab to features on the LR grid."""
-    return Encoder(arch.slab[1], arch.channels, stride=arch.scale[0], anchored=arch.skip == "cubic")
+    encoder = Encoder(arch.slab[1], arch.channels, stride=arch.scale[0], anchored=arch.skip == "cubic")
+    return _finished(encoder, arch)
 
 
 def lr_decoder(arch: Architecture) -> Decoder:
-    return Decoder(arch, arch.slab[0], 1, nn.Identity() if arch.skip == "cubic" else None)
+    return _finished(Decoder(arch, arch.slab[0], 1, nn.Identity() if arch.skip == "cubic" else None), arch)
 
 
 def sr_decoder(arch: Architecture) -> Decoder:
     skip = Interpolation(arch.scale) if arch.skip == "cubic" else None
-    return Decoder(arch, arch.slab[1], arch.scale[0], skip)
+    return _finished(Decoder(arch, arch.slab[1], arch.scale[0], skip), arch)
+
+
+def _finished(part: Part, arch: Architecture) -> Part:
+    """An encoder or decoder as the architecture wants its biases and gates."""
+    if arch.homogeneous:
+        gates = [module for module in part.modules() if isinstance(module, ChannelAttention)]
+        inside = {layer for gate in gates for layer in gate.modules()}
+        for gate in gates:
+            gate.directed = True
+        for layer in part.modules():
+            if isinstance(layer, nn.Conv2d) and layer not in inside:
+                layer.register_parameter("bias", None)
+    return part
 
 
 class Mapping(nn.Module):
@@ -236,7 +265,7 @@ def degrader(arch: Architecture) -> Mapping:
 def lr_mapping(arch: Architecture, extra: int = 0) -> Mapping:
     """LR slab (and `extra` channels after it) to LR slab."""
     encoder = Encoder(arch.slab[0] + extra, arch.channels, anchored=arch.skip == "cubic")
-    return Mapping(encoder, lr_decoder(arch))
+    return Mapping(_finished(encoder, arch), lr_decoder(arch))
 
 
 class BatchNorm(nn.BatchNorm2d):

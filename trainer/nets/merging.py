@@ -39,11 +39,11 @@ class MergedTail(nn.Module):
     def __init__(self, first: nn.Conv2d, second: nn.Conv2d, s: int) -> None:
         super().__init__()
         a, b = _on_blocks(second, s), first.weight.detach().double()
-        assert first.bias is not None and second.bias is not None
-        bias = first.bias.detach().double()
+        bias = b.new_zeros(len(b)) if first.bias is None else first.bias.detach().double()
+        last = a.new_zeros(len(second.weight)) if second.bias is None else second.bias.detach().double()
         # A transposed convolution of the kernels is their product: b (C·s², C, 3, 3), a (C'·s², C·s², 3, 3).
         kernel = F.conv_transpose2d(b.transpose(0, 1), a.transpose(0, 1)).transpose(0, 1)
-        constant = second.bias.detach().double().repeat_interleave(s**2)
+        constant = last.repeat_interleave(s**2)
         self.whole = _conv(kernel, constant + torch.einsum("oiuv,i->o", a, bias), (2, 2))
         # What lies beyond an edge by the first convolution, which sees the window with the opposite row (or
         # column) of its weights, and its share in the image by the second.

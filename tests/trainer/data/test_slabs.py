@@ -12,6 +12,7 @@ from udean.trainer.data.preparation import Preparation
 from udean.trainer.data.scans import CohortError, find
 from udean.trainer.simulation import kspace
 from udean.trainer.simulation.kspace import Acquisition, Degradation
+from udean.trainer.simulation.variation import Variation
 
 
 def save(path, volume, zoom=1.0):
@@ -150,3 +151,28 @@ def test_pairs_need_both_scans_of_every_participant(tmp_path, head):
     lr = find([save(tmp_path / "lr" / f"{name}.nii", head(0)) for name in "bc"])
     with pytest.raises(CohortError, match="a is in one only"):
         Preparation((2, 2, 2)).pairs(hr, lr)
+
+
+def test_varied_scans_differ_along_each_axis_and_from_scan_to_scan_but_not_from_run_to_run(tmp_path, head):
+    entries = find([save(tmp_path / f"{i}.nii", head(0)) for i in range(2)])
+    variation = Variation(noise=0.03, shaped=1, partial_fourier=0.7, tukey=0.6)
+    prepare = Preparation((2, 2, 2), (0, 1, 2), Degradation(), seed=1, variation=variation)
+
+    def volumes(by):
+        axes = (0, 1, 2) * len(entries)
+        members = by.target(entries).members
+        return [np.moveaxis(m.volumes[0], 2, axis) for m, axis in zip(members, axes, strict=True)]
+
+    varied, plain = volumes(prepare), volumes(Preparation((2, 2, 2), (0, 1, 2), Degradation(), seed=1))
+    differences = [np.abs(a - b).mean() for i, a in enumerate(varied) for b in varied[:i]]
+    assert min(differences) > 1e-3
+    assert all(np.abs(a - b).mean() < 1e-3 for a, b in zip(plain[:3], plain[3:], strict=True))
+    again = [prepare.acquisition(entry, axis) for entry in entries for axis in (0, 1, 2)]
+    assert again == [prepare.acquisition(entry, axis) for entry in entries for axis in (0, 1, 2)]
+    pairs = prepare.pairs(entries, entries)
+    np.testing.assert_array_equal(pairs.members[0].volumes[0], prepare.target(entries).members[0].volumes[0])
+
+
+def test_heads_of_many_voxel_sizes_are_a_group_on_request(tmp_path, head):
+    paths = [save(tmp_path / f"{i}.nii", head(i), zoom) for i, zoom in enumerate((0.7, 1.0, 1.2))]
+    assert len(Preparation((2, 2, 2), any_voxel_size=True).target(find(paths)).members) == 3

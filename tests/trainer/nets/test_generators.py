@@ -16,6 +16,7 @@ from udean.trainer.nets.generators import (
     sr_decoder,
     super_resolution,
 )
+from udean.trainer.nets.merging import merged
 
 TINY = {"channels": 8, "groups": 1, "blocks": 1, "discriminator": 4}
 SCALES = [(2, 2, 2), (2, 2, 1), (3, 3, 1), (4, 4, 3), (1, 1, 2)]
@@ -102,3 +103,19 @@ def test_cubic_skip_agrees_with_an_independent_convolution():
     half = ndimage.correlate1d(row, [-1 / 16, 9 / 16, 9 / 16, -1 / 16], origin=-1, mode="nearest")
     sr = Interpolation((2, 2, 1))(lr)[0, 0, 6].numpy()
     np.testing.assert_allclose(sr[1::2][2:-3], half[2:-3], rtol=1e-5)
+
+
+@pytest.mark.parametrize("skip", ["none", "cubic"])
+@pytest.mark.parametrize("deploy", [lambda n: n, merged], ids=["trained", "merged"])
+def test_a_homogeneous_network_does_not_mind_the_unit(skip, deploy):
+    torch.manual_seed(0)
+    network = super_resolution(Architecture(**TINY, skip=skip, homogeneous=True))
+    for value in network.parameters():
+        torch.nn.init.normal_(value, std=0.3)
+    network = deploy(network).eval()
+    lr = torch.rand(2, 3, 12, 10)
+    with torch.no_grad():
+        plain = network(lr)
+        for factor in (0.25, 0.5, 3.0, 4.0):
+            torch.testing.assert_close(network(factor * lr), factor * plain, rtol=1e-4, atol=1e-4)
+        assert torch.isfinite(network(torch.zeros(1, 3, 8, 8))).all()

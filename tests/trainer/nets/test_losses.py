@@ -66,3 +66,12 @@ def test_ssim_and_its_gradient_are_those_of_float32_under_autocast(images):
         got = losses.ssim(y, x)
     assert torch.equal(got, expected)
     assert torch.equal(torch.autograd.grad(got, y)[0], gradient)
+
+
+def test_similarity_is_l1_or_charbonnier_and_weighs_the_outer_slices():
+    x, y = torch.zeros(2, 6, 4, 4), torch.zeros(2, 6, 4, 4)
+    y[:, 0] = 3.0
+    assert float(losses.similarity(x, y)) == pytest.approx(0.5)  # a sixth of 3
+    assert float(losses.similarity(x, y, rim=0.1)) == pytest.approx(0.1 * 3 / 4.2)
+    assert float(losses.similarity(x, y, epsilon=4.0)) == pytest.approx((5 - 4) / 6)
+    assert float(losses.similarity(y, y, epsilon=0.02)) == 0

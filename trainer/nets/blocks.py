@@ -1,0 +1,72 @@
+"""Blocks: volumes a few slices deep, restored as the runtime restores scans and seen as it delivers them.
+
+A slab knows three LR slices: what lies between two of them it sees from one side only, and an error there
+flickers from slice to slice. A block's slabs overlap by all but one slice and are blended, and its loss tells
+the band that the LR scan holds, which the runtime takes from the scan, from what is beyond it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..simulation.kspace import Scale
+from .interpolation import SLAB
+
+OVERLAP = 0.5  # of slabs, at least; with three LR slices one begins at each
+SIGMA = 0.125  # of the blending's gaussian, in slabs, as in `runtime.pipeline.tiling`
+LOBES = 4  # of the low-pass filter on either side
+
+
+def restored(network: nn.Module, lr: Tensor) -> Tensor:
+    """LR blocks (N, D, H, W) restored slab by slab and blended: (N, D·s_slice, s·H, s·W)."""
+    n, depth = lr.shape[:2]
+    starts = range(depth - SLAB + 1)
+    slabs = network(torch.cat([lr[:, k : k + SLAB] for k in starts]))
+    out = slabs.shape[1]
+    through = out // SLAB
+    weights = torch.exp(-0.5 * ((torch.arange(out, device=lr.device) - (out - 1) / 2) / (SIGMA * out)) ** 2)
+    total = lr.new_zeros(depth * through)
+    image = slabs.new_zeros(n, depth * through, *slabs.shape[2:])
+    for k, slab in zip(starts, slabs.chunk(len(starts)), strict=True):
+        around = (k * through, (depth - SLAB - k) * through)
+        total = total + F.pad(weights, around)
+        image = image + F.pad(weights[:, None, None] * slab, (0, 0, 0, 0, *around))
+    return image / total[:, None, None]
+
+
+def low_band(x: Tensor, scale: Scale) -> Tensor:
+    """The band that an LR scan holds of HR blocks (N, D, H, W): a Lanczos low-pass along each axis that is
+    coarser in the LR scan; (row, column, slice) factors. Blocks are mirrored at their edges."""
+    rows, columns, slices = scale
+    n, depth, height, width = x.shape
+    flat = x.contiguous().view(n * depth, 1, height, width)
+    if columns > 1:
+        taps, reach = _taps(columns, x)
+        flat = F.conv2d(F.pad(flat, (reach, reach, 0, 0), mode="reflect"), taps.view(1, 1, 1, -1))
+    if rows > 1:
+        taps, reach = _taps(rows, x)
+        flat = F.conv2d(F.pad(flat, (0, 0, reach, reach), mode="reflect"), taps.view(1, 1, -1, 1))
+    if slices == 1:
+        return flat.view(n, depth, height, width)
+    taps, reach = _taps(slices, x)
+    lines = F.pad(flat.view(n, 1, depth, height * width), (0, 0, reach, reach), mode="reflect")
+    return F.conv2d(lines, taps.view(1, 1, -1, 1)).view(n, depth, height, width)
+
+
+def least_depth(scale: Scale) -> int:
+    """LR slices that a block must have: more than a slab, and enough to mirror the low-pass filter at."""
+    reach = LOBES * scale[2] - 1 if scale[2] > 1 else 0
+    return max(SLAB + 1, math.ceil((reach + 1) / scale[2]))
+
+
+def _taps(s: int, like: Tensor) -> tuple[Tensor, int]:
+    """A low-pass at 1/s of the band, of sum 1, and how many taps it has on either side."""
+    reach = LOBES * s - 1
+    t = np.arange(-reach, reach + 1) / s
+    taps = np.sinc(t) * np.sinc(t / LOBES)
+    return like.new_tensor(taps / taps.sum()), reach
