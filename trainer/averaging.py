@@ -29,5 +29,6 @@ class Average:
         """Take in the weights after step number `step`, counted from 0."""
         if self.decay:
             keep = min(self.decay, (1 + step) / (10 + step))
-            mean, new = list(self.network.parameters()), list(self.trained.parameters())
-            torch._foreach_lerp_(mean, new, 1 - keep)
+            pairs = zip(self.network.parameters(), self.trained.parameters(), strict=True)
+            for mean, new in pairs:
+                mean.lerp_(new, 1 - keep)

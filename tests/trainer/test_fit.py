@@ -50,7 +50,10 @@ def config(scans, method="udean", **tables):
                 "misalign": method in PAIRED,
                 "target_simulated": True,
             },
-            "network": {"channels": 8, "groups": 1, "blocks": 1, "discriminator": 4, "skip": "cubic", **tables.get("network", {})},
+            "network": {
+                "channels": 8, "groups": 1, "blocks": 1, "discriminator": 4, "skip": "cubic",
+                **tables.get("network", {}),
+            },
             "schedule": {
                 "steps": 4, "batch": 2, "patch": 16, "learning_rate": 1e-3,
                 "validate_every": 2, "checkpoint_every": 2, "precision": "32-true",

@@ -34,10 +34,9 @@ class Supervised(Method):
         return self.network
 
     def losses(self, batch: Batch, made: Made) -> tuple[Terms, Made]:
-        sr = self.network(batch.coarse)
-        w = self.weights
         if batch.coarse.shape[1] > SLAB:
             return self.block_losses(batch), {}
+        sr, w = self.network(batch.coarse), self.weights
         terms = {"l1": losses.similarity(sr, batch.hr, w.charbonnier, w.rim)}
         if w.ssim:
             terms["ssim"] = losses.ssim(sr, batch.hr)

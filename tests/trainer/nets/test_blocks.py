@@ -12,15 +12,15 @@ from udean.trainer.simulation import kspace
 
 
 def test_a_block_is_what_the_runtime_makes_of_its_slices():
-    """Against the runtime's own windows and running mean, with whole planes and a network that is not linear."""
+    """Against the runtime's own windows and running mean, whole planes and a network that is not linear."""
     torch.manual_seed(0)
     network = super_resolution(Architecture(channels=8, groups=1, blocks=1, skip="cubic")).eval()
     for value in network.parameters():
         nn.init.normal_(value, std=0.2)
     lr = torch.rand(1, 7, 8, 10)
     card = ModelCard(
-        "m", "supervised", (2, 2, 2), (3, 6), (8, 10), "fft", "percentile-99.9", "cubic", "fp32", 1, "0", "nothing",
-        overlap=(0.25, 0.25, blocks.OVERLAP),
+        "m", "supervised", (2, 2, 2), (3, 6), (8, 10), "fft", "percentile-99.9", "cubic", "fp32", 1,
+        "0", "nothing", overlap=(0.25, 0.25, blocks.OVERLAP),
     )  # fmt: skip
     slices = tile_windows((8, 10, 7), card).slices
     assert slices.starts == (0, 1, 2, 3, 4)
