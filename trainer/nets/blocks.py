@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...runtime.pipeline.tiling import profile
 from ..simulation.kspace import Scale
 from .interpolation import SLAB
 
 OVERLAP = 0.5  # of slabs, at least; with three LR slices one begins at each
-SIGMA = 0.125  # of the blending's gaussian, in slabs, as in `runtime.pipeline.tiling`
 LOBES = 4  # of the low-pass filter on either side
 
 
@@ -27,9 +27,8 @@ def restored(network: nn.Module, lr: Tensor) -> Tensor:
     n, depth = lr.shape[:2]
     starts = range(depth - SLAB + 1)
     slabs = network(torch.cat([lr[:, k : k + SLAB] for k in starts]))
-    out = slabs.shape[1]
-    through = out // SLAB
-    weights = torch.exp(-0.5 * ((torch.arange(out, device=lr.device) - (out - 1) / 2) / (SIGMA * out)) ** 2)
+    through = slabs.shape[1] // SLAB
+    weights = lr.new_tensor(profile(SLAB, through, "fft", "gaussian"))
     total = lr.new_zeros(depth * through)
     image = slabs.new_zeros(n, depth * through, *slabs.shape[2:])
     for k, slab in zip(starts, slabs.chunk(len(starts)), strict=True):
