@@ -169,17 +169,27 @@ def _simulate(
     elliptical: Annotated[bool, typer.Option("--elliptical", help="Leave out k-space's corners.")] = False,
     bias: Annotated[float, typer.Option(help="Strength of a smooth receive field, such as 0.2.")] = 0.0,
     slab_axis: Annotated[int | None, typer.Option(min=0, max=2, help="Axis across the slices.")] = None,
+    thick: Annotated[
+        str | None, typer.Option(metavar="MM", help="Thick slices instead, such as 4mm, of the scan's plane.")
+    ] = None,
+    profile: Annotated[str, typer.Option(help="Of thick slices: gaussian, box or slr.")] = "gaussian",
+    gap: Annotated[str, typer.Option(metavar="MM", help="Between thick slices; negative: overlap.")] = "0mm",
     seed: Annotated[int, typer.Option(min=0, help="Of noise and receive field.")] = 0,
     debug: Debug = False,
 ) -> None:
-    """Make LR scans from HR ones by acquiring less of their k-space, in the same folders below OUT."""
+    """Make LR scans from HR ones, in the same folders below OUT: less of their k-space, or thick slices."""
 
     from .data.scans import find_scans
     from .simulation.kspace import Acquisition
     from .simulation.simulate import simulate_all
+    from .simulation.thick import Slices
 
     if sampling not in ("truncation", "blur"):
         raise RunError(f"The sampling is truncation or blur, not {sampling}.")
+    if thick is None and (profile != "gaussian" or parse_millimetres(gap)):
+        raise RunError("--profile and --gap are of thick slices: give their thickness with --thick.")
+    if thick is not None and (partial_fourier < 1 or elliptical or bias or sampling != "truncation"):
+        raise RunError("Thick slices (--thick) take --profile, --gap and --noise; the others are of k-space.")
     acquisition = Acquisition(
         parse_scale(scale),
         sampling=sampling,
@@ -189,6 +199,8 @@ def _simulate(
         bias=bias,
     )
     found = find_scans(scans)
+    if thick is not None:
+        acquisition = Slices(parse_millimetres(thick), parse_millimetres(gap), profile, noise)  # pyright: ignore[reportArgumentType]
     made = simulate_all(found, out, acquisition, seed, slab_axis)
     failed = 0
     for result in track(made, "Acquiring", len(found), console=STDERR):
@@ -272,3 +284,14 @@ def parse_scale(text: str) -> tuple[int, int, int]:
     if len(parts) != 3 or not all(part.isdigit() for part in parts):
         raise RunError(f"The scale '{text}' is not three factors such as 2x2x2.")
     return int(parts[0]), int(parts[1]), int(parts[2])
+
+
+def parse_millimetres(text: str) -> float:
+    """'4mm' or '4' as 4.0."""
+    try:
+        value = float(text.lower().removesuffix("mm"))
+    except ValueError:
+        value = float("nan")
+    if not math.isfinite(value):
+        raise RunError(f"'{text}' is not a length such as 4mm.")
+    return value

@@ -1,4 +1,4 @@
-"""LR scans from HR ones: files in, files out, on the FFT grid."""
+"""LR scans from HR ones: files in, files out, on the FFT grid or as thick slices."""
 
 from __future__ import annotations
 
@@ -8,23 +8,30 @@ import os
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...runtime.errors import RunError
 from ...runtime.scans.geometry import slab_axis, voxel_factors
 from ...runtime.scans.intensity import check_finite
-from ...runtime.scans.scan import FREESURFER, open_scan, stem, write_scan
+from ...runtime.scans.scan import FREESURFER, Header, Scan, open_scan, stem, write_scan
 from ...runtime.system.files import read_json, write_json
 from .kspace import Acquisition, DegradationError, acquire, crop
+from .thick import Slices, lr_grid, slices_of
 
-OURS = {"source", "scale", "slab_axis", "seed", "sampling"}  # keys by which a sidecar is one of ours
+OURS = {"source", "slab_axis", "seed", "noise"}  # keys by which a sidecar is one of ours
 
 log = logging.getLogger("udean")
 
 
 def simulate_all(
-    paths: Sequence[Path], out: Path, acquisition: Acquisition, seed: int = 0, axis: int | None = None
+    paths: Sequence[Path],
+    out: Path,
+    acquisition: Acquisition | Slices,
+    seed: int = 0,
+    axis: int | None = None,
 ) -> Iterator[Path | RunError]:
     """Acquire HR scans anew at low resolution, into the same folders below `out`; yields the scans' paths, or
     why there is none.
@@ -62,7 +69,7 @@ def _sidecar(target: Path) -> Path:
 def simulate(
     path: Path,
     out: Path,
-    acquisition: Acquisition,
+    acquisition: Acquisition | Slices,
     seed: int = 0,
     axis: int | None = None,
     name: Path | None = None,
@@ -86,25 +93,41 @@ def simulate(
     axis = slab_axis(scan.zooms) if axis is None else axis
     voxels = scan.voxels_in_units()
     check_finite(voxels, str(path))
+    dtype = scan.dtype.newbyteorder("=")
+    own = zlib.crc32(os.fsencode(name.as_posix())) ^ seed
+    hr = np.moveaxis(voxels, axis, 2)
     try:
-        hr = crop(np.moveaxis(voxels, axis, 2), acquisition.scale).astype(np.float32)
-    except DegradationError as error:
+        with np.errstate(over="ignore", invalid="ignore"):  # judged below
+            lr, header = _acquired(scan, hr, axis, acquisition, own, dtype)
+    except (DegradationError, RunError) as error:
         raise RunError(f"{path}: {error}") from None
-    with np.errstate(over="ignore", invalid="ignore"):  # judged below
-        lr = acquire(hr, acquisition, seed=zlib.crc32(os.fsencode(name.as_posix())) ^ seed)
     if not np.isfinite(lr).all():
+        bias = f" and bias {acquisition.bias:g}" if isinstance(acquisition, Acquisition) else ""
         raise RunError(
-            f"{path}: noise {acquisition.noise:g} and bias {acquisition.bias:g} give voxels beyond all "
-            "numbers: take less."
+            f"{path}: noise {acquisition.noise:g}{bias} give voxels beyond all numbers: take less."
         )
     lr = np.moveaxis(lr, 2, axis)
-    dtype = scan.dtype.newbyteorder("=")
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
         lr = np.clip(np.rint((lr - scan.inter) / scan.slope), limits.min, limits.max)
-    header = scan.coarse_header(voxel_factors(acquisition.scale, axis), "fft", dtype)
     write_scan(target, header, lr.astype(dtype))
-    record = {"source": path.name, "scale": acquisition.scale, "slab_axis": axis, "seed": seed}
-    record |= {k: v for k, v in dataclasses.asdict(acquisition).items() if k != "scale"}
+    record = {"source": path.name, "slab_axis": axis, "seed": seed, **dataclasses.asdict(acquisition)}
     write_json(sidecar, record)
     return target
+
+
+def _acquired(
+    scan: Scan,
+    hr: NDArray[np.float32],
+    axis: int,
+    acquisition: Acquisition | Slices,
+    seed: int,
+    dtype: np.dtype[Any],
+) -> tuple[NDArray[np.float32], Header]:
+    """The LR volume (rows, columns, slices) of an HR one, and the LR scan's header."""
+    if isinstance(acquisition, Slices):
+        thick = acquisition.of(scan.zooms[axis])
+        grid = lr_grid(scan.shape, axis, thick.step)
+        return slices_of(hr, thick, seed)[0], scan.header_on(grid, dtype)
+    lr = acquire(crop(hr, acquisition.scale).astype(np.float32), acquisition, seed=seed)
+    return lr, scan.coarse_header(voxel_factors(acquisition.scale, axis), "fft", dtype)
