@@ -21,7 +21,10 @@ PARTS = 9  # of a fine voxel, in which a profile is integrated
 TIME_BANDWIDTH = 4  # of the Hamming-windowed sinc pulse: a usual choice in spin-echo sequences
 SAMPLES = 16  # slices of one line whose spectrum is compared
 TISSUE = 0.05  # of the brightest: above it is tissue
-RANGE = 0.08, 0.8  # deviations of profiles in slice spacings: thin slices with gaps to thick overlapping
+RANGE = (
+    0.2,
+    0.8,
+)  # deviations of profiles in slice spacings: a box with gaps of 30 % to thick overlapping slices
 
 
 @functools.cache
