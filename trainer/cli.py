@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -190,7 +190,7 @@ def _simulate(
         raise RunError("--profile and --gap are of thick slices: give their thickness with --thick.")
     if thick is not None and (partial_fourier < 1 or elliptical or bias or sampling != "truncation"):
         raise RunError("Thick slices (--thick) take --profile, --gap and --noise; the others are of k-space.")
-    acquisition = Acquisition(
+    acquisition: Acquisition | Slices = Acquisition(
         parse_scale(scale),
         sampling=sampling,
         partial_fourier=partial_fourier,
@@ -200,7 +200,7 @@ def _simulate(
     )
     found = find_scans(scans)
     if thick is not None:
-        acquisition = Slices(parse_millimetres(thick), parse_millimetres(gap), profile, noise)  # pyright: ignore[reportArgumentType]
+        acquisition = Slices(parse_millimetres(thick), parse_millimetres(gap), cast(Any, profile), noise)
     made = simulate_all(found, out, acquisition, seed, slab_axis)
     failed = 0
     for result in track(made, "Acquiring", len(found), console=STDERR):
