@@ -240,7 +240,9 @@ def _write(resolved: Resolved, resolve: SuperResolver) -> Outcome:
         digest = job.result_digest()
         choice, scan = loaded.choice, loaded.scan
         held = [] if resolved.found else resolve.measured_band(scan, loaded.looks)
-        told = {"measured_band": [dataclasses.asdict(band) for band in held] or resolve.why_unheld}
+        told: dict[str, Any] = {
+            "measured_band": [dataclasses.asdict(band) for band in held] or resolve.why_unheld
+        }
         if choice.warnings:
             told["warnings"] = list(choice.warnings)
         if resolved.found:
