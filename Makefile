@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # One environment for everything; versions are exactly those of constraints.txt.
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install test quick lint docs demo default-model results kernels vendor gpu-check bench bench-full clean
+.PHONY: install test installs quick lint docs demo default-model results kernels vendor gpu-check bench bench-full clean
 
 install: $(INSTALLED)
 
@@ -36,6 +36,10 @@ QUICK := tests/test_architecture.py tests/test_docs.py tests/runtime/scans tests
 # The pages of docs/ as a site, in site/; a dead link is an error.
 docs: install
 	$(BIN)/mkdocs build --strict
+
+# Every install that the README speaks of, in fresh environments: some minutes, mostly pip's.
+installs: install
+	$(BIN)/python tests/installs.py
 
 demo: install
 	$(BIN)/udean-demo

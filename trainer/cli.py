@@ -10,9 +10,9 @@ from typing import Annotated, Any, cast
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn, track
-from rich.table import Table
 
 from ..runtime.commands.common import command
+from ..runtime.commands.tables import show_table
 from ..runtime.errors import RunError
 
 Entries = Annotated[list[str] | None, typer.Option(help="Scans: a file, a folder or a glob; repeatable.")]
@@ -242,13 +242,7 @@ def _evaluate(
             write(path)
     for problem in problems:
         typer.echo(f"Not measured: {problem}", err=True)
-    table = Table("scan", *(TITLES[name] for name in summary.names))
-    *scans, total = summary.rows()
-    for row in scans:
-        table.add_row(*row)
-    table.add_section()
-    table.add_row(*total)
-    Console().print(table)
+    show_table(["scan", *(TITLES[name] for name in summary.names)], summary.rows())
     if problems:
         print(f"{len(summary.scans)} measured, {len(problems)} not")
         raise typer.Exit(1)
@@ -267,7 +261,7 @@ simulate = command(
     "udean-simulate",
     "udean-simulate hr/ -o lr/ --scale 2x2x2 --noise 0.01",
     "udean-simulate hr/ -o lr/ --scale 1x1x3 --slab-axis 2",
-    extra="train",
+    extra="eval",
 )
 evaluate = command(
     _evaluate,

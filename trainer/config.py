@@ -150,7 +150,10 @@ def load(
     if preset not in PRESETS:
         raise ConfigError(f"There is no preset '{preset}': choose {' or '.join(PRESETS)}.")
     layers = [
-        (f"preset {preset}", resources.files("udean.trainer").joinpath(f"presets/{preset}.toml").read_text())
+        (
+            f"preset {preset}",
+            resources.files("udean.trainer").joinpath(f"presets/{preset}.toml").read_text("utf-8"),
+        )
     ]
     if file is not None:
         try:

@@ -80,7 +80,7 @@ def fit(config: Config, run: Path, resume: bool = False, report: Report | None =
     metrics, alarm = None, Alarm()
     if first:
         run.mkdir(parents=True, exist_ok=True)
-        (run / "config.toml").write_text(config.to_toml(), "utf-8")
+        (run / "config.toml").write_text(config.to_toml(), "utf-8", "surrogateescape")
         metrics = Metrics(run, start)
     decimation = Decimation(arch.scale).to(fabric.device)
     lr, hr = material.watched_lr, material.watched_hr

@@ -265,7 +265,7 @@ class Node:
 
     def _set_aside(self, folder: Path, reason: str) -> None:
         """To quarantine, with the reason beside the slices. Raises OSError if the disk fails."""
-        (folder / "reason.txt").write_text(reason + "\n")
+        (folder / "reason.txt").write_text(reason + "\n", "utf-8", "backslashreplace")
         os.replace(folder, self._quarantine / f"{folder.name}-{time.time_ns()}")
         self._refused.pop(folder.name, None)
         log("quarantined", series=folder.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -120,7 +121,7 @@ class Preparation:
         return Aligned(pair, ((1, 1, 1), self.scale))
 
     def _own_seed(self, entry: Entry) -> int:
-        return zlib.crc32(entry.participant.encode()) ^ self.seed
+        return zlib.crc32(os.fsencode(entry.participant)) ^ self.seed
 
     def _group(self, entries: Sequence[Entry], member: Callable[[Entry, int], Aligned]) -> Group:
         sizes = self._each(entries, lambda entry: open_along_world(entry.path).zooms)

@@ -165,12 +165,12 @@ def _laid_out(layout: str, root: Path) -> list[Path]:
 
 def _listed(path: Path) -> dict[Path, str]:
     try:
-        with open(path, newline="", encoding="utf-8-sig") as stream:
+        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
             rows = list(csv.DictReader(stream))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, csv.Error) as error:
         raise CohortError(f"{path} cannot be read as a list: {error}.") from None
     if not rows or not all(row.get("path") for row in rows):
-        raise CohortError(f"{path} is no list of scans: it needs a column 'path' and a row for each scan.")
+        raise CohortError(f"{path} is not a list of scans: it needs a column 'path' and a row for each scan.")
     found = {}
     for row in rows:
         scan = Path(os.path.abspath(path.parent / Path(row["path"]).expanduser()))

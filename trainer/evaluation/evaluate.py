@@ -82,7 +82,7 @@ class Summary:
         for scan, figures in {**self.scans, "mean": self.mean, "sd": self.sd}.items():
             rows.writerow([scan, *(f"{getattr(figures, name):.6g}" for name in self.names)])
         with atomic(path) as file:
-            file.write(text.getvalue().encode())
+            file.write(text.getvalue().encode(errors="surrogateescape"))
 
     def to_markdown(self, path: Path) -> None:
         lines = [
@@ -91,7 +91,7 @@ class Summary:
         ]
         lines += [f"| {' | '.join(row)} |" for row in self.rows()]
         with atomic(path) as file:
-            file.write(("\n".join(lines) + "\n").encode())
+            file.write(("\n".join(lines) + "\n").encode(errors="surrogateescape"))
 
     def rows(self) -> list[list[str]]:
         """A row of text for each scan, and one of mean ± sd."""

@@ -1,0 +1,55 @@
+"""Tables for terminals of any width: what does not fit goes below, and no figure is ever cut off."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+
+def show_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows under their head, the first column with each part of a table that is too wide.
+
+    Where nobody's terminal limits it (a file, a pipe) it is as wide as it has to be.
+    """
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in console._environ:
+        console = Console(width=10_000)
+    rest = list(range(1, len(head)))
+    while rest:
+        count = next((n for n in range(len(rest), 1, -1) if _fits(console, head, rows, rest[:n])), 1)
+        part, rest = rest[:count], rest[count:]
+        if _fits(console, head, rows, part):
+            console.print(_table(head, rows, part))
+            continue
+        for row in rows:  # a name of any length, broken where the terminal ends
+            print(row[0])
+            for column in part:
+                print(f"  {head[column]}: {row[column]}")
+    sys.stdout.flush()
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], columns: Sequence[int]) -> Table:
+    table = Table()
+    for column in (0, *columns):
+        table.add_column(head[column], no_wrap=column == 0)
+    for row in rows[:-1]:
+        table.add_row(*(_unbroken(row[column]) for column in (0, *columns)))
+    table.add_section()
+    table.add_row(*(_unbroken(rows[-1][column]) for column in (0, *columns)))
+    return table
+
+
+def _fits(
+    console: Console, head: Sequence[str], rows: Sequence[Sequence[str]], columns: Sequence[int]
+) -> bool:
+    """Whether no word of these columns would be broken."""
+    table = _table(head, rows, columns)
+    return table.__rich_measure__(console, console.options.update(width=10_000)).minimum <= console.width
+
+
+def _unbroken(text: str) -> str:
+    """Text that is not wrapped at its spaces, such as those of "1.00 ± 0.10"."""
+    return text.replace(" ", " ")

@@ -1,0 +1,247 @@
+"""Every start has a right end: versions, empty arguments, readers that leave, full disks, plain terminals."""
+
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import udean
+
+BIN = Path(sys.executable).parent
+SETTINGS = tomllib.loads((Path(udean.__file__).parent / "pyproject.toml").read_text())["project"]
+COMMANDS = SETTINGS["entry-points"]["udean.commands"]
+
+
+def run(*command, **options):
+    options = {"capture_output": True, "text": True} | options
+    return subprocess.run([BIN / command[0], *map(str, command[1:])], **options)
+
+
+def scan(path, shape=(8, 8, 6)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = np.random.default_rng(0).integers(0, 1000, shape).astype(np.int16)
+    nib.save(nib.Nifti1Image(data, np.diag([1, 1, 2, 1])), path)
+    return path
+
+
+@pytest.fixture
+def scans(tmp_path):
+    for name in "abc":
+        scan(tmp_path / "scans" / f"{name}.nii.gz")
+    return tmp_path / "scans"
+
+
+def made(folder):
+    return sorted(path.name for path in folder.glob("*_sr.nii.gz"))
+
+
+ALL = ["a_sr.nii.gz", "b_sr.nii.gz", "c_sr.nii.gz"]
+
+
+def test_every_program_is_a_command_and_starts_by_the_one_guarded_way():
+    programs = {name.removeprefix("udean-"): target for name, target in SETTINGS["scripts"].items()}
+    assert set(programs.values()) == {"udean.__main__:main"}, "scripts start at udean.__main__:main"
+    assert set(programs) - {"udean"} <= set(COMMANDS), "a script needs an entry point of udean.commands"
+    extras = {target.partition("[")[2].rstrip("]") for target in COMMANDS.values()} - {""}
+    assert extras <= set(SETTINGS["optional-dependencies"])
+
+
+def test_versions():
+    said = run("udean", "--version").stdout
+    assert re.fullmatch(rf"udean {re.escape(udean.__version__)} \(Python .*OpenVINO \d.*\)\n", said)
+    for command in (
+        ["udean-run", "--version"],
+        ["udean", "eval", "--version"],
+        ["udean-export", "--version"],
+    ):
+        done = run(*command)
+        assert done.returncode == 0 and udean.__version__ in done.stdout
+    done = run("python", "-m", "udean", cwd="/")
+    assert done.returncode == 0 and udean.__version__ in done.stdout
+    for name in COMMANDS:
+        assert re.search(rf"^  {name} +\w", done.stdout, re.MULTILINE), "each is listed with a line about it"
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_help_has_examples(name):
+    done = run("udean", name, "--help")
+    assert done.returncode == 0 and "Usage: udean " in done.stdout and "Example: " in done.stdout
+
+
+def test_what_is_no_command_is_a_sentence():
+    done = run("udean", "rnu")
+    assert done.returncode == 2 and done.stderr == "Error: udean has no command rnu: did you mean run?\n"
+
+
+@pytest.mark.parametrize("command", ["udean-run", "udean-simulate", "udean-view"])
+@pytest.mark.parametrize("arguments", [[""], ["scans", "-o", ""], ["scans", "--out="]])
+def test_an_empty_argument_is_refused(command, arguments, tmp_path):
+    scan(tmp_path / "scans" / "a.nii.gz")
+    done = run(command, *arguments, cwd=tmp_path)
+    assert done.returncode == 2 and "empty" in done.stderr and os.listdir(tmp_path) == ["scans"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["udean-run", "none.nii.gz"],
+        ["udean-run", "a.nii.gz", "none"],
+        ["udean-simulate", "none", "-o", "lr"],
+        ["udean-eval", "--sr", "none", "--hr", "a.nii.gz"],
+        ["udean-view", "none"],
+        ["udean-export", "none.pt"],
+        ["udean-serve", "--engine", "none.onnx", "--port", "0"],
+        ["udean-train", "--source", "none", "--target", "a.nii.gz"],
+    ],
+    ids=" ".join,
+)
+def test_a_mistyped_path_is_a_sentence_and_nothing_is_written(command, tmp_path):
+    scan(tmp_path / "a.nii.gz")
+    done = run(*command, cwd=tmp_path)
+    assert done.returncode == 2 and "none" in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("udean-manifest*")) and not (tmp_path / "lr").exists()
+
+
+def test_a_reader_that_leaves_does_not_end_the_work(scans):
+    with subprocess.Popen(
+        [BIN / "udean-run", scans], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        said = process.stderr.read()
+        assert process.wait() == 0 and said == b""
+    assert made(scans.with_name("scans-sr")) == ALL
+
+
+def test_a_full_disk_under_stdout_is_told_once_and_does_not_end_the_work(scans):
+    with open("/dev/full", "w") as full:
+        done = run("udean-run", scans, capture_output=False, stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 0 and done.stderr.count("No space left") == 1 == len(done.stderr.splitlines())
+    assert made(scans.with_name("scans-sr")) == ALL
+
+
+@pytest.mark.parametrize("closed", [[1], [2], [0, 1, 2]], ids=str)
+def test_closed_streams_do_not_end_the_work_nor_write_into_results(closed, scans):
+    def close():
+        for number in closed:
+            os.close(number)
+
+    done = subprocess.run([BIN / "udean-run", scans], preexec_fn=close, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0 and made(scans.with_name("scans-sr")) == ALL
+    assert nib.load(scans.with_name("scans-sr") / "a_sr.nii.gz").get_fdata().shape == (16, 16, 12)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_terminals_without_unicode(encoding, scans):
+    (scans / "a.nii.gz").rename(scans / "größe–1.nii.gz")
+    env = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    for command in (["udean-run", scans, "--report"], ["udean-run", "--help"], ["udean"]):
+        done = run(*command, env=env, text=False)
+        assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
+        done.stdout.decode(encoding)
+
+
+def test_names_that_are_no_text(tmp_path):
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(folder)
+    table = folder + b"/f.csv"
+    os.rename(scan(tmp_path / "x.nii.gz", (24, 24, 16)), folder + b"/m\xfcde.nii.gz")
+    for command in (
+        ["udean-run", folder, "--report"],
+        ["udean-run", "status", folder + b"-sr"],
+        ["udean-simulate", folder, "-o", folder + b"-lr"],
+        [
+            "udean-eval",
+            "--sr",
+            "tricubic",
+            "--lr",
+            folder + b"-lr",
+            "--hr",
+            folder,
+            "--csv",
+            folder + b"/f.csv",
+        ],
+    ):
+        done = subprocess.run([BIN / command[0], *command[1:]], capture_output=True)
+        assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
+    assert os.path.exists(folder + b"-sr/m\xfcde_sr.nii.gz") and os.path.exists(
+        folder + b"-lr/m\xfcde.nii.gz"
+    )
+    assert b"m\xfcde" in Path(os.fsdecode(folder + b"/f.csv")).read_bytes()
+
+
+@pytest.mark.parametrize("columns", [30, 80, 300])
+def test_no_figure_is_cut_off_by_a_narrow_terminal(columns, capsys, monkeypatch):
+    from udean.runtime.commands.tables import show_table
+
+    monkeypatch.setenv("COLUMNS", str(columns))
+    names = [f"figure {n} of some name" for n in range(9)]
+    rows = [[f"sub-{n}_ses-baseline_acq-mprage_T1w", *(f"{n}.{m}234" for m in range(9))] for n in range(3)]
+    rows += [["mean ± sd", *(f"{m}.1234 ± 0.5678" for m in range(9))]]
+    show_table(["scan", *names], rows)
+    said = capsys.readouterr().out
+    assert "…" not in said and max(map(len, said.splitlines())) <= max(columns, 40)
+    for row in rows:
+        for cell in row[1:]:
+            assert cell in said.replace("\u00a0", " ")
+
+
+def test_too_little_memory_is_a_sentence(tmp_path):
+    source = scan(tmp_path / "scans" / "a.nii.gz", (400, 400, 200))
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_AS, (700 << 20, 700 << 20))
+
+    for command in (
+        ["udean-run", "--dtype", "float32", source],
+        ["udean-simulate", source, "-o", tmp_path / "lr"],
+        ["udean-eval", "--sr", source, "--hr", source],
+    ):
+        done = run(*command, preexec_fn=limit, env=os.environ | {"OPENBLAS_NUM_THREADS": "1"})
+        assert done.returncode in (1, 2) and "memory" in done.stderr and "Traceback" not in done.stderr, done
+
+
+@pytest.mark.parametrize(
+    "command", [["udean-simulate", "hr", "-o", "lr"], ["udean-view", "hr"]], ids=" ".join
+)
+def test_an_interruption_is_no_traceback(command, tmp_path):
+    for n in range(40):
+        scan(tmp_path / "hr" / f"{n}.nii.gz", (96, 96, 96) if not n else (32, 32, 32))
+    pipe = subprocess.PIPE
+    command = [BIN / "udean-simulate", "hr", "-o", "lr"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=pipe, stdout=pipe, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "lr").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130 and said.endswith("Interrupted.\n") and "Traceback" not in said
+    assert not list((tmp_path / "lr").glob(".*"))
+
+
+def test_the_shell_completes_commands_and_options():
+    script = """
+    eval "$(udean completion bash)"
+    try() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); $COMPLETE "$1"; echo "${COMPREPLY[*]}"; }
+    COMPLETE=_udean_completion try udean ru
+    COMPLETE=_udean_completion try udean run --overw
+    COMPLETE=_udean_run_completion try udean-run --libr
+    """
+    env = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=env)
+    assert done.stdout.split("\n")[:3] == ["run", "--overwrite", "--library"], done
+
+
+def test_the_doctor_says_what_would_run_and_why():
+    done = run("udean", "doctor")
+    assert done.returncode == 0
+    for word in ("openvino", "cores", "GPU: ", "udean-run would use", "because"):
+        assert word in done.stdout
