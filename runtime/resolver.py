@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Image
@@ -28,15 +28,17 @@ from .cuda import CudaEngine, CudaPipeline
 from .cuda.device import GpuError
 from .engines.choose import choose_engine, cpu_model, open_engine
 from .errors import RunError
+from .models.card import ModelCard
 from .pipeline import consistency as measured
 from .pipeline import through_plane
 from .pipeline.content import Content, survey
-from .pipeline.engine import Engine, Library, Precision
+from .pipeline.engine import Engine, EngineInfo, Library, Precision
 from .pipeline.host import HostPipeline, LrVolume, batch_size
 from .pipeline.stream import Band, resolve_stream
 from .pipeline.tiling import Box, Tiling, Weighting, Window, tile_windows
 from .scans import intensity
 from .scans.choice import Choice, choose
+from .scans.foreign import from_itk, from_tensor, is_itk, is_tensor, to_itk, to_tensor
 from .scans.geometry import Factors, fine_affine, slab_axis, voxel_factors
 from .scans.intensity import Intensities
 from .scans.kinds import check_layout, check_voxels
@@ -46,6 +48,10 @@ from .scans.regrid import Asked, Grid, along, spline_weights
 from .scans.rings import rings
 from .scans.scan import Header, Scan, fine_image, image_scan
 from .system.trace import Stopwatch, Trace, span
+
+if TYPE_CHECKING:
+    from SimpleITK import Image
+    from torch import Tensor
 
 Output = Literal["input", "float32"]
 Fallback = Literal["none", "cpu"]
@@ -76,6 +82,36 @@ class Options:
     crop: bool = True
     consistency: Consistency = "auto"
     to: str | None = None
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a SuperResolver is made of: print it, or take its parts.
+
+    card: what the model expects and yields. engine: what runs it. options: how volumes are restored.
+    """
+
+    card: ModelCard
+    engine: EngineInfo
+    options: Options
+
+    def __str__(self) -> str:
+        card, options = self.card, self.options
+        rows, columns = card.window
+        lines = {
+            "model": f"{card.name} ({card.method}), {card.parameters:,} parameters, {self.engine.model}",
+            "restores": " x ".join(map(str, card.scale)) + " voxels for one, as (row, column, slice)",
+            "trained on": card.trained_on,
+            "engine": str(self.engine),
+            "windows": f"trained {rows} x {columns}, slabs of {card.slab[0]}; overlap {options.overlap}, "
+            f"window {options.window or 'as it fits'}, {options.weighting}",
+            "measured band": f"{options.consistency}; the scan is {card.consistency} of the result"
+            if card.consistency != "off"
+            else "left to the network",
+            "spacing": options.to or "the model's own factors",
+            "intended use": card.intended_use,
+        }
+        return "\n".join(f"{name + ':':<15}{said}" for name, said in lines.items())
 
 
 @dataclass(frozen=True)
@@ -239,6 +275,17 @@ class SuperResolver:
         with self._turn:
             self._engine = self._pipeline = self._thick = None
 
+    def __repr__(self) -> str:
+        return (
+            f"<SuperResolver {self.card.name}, closed>"
+            if self._engine is None
+            else f"<SuperResolver {self.describe()}>"
+        )
+
+    def info(self) -> Info:
+        """The model, what runs it and how. Raises RunError if this is closed."""
+        return Info(self.card, self.engine.info, self.options)
+
     @property
     def engine(self) -> Engine | CudaEngine:
         if self._engine is None:
@@ -250,15 +297,28 @@ class SuperResolver:
         """Of the last volume that this thread has resolved."""
         return getattr(self._last, "timings", None)
 
+    @overload
     def __call__(
         self, volume: NDArray[Any], dtype: Output = "input", progress: Progress | None = None
-    ) -> NDArray[Any]:
+    ) -> NDArray[Any]: ...
+
+    @overload
+    def __call__(
+        self, volume: Tensor, dtype: Output = "input", progress: Progress | None = None
+    ) -> Tensor: ...
+
+    def __call__(
+        self, volume: NDArray[Any] | Tensor, dtype: Output = "input", progress: Progress | None = None
+    ) -> NDArray[Any] | Tensor:
         """Resolve a volume (rows, columns, slices) of any real dtype to (s·rows, s·columns, s·slices).
 
+        A tensor gives a tensor on the same device, computed by this resolver's engine.
         dtype: "input" keeps the volume's, integers rounded and clipped to the range of its voxels. A
             magnitude image, which has no negative voxels, gets none whatever the dtype.
         progress(done, all) counts windows. Raises RunError for other shapes and dtypes, NaN or Inf.
         """
+        if is_tensor(volume):
+            return to_tensor(self(from_tensor(volume), dtype, progress), volume, keep=dtype == "input")
         _check(volume)
         self._needs_slabs()
         start, watch = time.perf_counter(), Stopwatch(self.trace)
@@ -323,8 +383,23 @@ class SuperResolver:
         low, high = look.content.low.item(), look.content.high.item()
         return Intensities(look.unit, low, high, look.noise.sigma if look.noise else 0.0, look.rings)
 
-    def image(self, image: SpatialImage, dtype: Output = "input", axis: int | None = None) -> Nifti1Image:
-        """Resolve a nibabel image. axis: that across the slices, by default the coarsest."""
+    @overload
+    def image(self, image: SpatialImage, dtype: Output = "input", axis: int | None = None) -> Nifti1Image: ...
+
+    @overload
+    def image(self, image: Image, dtype: Output = "input", axis: int | None = None) -> Image: ...
+
+    def image(
+        self, image: SpatialImage | Image, dtype: Output = "input", axis: int | None = None
+    ) -> Nifti1Image | Image:
+        """Resolve a nibabel or SimpleITK image into one of the same library.
+
+        axis: that across the slices, by default the coarsest.
+        """
+        if is_itk(image):
+            return to_itk(self.image(from_itk(image), dtype, axis))
+        if not isinstance(image, SpatialImage):
+            raise RunError(f"An image is nibabel's or SimpleITK's, not {type(image).__name__}.")
         return fine_image(*self.scan(image_scan(image), dtype, axis))
 
     def scan(
@@ -729,6 +804,10 @@ def _volumes(voxels: NDArray[Any]) -> list[NDArray[Any]]:
 
 
 def _check(volume: NDArray[Any]) -> None:
+    if not isinstance(volume, np.ndarray):
+        raise RunError(
+            f"A volume is an array or a tensor, not {type(volume).__name__}; images go to `image`."
+        )
     if volume.ndim != 3 or not volume.size or volume.dtype.kind not in "iuf":
         raise RunError(f"A volume must be 3-D and real, not {volume.dtype} of shape {volume.shape}.")
 

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = "run serve view dicom-node simulate train eval export demo bench doctor completion"
+COMMANDS = "run status serve view dicom-node simulate train eval export demo bench doctor completion"
 SCANS = """
 import sys, numpy as np, nibabel as nib
 from pathlib import Path

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, version
@@ -33,6 +34,8 @@ def main() -> None:
         name = Path(sys.argv[0]).stem.removeprefix("udean-")
         if name not in commands():
             name = _chosen(sys.argv[1:])
+        if name == "run" and sys.argv[1:2] == ["status"] and not os.path.lexists("status"):
+            name, sys.argv[1:2] = "status", []  # its older spelling: udean-run status OUT
         if name:
             refuse_empty(sys.argv[1:])
             if sys.argv[1:] == ["--version"]:  # told without the libraries that the command needs

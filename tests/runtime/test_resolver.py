@@ -239,3 +239,15 @@ def test_windows_that_no_machine_holds_are_refused(tmp_path):
     model = onnx_model(tmp_path / "sr.onnx", CARD)
     with pytest.raises(RunError, match="smaller"):
         SuperResolver(model, window=(10_000_000, 10_000_000))
+
+
+def test_info_and_repr_say_what_restores_and_how(resolve):
+    info = resolve.info()
+    assert (info.card, info.engine, info.options) == (CARD, resolve.engine.info, resolve.options)
+    for part in (CARD.name, "2 x 2 x 2", str(resolve.engine.info), CARD.intended_use, "gaussian"):
+        assert part in str(info)
+    assert repr(resolve) == f"<SuperResolver {resolve.describe()}>"
+    resolve.close()
+    assert repr(resolve) == f"<SuperResolver {CARD.name}, closed>"
+    with pytest.raises(RunError, match="closed"):
+        resolve.info()

@@ -1,0 +1,6 @@
+"""`python -m udean.runtime.cli`: udean-run where its script is not installed, or its package has moved."""
+
+from .commands.run import main
+
+if __name__ == "__main__":
+    main()

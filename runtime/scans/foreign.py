@@ -1,0 +1,82 @@
+"""Volumes of PyTorch and images of SimpleITK, taken in and given back.
+
+Neither library is imported here before its user has done so.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import numpy as np
+from nibabel.nifti1 import Nifti1Image
+from numpy.typing import NDArray
+
+from ..errors import RunError
+
+if TYPE_CHECKING:
+    from SimpleITK import Image
+    from torch import Tensor
+
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's world points left and back, NIfTI's right and to the front
+
+
+def is_tensor(volume: object) -> TypeGuard[Tensor]:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(volume, torch.Tensor)
+
+
+def is_itk(image: object) -> TypeGuard[Image]:
+    sitk = sys.modules.get("SimpleITK")
+    return sitk is not None and isinstance(image, sitk.Image)
+
+
+def from_tensor(volume: Tensor) -> NDArray[Any]:
+    """A tensor of any device as an array; bfloat16, which NumPy lacks, becomes float32."""
+    import torch
+
+    volume = volume.detach().cpu()
+    return (volume.float() if volume.dtype == torch.bfloat16 else volume).numpy()
+
+
+def to_tensor(voxels: NDArray[Any], like: Tensor, keep: bool) -> Tensor:
+    """An array as a tensor on the device of another, and of its dtype if `keep`."""
+    import torch
+
+    return torch.from_numpy(voxels).to(like.device, like.dtype if keep else None)
+
+
+def from_itk(image: Image) -> Nifti1Image:
+    """An ITK image as a nibabel one, voxels (i, j, k) and geometry as they are, in mm.
+
+    Raises RunError if it is not 3-D or has more than one component.
+    """
+    import SimpleITK as sitk
+
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise RunError(
+            f"An ITK image must be 3-D and have one component, not {image.GetDimension()}-D with "
+            f"{image.GetNumberOfComponentsPerPixel()}."
+        )
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    voxels = sitk.GetArrayFromImage(image).T
+    made = Nifti1Image(voxels, LPS @ affine, dtype=voxels.dtype)
+    made.set_sform(LPS @ affine, "scanner")
+    made.set_qform(LPS @ affine, "scanner")
+    made.header.set_xyzt_units("mm")
+    return made
+
+
+def to_itk(image: Nifti1Image) -> Image:
+    """A nibabel image, as `image_scan`'s results are, as an ITK one: the same voxels and geometry."""
+    import SimpleITK as sitk
+
+    made = sitk.GetImageFromArray(np.asanyarray(image.dataobj).T)
+    affine = LPS @ np.asarray(image.affine)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    made.SetSpacing(spacing.tolist())
+    made.SetDirection((affine[:3, :3] / spacing).ravel().tolist())
+    made.SetOrigin(affine[:3, 3].tolist())
+    return made
