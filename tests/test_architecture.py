@@ -25,13 +25,14 @@ FLOORS = (
     ("runs",),
     ("view", "cluster"),
     ("commands",),
+    ("cli",),  # `python -m udean.runtime.cli`
 )
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 # What opens a checkpoint needs the trainer: it alone looks up, and says so.
 EXCEPTIONS = {("runtime/engines/checkpoint.py", "trainer")}
 FILES = sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py"))
 RUNTIME = [p for p in FILES if p.is_relative_to(ROOT / "runtime") and p.parent != ROOT / "runtime"]
-RUNTIME += [ROOT / "runtime/resolver.py", ROOT / "runtime/job.py", ROOT / "runtime/errors.py"]
+RUNTIME += [ROOT / f"runtime/{name}.py" for name in ("cli", "resolver", "job", "errors")]
 
 
 def imports(file):
