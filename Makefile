@@ -44,16 +44,16 @@ installs: install
 demo: install
 	$(BIN)/udean-demo
 
-# The embedded model again from nothing: cohort, LR scans, an hour of training, export. RUN keeps it all.
+# The embedded model again: heads from label maps, a real head, training (half an hour of one core), export.
+# LABELS: folder of the label maps. HEADS: the real T1. Where both are to be had: docs/default-model.md. RUN keeps all.
 RUN ?= runs/default
 default-model: install
-	$(BIN)/python -m udean.trainer.simulation.atlas_heads $(RUN)/source --heads 20 --first 0
-	$(BIN)/python -m udean.trainer.simulation.atlas_heads $(RUN)/target-hr --heads 20 --first 20
-	$(BIN)/python -m udean.trainer.simulation.atlas_heads $(RUN)/validation-hr --heads 4 --first 40
-	$(BIN)/udean-simulate $(RUN)/target-hr -o $(RUN)/target --scale 2x2x2
-	$(BIN)/udean-simulate $(RUN)/validation-hr -o $(RUN)/validation --scale 2x2x2
+	@test -n "$(LABELS)" -a -n "$(HEADS)" || { echo "make default-model LABELS=FOLDER HEADS=FILE: docs/default-model.md says where to get them."; exit 1; }
+	$(BIN)/python -m udean.benchmarks.default_model prepare $(LABELS) $(HEADS) $(RUN)/hr
+	$(BIN)/python -m udean.trainer.simulation.heads $(RUN)/hr --labels $(LABELS) --heads 28 --first 0
+	$(BIN)/python -m udean.trainer.simulation.heads $(RUN)/val --labels $(LABELS) --heads 2 --first 28
 	cd $(RUN) && $(CURDIR)/$(BIN)/udean-train --preset compact --config $(CURDIR)/benchmarks/default_model.toml --out run
-	$(BIN)/python -m udean.benchmarks.default_model $(RUN)/run
+	$(BIN)/python -m udean.benchmarks.default_model ship $(RUN)/run
 
 # RESULTS.md, its plots and the figures in README.md, from the JSON in benchmarks/results/.
 results: install

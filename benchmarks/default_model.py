@@ -1,21 +1,28 @@
-"""The embedded model's last step: measure a trained run on a brain it has never seen, and ship it.
+"""The embedded model's first and last step: check the data it is made of; measure a run and ship it.
 
-`make default-model` makes the cohort and trains with the product's own commands and then calls this: the
-ICBM152 figures go into the model's card, the checkpoint and what is exported from it into `runtime/models/`,
-and the curve of the training and the demo's picture into `docs/`.
+`make default-model` makes the cohort and trains with the product's own commands between the two. The ICBM152
+figures go into the model's card, the checkpoint and what is exported from it into `runtime/models/`, and the
+curve of the training and the demo's picture into `docs/`.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import shutil
 from pathlib import Path
 from typing import Annotated
 
+import nibabel as nib
+import numpy as np
 import typer
+from numpy.typing import NDArray
+from scipy import fft
 
 from ..export.artefacts import export_onnx
+from ..runtime.commands.common import sentences
+from ..runtime.errors import RunError
 from ..trainer import checkpoint
 from . import demo
 
@@ -24,7 +31,48 @@ MODELS = ROOT / "runtime" / "models"
 DOCS = ROOT / "docs"
 
 
-def main(run: Annotated[Path, typer.Argument(help="Folder of the training: best.pt, metrics.csv.")]) -> None:
+app = typer.Typer(help=__doc__)
+
+
+@app.command()
+def prepare(
+    labels: Annotated[Path, typer.Argument(help="Folder of the 20 label maps.")],
+    head: Annotated[Path, typer.Argument(help="The real T1 at 0.67 mm.")],
+    out: Annotated[Path, typer.Argument(help="Folder for HR scans.")],
+) -> None:
+    """Check LABELS and HEAD by their SHA-256, and put the head into OUT, as it is and at 1 mm."""
+    for line in (Path(__file__).parent / "default_model.sha256").read_text().splitlines():
+        digest, name = line.split()
+        file = head if name.startswith("t1w") else labels / name
+        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+            raise RunError(
+                f"{file} is not {name} of SHA-256 {digest}: docs/default-model.md says where it is."
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(head, out / "real-0.67mm.nii.gz")
+    nifti = nib.load(head)
+    image = millimetre(np.asarray(nifti.dataobj, np.float32), nifti.header.get_zooms()[:3])
+    nib.save(nib.Nifti1Image((image * 1000).round().astype(np.int16), np.eye(4)), out / "real-1mm.nii.gz")
+
+
+def millimetre(image: NDArray[np.float32], zooms: tuple[float, ...]) -> NDArray[np.float32]:
+    """The scan as it would be at 1 mm, from the middle of its k-space, the outer fifth tapered by a cosine;
+    its 99.9th percentile is 1."""
+    space = fft.fftshift(fft.fftn(image))
+    for axis, zoom in enumerate(zooms):
+        full = image.shape[axis]
+        n = round(full * zoom / 2) * 2
+        start = full // 2 - n // 2
+        space = np.take(space, np.arange(start, start + n), axis)
+        outer = np.clip(np.abs(np.arange(n) - n // 2) / (n / 2) - 0.8, 0, None) / 0.2
+        taper = (1 + np.cos(np.pi * outer)) / 2
+        space = space * np.expand_dims(taper, [a for a in range(3) if a != axis])
+    small = np.abs(fft.ifftn(fft.ifftshift(space)))
+    return (small / np.percentile(small, 99.9)).astype(np.float32)
+
+
+@app.command()
+def ship(run: Annotated[Path, typer.Argument(help="Folder of the training: best.pt, metrics.csv.")]) -> None:
     """Measure RUN's best checkpoint and ship it, with its figures, to runtime/models/, its curve to docs/."""
     contents = checkpoint.load(run / "best.pt")
     network, card = checkpoint.load_generator(run / "best.pt")
@@ -50,7 +98,7 @@ def main(run: Annotated[Path, typer.Argument(help="Folder of the training: best.
 
 
 def draw_curve(metrics: Path, picture: Path) -> None:
-    """Validation PSNR and SSIM of the deployed path, and the cycle loss, against steps."""
+    """Validation PSNR and SSIM of single slabs, and the loss beyond the LR scan's band, against steps."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -68,10 +116,10 @@ def draw_curve(metrics: Path, picture: Path) -> None:
         ax.plot(steps, [float(row[column]) for row in watched], marker=".")
         ax.set_ylabel(label)
     window = 100
-    cycle = [float(row["image_cycle"]) for row in rows]
-    smooth = [sum(cycle[i : i + window]) / window for i in range(0, len(cycle) - window, window)]
+    loss = [float(row["high_band"]) for row in rows]
+    smooth = [sum(loss[i : i + window]) / window for i in range(0, len(loss) - window, window)]
     axes[2].plot(range(window, window * (len(smooth) + 1), window), smooth)
-    axes[2].set_ylabel(f"image cycle loss (eq. 4), mean of {window}")
+    axes[2].set_ylabel(f"loss in the high band, mean of {window} steps")
     for ax in axes:
         ax.set_xlabel("step")
         ax.grid(alpha=0.3)
@@ -79,4 +127,5 @@ def draw_curve(metrics: Path, picture: Path) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    with sentences("train"):
+        app()
