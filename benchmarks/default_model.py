@@ -72,11 +72,11 @@ def millimetre(image: NDArray[np.float32], zooms: tuple[float, ...]) -> NDArray[
 
 
 @app.command()
-def ship(run: Annotated[Path, typer.Argument(help="Folder of the training: best.pt, metrics.csv.")]) -> None:
-    """Measure RUN's best checkpoint and ship it, with its figures, to runtime/models/, its curve to docs/."""
-    contents = checkpoint.load(run / "best.pt")
-    network, card = checkpoint.load_generator(run / "best.pt")
-    (measured, *_) = export_onnx(run / "best.pt", run)
+def ship(run: Annotated[Path, typer.Argument(help="Folder of the training: checkpoint.pt, metrics.csv.")]) -> None:
+    """Measure RUN's last checkpoint and ship it, with its figures, to runtime/models/, its curve to docs/."""
+    contents = checkpoint.load(run / "checkpoint.pt")
+    network, card = checkpoint.load_generator(run / "checkpoint.pt")
+    (measured, *_) = export_onnx(run / "checkpoint.pt", run)
     out = run / "demo"
     demo.demo(out, str(measured.path))
     report = json.loads((out / "report.json").read_text())
