@@ -72,7 +72,9 @@ def millimetre(image: NDArray[np.float32], zooms: tuple[float, ...]) -> NDArray[
 
 
 @app.command()
-def ship(run: Annotated[Path, typer.Argument(help="Folder of the training: checkpoint.pt, metrics.csv.")]) -> None:
+def ship(
+    run: Annotated[Path, typer.Argument(help="Folder of the training: checkpoint.pt, metrics.csv.")],
+) -> None:
     """Measure RUN's last checkpoint and ship it, with its figures, to runtime/models/, its curve to docs/."""
     contents = checkpoint.load(run / "checkpoint.pt")
     network, card = checkpoint.load_generator(run / "checkpoint.pt")
