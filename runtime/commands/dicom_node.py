@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..dicom.node import Node, Peer, Settings
+from ..dicom.node import Node, Settings
+from ..dicom.send import Peer
+from ..dicom.spool import Spool
 from ..resolver import SuperResolver
+from ..system.metrics import serve_metrics
 from . import options
 from .common import command
+
+Where = Annotated[Path, typer.Option("--spool", help="The node's spool.")]
+Names = Annotated[list[str], typer.Argument(help="As `queue` lists them.", metavar="NAME…")]
 
 
 def serve(
@@ -24,13 +32,36 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="TCP port; 0 takes a free one.")] = 11112,
     quiet: Annotated[
-        float, typer.Option(min=0.1, help="Seconds without a slice after which a series is finished.")
+        float,
+        typer.Option(min=0.1, help="Seconds after its association's release until a series is finished."),
     ] = 15,
-    retry: Annotated[float, typer.Option(min=0.1, help="Seconds between attempts to send.")] = 30,
-    tls_certificate: Annotated[Path | None, typer.Option(help="PEM; turns TLS on, both ways.")] = None,
+    abandoned: Annotated[
+        float,
+        typer.Option(min=0.1, help="The same where the sender broke off; its series then say so."),
+    ] = 3600,
+    retry: Annotated[
+        float, typer.Option(min=0.1, help="Seconds to the second attempt to send; later ones wait longer.")
+    ] = 30,
+    idle_timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds without a byte that end an association.")
+    ] = 600,
+    max_associations: Annotated[int, typer.Option(min=1, help="Senders served at once.")] = 64,
+    max_associations_per_peer: Annotated[int, typer.Option(min=1, help="Of them by one address.")] = 32,
+    metrics_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Of /health and /metrics, on loopback; 0 takes a free one.")
+    ] = 0,
+    tls_certificate: Annotated[
+        Path | None, typer.Option(help="PEM, of this node; turns TLS on, both ways.")
+    ] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM, of the certificate.")] = None,
     tls_authority: Annotated[
         Path | None, typer.Option(help="PEM, of peers' certificates, which are then required.")
+    ] = None,
+    tls_listen: Annotated[
+        bool | None, typer.Option("--tls-listen/--no-tls-listen", help="TLS from senders.")
+    ] = None,
+    tls_send: Annotated[
+        bool | None, typer.Option("--tls-send/--no-tls-send", help="TLS to the destination.")
     ] = None,
     engine: options.Model = None,
     library: options.Library = "auto",
@@ -44,9 +75,26 @@ def serve(
     warnings.simplefilter("ignore")  # pydicom's quote values
     for name in ("pydicom", "pynetdicom"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    me = Peer(title, host, port)
+    me, both = Peer(title, host, port), tls_certificate is not None
+    listening, sending = (both if given is None else given for given in (tls_listen, tls_send))
+    if listening and not both:
+        raise typer.BadParameter("TLS from senders needs a certificate.", param_hint="--tls-listen")
     settings = Settings(
-        me, Peer.parse(to), tuple(allow), spool, quiet, retry, tls_certificate, tls_key, tls_authority
+        me,
+        Peer.parse(to),
+        tuple(allow),
+        spool,
+        quiet,
+        retry,
+        abandoned,
+        idle_timeout,
+        max_associations,
+        max_associations_per_peer,
+        tls_certificate,
+        tls_key,
+        tls_authority,
+        listening,
+        sending,
     )
     held = options.consistency(consistency)
     with SuperResolver(
@@ -55,17 +103,69 @@ def serve(
         node = Node(resolve, settings)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: node.stop())
+        about = f"{resolve.card.name}: {resolve.engine.info}"
+        watcher = serve_metrics(metrics_port, node.metrics, lambda: node.ready, about)
         print(f"Model {resolve.describe()}")
         print(f"Listening on {node.address[0]}:{node.address[1]} as {title}", flush=True)
+        print(f"Health and metrics on 127.0.0.1:{watcher.server_address[1]}", flush=True)
         node.run()
+        watcher.shutdown()
 
 
-main = command(
+def queue(spool: Where) -> None:
+    """List what is on its way, and what was set aside with the reason."""
+    state = _existing(spool)
+    for place, count in state.waiting().items():
+        print(f"{count} in {place}")
+    for entry in state.aside():
+        print(f"{entry.name}  {entry.slices} slices: {entry.reason}")
+
+
+def retry(names: Names, spool: Where) -> None:
+    """Put back what was set aside, to be restored and sent again."""
+    for name in names:
+        _existing(spool).retry(name)
+
+
+def drop(names: Names, spool: Where) -> None:
+    """Remove what was set aside, for good."""
+    for name in names:
+        _existing(spool).drop(name)
+
+
+def _existing(spool: Path) -> Spool:
+    if not (spool / "quarantine").is_dir():
+        raise typer.BadParameter(f"{spool} is not a node's spool.", param_hint="--spool")
+    return Spool(spool)
+
+
+NAME, SPOOL = "udean-dicom-node", "--spool /var/spool/udean"
+serving = command(
     serve,
-    "udean-dicom-node",
-    "udean-dicom-node --to PACS@10.0.0.5:104 --allow SCANNER --spool /var/spool/udean",
+    NAME,
+    f"{NAME} --to PACS@10.0.0.5:104 --allow SCANNER {SPOOL}",
+    f"{NAME} queue {SPOOL}",
+    f"{NAME} retry NAME {SPOOL}",
+    f"{NAME} drop NAME {SPOOL}",
     extra="dicom",
+    note="queue, retry and drop list, put back and remove what was set aside.",
 )
+OPERATIONS = {
+    "queue": command(queue, f"{NAME} queue", f"{NAME} queue {SPOOL}"),
+    "retry": command(retry, f"{NAME} retry", f"{NAME} retry NAME {SPOOL}"),
+    "drop": command(drop, f"{NAME} drop", f"{NAME} drop NAME {SPOOL}"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the node, or what the first argument names."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    operation = OPERATIONS.get(given[0]) if given else None
+    if operation:
+        operation(given[1:])
+    else:
+        serving(given)
+
 
 if __name__ == "__main__":
     main()

@@ -10,11 +10,11 @@ import typer
 
 from ..mrd.connection import Parameters
 from ..mrd.limits import Limits
-from ..mrd.metrics import serve_metrics
 from ..mrd.server import Server
 from ..mrd.stacks import Position
 from ..resolver import Output, SuperResolver
 from ..system.log import log
+from ..system.metrics import serve_metrics
 from . import options
 from .common import command
 

@@ -12,7 +12,6 @@ import datetime
 import hashlib
 import os
 import re
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from ..errors import RunError
 from ..models.card import ModelCard
 from ..scans.geometry import fine_affine
 from ..system.files import atomic_folder
+from ..system.uid import derived_uid
 from .frame import CLASSIC, MANUFACTURER, Dataset, floats, functional_groups, is_ours, require_pydicom
 from .series import LPS_TO_RAS, Series
 
@@ -121,10 +121,10 @@ def write_derived(
     with atomic_folder(folder) as partial:
         template = _template(series, card, sizes, voxels, note)
         uid = _uid_root(series, affine, voxels, model)
-        template.SeriesInstanceUID = _uid(_series_root(series, voxels, model) or uid)
+        template.SeriesInstanceUID = derived_uid(_series_root(series, voxels, model) or uid)
         for number in range(voxels.shape[2]):
             dataset = copy.deepcopy(template)
-            dataset.SOPInstanceUID = _uid(f"{uid} {number}")
+            dataset.SOPInstanceUID = derived_uid(f"{uid} {number}")
             dataset.InstanceNumber = k * series.result.before + number + 1
             position = affine[:3] @ [0, 0, number, 1]
             dataset.ImagePositionPatient = [_decimal(v) for v in position]
@@ -324,11 +324,6 @@ def _code(value: str, meaning: str) -> Dataset:
     code = require_pydicom().Dataset()
     code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, "DCM", meaning
     return code
-
-
-def _uid(text: str) -> str:
-    digest = hashlib.sha256(text.encode()).digest()[:16]
-    return f"2.25.{uuid.UUID(bytes=digest, version=5).int}"
 
 
 def _decimal(value: float) -> str:

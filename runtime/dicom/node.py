@@ -1,69 +1,62 @@
 """A DICOM node between scanner and archive: takes MR series, restores each finished one, sends it on.
 
-What a series has come to is where its folder lies in the spool: `incoming` while slices arrive, `work` from
-then until the destination has every SR slice, `quarantine` with the reason in words if it cannot be
-restored. A slice is on disk before its sender hears "success", and new UIDs follow from the old ones, so a
-restart goes on where it was and sends nothing that is new to the archive twice under another name.
+A series is finished when each association that brought slices of it has been released and nothing has come
+for a while, or long after a sender broke off. It is forgotten when the archive has every SR slice, and has
+committed itself to them where it does that. What is transient (a full disk, an archive that is away or out of
+resources, a GPU that fails) is tried again for ever; what is not, is set aside with the reason in words. A
+slice is on disk before its sender hears "success", and new UIDs follow from the old ones: a restart goes on
+where it was and sends nothing that is new to the archive twice under another name.
 
 Source: DICOM PS3.4, B (storage service class), PS3.7, 9.1.1 (C-STORE) and C (status codes).
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
-import shutil
+import itertools
+import secrets
 import ssl
 import threading
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import RunError
+from ..cuda.device import GpuError
+from ..errors import DiskError, RunError
 from ..resolver import SuperResolver
-from ..system.extras import require
-from ..system.files import atomic
 from ..system.log import log
-from .derived import write_derived
-from .frame import CLASSIC, ENHANCED, require_pydicom
+from ..system.metrics import Metrics
+from .frame import require_pydicom
 from .jobs import dicom_jobs
+from .listen import Admission, listen
+from .send import SUCCESS, TIMEOUT, Commitments, Peer, Refused, Undelivered, send
+from .spool import NOTE, SENDING, Spool, folders, series_name
 
-SUCCESS, OUT_OF_RESOURCES, NO_MATCH = 0x0000, 0xA700, 0xA900
+OUT_OF_RESOURCES, NO_MATCH = 0xA700, 0xA900
 FREE = 1 << 30  # bytes that stay free on the spool's disk
 POLL = 0.25  # seconds between looks at the spool
-TIMEOUT = 30  # seconds for a peer to answer
-ATTEMPTS = 5  # times that a destination may refuse a slice
-DONE = ".done-"  # begins the name of what was sent and only needs to be removed
-
-
-@dataclass(frozen=True)
-class Peer:
-    """Where a node listens."""
-
-    title: str
-    host: str
-    port: int
-
-    @classmethod
-    def parse(cls, text: str) -> Peer:
-        """ "AET@host:port". Raises RunError for something else."""
-        title, at, address = text.partition("@")
-        host, colon, port = address.rpartition(":")
-        if not (at and colon and host and 1 <= len(title) <= 16 and port.isdecimal() and int(port) < 65536):
-            raise RunError(f"'{text}' is not of the form AET@host:port.")
-        return cls(title, host, int(port))
+ATTEMPTS = 5  # times that a destination may refuse a slice for good
+BACKOFF, LONGEST = 1.5, 600.0  # by which the time between attempts grows; seconds
+PATIENCE = 3600.0  # seconds for an archive to commit itself, before all is sent again
+COUNTERS = {
+    "slices": "Slices received, and SR slices sent.",
+    "refused": "Slices refused, by status.",
+    "series": "Series, by outcome of an attempt.",
+    "network_seconds": "Seconds that the network was busy.",
+}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a node is. quiet: seconds without a slice after which a series is finished, once the associations
-    that it came by have ended; retry: between sends.
+    """What a node is. callers: the titles that may send.
 
-    callers: the titles that may send. certificate, key: PEM files, for TLS in both directions; authority:
-    of the peers' certificates.
+    quiet: seconds without a slice after which a series is finished, once the associations that it came by
+    were released; abandoned: the same after a sender that broke off. retry: seconds to the second attempt,
+    later ones wait longer. idle: seconds without a byte after which an association is cut.
+    associations: at once; share: of them by one address.
+    certificate, key: PEM files of this node; authority: of the peers' certificates. tls_in, tls_out: where
+    TLS is spoken.
     """
 
     me: Peer
@@ -72,13 +65,40 @@ class Settings:
     spool: Path
     quiet: float = 15.0
     retry: float = 30.0
+    abandoned: float = 3600.0
+    idle: float = 600.0
+    associations: int = 64
+    share: int = 32
     certificate: Path | None = None
     key: Path | None = None
     authority: Path | None = None
+    tls_in: bool = False
+    tls_out: bool = False
 
 
-class Undelivered(Exception):
-    """The destination cannot be reached, or refuses."""
+@dataclass
+class _Link:
+    """An association: its token on disk, who it is, when it began and last brought a slice, and of what."""
+
+    token: str
+    caller: str
+    thread: threading.Thread
+    began: float
+    last: float
+    series: set[str] = field(default_factory=set)
+
+
+@dataclass
+class _Attempts:
+    """What has been tried for a series. later: when it may be tried again.
+
+    asked: by which transaction the destination was asked to commit itself, and when.
+    """
+
+    count: int = 0
+    refused: int = 0
+    later: float = 0.0
+    asked: tuple[str, float] | None = None
 
 
 class Node:
@@ -86,36 +106,50 @@ class Node:
 
     def __init__(self, resolve: SuperResolver, settings: Settings) -> None:
         require_pydicom()
-        self._net = require("pynetdicom", "dicom")
         self._resolve, self._settings = resolve, settings
-        self._stop, self._lock = threading.Event(), threading.Lock()
-        self._later: dict[str, float] = {}
-        self._refused: dict[str, int] = {}
-        self._senders: dict[str, set[threading.Thread]] = defaultdict(set)  # associations by series
-        self._incoming, self._work, self._quarantine = (
-            settings.spool / name for name in ("incoming", "work", "quarantine")
+        self._stop, self._turn = threading.Event(), threading.Lock()
+        self._start = time.monotonic()
+        self._links: dict[Any, _Link] = {}
+        self._touched: dict[str, float] = {}  # when an incoming series last changed
+        self._releases: dict[str, list[tuple[str, float]]] = defaultdict(list)  # caller, begin; by series
+        self._attempts: dict[str, _Attempts] = {}
+        self._commitments = Commitments()
+        self.spool = Spool(settings.spool)
+        self.spool.hold()
+        waiting = {
+            f"{place}_series": (f"Series in {place}.", lambda place=place: float(self.spool.waiting()[place]))
+            for place in self.spool.waiting()
+        }
+        self.metrics = Metrics(COUNTERS, waiting)
+        admission = Admission(
+            settings.me,
+            settings.callers,
+            settings.destination,
+            settings.associations,
+            settings.share,
+            settings.idle,
         )
         try:
-            for folder in (self._incoming, self._work, self._quarantine):
-                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for sent in self._work.glob(f"{DONE}*"):  # by a node that was killed
-                shutil.rmtree(sent)
-            self._server = self._listen()
+            tls = self._tls(ssl.Purpose.CLIENT_AUTH) if settings.tls_in else None
+            self._tls_out = self._tls(ssl.Purpose.SERVER_AUTH) if settings.tls_out else None
+            self._server = listen(admission, tls, self._store, self._released, self._commitments.report)
         except (OSError, ssl.SSLError) as error:
             raise RunError(f"The node cannot start: {error.strerror or error}.") from error
         self.address: tuple[str, int] = self._server.server_address[:2]
+
+    @property
+    def ready(self) -> bool:
+        """Whether slices are taken."""
+        return not self._stop.is_set()
 
     def run(self) -> None:
         """Restore and send what the spool holds and gets, until `stop`."""
         while not self._stop.is_set():
             self._collect()
-            for folder in _series(self._work):
-                if not self._stop.is_set() and time.monotonic() >= self._later.get(folder.name, 0.0):
-                    try:
-                        self._handle(folder)
-                    except OSError as error:  # of the spool's disk: the series waits where it is
-                        self._later[folder.name] = time.monotonic() + self._settings.retry
-                        log("failed", series=folder.name, reason=error.strerror or type(error).__name__)
+            for folder in folders(self.spool.work):
+                attempts = self._attempts.setdefault(folder.name, _Attempts())
+                if not self._stop.is_set() and time.monotonic() >= attempts.later:
+                    self._handle(folder, attempts)
             self._stop.wait(POLL)
         self._server.shutdown()
 
@@ -123,158 +157,217 @@ class Node:
         """Finish the series in hand, and end."""
         self._stop.set()
 
-    def _listen(self) -> Any:
-        entity = self._net.AE(ae_title=self._settings.me.title)
-        entity.require_called_aet = True
-        entity.require_calling_aet = list(self._settings.callers)
-        entity.network_timeout = entity.dimse_timeout = entity.acse_timeout = TIMEOUT
-        for kind in (CLASSIC, *ENHANCED):
-            entity.add_supported_context(kind, self._net.ALL_TRANSFER_SYNTAXES)
-        entity.add_supported_context("1.2.840.10008.1.1")  # verification
-        return entity.start_server(
-            (self._settings.me.host, self._settings.me.port),
-            block=False,
-            ssl_context=self._tls(ssl.Purpose.CLIENT_AUTH),
-            evt_handlers=[(self._net.evt.EVT_C_STORE, self._store)],
-        )
-
-    def _tls(self, purpose: ssl.Purpose) -> ssl.SSLContext | None:
+    def _tls(self, purpose: ssl.Purpose) -> ssl.SSLContext:
         settings = self._settings
-        if settings.certificate is None:
-            return None
         context = ssl.create_default_context(purpose, cafile=settings.authority)
-        context.load_cert_chain(settings.certificate, settings.key)
+        if settings.certificate is not None:
+            context.load_cert_chain(settings.certificate, settings.key)
         if settings.authority:
             context.verify_mode = ssl.CERT_REQUIRED
         return context
 
+    # --- slices arrive, in the associations' threads ------------------------------------------------------
+
     def _store(self, event: Any) -> int:
-        """Keep a slice. Its folder and file are named by hashes: nothing that a peer says is a path."""
+        """Keep a slice."""
+        status = self._keep(event)
+        if status == SUCCESS:
+            self.metrics.add("slices", direction="received")
+        else:
+            self.metrics.add("refused", status=f"{status:04X}")
+        return status
+
+    def _keep(self, event: Any) -> int:
         try:
-            dataset = event.dataset
-            study, series = str(dataset.StudyInstanceUID), str(dataset.SeriesInstanceUID)
+            series = series_name(event.dataset)
             data = event.encoded_dataset()
         except Exception:  # a damaged data set may raise anything
             return NO_MATCH
-        folder = self._incoming / _name(study, series)
         try:
-            if shutil.disk_usage(self._incoming).free < FREE + len(data):
+            if self.spool.free() < FREE + len(data):
                 return OUT_OF_RESOURCES
-            with (
-                self._lock,
-                atomic(folder / f"{_name(str(event.request.AffectedSOPInstanceUID))}.dcm") as file,
-            ):
-                self._senders[folder.name].add(event.assoc)
-                file.write(data)
+            now = time.monotonic()
+            with self._turn:
+                link = self._links.get(event.assoc)
+                if link is None:
+                    caller = str(event.assoc.requestor.ae_title).strip()
+                    link = _Link(secrets.token_hex(8), caller, event.assoc, now, now)
+                    self._links[event.assoc] = link
+                link.last = self._touched[series] = now
+                link.series.add(series)
+            self.spool.store(series, str(event.request.AffectedSOPInstanceUID), data, link.token, link.caller)
         except (OSError, RunError):
             return OUT_OF_RESOURCES
         return SUCCESS
 
+    def _released(self, event: Any) -> None:
+        """The sender has said all that it had to say in an association."""
+        with self._turn:
+            link = self._links.pop(event.assoc, None)
+            if link is None:
+                return
+            for series in link.series:
+                self._touched[series] = time.monotonic()
+                self._releases[series].append((link.caller, link.began))
+        for series in link.series:
+            self.spool.released(series, {link.token})
+
+    # --- series are finished, restored, sent, in the node's thread ----------------------------------------
+
     def _collect(self) -> None:
         """Move finished series to work, where late slices cannot change them."""
-        for folder in _series(self._incoming):
-            with self._lock:
-                finished = time.time() - folder.stat().st_mtime >= self._settings.quiet
-                busy = any(sender.is_alive() for sender in self._senders.get(folder.name, ()))
-                if finished and not busy and not (self._work / folder.name).exists():
-                    os.replace(folder, self._work / folder.name)
-                    self._senders.pop(folder.name, None)
+        for folder in folders(self.spool.incoming):
+            series, now = folder.name, time.monotonic()
+            try:
+                unsaid, live = self._unsaid(series)
+                with self._turn:
+                    still = now - self._touched.setdefault(series, now)
+                if live or still < (self._settings.abandoned if unsaid else self._settings.quiet):
+                    continue
+                reason = self.spool.finish(series, unsaid)
+            except (OSError, RunError) as error:
+                with self._turn:
+                    self._touched[series] = now  # once more after a while
+                log("failed", series=series, reason=str(error))
+                continue
+            if reason:
+                self.metrics.add("series", outcome="late")
+                log("late", series=series)
+            if not folder.exists():
+                with self._turn:
+                    self._touched.pop(series, None)
+                    self._releases.pop(series, None)
+                self._attempts.pop(series, None)
+        with self._turn:
+            for event, link in list(self._links.items()):
+                if not link.thread.is_alive() and not link.series & self._touched.keys():
+                    del self._links[event]
 
-    def _handle(self, folder: Path) -> None:
-        """Restore a series, send it, and forget it; or set it aside, with what of it cannot be restored.
+    def _unsaid(self, series: str) -> tuple[bool, bool]:
+        """Whether a sender has broken off that did not come back, and whether one is still at it.
 
-        Raises OSError if the spool's disk fails.
+        It has come back if an association begun after what it last said in the other was released.
         """
+        markers = self.spool.markers(series)
+        now = time.monotonic()
+        with self._turn:
+            links = {link.token: link for link in self._links.values()}
+            releases = list(self._releases[series])
+        superseded, live = set(), False
+        for token, caller in markers.items():
+            link = links.get(token)  # None: of an earlier process
+            last = link.last if link else self._start
+            open_still = link is not None and link.thread.is_alive()
+            back = any(name == caller and began >= last for name, began in releases)
+            if back and not (open_still and now - last < TIMEOUT):
+                superseded.add(token)
+            else:
+                live = live or open_still
+        self.spool.released(series, superseded)
+        return superseded != markers.keys(), live
+
+    def _handle(self, folder: Path, attempts: _Attempts) -> None:
+        """Restore a series, send it, and forget it; or set it aside, with what of it cannot be restored."""
         start = time.monotonic()
+        attempts.count += 1
         try:
             volumes, slices, reasons = self._restore(folder)
             if volumes:
-                self._send(slices)
+                self._deliver(folder, slices, attempts)
                 seconds = round(time.monotonic() - start, 3)
+                self.metrics.add("series", outcome="sent")
                 log("sent", series=folder.name, volumes=volumes, slices=len(slices), seconds=seconds)
             if reasons:
                 raise RunError("\n".join(reasons))
+            self.spool.done(folder)
+            self._attempts.pop(folder.name, None)
         except Undelivered as error:
-            self._later[folder.name] = time.monotonic() + self._settings.retry
-            log("undelivered", series=folder.name, reason=str(error))
+            self._wait(folder, attempts, "undelivered", str(error))
+        except (DiskError, GpuError, OSError, MemoryError) as error:  # the series waits where it is
+            self._wait(folder, attempts, "failed", str(error) or type(error).__name__)
+        except Refused as error:
+            attempts.refused += 1
+            if attempts.refused < ATTEMPTS:
+                self._wait(folder, attempts, "undelivered", str(error))
+            else:
+                self._set_aside(folder, attempts, f"{error} It did so {ATTEMPTS} times.")
         except RunError as error:
-            self._set_aside(folder, str(error))
+            self._set_aside(folder, attempts, str(error))
         except Exception as error:
-            self._set_aside(folder, f"Unexpected: {type(error).__name__}.")
-        else:
-            done = self._work / f"{DONE}{folder.name}-{time.time_ns()}"
-            os.replace(folder, done)  # in one step: a part of a series would be restored as a whole one
-            shutil.rmtree(done, ignore_errors=True)
-            self._refused.pop(folder.name, None)
+            self._set_aside(folder, attempts, f"Unexpected: {type(error).__name__}.")
+
+    def _wait(self, folder: Path, attempts: _Attempts, event: str, reason: str) -> None:
+        """Try again later, and later each time."""
+        wait = min(self._settings.retry * BACKOFF ** (attempts.count - 1), max(LONGEST, self._settings.retry))
+        attempts.later = time.monotonic() + wait
+        self.metrics.add("series", outcome=event)
+        log(event, series=folder.name, reason=reason, attempts=attempts.count, again=round(wait, 1))
+
+    def _set_aside(self, folder: Path, attempts: _Attempts, reason: str) -> None:
+        try:
+            if (folder / SENDING).exists():
+                self.spool.remember(folder)  # some of it may be at the destination
+            self.spool.set_aside(folder, folder.name, reason)
+        except (OSError, RunError) as error:
+            self._wait(folder, attempts, "failed", str(error))
+            return
+        self._attempts.pop(folder.name, None)
+        self.metrics.add("series", outcome="quarantined")
+        log("quarantined", series=folder.name)
 
     def _restore(self, folder: Path) -> tuple[int, list[Path], list[str]]:
         """Write the SR slices below a series' folder; those of an earlier attempt are kept.
 
-        Returns how many volumes there are, their slices, and why others cannot be restored.
+        Returns how many volumes there are, their slices, and why others cannot be restored. Raises DiskError.
         """
-        files = [path for path in sorted(folder.iterdir()) if path.suffix == ".dcm"]
-        jobs = dicom_jobs(files, folder, folder / "sr", "dicom")
+        files = sorted(folder.glob("*.dcm"))
+        note = (folder / NOTE).read_text() if (folder / NOTE).exists() else ""
+        jobs = dicom_jobs(files, folder, folder / "sr", "dicom", self._numbers(files, folder), note)
         if not jobs:
             raise RunError("There is no MR volume in it.")
         targets, reasons = [], []
         for job in jobs:
             try:
                 if not job.target.is_dir():
-                    header, voxels = self._resolve.scan(job.open())
-                    model = self._resolve.engine.info.sha256
-                    write_derived(job.series, header, voxels, self._resolve.card, model, job.target)
+                    draft = job.draft(self._resolve.card, self._resolve.engine.info.sha256)
+                    self._resolve.scan(job.open(), room=draft.room)
+                    draft.commit()
+                    timings = self._resolve.timings
+                    self.metrics.add("network_seconds", timings.network if timings else 0.0)
                 targets.append(job.target)
+            except (DiskError, GpuError):
+                raise
             except RunError as error:
                 reasons.append(str(error))
+        for study, group in itertools.groupby(jobs, lambda job: str(job.series.head.get("StudyInstanceUID"))):
+            numbers = {n for job in group for n in (job.series.number, job.series.result.number)}
+            self.spool.number(study, folder.name, numbers)
         return len(targets), [file for target in targets for file in sorted(target.iterdir())], reasons
 
-    def _send(self, files: list[Path]) -> None:
-        """Store all files at the destination. Raises Undelivered, or RunError if it keeps refusing.
+    def _numbers(self, files: list[Path], folder: Path) -> set[int]:
+        """Series numbers of the same study that passed here before."""
+        pydicom = require_pydicom()
+        if not files:
+            return set()
+        head = pydicom.dcmread(files[0], specific_tags=["StudyInstanceUID"], force=True)
+        return self.spool.taken(str(head.get("StudyInstanceUID")), folder.name)
 
-        Implicit VR is what every archive has to take (PS3.5, 10.1).
+    def _deliver(self, folder: Path, slices: list[Path], attempts: _Attempts) -> None:
+        """Send all, and see that the destination is committed to it where it does that.
+
+        Raises Undelivered while it is not: all is sent again if it says no, or nothing for long.
         """
-        pydicom, there = require_pydicom(), self._settings.destination
-        entity = self._net.AE(ae_title=self._settings.me.title)
-        entity.network_timeout = entity.dimse_timeout = entity.acse_timeout = TIMEOUT
-        entity.connection_timeout = TIMEOUT
-        for syntax in (pydicom.uid.ExplicitVRLittleEndian, pydicom.uid.ImplicitVRLittleEndian):
-            entity.add_requested_context(CLASSIC, syntax)  # one each, for it to choose
-        tls = self._tls(ssl.Purpose.SERVER_AUTH)
-        link = entity.associate(
-            there.host, there.port, ae_title=there.title, tls_args=(tls, there.host) if tls else None
-        )
-        if not link.is_established:
-            if link.rejected_contexts:
-                raise RunError("The destination takes no MR images of explicit or implicit VR little endian.")
-            raise Undelivered("The destination does not answer, or takes no association.")
-        try:
-            for file in files:
-                status = link.send_c_store(pydicom.dcmread(file))
-                code = status.Status if "Status" in status else None
-                if code is None:
-                    raise Undelivered("The destination broke off.")
-                if code != SUCCESS and code & 0xF000 != 0xB000:  # Bxxx are warnings: it is stored
-                    name = file.parents[1].parent.name
-                    self._refused[name] = self._refused.get(name, 0) + 1
-                    if self._refused[name] >= ATTEMPTS:
-                        raise RunError(f"The destination refused it {ATTEMPTS} times (status {code:04X}).")
-                    raise Undelivered(f"The destination refused a slice (status {code:04X}).")
-        finally:
-            with contextlib.suppress(Exception):
-                link.release()
-
-    def _set_aside(self, folder: Path, reason: str) -> None:
-        """To quarantine, with the reason beside the slices. Raises OSError if the disk fails."""
-        (folder / "reason.txt").write_text(reason + "\n", "utf-8", "backslashreplace")
-        os.replace(folder, self._quarantine / f"{folder.name}-{time.time_ns()}")
-        self._refused.pop(folder.name, None)
-        log("quarantined", series=folder.name)
-
-
-def _series(place: Path) -> list[Path]:
-    """The folders of series in a part of the spool; whatever else lies there is not ours to touch."""
-    return sorted(path for path in place.iterdir() if path.is_dir() and not path.name.startswith(DONE))
-
-
-def _name(*parts: str) -> str:
-    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
+        (folder / SENDING).touch()  # from now on late slices find a series that has gone out
+        if attempts.asked is None:
+            settings = self._settings
+            asked = send(slices, settings.me.title, settings.destination, self._tls_out, self._commitments)
+            self.metrics.add("slices", len(slices), direction="sent")
+            if asked is None:
+                return
+            attempts.asked, attempts.count = (asked, time.monotonic()), 1
+        transaction, since = attempts.asked
+        committed = self._commitments.of(transaction)
+        if committed is False or time.monotonic() - since > PATIENCE:
+            attempts.asked = None
+        if not committed:
+            raise Undelivered("The destination has not committed itself to what it was sent.")

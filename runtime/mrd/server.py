@@ -24,14 +24,23 @@ from ... import __version__
 from ..errors import RunError
 from ..resolver import SuperResolver
 from ..system.log import log
+from ..system.metrics import Metrics
 from . import messages as mrd
 from . import stacks
 from .connection import Connection, Gone, Parameters
 from .limits import Budget, Limits
 from .messages import Image
-from .metrics import Metrics
 from .stacks import Place, SeriesNumbers, Stack
 
+COUNTERS = {
+    "connections": "Clients served.",
+    "ended": "Connections ended, by outcome.",
+    "images": "Images received, and SR images sent.",
+    "volumes": "Volumes restored or refused.",
+    "network_seconds": "Seconds that the network was busy.",
+    "received_bytes": "Bytes received.",
+    "sent_bytes": "Bytes sent.",
+}
 REFUSALS = 4  # times the connections: how many are told that the server is full; more are just closed
 
 
@@ -46,9 +55,10 @@ class Server:
         limits: Limits | None = None,
         parameters: Parameters | None = None,
     ) -> None:
-        self.limits, self.metrics = limits or Limits(), Metrics()
+        self.limits = limits or Limits()
         self._resolve, self._parameters = resolve, parameters or Parameters()
         self._budget = Budget(self.limits.memory)
+        self.metrics = Metrics(COUNTERS, {"held_bytes": ("Bytes held for clients.", lambda: self.held)})
         self._worker = ThreadPoolExecutor(1, "mrd-network")
         self._open: dict[int, Connection] = {}
         self._change = threading.Condition()
@@ -58,7 +68,11 @@ class Server:
         except OSError as error:
             raise RunError(f"Cannot listen on {host}, port {port}: {error.strerror or error}.") from error
         self.address: tuple[str, int] = self._socket.getsockname()[:2]
-        self.metrics.memory = lambda: self._budget.used
+
+    @property
+    def held(self) -> int:
+        """Bytes of memory that clients hold."""
+        return self._budget.used
 
     @property
     def ready(self) -> bool:

@@ -1,21 +1,26 @@
 """udean-dicom-node between a sender and an archive: real processes, real associations."""
 
 import contextlib
+import json
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 import types
+import urllib.request
+from collections import Counter
 
 import numpy as np
 import pydicom
 import pytest
-from pynetdicom import AE, evt
+from pynetdicom import AE, build_role, evt
 from pynetdicom.sop_class import EnhancedMRImageStorage, MRImageStorage
 from udean.runtime import SuperResolver
-from udean.runtime.dicom.node import Node, Peer, Settings
+from udean.runtime.dicom.node import Node, Settings
+from udean.runtime.dicom.send import COMMITMENT, Peer
 
 from ...support.fakes import card, onnx_model
 from .test_series import classic
@@ -29,21 +34,23 @@ def model(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def archive(port=0, status=0x0000, tls=None, kind=MRImageStorage, syntax=None):
+def archive(port=0, status=0x0000, tls=None, kind=MRImageStorage, syntax=None, commit=None):
     """A storage node that keeps what it gets in a list."""
     got = []
 
     def store(event):
         dataset = event.dataset
         got.append(dataset)
-        return status
+        return status() if callable(status) else status
 
     entity = AE("ARCHIVE")
     entity.add_supported_context(kind, syntax)
+    handlers = [(evt.EVT_C_STORE, store)]
+    if commit:
+        entity.add_supported_context(COMMITMENT)
+        handlers.append((evt.EVT_N_ACTION, commit))
     entity.require_called_aet = True
-    server = entity.start_server(
-        ("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, store)], ssl_context=tls
-    )
+    server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers, ssl_context=tls)
     try:
         yield server.server_address[1], got
     finally:
@@ -65,15 +72,22 @@ def running(model, spool, port, *options):
         node.communicate()
 
 
-def send(port, files, caller="SCANNER", called="UDEAN"):
-    """Send files; returns their status codes, or None where the association is refused."""
+def call(
+    port, caller="SCANNER", called="UDEAN", kind=MRImageStorage, syntax=pydicom.uid.ExplicitVRLittleEndian
+):
+    """An association with the node."""
     entity = AE(caller)
-    entity.add_requested_context(MRImageStorage, pydicom.uid.ExplicitVRLittleEndian)
-    link = entity.associate("127.0.0.1", port, ae_title=called)
+    entity.add_requested_context(kind, syntax)
+    return entity.associate("127.0.0.1", port, ae_title=called)
+
+
+def send(port, files, caller="SCANNER", called="UDEAN", end="release"):
+    """Send files; returns their status codes, or None where the association is refused."""
+    link = call(port, caller, called)
     if not link.is_established:
         return None
     codes = [link.send_c_store(pydicom.dcmread(file)).Status for file in files]
-    link.release()
+    getattr(link, end)()
     return codes
 
 
@@ -133,7 +147,7 @@ def test_nothing_is_lost_while_the_archive_is_away_and_the_node_is_killed(model,
 
 def test_a_destination_that_keeps_refusing_ends_in_quarantine(model, tmp_path):
     files = classic(tmp_path / "in", shape=(3, 12, 10))
-    with archive(status=0xA700) as (port, got), running(model, tmp_path / "spool", port) as (_, mine):
+    with archive(status=0xC001) as (port, got), running(model, tmp_path / "spool", port) as (_, mine):
         assert send(mine, files) == [0] * 3
         wait(lambda: list((tmp_path / "spool" / "quarantine").glob("*/reason.txt")))
         assert len(got) == 5
@@ -147,7 +161,7 @@ def test_attempts_while_the_archive_is_away_are_no_refusals(model, tmp_path):
         assert send(mine, files) == [0] * 3
         for _ in range(6):
             assert '"undelivered"' in node.stderr.readline()
-        with archive(port, status=0xA700) as (_, got):
+        with archive(port, status=0xA900) as (_, got):
             wait(lambda: list((tmp_path / "spool" / "quarantine").glob("*/reason.txt")))
     assert len(got) == 5
 
@@ -182,7 +196,7 @@ def test_a_series_is_not_finished_while_its_association_is_open(model, tmp_path)
             assert link.send_c_store(pydicom.dcmread(file)).Status == 0
         time.sleep(1)
         assert not got
-        link.abort()
+        link.release()
         wait(lambda: len(got) == 8 and not list((tmp_path / "spool" / "work").iterdir()))
 
 
@@ -222,7 +236,7 @@ def test_a_kill_while_a_sent_series_is_removed_sends_no_part_of_it(model, tmp_pa
         )
         with SuperResolver(model, "cpu", "fp32", threads=1) as resolve, monkeypatch.context() as patch:
             node = Node(resolve, settings)
-            patch.setattr("udean.runtime.dicom.node.shutil", names)
+            patch.setattr("udean.runtime.dicom.spool.shutil", names)
             assert send(node.address[1], files) == [0] * 3
             with pytest.raises(Killed):
                 node.run()
@@ -292,3 +306,272 @@ def test_where_nothing_can_start_the_code_is_two(model, tmp_path):
         done = subprocess.run([*command, str(tmp_path / "file")], capture_output=True, text=True)
         assert done.returncode == 2 and word in done.stderr and "Traceback" not in done.stderr
     assert np.array_equal(sorted(p.name for p in tmp_path.iterdir()), ["file"])
+
+
+def sizes(got):
+    """How many slices the archive has of each series."""
+    return sorted(Counter(str(d.SeriesInstanceUID) for d in got).values())
+
+
+@pytest.mark.parametrize("end", ["abort", "kill"])
+def test_half_a_series_does_not_go_out_and_the_whole_one_does_once(model, tmp_path, end):
+    files, spool = classic(tmp_path / "in", shape=(6, 12, 10)), tmp_path / "spool"
+    with archive() as (port, got):
+        with running(model, spool, port) as (node, mine):
+            if end == "kill":
+                link = call(mine)
+                assert [link.send_c_store(pydicom.dcmread(f)).Status for f in files[:3]] == [0] * 3
+                node.kill()
+                node.wait()
+                link.abort()
+            else:
+                assert send(mine, files[:3], end="abort") == [0] * 3
+                time.sleep(2)  # four times --quiet
+                assert not got
+                assert send(mine, files) == [0] * 6
+                wait(lambda: len(got) == 12)
+        if end == "kill":
+            with running(model, spool, port) as (_, mine):
+                time.sleep(2)
+                assert not got
+                assert send(mine, files[3:]) == [0] * 3  # it goes on where it was
+                wait(lambda: len(got) == 12)
+    assert sizes(got) == [12] and not list((spool / "quarantine").iterdir())
+
+
+def test_what_a_sender_abandons_goes_out_late_and_says_so(model, tmp_path):
+    files = classic(tmp_path / "in", shape=(4, 12, 10))
+    with archive() as (port, got), running(model, tmp_path / "spool", port, "--abandoned", 3) as (_, mine):
+        assert send(mine, files[:3], end="abort") == [0] * 3
+        time.sleep(1.5)
+        assert not got
+        wait(lambda: got or list((tmp_path / "spool" / "quarantine").iterdir()))
+    assert not got or all("slices may be missing" in d.ImageComments for d in got)
+
+
+def test_a_released_sender_beside_one_that_broke_off_does_not_stand_for_it(model, tmp_path):
+    files = classic(tmp_path / "in", shape=(6, 12, 10))
+    with archive() as (port, got), running(model, tmp_path / "spool", port) as (_, mine):
+        one, other = call(mine), call(mine)
+        for n, file in enumerate(files[:5]):
+            assert (one, other)[n % 2].send_c_store(pydicom.dcmread(file)).Status == 0
+        one.abort()
+        other.release()
+        time.sleep(2)
+        assert not got
+        assert send(mine, files[5:]) == [0]
+        wait(lambda: len(got) == 12)
+    assert sizes(got) == [12]
+
+
+def test_late_slices_are_set_aside_until_the_whole_series_comes(model, tmp_path):
+    files, spool = classic(tmp_path / "in", shape=(4, 12, 10)), tmp_path / "spool"
+    ends = sorted(files, key=lambda file: pydicom.dcmread(file).ImagePositionPatient[2])
+    with archive() as (port, got), running(model, spool, port) as (_, mine):
+        assert send(mine, ends[:3]) == [0] * 3
+        wait(lambda: len(got) == 6 and not list((spool / "work").iterdir()))
+        assert send(mine, ends[3:]) == [0]
+        wait(lambda: list((spool / "quarantine").glob("*/reason.txt")))
+        assert (
+            sizes(got) == [6]
+            and "came after" in next((spool / "quarantine").glob("*/reason.txt")).read_text()
+        )
+        assert send(mine, ends) == [0] * 4
+        wait(lambda: len(got) == 14)
+        assert sizes(got) == [6, 8] and not list((spool / "quarantine").iterdir())
+
+
+def test_a_slice_that_was_missing_completes_the_series_that_was_set_aside(model, tmp_path):
+    files, spool = classic(tmp_path / "in", shape=(5, 12, 10)), tmp_path / "spool"
+    files.sort(key=lambda file: pydicom.dcmread(file).ImagePositionPatient[2])
+    with archive() as (port, got), running(model, spool, port) as (_, mine):
+        assert send(mine, [*files[:2], *files[3:]]) == [0] * 4
+        wait(lambda: list((spool / "quarantine").glob("*/reason.txt")))
+        assert send(mine, files[2:3]) == [0]
+        wait(lambda: len(got) == 10)
+    assert sizes(got) == [10] and not list((spool / "quarantine").iterdir())
+
+
+def test_two_patients_of_one_series_never_share_a_folder(model, tmp_path):
+    mine_, yours = (classic(tmp_path / who, shape=(3, 12, 10), PatientID=who) for who in ("A", "B"))
+    for one, other in zip(mine_, yours, strict=True):  # even with the same instance UIDs
+        dataset = pydicom.dcmread(other)
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = pydicom.dcmread(
+            one
+        ).SOPInstanceUID
+        dataset.save_as(other)
+    with archive() as (port, got), running(model, tmp_path / "spool", port) as (_, mine):
+        assert send(mine, [file for pair in zip(mine_, yours, strict=True) for file in pair]) == [0] * 6
+        wait(lambda: len(got) == 12)
+    assert sizes(got) == [6, 6] and len({(d.SeriesInstanceUID, d.PatientID) for d in got}) == 2
+    assert len({d.SOPInstanceUID for d in got}) == 12
+
+
+def test_an_archive_out_of_resources_is_waited_for(model, tmp_path):
+    files, answers = classic(tmp_path / "in", shape=(3, 12, 10)), iter([0xA700] * 3 + [0x0110] * 3)
+    with archive(status=lambda: next(answers, 0)) as (port, got):
+        with running(model, tmp_path / "spool", port) as (node, mine):
+            assert send(mine, files) == [0] * 3
+            line = json.loads(node.stderr.readline())
+            assert line["event"] == "undelivered" and line["attempts"] == 1 and line["again"] > 0
+            wait(lambda: len(got) == 12)
+    assert len({d.SOPInstanceUID for d in got}) == 6 and not list(
+        (tmp_path / "spool" / "quarantine").iterdir()
+    )
+
+
+def test_what_is_set_aside_is_listed_put_back_and_dropped(model, tmp_path):
+    files, status, spool = classic(tmp_path / "in", shape=(3, 12, 10)), [0xC000], tmp_path / "spool"
+    gap = classic(tmp_path / "gap", shape=(5, 12, 10), SeriesInstanceUID="1.2.8")
+    gap.sort(key=lambda file: pydicom.dcmread(file).ImagePositionPatient[2])
+
+    def udean(*words):
+        command = [*COMMAND[:3], *map(str, words), "--spool", str(spool)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    with archive(status=lambda: status[0]) as (port, got), running(model, spool, port) as (_, mine):
+        assert send(mine, files) == [0] * 3 and send(mine, [*gap[:2], *gap[3:]]) == [0] * 4
+        wait(lambda: len(list((spool / "quarantine").glob("*/reason.txt"))) == 2)
+        listed = udean("queue").stdout
+        assert "2 in quarantine" in listed and "C000" in listed and "missing" in listed
+        names = {word.split()[0]: word for word in listed.splitlines() if " slices: " in word}
+        (refused,) = (name for name, line in names.items() if "C000" in line)
+        (missing,) = (name for name, line in names.items() if "missing" in line)
+        status[0], before = 0, len(got)
+        assert udean("retry", refused).returncode == 0 and udean("drop", missing).returncode == 0
+        wait(lambda: len(got) == before + 6)
+        wait(lambda: "0 in work" in (text := udean("queue").stdout) and "0 in quarantine" in text)
+        done = udean("drop", "../../in")
+        assert done.returncode == 2 and "set aside" in done.stderr and files[0].exists()
+
+
+def test_sources_are_kept_until_the_archive_has_committed_itself(model, tmp_path):
+    files, spool, asked = classic(tmp_path / "in", shape=(3, 12, 10)), tmp_path / "spool", []
+
+    def commit(event):
+        asked.append(event.action_information)
+        return 0, None
+
+    def report(mine, kind):
+        entity = AE("ARCHIVE")
+        entity.add_requested_context(COMMITMENT)
+        role = build_role(COMMITMENT, scp_role=True)
+        link = entity.associate("127.0.0.1", mine, ae_title="UDEAN", ext_neg=[role])
+        said = pydicom.Dataset()
+        said.TransactionUID, said.ReferencedSOPSequence = (
+            asked[-1].TransactionUID,
+            asked[-1].ReferencedSOPSequence,
+        )
+        assert link.send_n_event_report(said, kind, COMMITMENT, f"{COMMITMENT}.1")[0].Status == 0
+        link.release()
+
+    with archive(commit=commit) as (port, got), running(model, spool, port) as (node, mine):
+        assert send(mine, files) == [0] * 3
+        wait(lambda: asked)
+        assert {r.ReferencedSOPInstanceUID for r in asked[0].ReferencedSOPSequence} == {
+            d.SOPInstanceUID for d in got
+        }
+        wait(lambda: '"undelivered"' in node.stderr.readline())
+        assert len(list((spool / "work").iterdir())) == 1 and len(got) == 6
+        report(mine, 2)  # not all of it is there
+        wait(lambda: len(asked) == 2 and len(got) == 12)
+        assert len(list((spool / "work").iterdir())) == 1
+        report(mine, 1)
+        wait(lambda: not list((spool / "work").iterdir()))
+    assert len({d.SOPInstanceUID for d in got}) == 6 and len(got) == 12
+
+
+def test_only_what_can_be_decoded_is_offered(model, tmp_path):
+    from pydicom.pixels import get_decoder
+    from pydicom.uid import UID
+
+    with archive() as (port, _), running(model, tmp_path / "spool", port) as (_, mine):
+        for syntax in (
+            "1.2.840.10008.1.2.2",
+            "1.2.840.10008.1.2.4.201",
+            "1.2.840.10008.1.2.4.102",
+            "1.2.840.10008.1.2.5",
+        ):
+            link = call(mine, syntax=syntax)
+            try:
+                known = get_decoder(UID(syntax)).is_available
+            except NotImplementedError:
+                known = False
+            assert bool(link.is_established and link.accepted_contexts) == known, syntax
+            link.release() if link.is_established else None
+
+
+def test_associations_are_limited_in_all_and_by_peer_but_not_by_connections(model, tmp_path):
+    options = "--max-associations", 3, "--max-associations-per-peer", 2
+    with archive() as (port, _), running(model, tmp_path / "spool", port, *options) as (_, mine):
+        idle = [socket.create_connection(("127.0.0.1", mine)) for _ in range(20)]  # that never associate
+        links = [call(mine) for _ in range(3)]
+        assert [link.is_established for link in links] == [True, True, False]
+        for caller in ("SCANNER", "ANYBODY"):  # verification is answered always
+            link = call(mine, caller, kind="1.2.840.10008.1.1")
+            assert link.send_c_echo().Status == 0
+            link.release()
+        links[0].release()
+        wait(lambda: call(mine).is_established)
+        for connection in idle:
+            connection.close()
+
+
+def test_a_pdu_longer_than_announced_is_refused_before_it_is_read(model, tmp_path):
+    with archive() as (port, _), running(model, tmp_path / "spool", port) as (node, mine):
+        rss = lambda: int(open(f"/proc/{node.pid}/statm").read().split()[1]) // 256  # noqa: E731, SIM115
+        before = rss()
+        with socket.create_connection(("127.0.0.1", mine)) as stranger, pytest.raises(OSError):
+            stranger.sendall(b"\x01\x00\xff\xff\xff\xf0")
+            for _ in range(300):
+                stranger.sendall(bytes(1 << 20))
+        link = call(mine)
+        with pytest.raises(OSError):
+            link.dul.socket.socket.sendall(b"\x04\x00\x7f\xff\xff\xf0")
+            for _ in range(300):
+                link.dul.socket.socket.sendall(bytes(1 << 20))
+        assert rss() - before < 100
+        assert call(mine).is_established
+
+
+def test_health_and_metrics(model, tmp_path):
+    files = classic(tmp_path / "in", shape=(3, 12, 10))
+    with archive() as (port, got), running(model, tmp_path / "spool", port) as (node, mine):
+        where = node.stdout.readline().split()[-1]
+        assert urllib.request.urlopen(f"http://{where}/health").read().startswith(b"ok ")
+        assert send(mine, files) == [0] * 3
+        wait(lambda: len(got) == 6 and not list((tmp_path / "spool" / "work").iterdir()))
+        text = urllib.request.urlopen(f"http://{where}/metrics").read().decode()
+    assert (
+        'udean_slices_total{direction="received"} 3' in text
+        and 'udean_series_total{outcome="sent"} 1' in text
+    )
+    assert "udean_quarantine_series 0" in text
+
+
+def test_one_spool_has_one_node(model, tmp_path):
+    with archive() as (port, _), running(model, tmp_path / "spool", port):
+        command = [
+            *COMMAND,
+            "--engine",
+            model,
+            "--spool",
+            tmp_path / "spool",
+            "--to",
+            f"A@127.0.0.1:{port}",
+            "--allow",
+            "X",
+        ]
+        done = subprocess.run([*map(str, command), "--port", "0"], capture_output=True, text=True)
+    assert done.returncode == 2 and "Another node" in done.stderr
+
+
+def test_series_numbers_are_free_in_the_study(model, tmp_path):
+    one = classic(tmp_path / "a", shape=(3, 12, 10), SeriesInstanceUID="1.2.7", SeriesNumber=1003)
+    other = classic(tmp_path / "b", shape=(3, 12, 10), SeriesNumber=3)
+    with archive() as (port, got), running(model, tmp_path / "spool", port) as (_, mine):
+        assert send(mine, one) == [0] * 3
+        wait(lambda: len(got) == 6)
+        assert send(mine, other) == [0] * 3
+        wait(lambda: len(got) == 12)
+    assert len({d.SeriesNumber for d in got} | {3, 1003}) == 4

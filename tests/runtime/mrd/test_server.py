@@ -16,8 +16,8 @@ import pytest
 from udean.runtime import SuperResolver
 from udean.runtime.mrd.connection import Parameters
 from udean.runtime.mrd.limits import Limits
-from udean.runtime.mrd.metrics import serve_metrics
 from udean.runtime.mrd.server import Server
+from udean.runtime.system.metrics import serve_metrics
 
 from ...support.fakes import FakeEngine, card, interpolation
 from ...support.mrd_client import (
@@ -50,7 +50,7 @@ def serving(grid="fft", scale=(2, 2, 2), network=None, **options):
     finally:
         server.stop(5)
         thread.join(10)
-        assert not thread.is_alive() and server.metrics.memory() == 0
+        assert not thread.is_alive() and server.held == 0
 
 
 @pytest.fixture(scope="module")
@@ -543,7 +543,7 @@ def test_memory_is_bounded_for_all_together():
             holder.send(big)
             while holder.receive().kind != 1022:
                 pass
-            assert 180_000 <= server.metrics.memory() <= 200_000
+            assert 180_000 <= server.held <= 200_000
             got = talk(server.address, big, pack_close())
             assert "no memory left" in texts(got)[-1] and [m.raw for m in images(got)] == [big]
         assert "in all" in texts(talk(server.address, big, pack_close()))[-1]  # the SR volume's share

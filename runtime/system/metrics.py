@@ -1,4 +1,4 @@
-"""Health and numbers of the MRD server over HTTP, for whoever watches it: `/health` and `/metrics`.
+"""Health and numbers of a server over HTTP, for whoever watches it: `/health` and `/metrics`.
 
 Source of the format: Prometheus, "Exposition formats", text format 0.0.4.
 """
@@ -13,42 +13,38 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ..errors import RunError
 
 PREFIX = "udean_"
-HELP = {
-    "connections": "Clients served.",
-    "ended": "Connections ended, by outcome.",
-    "images": "Images received, and SR images sent.",
-    "volumes": "Volumes restored or refused.",
-    "network_seconds": "Seconds that the network was busy.",
-    "received_bytes": "Bytes received.",
-    "sent_bytes": "Bytes sent.",
-}
 
 
 class Metrics:
-    """Counters, safe from any thread. memory: tells the bytes held now."""
+    """Counters and gauges, safe from any thread.
 
-    def __init__(self) -> None:
-        self.memory: Callable[[], int] = lambda: 0
+    counters: what each counts, by name. gauges: what each says, and how it is read.
+    """
+
+    def __init__(self, counters: dict[str, str], gauges: dict[str, tuple[str, Callable[[], float]]]) -> None:
+        self._counters, self._gauges = counters, gauges
         self._lock = threading.Lock()
         self._counts: dict[tuple[str, str], float] = defaultdict(float)
 
     def add(self, name: str, amount: float = 1, **labels: str) -> None:
-        """Count; name is one of HELP."""
+        """Count; name is one of the counters."""
         inside = ",".join(f'{key}="{value}"' for key, value in labels.items())
         with self._lock:
             self._counts[name, f"{{{inside}}}" if inside else ""] += amount
 
     def render(self) -> str:
-        """All counters as Prometheus reads them."""
+        """All of them as Prometheus reads them."""
         with self._lock:
             counts = sorted(self._counts.items())
         lines = []
-        for name, about in HELP.items():
+        for name, about in self._counters.items():
             lines += [f"# HELP {PREFIX}{name}_total {about}", f"# TYPE {PREFIX}{name}_total counter"]
             own = [(labels, value) for (key, labels), value in counts if key == name]
             lines += [f"{PREFIX}{name}_total{labels} {value:.12g}" for labels, value in own or [("", 0)]]
-        lines += [f"# HELP {PREFIX}held_bytes Bytes held for clients.", f"# TYPE {PREFIX}held_bytes gauge"]
-        return "\n".join([*lines, f"{PREFIX}held_bytes {self.memory()}", ""])
+        for name, (about, read) in self._gauges.items():
+            lines += [f"# HELP {PREFIX}{name} {about}", f"# TYPE {PREFIX}{name} gauge"]
+            lines.append(f"{PREFIX}{name} {read():.12g}")
+        return "\n".join([*lines, ""])
 
 
 def serve_metrics(port: int, metrics: Metrics, ready: Callable[[], bool], info: str) -> ThreadingHTTPServer:

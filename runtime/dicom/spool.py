@@ -1,0 +1,240 @@
+"""A node's spool: what has come to which series, as folders and small files, so that no kill forgets it.
+
+    incoming/SERIES    slices while they arrive; `open-N` while the association N that they come by is open
+    work/SERIES        finished: restored below `sr`, until the destination has every SR slice
+    quarantine/SERIES-TIME   set aside, with `reason.txt`
+    sent/SERIES.json   which slices a series had that has gone out: later ones make no series of their own
+    studies/STUDY.json numbers of a study's series, so that a result's is free
+
+SERIES and STUDY are hashes of identities: nothing that a peer says is a path. What changes a folder's place
+is one rename.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import DiskError, RunError
+from ..system.files import atomic, lock, read_json, write_json
+from .frame import integer
+
+DONE = ".done-"  # begins the name of what was sent and only needs to be removed
+MARKER = "open-"
+NOTE, REASON, SENDING = "note.txt", "reason.txt", "sending"
+REMEMBERED = 90 * 86400  # seconds for which it is known what has gone out
+BROKEN_OFF = "The sender broke off and did not come back: slices may be missing."
+KEYS = ("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "StudyInstanceUID")
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """An entry of the quarantine. name: by which commands know it."""
+
+    name: str
+    slices: int
+    reason: str
+
+
+class Spool:
+    """The folders of a node. Raises DiskError if they cannot be made."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.incoming, self.work, self.quarantine, self._sent, self._studies = (
+            root / name for name in ("incoming", "work", "quarantine", "sent", "studies")
+        )
+        self._turn = threading.Lock()
+        self._held = None
+        try:
+            for folder in (self.incoming, self.work, self.quarantine, self._sent, self._studies):
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise DiskError(f"Cannot use the spool {root}: {error.strerror or error}.") from error
+
+    def hold(self) -> None:
+        """Be the one node of this spool; clear up what a killed one left. Raises RunError if there is one."""
+        self._held = open(self.root / "lock", "ab")  # noqa: SIM115  # as long as this process lives
+        try:
+            lock(self._held)
+        except OSError as error:
+            raise RunError(f"Another node uses the spool {self.root}.") from error
+        for sent in self.work.glob(f"{DONE}*"):
+            shutil.rmtree(sent, ignore_errors=True)
+        for place in (self._sent, self._studies):
+            for file in place.glob("*.json"):
+                if time.time() - file.stat().st_mtime > REMEMBERED:
+                    file.unlink(missing_ok=True)
+
+    def free(self) -> int:
+        """Bytes left on its disk."""
+        return shutil.disk_usage(self.incoming).free
+
+    # --- slices arrive -----------------------------------------------------------------------------------
+
+    def store(self, series: str, instance: str, data: bytes, token: str, caller: str) -> None:
+        """Keep a slice that comes by an association; it is on disk on return. Raises DiskError."""
+        folder = self.incoming / series
+        with self._turn:
+            try:
+                folder.mkdir(exist_ok=True, mode=0o700)
+                marker = folder / f"{MARKER}{token}"
+                if not marker.exists():
+                    marker.write_text(caller, "utf-8", "backslashreplace")
+            except OSError as error:
+                raise DiskError(f"Cannot write {folder}: {error.strerror or error}.") from error
+            with atomic(folder / f"{hashed(instance)}.dcm") as file:
+                file.write(data)
+
+    def markers(self, series: str) -> dict[str, str]:
+        """Associations that brought slices of an incoming series and were not released: their callers."""
+        found = {}
+        for marker in (self.incoming / series).glob(f"{MARKER}*"):
+            with contextlib.suppress(FileNotFoundError):
+                found[marker.name.removeprefix(MARKER)] = marker.read_text("utf-8")
+        return found
+
+    def released(self, series: str, tokens: set[str]) -> None:
+        """These associations have told all that they had of a series."""
+        for token in tokens:
+            (self.incoming / series / f"{MARKER}{token}").unlink(missing_ok=True)
+
+    # --- a series is finished ----------------------------------------------------------------------------
+
+    def finish(self, series: str, broken_off: bool) -> str | None:
+        """Take a series to work, or aside; returns the reason then. Raises OSError if the disk fails.
+
+        What is of a series that waits in work or was set aside, and of which nothing has gone out, joins it.
+        Of a series that has gone out only a sending that has all of its slices is taken.
+        """
+        with self._turn:
+            folder, work = self.incoming / series, self.work / series
+            if not folder.is_dir() or (work / SENDING).exists():
+                return None
+            if broken_off:
+                (folder / NOTE).write_text(BROKEN_OFF)
+            for marker in folder.glob(f"{MARKER}*"):
+                marker.unlink()
+            here, gone = _slices(folder), set(read_json(self._sent / f"{series}.json").get("slices", ()))
+            if gone and not gone <= here:
+                at = read_json(self._sent / f"{series}.json").get("time", "")
+                reason = (
+                    f"{len(here)} slices came after a series of {len(gone)} slices had gone out ({at}): "
+                    "send the whole series again to have it restored again."
+                )
+                self.set_aside(folder, series, reason)
+                return reason
+            for earlier in self.quarantine.glob(f"{series}-*"):
+                if _slices(earlier) <= here:
+                    shutil.rmtree(earlier)
+                elif not gone:
+                    _join(earlier, folder)
+            if work.exists():
+                shutil.rmtree(work / "sr", ignore_errors=True)  # made of fewer slices
+                _join(folder, work, replace=True)
+            else:
+                os.replace(folder, work)
+            return None
+
+    def done(self, folder: Path) -> None:
+        """Forget a series that has gone out, all but that it has. Raises DiskError, OSError."""
+        self.remember(folder)
+        done = self.work / f"{DONE}{folder.name}-{time.time_ns()}"
+        os.replace(folder, done)  # in one step: a part of a series would be restored as a whole one
+        shutil.rmtree(done, ignore_errors=True)
+
+    def remember(self, folder: Path) -> None:
+        """Note which slices of a series have gone out, or may have in part. Raises DiskError."""
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        write_json(self._sent / f"{folder.name}.json", {"time": now, "slices": sorted(_slices(folder))})
+
+    def set_aside(self, folder: Path, series: str, reason: str) -> None:
+        """To quarantine, with the reason beside the slices. Raises OSError if the disk fails."""
+        (folder / REASON).write_text(reason + "\n", "utf-8", "backslashreplace")
+        os.replace(folder, self.quarantine / f"{series}-{time.time_ns()}")
+
+    def taken(self, study: str, series: str) -> set[int]:
+        """Numbers of other series of a study, and of their results, as far as they passed here."""
+        known = read_json(self._studies / f"{hashed(study)}.json")
+        return {integer(n) for name, numbers in known.items() if name != series for n in numbers}
+
+    def number(self, study: str, series: str, numbers: set[int]) -> None:
+        """Note the numbers of a series and its results. Raises DiskError."""
+        file = self._studies / f"{hashed(study)}.json"
+        write_json(file, read_json(file) | {series: sorted(numbers)}, None)
+
+    # --- an operator looks ------------------------------------------------------------------------------
+
+    def waiting(self) -> dict[str, int]:
+        """How many series are where."""
+        places = {"incoming": self.incoming, "work": self.work, "quarantine": self.quarantine}
+        return {name: len(folders(place)) for name, place in places.items()}
+
+    def aside(self) -> list[SetAside]:
+        """What is in quarantine, oldest first."""
+        entries = sorted(folders(self.quarantine), key=lambda folder: folder.name.rpartition("-")[2])
+        found = []
+        for folder in entries:
+            reason = folder / REASON
+            text = reason.read_text("utf-8").strip() if reason.exists() else "no reason is known"
+            found.append(SetAside(folder.name, len(_slices(folder)), text))
+        return found
+
+    def retry(self, name: str) -> None:
+        """Put a set-aside series back to where it came from. Raises RunError if there is none."""
+        folder = self._entry(name)
+        shutil.rmtree(folder / "sr", ignore_errors=True)
+        (folder / REASON).unlink(missing_ok=True)
+        target = self.incoming / name.rpartition("-")[0]
+        try:
+            os.replace(folder, target)
+        except OSError:  # more of it has come meanwhile
+            _join(folder, target)
+
+    def drop(self, name: str) -> None:
+        """Remove a set-aside series for good. Raises RunError if there is none."""
+        shutil.rmtree(self._entry(name))
+
+    def _entry(self, name: str) -> Path:
+        folder = self.quarantine / name
+        if folder not in folders(self.quarantine):
+            raise RunError(f"Nothing of the name {name} is set aside; `queue` lists what is.")
+        return folder
+
+
+def folders(place: Path) -> list[Path]:
+    """The folders of series in a part of the spool; whatever else lies there is not ours to touch."""
+    return sorted(path for path in place.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def series_name(dataset: Any) -> str:
+    """The folder of a slice's series, no other patient's. Raises AttributeError where a UID is missing."""
+    identity = [str(dataset.get(key) or "").rstrip("^ ").upper() for key in KEYS]
+    return hashed(repr([*identity, str(dataset.StudyInstanceUID), str(dataset.SeriesInstanceUID)]))
+
+
+def hashed(text: str) -> str:
+    """A text as a name."""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _slices(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("*.dcm")}
+
+
+def _join(folder: Path, other: Path, replace: bool = False) -> None:
+    """Move a folder's slices, and what must be said of them, to another one's.
+
+    replace: slices of the same name there, which are older then.
+    """
+    for path in [*folder.glob("*.dcm"), folder / NOTE]:
+        if path.exists() and (replace or not (other / path.name).exists()):
+            os.replace(path, other / path.name)
+    shutil.rmtree(folder, ignore_errors=True)
