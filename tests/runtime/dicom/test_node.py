@@ -409,12 +409,14 @@ def test_two_patients_of_one_series_never_share_a_folder(model, tmp_path):
 
 def test_an_archive_out_of_resources_is_waited_for(model, tmp_path):
     files, answers = classic(tmp_path / "in", shape=(3, 12, 10)), iter([0xA700] * 3 + [0x0110] * 3)
-    with archive(status=lambda: next(answers, 0)) as (port, got):
-        with running(model, tmp_path / "spool", port) as (node, mine):
-            assert send(mine, files) == [0] * 3
-            line = json.loads(node.stderr.readline())
-            assert line["event"] == "undelivered" and line["attempts"] == 1 and line["again"] > 0
-            wait(lambda: len(got) == 12)
+    with (
+        archive(status=lambda: next(answers, 0)) as (port, got),
+        running(model, tmp_path / "spool", port) as (node, mine),
+    ):
+        assert send(mine, files) == [0] * 3
+        line = json.loads(node.stderr.readline())
+        assert line["event"] == "undelivered" and line["attempts"] == 1 and line["again"] > 0
+        wait(lambda: len(got) == 12)
     assert len({d.SOPInstanceUID for d in got}) == 6 and not list(
         (tmp_path / "spool" / "quarantine").iterdir()
     )
