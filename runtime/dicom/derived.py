@@ -278,10 +278,7 @@ def _template(
     equipment.SoftwareVersions = __version__
     equipment.ContributionDateTime = now.strftime("%Y%m%d%H%M%S")
     measured = f". Measured of the model: {_quality(card)}" if card.quality else ""
-    equipment.ContributionDescription = (
-        f"Super-resolution, {card.intended_use}"
-        + (f". Measured of the model: {measured}" if measured else "")
-    )[:1024]
+    equipment.ContributionDescription = f"Super-resolution, {card.intended_use}{measured}"[:1024]
     dataset.ContributingEquipmentSequence = [*dataset.get("ContributingEquipmentSequence", ()), equipment]
 
     dataset.Rows, dataset.Columns = voxels.shape[1], voxels.shape[0]
