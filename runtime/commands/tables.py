@@ -34,22 +34,17 @@ def show_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], columns: Sequence[int]) -> Table:
     table = Table()
     for column in (0, *columns):
-        table.add_column(head[column], no_wrap=column == 0)
-    for row in rows[:-1]:
-        table.add_row(*(_unbroken(row[column]) for column in (0, *columns)))
-    table.add_section()
-    table.add_row(*(_unbroken(rows[-1][column]) for column in (0, *columns)))
+        table.add_column(head[column], no_wrap=True)
+    for row in rows:
+        if row is rows[-1]:  # what sums up the others
+            table.add_section()
+        table.add_row(*(row[column] for column in (0, *columns)))
     return table
 
 
 def _fits(
     console: Console, head: Sequence[str], rows: Sequence[Sequence[str]], columns: Sequence[int]
 ) -> bool:
-    """Whether no word of these columns would be broken."""
+    """Whether each cell of these columns has its line."""
     table = _table(head, rows, columns)
-    return table.__rich_measure__(console, console.options.update(width=10_000)).minimum <= console.width
-
-
-def _unbroken(text: str) -> str:
-    """Text that is not wrapped at its spaces, such as those of "1.00 ± 0.10"."""
-    return text.replace(" ", " ")
+    return table.__rich_measure__(console, console.options.update(width=10_000)).maximum <= console.width

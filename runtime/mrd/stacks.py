@@ -210,8 +210,12 @@ def identity(given: dict[str, list[str]], header: Any, place: Place) -> dict[str
     A DICOM header that came along says the same, or is left out where it cannot be read.
     """
     image = derived_uid(f"{place.uid} {header['image_index']}")
-    kind = ["DERIVED", "SECONDARY", *(given.get("ImageType", [])[2:] or ["M"])]
-    made = {"SeriesInstanceUID": [place.uid], "SOPInstanceUID": [image], "ImageType": kind}
+    made = {"SeriesInstanceUID": [place.uid], "SOPInstanceUID": [image]}
+    for name in {"ImageType", *(name for name in given if name.lower().endswith("imagetype"))}:
+        # DICOM's values, one by one or joined as DICOM joins them
+        values = "\\".join(given.get(name, [])).split("\\")
+        kind = ["DERIVED", "SECONDARY", *(values[2:] or ["M"])]
+        made[name] = ["\\".join(kind)] if len(given.get(name, ())) == 1 else kind
     if DICOM_HEADER not in given:
         return made
     try:

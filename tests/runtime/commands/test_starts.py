@@ -191,7 +191,7 @@ def test_no_figure_is_cut_off_by_a_narrow_terminal(columns, capsys, monkeypatch)
     assert "…" not in said and max(map(len, said.splitlines())) <= max(columns, 40)
     for row in rows:
         for cell in row[1:]:
-            assert cell in said.replace("\u00a0", " ")
+            assert cell in said
 
 
 def test_too_little_memory_is_a_sentence(tmp_path):

@@ -408,6 +408,7 @@ def test_sr_series_have_an_identity_of_their_own_and_always_the_same(address):
         {
             "SeriesInstanceUID": "1.2.3", "SOPInstanceUID": "1.2.3.4", "IceMiniHead": "AAAA", "SliceNo": "7",
             "ImageType": ["ORIGINAL", "PRIMARY", "M", "ND"], "AnatomicalSliceNo": "7", "EchoTime": "12",
+            "DicomImageType": "ORIGINAL\\PRIMARY\\M\\NONE",
             "DicomJson": base64.b64encode(json.dumps(header).encode()).decode(),
         }
     ).serialize()  # fmt: skip
@@ -421,6 +422,7 @@ def test_sr_series_have_an_identity_of_their_own_and_always_the_same(address):
         marks = meta(image)
         fields = json.loads(base64.b64decode(marks["DicomJson"][0]))
         assert marks["ImageType"] == ["DERIVED", "SECONDARY", "M", "ND"] == fields["00080008"]["Value"]
+        assert marks["DicomImageType"] == ["DERIVED\\SECONDARY\\M\\NONE"]
         assert fields["00080018"]["Value"] == marks["SOPInstanceUID"] != ["1.2.3.4"]
         assert fields["0020000E"]["Value"] == marks["SeriesInstanceUID"] != ["1.2.3"]
         assert marks["SliceNo"] == [str(number)] and not {"IceMiniHead", "AnatomicalSliceNo"} & set(marks)
