@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from pathlib import Path
@@ -215,7 +216,10 @@ def _simulate(
 def _evaluate(
     sr: Annotated[str, typer.Option(help="Restored scans: a file or folder; or tricubic or sinc, of --lr.")],
     hr: Annotated[Path, typer.Option(help="The truth: a file or a folder, scans of the same names.")],
-    lr: Annotated[Path | None, typer.Option(help="The LR scans, for data consistency.")] = None,
+    lr: Annotated[Path | None, typer.Option(help="The LR scans, for data consistency and bands.")] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="Where tissue is, on the HR grid. (default: found in the HR scan)")
+    ] = None,
     slab: Annotated[int, typer.Option(min=2, help="HR slices of a network call, for the slab step.")] = 6,
     slab_axis: Annotated[int | None, typer.Option(min=0, max=2, help="Axis across the slices.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the figures here too.")] = None,
@@ -225,24 +229,29 @@ def _evaluate(
 ) -> None:
     """PSNR and SSIM (2-D per slice and 3-D), raw and after a global sub-voxel shift onto the truth.
 
-    Also data consistency and steps at slab edges; by scan and mean ± sd.
+    Also tissue and air apart, the band that the LR scan holds and the added one apart, data consistency and
+    steps at slab edges; by scan and mean ± sd.
     """
 
     from .evaluation.evaluate import TITLES, check_place
     from .evaluation.evaluate import evaluate as measure
+    from .evaluation.tissue import TissueFigures
 
     for path in (json, csv, markdown):
         if path:
             check_place(path)
     problems: list[str] = []
-    summary = measure(sr, hr, lr, slab, slab_axis, problems)
+    summary = measure(sr, hr, lr, slab, slab_axis, problems, mask)
     # The files that were asked for come first: whoever reads the table may leave.
     for path, write in ((json, summary.to_json), (csv, summary.to_csv), (markdown, summary.to_markdown)):
         if path:
             write(path)
     for problem in problems:
         typer.echo(f"Not measured: {problem}", err=True)
-    show_table(["scan", *(TITLES[name] for name in summary.names)], summary.rows())
+    tissue = [f.name for f in dataclasses.fields(TissueFigures)]
+    for names in (tissue, [name for name in summary.names if name not in tissue]):  # tissue first
+        shown = [name for name in names if name in summary.names]
+        show_table(["scan", *(TITLES[name] for name in shown)], summary.rows(shown))
     if problems:
         print(f"{len(summary.scans)} measured, {len(problems)} not")
         raise typer.Exit(1)

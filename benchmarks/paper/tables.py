@@ -238,7 +238,7 @@ def write(study: Study) -> None:
         rows.writerow(["experiment", *names, *(f"{name}_sd" for name in names)])
         for experiment, result in results.items():
             both = (result["mean"], result["sd"])
-            rows.writerow([experiment, *(part[name] for part in both for name in names)])
+            rows.writerow([experiment, *(part.get(name) for part in both for name in names)])
 
 
 def unique(*tables: Sequence[Experiment]) -> list[Experiment]:

@@ -41,6 +41,12 @@ TITLES = {
     "shift": "shift voxels",
     "slab_step": "slab step",
     "consistency": "inconsistency",
+    "psnr_tissue": "PSNR tissue",
+    "psnr_air": "PSNR air",
+    "psnr_low": "PSNR low band",
+    "psnr_high": "PSNR high band",
+    "high_factor": "high band factor",
+    "high_correlation": "high band correlation",
 }
 
 
@@ -93,10 +99,11 @@ class Summary:
         with atomic(path) as file:
             file.write(("\n".join(lines) + "\n").encode(errors="surrogateescape"))
 
-    def rows(self) -> list[list[str]]:
-        """A row of text for each scan, and one of mean ± sd."""
-        rows = [[scan, *(said(n, getattr(f, n)) for n in self.names)] for scan, f in self.scans.items()]
-        both = [f"{said(n, getattr(self.mean, n))} ± {said(n, getattr(self.sd, n))}" for n in self.names]
+    def rows(self, names: Sequence[str] | None = None) -> list[list[str]]:
+        """A row of text for each scan, and one of mean ± sd; names: of the figures, by default all."""
+        names = self.names if names is None else names
+        rows = [[scan, *(said(n, getattr(f, n)) for n in names)] for scan, f in self.scans.items()]
+        both = [f"{said(n, getattr(self.mean, n))} ± {said(n, getattr(self.sd, n))}" for n in names]
         every = len(self.scans) + self.missing
         return [*rows, ["mean ± sd" + (f" of {len(self.scans)} of {every}" if self.missing else ""), *both]]
 
@@ -113,14 +120,16 @@ def evaluate(
     slab: int = 6,
     axis: int | None = None,
     problems: list[str] | None = None,
+    mask: Path | None = None,
 ) -> Summary:
     """Compare SR scans with HR scans of the same name (marks such as `_sr` aside), and of the same folder
     below the given ones where a name is there more than once.
 
     sr: "tricubic" or "sinc": what interpolation makes of lr; else, as hr and lr, a file or a folder. The HR
-    scan may be larger by the voxels that the LR grid dropped. lr: for data consistency. slab: HR slices of a
-    network call. axis: that across the slices, by default the one along which the LR scan's factor is
-    another than along the two others, else that of `geometry.slab_axis`.
+    scan may be larger by the voxels that the LR grid dropped. lr: for data consistency and bands. slab: HR
+    slices of a network call. axis: that across the slices, by default the one along which the LR scan's
+    factor is another than along the two others, else that of `geometry.slab_axis`. mask: where tissue is
+    (other voxels than 0), on the HR grid; by default where `tissue_mask` finds it.
     problems: takes a sentence for each scan that has no partner or cannot be measured, while the others are.
     Raises RunError if there is no such list, or nothing is left to measure.
     """
@@ -129,19 +138,20 @@ def evaluate(
         raise RunError(f"Interpolation ({sr}) needs the LR scans: name them with --lr.")
     results = Path(sr) if interpolation is None else lr
     assert results is not None
-    groups = [path for path in (results, hr, lr) if path is not None]
+    groups = [path for path in (results, hr, lr, mask) if path is not None]
     names = _by_name(groups)
     whole, lonely = _matched(groups, names)
     if lonely and (problems is None or not whole):
         raise RunError(lonely[0])
 
     def figures(name: str) -> Figures:
-        low = open_scan(names[-1][name]) if lr is not None else None
+        low = open_scan(names[2][name]) if lr is not None else None
         truth = open_scan(names[1][name])
+        tissue = open_scan(names[-1][name]) if mask is not None else None
         if interpolation is None:
-            return compare(open_scan(names[0][name]), truth, low, slab, axis)
+            return compare(open_scan(names[0][name]), truth, low, slab, axis, tissue)
         assert low is not None
-        return _interpolated(interpolation, low, truth, slab, axis)
+        return _interpolated(interpolation, low, truth, slab, axis, tissue)
 
     scans, found = {}, list(lonely)
     for name in whole:
@@ -183,8 +193,15 @@ def _matched(groups: Sequence[Path], names: Sequence[dict[str, Path]]) -> tuple[
     return sorted(whole), lonely
 
 
-def compare(sr: Scan, hr: Scan, lr: Scan | None = None, slab: int = 6, axis: int | None = None) -> Figures:
-    """Figures of one SR scan; axis: see `evaluate`. Raises RunError if scans do not lie on one grid."""
+def compare(
+    sr: Scan,
+    hr: Scan,
+    lr: Scan | None = None,
+    slab: int = 6,
+    axis: int | None = None,
+    mask: Scan | None = None,
+) -> Figures:
+    """Figures of one SR scan; axis, mask: see `evaluate`. Raises RunError if scans do not lie on one grid."""
     _on_one_grid(sr, sr.shape, sr.affine, hr)
     low = None
     if lr is not None:
@@ -192,7 +209,7 @@ def compare(sr: Scan, hr: Scan, lr: Scan | None = None, slab: int = 6, axis: int
         axis = _across(lr, scale) if axis is None else axis
         low = _voxels(lr)
     axis = slab_axis(sr.zooms) if axis is None else axis
-    return _measured(_voxels(sr), _voxels(hr)[tuple(map(slice, sr.shape))], low, axis, slab, sr)
+    return _measured(_voxels(sr), low, axis, slab, sr, hr, mask)
 
 
 def _interpolated(
@@ -201,11 +218,12 @@ def _interpolated(
     hr: Scan,
     slab: int,
     axis: int | None,
+    mask: Scan | None,
 ) -> Figures:
-    scale, shape = _factors(lr, hr)
+    scale, _ = _factors(lr, hr)
     low = _voxels(lr)
     axis = _across(lr, scale) if axis is None else axis
-    return _measured(interpolation(low, scale), _voxels(hr)[tuple(map(slice, shape))], low, axis, slab, hr)
+    return _measured(interpolation(low, scale), low, axis, slab, hr, hr, mask)
 
 
 def _by_name(groups: Sequence[Path]) -> list[dict[str, Path]]:
@@ -257,14 +275,34 @@ def _on_one_grid(scan: Scan, shape: tuple[int, ...], affine: NDArray[Any], hr: S
 
 
 def _measured(
-    sr: NDArray[Any], hr: NDArray[Any], lr: NDArray[Any] | None, axis: int, slab: int, scan: Scan
+    sr: NDArray[Any],
+    lr: NDArray[Any] | None,
+    axis: int,
+    slab: int,
+    scan: Scan,
+    hr: Scan,
+    mask: Scan | None,
 ) -> Figures:
+    """Figures of SR voxels against those HR voxels that they are to be. scan: whose name an error has."""
+    inside = tuple(map(slice, sr.shape))
+    where = None if mask is None else _tissue(mask, hr)[inside]
     try:
         if lr is not None:
             factors(sr.shape, lr.shape)
-        return measure(sr, hr, lr, axis, slab)
+        return measure(sr, _voxels(hr)[inside], lr, axis, slab, where)
     except ValueError as error:
         raise RunError(f"{scan.name}: {error}") from None
+
+
+def _tissue(mask: Scan, hr: Scan) -> NDArray[np.bool_]:
+    """A mask's voxels. Raises RunError if it does not lie on the HR grid, or marks nothing."""
+    if mask.shape != hr.shape:
+        raise RunError(f"The mask {mask.name} has {mask.shape} voxels and {hr.name} has {hr.shape}.")
+    _on_one_grid(mask, mask.shape, mask.affine, hr)
+    found = _voxels(mask) != 0
+    if not found.any():
+        raise RunError(f"The mask {mask.name} marks no voxel as tissue.")
+    return found
 
 
 def _voxels(scan: Scan) -> NDArray[Any]:

@@ -1,10 +1,13 @@
 """How good an SR volume is: PSNR and SSIM by scikit-image, raw and registered, and two checks of honesty.
 
+Of the whole volume; `tissue` has what cannot be flattered by air.
+
 Volumes are (rows, columns, slices), float32, on the grid and in the units of the truth.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +18,7 @@ from skimage.metrics import structural_similarity
 from skimage.registration import phase_cross_correlation
 
 from ..simulation import kspace
+from .tissue import Mask, TissueFigures, in_tissue
 
 Volume = NDArray[Any]  # float32
 # Wang et al. 2004: 11×11 (or 11×11×11) Gaussian of σ 1.5, population covariance.
@@ -62,7 +66,7 @@ def ssim(sr: Volume, hr: Volume, data_range: float) -> float:
 
 
 @dataclass(frozen=True)
-class Figures:
+class _Whole:
     """psnr, ssim, ssim_2d: as in `Quality`; *_registered: after the SR volume is shifted, as a whole and by
     a fraction of a voxel, to where it fits the truth best. shift: the length of that, in HR voxels.
     slab_step: the mean step between slices at slab edges over that within slabs, relative to the truth: 1
@@ -80,8 +84,21 @@ class Figures:
     consistency: float | None = None
 
 
-def measure(sr: Volume, hr: Volume, lr: Volume | None = None, slice_axis: int = 2, slab: int = 6) -> Figures:
-    """All figures of one volume. slab: HR slices of a network call. lr: in the same units.
+@dataclass(frozen=True)
+class Figures(TissueFigures, _Whole):
+    """Of the whole volume, and of tissue, air and bands apart."""
+
+
+def measure(
+    sr: Volume,
+    hr: Volume,
+    lr: Volume | None = None,
+    slice_axis: int = 2,
+    slab: int = 6,
+    mask: Mask | None = None,
+) -> Figures:
+    """All figures of one volume. slab: HR slices of a network call. lr: in the same units. mask: of tissue,
+    by default `tissue_mask` of the truth.
 
     Raises ValueError if shapes do not fit or the truth is constant.
     """
@@ -92,7 +109,8 @@ def measure(sr: Volume, hr: Volume, lr: Volume | None = None, slice_axis: int = 
     if lr is not None:
         consistency = kspace.data_consistency(sr, lr, factors(sr.shape, lr.shape))
     step = slab_step(sr, hr, slab, slice_axis)
-    return Figures(*_of(raw), *_of(after), shift, step, consistency)
+    tissue = in_tissue(sr, hr, None if lr is None else lr.shape, mask)
+    return Figures(*_of(raw), *_of(after), shift, step, consistency, **dataclasses.asdict(tissue))
 
 
 def registered(sr: Volume, hr: Volume) -> tuple[Volume, float]:
