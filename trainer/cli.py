@@ -248,10 +248,9 @@ def _evaluate(
             write(path)
     for problem in problems:
         typer.echo(f"Not measured: {problem}", err=True)
-    tissue = [f.name for f in dataclasses.fields(TissueFigures)]
-    for names in (tissue, [name for name in summary.names if name not in tissue]):  # tissue first
-        shown = [name for name in names if name in summary.names]
-        show_table(["scan", *(TITLES[name] for name in shown)], summary.rows(shown))
+    tissue = {f.name for f in dataclasses.fields(TissueFigures)}
+    shown = sorted(summary.names, key=lambda name: name not in tissue)  # tissue first
+    show_table(["scan", *(TITLES[name] for name in shown)], summary.rows(shown))
     if problems:
         print(f"{len(summary.scans)} measured, {len(problems)} not")
         raise typer.Exit(1)
