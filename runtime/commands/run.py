@@ -281,9 +281,14 @@ COMMAND = command(
 def main() -> None:
     """Restore high-resolution scans from low-resolution ones."""
     with sentences():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is as clean as Ctrl-C
-        warnings.filterwarnings("ignore", module="pydicom")  # they quote values, which may be a patient's
+        prepare_process()
         COMMAND()
+
+
+def prepare_process() -> None:
+    """What a process that runs `run` needs first."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is as clean as Ctrl-C
+    warnings.filterwarnings("ignore", module="pydicom")  # they quote values, which may be a patient's
 
 
 def _labels(values: list[str] | None) -> tuple[str, ...]:

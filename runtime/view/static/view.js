@@ -6,12 +6,14 @@ import { compact, openPanes, PLANES } from "./panes.js";
 const $ = (id) => document.getElementById(id);
 const BINS = 128;
 const REACH = 1.25; // of the window's white, where the histogram ends
+const PAUSE = 800; // ms without a key after which a note is saved
 const FLOOR = 0.03; // of it, below which is background
 
 let scans = []; // {key, name, mark}
 let current = null; // {scan, details}
 let loading = new AbortController();
 let saving = Promise.resolve();
+let typing = 0;
 export const panes = await openPanes(document.querySelectorAll("#panes figure"));
 
 async function ask(address, options) {
@@ -257,15 +259,20 @@ function showMark() {
   $("saved").textContent = mark ? `saved ${mark.timestamp.replace("T", " ").replace("Z", " UTC")}` : "";
 }
 
+function posted(scan, change, more = {}) {
+  const { rating = "", note = "" } = { ...scan.mark, ...change };
+  return ask(`scans/${scan.key}/0/mark`, {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify({ rating, note }),
+    ...more,
+  });
+}
+
 // One after the other, each a change of what is saved by then: a click on Good ends a note and rates at once.
 function save(scan, change) {
   saving = saving.then(async () => {
-    const { rating = "", note = "" } = { ...scan.mark, ...change };
-    const answer = await ask(`scans/${scan.key}/0/mark`, {
-      method: "POST",
-      headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ rating, note }),
-    });
+    const answer = await posted(scan, change);
     scan.mark = (await answer.json()).mark;
     paint(scan);
     tally();
@@ -280,10 +287,23 @@ function rate(rating) {
   if (current) save(current.scan, { rating, note: $("note").value });
 }
 
+function noted() {
+  return current && $("note").value.trim() !== (current.scan.mark?.note ?? "");
+}
+
 function saveNote() {
-  if (current && $("note").value.trim() !== (current.scan.mark?.note ?? "")) {
-    save(current.scan, { note: $("note").value });
-  }
+  clearTimeout(typing);
+  if (noted()) save(current.scan, { note: $("note").value });
+}
+
+function typed() {
+  clearTimeout(typing);
+  typing = setTimeout(saveNote, PAUSE);
+}
+
+// The page is going: nothing that waits would be heard.
+function leave() {
+  if (noted()) posted(current.scan, { note: $("note").value }, { keepalive: true }).catch(() => {});
 }
 
 // ---- hands
@@ -362,6 +382,8 @@ panes.sr.onLocationChange = (location) => {
 $("scans").addEventListener("keydown", (event) => event.key === "Enter" && event.stopPropagation());
 $("filter").addEventListener("input", filter);
 $("note").addEventListener("blur", saveNote);
+$("note").addEventListener("input", typed);
+window.addEventListener("pagehide", leave);
 $("overlay").addEventListener("change", covered);
 $("smooth").addEventListener("change", smooth);
 $("low").addEventListener("input", setWindow);

@@ -1,0 +1,117 @@
+"""The command `udean-bids`: the BIDS-App form, `udean-bids BIDS_DIR OUTPUT_DIR participant|group`.
+
+Source: Gorgolewski et al., PLOS Computational Biology 13(3), 2017: command line of BIDS-Apps.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ..errors import RunError
+from ..runs.bids import DATASET
+from ..view.group import write_group
+from . import options
+from .common import command, sentences
+from .run import prepare_process, run
+
+VALIDATORS = ("bids-validator-deno", "bids-validator")  # the first that is installed is asked
+
+def bids(
+    bids_dir: Annotated[Path, typer.Argument(metavar="BIDS_DIR", help="The raw dataset.")],
+    output_dir: Annotated[Path, typer.Argument(metavar="OUTPUT_DIR", help="The derived dataset to make.")],
+    level: Annotated[
+        Literal["participant", "group"],
+        typer.Argument(
+            metavar="participant|group", help="Restore scans; or sum up what is restored, as page and table."
+        ),
+    ],
+    participants: Annotated[
+        list[str] | None,
+        typer.Option("--participant-label", "--participant_label", help="These only; several by commas."),
+    ] = None,
+    sessions: Annotated[
+        list[str] | None, typer.Option("--session-label", "--session_label", help="These only; likewise.")
+    ] = None,
+    suffixes: Annotated[
+        list[str] | None,
+        typer.Option("--suffix", help="These only, such as T1w. (default: anatomical images)"),
+    ] = None,
+    skip_validation: Annotated[
+        bool,
+        typer.Option("--skip-bids-validation", "--skip_bids_validation", help="Take the dataset as it is."),
+    ] = False,
+    engine: options.Model = None,
+    library: options.Library = "auto",
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    threads: options.Threads = None,
+    debug: options.Debug = False,
+) -> None:
+    """Restore a BIDS dataset as a BIDS-App. Research only, not for diagnosis."""
+    if not (bids_dir / DATASET).is_file():
+        raise RunError(f"{bids_dir} is not a BIDS dataset: it has no {DATASET}.")
+    if level == "group":
+        page, table, count = write_group(output_dir)
+        print(f"{count} scans: {page} and {table}")
+        return
+    if not skip_validation:
+        validate(bids_dir)
+    run(
+        [str(bids_dir)],
+        out=output_dir,
+        participants=participants,
+        sessions=sessions,
+        suffixes=suffixes,
+        engine=engine,
+        library=library,
+        device=device,
+        precision=precision,
+        threads=threads,
+        debug=debug,
+    )
+
+
+def validate(dataset: Path) -> None:
+    """Ask the official validator, if one is installed. Raises RunError for what it calls an error."""
+    validator = next(filter(None, map(shutil.which, VALIDATORS)), None)
+    if validator is None:
+        typer.echo("No BIDS validator is installed: the dataset is taken as it is.", err=True)
+        return
+    done = subprocess.run(
+        [validator, dataset, "--format", "json", "--ignoreWarnings"], capture_output=True, text=True
+    )
+    if done.returncode == 0:
+        return
+    try:
+        issues = json.loads(done.stdout)["issues"]["issues"]
+        wrong = "; ".join(sorted({f"{i['code']} at {i.get('location', dataset.name)}" for i in issues})[:5])
+    except (ValueError, KeyError, TypeError):
+        wrong = (
+            "; ".join((done.stderr or done.stdout).strip().splitlines()[-1:]) or "its validator says no more"
+        )
+    raise RunError(f"{dataset} is not valid BIDS: {wrong}. --skip-bids-validation takes it as it is.")
+
+
+COMMAND = command(
+    bids,
+    "udean-bids",
+    "udean-bids /data /out participant --participant-label 01,02",
+    "udean-bids /data /out group  # one page and one table of all results",
+)
+
+
+def main() -> None:
+    """Restore a BIDS dataset as a BIDS-App."""
+    with sentences():
+        prepare_process()
+        COMMAND()
+
+
+if __name__ == "__main__":
+    main()
