@@ -22,6 +22,7 @@ from .run import prepare_process, run
 
 VALIDATORS = ("bids-validator-deno", "bids-validator")  # the first that is installed is asked
 
+
 def bids(
     bids_dir: Annotated[Path, typer.Argument(metavar="BIDS_DIR", help="The raw dataset.")],
     output_dir: Annotated[Path, typer.Argument(metavar="OUTPUT_DIR", help="The derived dataset to make.")],

@@ -21,7 +21,7 @@ GRID = "<style>td img{width:11rem;image-rendering:pixelated;background:#000}</st
 
 @dataclass(frozen=True)
 class Row:
-    """A result in figures. snr: of the scan. k_space_difference: share of the measured data that it misses."""
+    """A result. snr: of the scan. k_space_difference: share of what was measured that it misses."""
 
     filename: str
     shape: str = MISSING
@@ -65,7 +65,7 @@ def write_group(root: Path) -> tuple[Path, Path, int]:
 def _examined(result: Result) -> tuple[Row, str]:
     """A result's row, and the middle slice of its SR volume as a PNG in base64."""
     try:
-        found = compare(result.open_source(), result.open(), result.card)
+        found = compare(result.open_source(), result.open(), result.sidecar.card)
     except RunError as error:
         return Row(result.name, remarks=" ".join(str(error).split())), ""
     sr, scan = found.sr, found.fine_scan
