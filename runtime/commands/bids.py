@@ -6,8 +6,10 @@ Source: Gorgolewski et al., PLOS Computational Biology 13(3), 2017: command line
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -34,10 +36,10 @@ def bids(
     ],
     participants: Annotated[
         list[str] | None,
-        typer.Option("--participant-label", "--participant_label", help="These only; several by commas."),
+        typer.Option("--participant-label", help="These only; several by commas."),
     ] = None,
     sessions: Annotated[
-        list[str] | None, typer.Option("--session-label", "--session_label", help="These only; likewise.")
+        list[str] | None, typer.Option("--session-label", help="These only; likewise.")
     ] = None,
     suffixes: Annotated[
         list[str] | None,
@@ -45,7 +47,7 @@ def bids(
     ] = None,
     skip_validation: Annotated[
         bool,
-        typer.Option("--skip-bids-validation", "--skip_bids_validation", help="Take the dataset as it is."),
+        typer.Option("--skip-bids-validation", help="Take the dataset as it is."),
     ] = False,
     engine: options.Model = None,
     library: options.Library = "auto",
@@ -80,7 +82,8 @@ def bids(
 
 def validate(dataset: Path) -> None:
     """Ask the official validator, if one is installed. Raises RunError for what it calls an error."""
-    validator = next(filter(None, map(shutil.which, VALIDATORS)), None)
+    places = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
+    validator = next(filter(None, (shutil.which(name, path=places) for name in VALIDATORS)), None)
     if validator is None:
         typer.echo("No BIDS validator is installed: the dataset is taken as it is.", err=True)
         return

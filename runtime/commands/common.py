@@ -44,7 +44,8 @@ def command(
             given = sys.argv[1:] if arguments is None else list(arguments)
             refuse_empty(given)
             app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-            app.command(name, cls=_Command, epilog="\n\n".join(lines))(function)
+            settings = {"token_normalize_func": _dashed}
+            app.command(name, cls=_Command, epilog="\n\n".join(lines), context_settings=settings)(function)
             built = typer.main.get_command(app)
             built.params.append(_version_option(name))
             if any(variable.endswith("_COMPLETE") for variable in os.environ):
@@ -55,6 +56,11 @@ def command(
 
     main.__doc__ = (function.__doc__ or "").strip().partition("\n")[0]
     return main
+
+
+def _dashed(name: str) -> str:
+    """--participant_label, as BIDS-Apps write it, is --participant-label."""
+    return name.replace("_", "-")
 
 
 class _Command(TyperCommand):

@@ -28,7 +28,7 @@ def test_participants_are_restored_and_the_group_summed_up(dataset, model, tmp_p
     out = tmp_path / "out"
     done = bids(dataset, out, "group")
     assert done.returncode == 2 and "participant level first" in done.stderr
-    options = ("--engine", model, "--skip-bids-validation", "--participant-label", "01,02", "--suffix", "T1w")
+    options = ("--engine", model, "--skip_bids_validation", "--participant_label", "01,02", "--suffix", "T1w")
     done = bids(dataset, out, "participant", *options)
     assert done.returncode == 0 and "3 written" in done.stdout, done.stderr
     assert json.loads((out / "dataset_description.json").read_text())["DatasetType"] == "derivative"
