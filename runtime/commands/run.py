@@ -220,6 +220,7 @@ def run(
         crop=crop,
         fallback=fallback,
         trace=trace,
+        consistency=options.consistency(consistency),
         to=to,
         strict=strict,
     )

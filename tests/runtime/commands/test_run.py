@@ -170,6 +170,22 @@ def test_windows_overlap_and_weighting_can_differ_by_axis(model, tmp_path):
         assert udean_run("--engine", model, *wrong, source).returncode == 2
 
 
+def test_the_share_of_the_measured_band_is_the_one_asked_for(tmp_path):
+    source = scan(tmp_path / "a.nii")
+    truncating = onnx_model(tmp_path / "sr.onnx", CARD.replace(consistency="truncation"))
+    made = {}
+    for share in ("off", "1"):
+        out = tmp_path / share
+        done = udean_run(
+            "--engine", truncating, "--consistency", share, "--dtype", "float32", "-o", out, source
+        )
+        assert done.returncode == 0, done.stderr
+        made[share] = nib.load(out / "a_sr.nii").get_fdata()
+    assert np.abs(made["1"] - made["off"]).mean() > 1
+    wrong = udean_run("--engine", truncating, "--consistency", "much", source)
+    assert wrong.returncode == 2 and "0 to 1" in wrong.stderr
+
+
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_leaves_whole_files_only(model, tmp_path, stop):
     for n in range(30):
