@@ -1,16 +1,17 @@
-"""From an ONNX graph to a TensorRT plan, on TensorRT 10 and 11.
+"""From an ONNX graph to a TensorRT plan, on TensorRT 10 and 11 and on TensorRT for RTX.
 
 The network is strongly typed: precision comes from the graph, which says it for every tensor. Nothing here
-reads or writes files; `plans` does.
+reads or writes files; `trt_plan` does.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -18,21 +19,16 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from ..runtime.models.trt_plan import Hardware, Profile, Weights
 from .errors import ExportError
 
+GRACE = 0.3  # seconds for TensorRT to end by itself after Ctrl-C
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """How to build.
+    """How to build. level: builder optimization level, 0 (quick build) to 5 (all tactics)."""
 
-    workspace: bytes that one layer may use for scratch. level: builder optimization level, 0 (quick build)
-    to 5 (all tactics). layers: keep what the layer report needs.
-    """
-
-    workspace: int = 4 << 30
     level: int = 3
     version_compatible: bool = False
     hardware: Hardware = "same"
     weights: Weights = "fixed"
-    layers: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,25 +48,21 @@ def build(
     options: BuildOptions,
     timings: bytes = b"",
 ) -> Built:
-    """Build a plan on the current CUDA context.
+    """Build a plan on the first GPU or, with TensorRT for RTX and without one, for all of its cards.
 
-    trt: the tensorrt module. log: `runtime.plan.logger(trt)`. onnx: the graph, whose input is
-    `lr` (N, slab, H, W). profiles: one for each execution context that may be in flight, none where the
-    graph's sizes are fixed. timings: an earlier timing cache of this GPU and version, or nothing.
-    Raises ExportError with TensorRT's first error.
+    trt: the tensorrt module. log: `runtime.models.trt_plan.logger(trt)`. onnx: the graph, whose input is
+    `lr` (N, slab, H, W). profiles: one for each execution context that may be in flight. timings: an earlier
+    timing cache of this GPU and version, or nothing. Raises ExportError in TensorRT's own words. Ctrl-C is
+    raised within a second; TensorRT may then be at work for some more, in a daemon thread.
     """
     try:
         builder = trt.Builder(log)
     except TypeError:  # the binding's way to say that the library gave no builder
         raise ExportError(f"TensorRT cannot start: {log.reason()}") from None
-    # Version 11 knows no other networks; version 10 wants to be told.
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse(onnx):
-        reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)] or [log.reason()]
-        raise ExportError(f"TensorRT {trt.__version__} cannot read the graph: {reasons[0]}")
+    monitor = Monitor(trt)
 
-    with Monitor(trt) as monitor:
+    def work() -> Built | None:
+        network, _parser = _parse(trt, log, builder, onnx)
         config = _configure(trt, builder, options, monitor.binding)
         for profile in profiles:
             _add_profile(builder, config, slab, profile)
@@ -80,32 +72,77 @@ def build(
             cache = config.create_timing_cache(b"")
             config.set_timing_cache(cache, False)
         plan = builder.build_serialized_network(network, config)
-    if monitor.cancelled:
-        raise KeyboardInterrupt
-    if plan is None:
+        return None if plan is None else Built(bytes(plan), bytes(cache.serialize()))
+
+    with monitor.progress:
+        built = _interruptibly(work, monitor)
+    if built is None:
         raise ExportError(f"TensorRT {trt.__version__} cannot build the plan: {log.reason()}")
-    return Built(bytes(plan), bytes(cache.serialize()))
+    return built
+
+
+def _interruptibly(work: Callable[[], Built | None], monitor: Monitor) -> Built | None:
+    """What the work returns, done in a thread of its own, so that Ctrl-C is heard at once.
+
+    Python would look for it in whatever callback comes next, mostly the logger's, and TensorRT drops what
+    callbacks raise; nor does it ask the monitor whether to go on more often than every ten seconds.
+    """
+    done: Future[Built | None] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:  # raised where it is waited for
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="TensorRT", daemon=True).start()
+    try:
+        return done.result()
+    except KeyboardInterrupt:
+        monitor.cancelled = True
+        wait([done], GRACE)
+        raise
+
+
+def _parse(trt: Any, log: Any, builder: Any, onnx: bytes) -> tuple[Any, Any]:
+    """The network of a graph, and its parser, which holds the weights."""
+    # Version 11 knows no other networks; version 10 wants to be told.
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse(onnx):
+        errors = [_parser_error(trt, parser.get_error(i)) for i in range(parser.num_errors)]
+        raise ExportError(
+            f"TensorRT {trt.__version__} cannot read the graph: {'; '.join(errors) or log.reason()}"
+        )
+    return network, parser
+
+
+def _parser_error(trt: Any, error: Any) -> str:
+    """A parser's error in one line: operator and node, what is wrong, code, and where in the parser.
+
+    What is wrong is often a bare condition, or "false": the rest is what helps.
+    """
+    names = {value: name for name, value in trt.ErrorCode.__members__.items()}
+    code = names.get(error.code(), str(error.code()))
+    at = f"{Path(error.file()).name}:{error.line()}"
+    node = f"{error.node_operator()} node '{error.node_name()}': " if error.node_operator() else ""
+    return f"{node}{' '.join(error.desc().split())} ({code}, {at})"
 
 
 def _configure(trt: Any, builder: Any, options: BuildOptions, monitor: Any) -> Any:
     config = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
     config.builder_optimization_level = options.level
     config.progress_monitor = monitor
     # The graph's float32 islands are there for precision: no 10-bit mantissas behind its back.
     config.clear_flag(trt.BuilderFlag.TF32)
     # The network is one chain, and several contexts fill the device: helper streams only add events.
     config.max_aux_streams = 0
-    if options.layers:
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if options.hardware == "ampere":
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     if options.weights == "refittable":
         config.set_flag(trt.BuilderFlag.REFIT)
-    elif options.weights == "stripped":
-        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
     return config
 
 
@@ -116,15 +153,10 @@ def _add_profile(builder: Any, config: Any, slab: int, sizes: Profile) -> None:
         raise ExportError(f"TensorRT does not take the sizes {sizes.min}, {sizes.opt}, {sizes.max}.")
 
 
-def layer_report(trt: Any, engine: Any) -> str:
-    """What the engine's layers are, as JSON text; detailed if built with `layers`."""
-    return engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-
-
 class Monitor:
     """A progress bar for each phase of a build; `binding` is what TensorRT is given.
 
-    TensorRT calls it from its own threads. Ctrl-C cancels the build; `cancelled` then says so.
+    TensorRT calls it from threads of its choice. `cancelled` ends the build at its next step.
     """
 
     def __init__(self, trt: Any) -> None:
@@ -134,15 +166,6 @@ class Monitor:
         self._tasks: dict[str, TaskID] = {}
         self._lock = threading.Lock()
         self.binding = _binding(trt, self)
-
-    def __enter__(self) -> Self:
-        self.progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.progress.stop()
 
     def start(self, phase: str, parent: str | None, steps: int) -> None:
         def change() -> None:
@@ -160,11 +183,8 @@ class Monitor:
         self._update(lambda: self.progress.remove_task(self._tasks.pop(phase)))
 
     def _update(self, change: Callable[[], None]) -> None:
-        try:
-            with self._lock:
-                change()
-        except KeyboardInterrupt:  # Python looks for signals here, in the middle of TensorRT's build
-            self.cancelled = True
+        with self._lock:
+            change()
 
 
 def _binding(trt: Any, monitor: Monitor) -> Any:

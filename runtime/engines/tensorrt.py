@@ -21,8 +21,8 @@ class TensorRtEngine:
     info: EngineInfo
 
     def __init__(self, file: Path, name: str, sha256: str, precision: Precision, gpu: Gpu) -> None:
-        trt: Any = require("tensorrt", "trt")
         contents, plan = read_plan(file)
+        trt: Any = require(*plan.library)
         self.card, self.gpu, self._profiles = plan.card, gpu, plan.profiles
         if precision not in ("auto", self.card.precision):
             raise RunError(

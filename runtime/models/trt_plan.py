@@ -1,6 +1,6 @@
 """A TensorRT plan on disk: `NAME.plan`, and beside it `NAME.plan.json`, which says what it is.
 
-The sidecar holds the model card and what a plan is bound to: TensorRT version, GPU, profiles. It is written
+`NAME.rtx.plan` is one of TensorRT for RTX: for every RTX card, and built without one. The sidecar holds the model card and what a plan is bound to: TensorRT version, GPU, profiles. It is written
 last, so a plan that has one is whole.
 """
 
@@ -14,12 +14,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import RunError
-from ..system.files import atomic, sha256
+from ..system.files import atomic
 from .card import CardError, ModelCard
 
 Shape = tuple[int, int, int]
-Hardware = Literal["same", "ampere"]
-Weights = Literal["fixed", "refittable", "stripped"]
+Hardware = Literal["same", "ampere", "rtx"]
+Weights = Literal["fixed", "refittable"]
+
+
+TENSORRT = "tensorrt", "trt"  # module, and the extra that brings it
+RTX = "tensorrt_rtx_bindings", "trt-rtx"
+RTX_CARDS = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")  # compute capabilities that TensorRT for RTX knows
 
 
 @dataclass(frozen=True)
@@ -37,10 +42,11 @@ class PlanCard:
 
     sha256: of the plan. onnx, onnx_sha256: file name and hash of the model whose weights it has.
     structure: hash of that graph without its weights: plans of equal structure can exchange weights.
-    tensorrt, cuda, gpu, capability: versions, device name and compute capability at build.
+    tensorrt, cuda, gpu, capability: versions, device name and compute capability at build; of a plan of
+        TensorRT for RTX that library's version, and nothing of a device.
     profiles: one for each execution context that may be in flight; all are equal.
-    hardware: GPUs it is made for, the "same" as at build or "ampere" and newer.
-    weights: "fixed", "refittable", or "stripped": filled from the ONNX file beside it when opened.
+    hardware: GPUs it is made for, the "same" as at build, "ampere" and newer, or every "rtx" card.
+    weights: "fixed" or "refittable". remark: what a user must know before trusting it.
     """
 
     card: ModelCard
@@ -57,12 +63,26 @@ class PlanCard:
     hardware: Hardware
     weights: Weights
     level: int
+    remark: str = ""
+
+    @property
+    def library(self) -> tuple[str, str]:
+        """The module that runs it, and the extra that brings it."""
+        return RTX if self.hardware == "rtx" else TENSORRT
 
     def check_host(self, path: Path, tensorrt: str, capability: str) -> None:
         """Raise RunError if this TensorRT version or GPU cannot run the plan."""
-        again = f"build it here with `udean-export --from {self.onnx}`."
+        option = " --rtx" if self.hardware == "rtx" else ""
+        again = f"build it here with `udean-export --from {self.onnx}{option}`."
         if not self.version_compatible and _release(tensorrt) != _release(self.tensorrt):
             raise RunError(f"{path} was built by TensorRT {self.tensorrt} and this is {tensorrt}: {again}")
+        if self.hardware == "rtx":
+            if capability not in RTX_CARDS:
+                raise RunError(
+                    f"{path} runs on RTX cards, of compute capability {', '.join(RTX_CARDS)}, and this GPU has "
+                    f"{capability}: build a plan for it with `udean-export --from {self.onnx}`."
+                )
+            return
         ours, theirs = (tuple(map(int, c.split("."))) for c in (capability, self.capability))
         fits = ours >= (8, 0) if self.hardware == "ampere" else ours == theirs
         if not fits:
@@ -122,10 +142,10 @@ def read_plan(path: Path) -> tuple[bytes, PlanCard]:
 
 
 def deserialize(trt: Any, log: Any, contents: bytes, card: PlanCard, path: Path, capability: str) -> Any:
-    """The `ICudaEngine` of a plan, weights filled in.
+    """The `ICudaEngine` of a plan.
 
-    trt: the tensorrt module. log: `logger(trt)`. path: of the plan, for errors and for the ONNX file with the
-    weights of a stripped plan. capability: this GPU's, such as "9.0". Raises RunError.
+    trt: the tensorrt module. log: `logger(trt)`. path: of the plan, for errors. capability: this GPU's, such
+    as "9.0". Raises RunError.
     """
     card.check_host(path, trt.__version__, capability)
     runtime = trt.Runtime(log)
@@ -134,13 +154,6 @@ def deserialize(trt: Any, log: Any, contents: bytes, card: PlanCard, path: Path,
     engine = runtime.deserialize_cuda_engine(contents)
     if engine is None:
         raise RunError(f"TensorRT {trt.__version__} cannot load {path}: {log.reason()}")
-    if card.weights == "stripped":
-        weights = path.with_name(card.onnx)
-        if not weights.is_file() or sha256(weights) != card.onnx_sha256:
-            raise RunError(
-                f"{path} has no weights of its own: put the {card.onnx} it was built from beside it."
-            )
-        refit(trt, log, engine, weights.read_bytes(), path)
     return engine
 
 
