@@ -42,14 +42,13 @@ Tell = Callable[[Artefact | ExportError], None]
 def export_onnx(
     checkpoint: Path,
     folder: Path,
-    shape: graph.Shape | None = None,
     scans: Sequence[Path] = (),
     tell: Tell = lambda _: None,
 ) -> list[Artefact]:
     """Write NAME.onnx, NAME.fp16.onnx and, with scans to calibrate on, NAME.int8.onnx into the folder.
 
-    shape: fixed input sizes. tell: hears of each file, or of why it was refused, as it happens. A refused
-    precision is not written and not in the result. Raises ExportError, RunError or CheckpointError if
+    tell: hears of each file, or of why it was refused, as it happens. A refused precision is not written and
+    not in the result. Raises ExportError, RunError or CheckpointError if
     nothing can start.
     """
     from ..trainer.checkpoint import load_generator
@@ -57,10 +56,8 @@ def export_onnx(
 
     network, card = load_generator(checkpoint)
     card = card.replace(checkpoint=sha256(checkpoint))
-    if shape:
-        card = card.replace(window=(shape.rows, shape.columns))
     calibration = quantize.scan_windows(scans, card) if scans else None
-    windows = parity.probe_windows(card, [(shape.batch, shape.rows, shape.columns)] if shape else ())
+    windows = parity.probe_windows(card)
     expected, largest = reference(network, windows)
     written: list[Artefact] = []
 
@@ -79,11 +76,11 @@ def export_onnx(
         tell(written[-1])
 
     deployed = merged(network)
-    full = graph.to_onnx(deployed, card.slab[0], half=False, shape=shape)
+    full = graph.to_onnx(deployed, card.slab[0], half=False)
 
     def fp16() -> tuple[onnx.ModelProto, str]:
         refuse_overflow(largest)
-        return graph.to_onnx(deployed, card.slab[0], half=True, shape=shape), ""
+        return graph.to_onnx(deployed, card.slab[0], half=True), ""
 
     def int8(calibration: parity.Windows) -> tuple[onnx.ModelProto, str]:
         small = quantize.quantize(full, calibration)

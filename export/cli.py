@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,22 +19,26 @@ from .trt_build import BuildOptions
 
 if TYPE_CHECKING:
     from .artefacts import Artefact
-    from .graph import Shape
     from .parity import Deviation
 
 PLAN = "TensorRT plan"
+INTERRUPTED = 130  # the shells' code for SIGINT
 T = TypeVar("T", int, tuple[int, int])
 
 
 def export(
     checkpoint: Annotated[Path | None, typer.Argument(help="A checkpoint of udean-train.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; default: the input's.")] = None,
-    static: Annotated[str, typer.Option(help="Fixed window, rows x columns, such as 64x64.")] = "",
-    batch: Annotated[int, typer.Option(min=1, help="Fixed number of windows a call, with --static.")] = 1,
     int8: Annotated[
         list[Path] | None, typer.Option(help="Also an int8 model, calibrated on this LR scan or folder.")
     ] = None,
     trt: Annotated[bool, typer.Option("--trt", help="Also a TensorRT plan for this machine's GPU.")] = False,
+    rtx: Annotated[
+        bool,
+        typer.Option(
+            "--rtx", help="NAME.rtx.plan for every RTX card, built on any machine. Experimental: run on none."
+        ),
+    ] = False,
     source: Annotated[
         Path | None, typer.Option("--from", help="Build the plan from this .onnx, without a checkpoint.")
     ] = None,
@@ -55,9 +61,6 @@ def export(
     streams: Annotated[
         int, typer.Option(min=1, help="Batches in flight, a profile each.", rich_help_panel=PLAN)
     ] = 2,
-    workspace: Annotated[
-        float, typer.Option(min=0.01, help="Scratch memory in GB.", rich_help_panel=PLAN)
-    ] = 4.0,
     optimization_level: Annotated[
         int, typer.Option(min=0, max=5, help="0: built soonest, 5: searched longest.", rich_help_panel=PLAN)
     ] = 3,
@@ -67,10 +70,6 @@ def export(
     hardware_compatible: Annotated[
         bool, typer.Option("--hardware-compatible", help="For all of Ampere and newer.", rich_help_panel=PLAN)
     ] = False,
-    strip_weights: Annotated[
-        bool,
-        typer.Option("--strip-weights", help="Leave the weights in the .onnx beside.", rich_help_panel=PLAN),
-    ] = False,
     refit: Annotated[
         bool,
         typer.Option(
@@ -79,9 +78,6 @@ def export(
             rich_help_panel=PLAN,
         ),
     ] = False,
-    layers: Annotated[
-        Path | None, typer.Option(help="Write a report of the layers, JSON.", rich_help_panel=PLAN)
-    ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and TensorRT's log.")] = False,
 ) -> None:
     """Turn a checkpoint into models that run without PyTorch: NAME.onnx, NAME.fp16.onnx, NAME.plan."""
@@ -90,26 +86,23 @@ def export(
     if verify is not None:
         _verify(verify, against)
         return
-    if batch > 1 and not static:
-        raise ExportError("--batch fixes the batch of a model with --static ROWSxCOLUMNS; name that too.")
-    if strip_weights and refit:
-        raise ExportError("Choose one of --strip-weights and --refit: stripped weights cannot be exchanged.")
+    if rtx and (refit or version_compatible or hardware_compatible):
+        raise ExportError("--rtx takes no other kind of plan: build that on a GPU, without --rtx.")
     batch_sizes = _three(batches, "--batches", int)
     window_sizes = _three(windows, "--windows", _window) if windows else None
-    shape = _shape(static, batch) if static else None
     options = BuildOptions(
-        workspace=int(workspace * 1e9),
         level=optimization_level,
         version_compatible=version_compatible,
         hardware="ampere" if hardware_compatible else "same",
-        weights="stripped" if strip_weights else "refittable" if refit else "fixed",
-        layers=layers is not None,
+        weights="refittable" if refit else "fixed",
     )
-
-    if trt or source:  # the plan's needs are known before the minute of an export, not after it
+    plans = [options] if trt or (source and not rtx) else []
+    plans += [dataclasses.replace(options, hardware="rtx")] if rtx else []
+    if plans:  # what they need is known before the minute of an export, not after it
         from . import trt_plan
 
-        trt_plan.check_host()
+        for kind in plans:
+            trt_plan.check_host(kind.hardware == "rtx")
     written = 0
     failures = 0
 
@@ -125,20 +118,25 @@ def export(
     if checkpoint is not None:
         from .artefacts import export_onnx
 
-        models = export_onnx(checkpoint, out or checkpoint.parent, shape, int8 or [], tell)
-        source = next((a.path for a in models if a.card.precision == "fp16"), None) if trt else None
-        if trt and source is None:
+        models = export_onnx(checkpoint, out or checkpoint.parent, int8 or [], tell)
+        source = next((a.path for a in models if a.card.precision == "fp16"), None) if plans else None
+        if plans and source is None:
             tell(ExportError("No plan is built, since it is made of the fp16 model."))
-    if source is not None:
+    for kind in plans if source is not None else ():
         from . import trt_plan
 
+        assert source is not None
         sizes = trt_plan.Sizes(batch_sizes, window_sizes, streams)
         try:
-            tell(trt_plan.build_plan(source, out or source.parent, sizes, options, layers, against, debug))
+            tell(trt_plan.build_plan(source, out or source.parent, sizes, kind, against, debug))
         except RunError as error:
             if not written or debug:
                 raise
             tell(error)
+        except KeyboardInterrupt:  # TensorRT may be at work for seconds yet, in a thread that knows no exit
+            typer.echo("Interrupted: no plan is written.", err=True)
+            sys.stdout.flush()
+            os._exit(INTERRUPTED)
     if failures:
         raise typer.Exit(1 if written else 2)
 
@@ -213,15 +211,6 @@ def _three(text: str, option: str, read: Callable[[str], T]) -> tuple[T, T, T]:
     except ValueError:
         raise ExportError(f"{option} takes three increasing sizes, or one for all; not '{text}'.") from None
     return least, usual, largest
-
-
-def _shape(static: str, batch: int) -> Shape:
-    from .graph import Shape
-
-    try:
-        return Shape(batch, *_window(static))
-    except ValueError:
-        raise ExportError(f"--static takes a window such as 64x64, not '{static}'.") from None
 
 
 def _window(text: str) -> tuple[int, int]:

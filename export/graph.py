@@ -10,7 +10,6 @@ import copy
 import logging
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,32 +30,18 @@ if TYPE_CHECKING:
 OPSET = 18
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A fixed input: batch, rows and columns (LR voxels)."""
-
-    batch: int
-    rows: int
-    columns: int
-
-
-def to_onnx(
-    network: SuperResolution | ThroughPlane, slab: int, *, half: bool, shape: Shape | None = None
-) -> onnx.ModelProto:
+def to_onnx(network: SuperResolution | ThroughPlane, slab: int, *, half: bool) -> onnx.ModelProto:
     """The network as a checked ONNX graph, `lr` (N, slab, H, W) to `sr`; the network is left as it is.
 
-    half: float16 weights, activations, input and output, with the float32 islands that the network has.
-    shape: fixed N, H, W; without it all three are dynamic.
+    N, H and W are dynamic. half: float16 weights, activations, input and output, with the float32 islands
+    that the network has.
     """
     import torch
 
     network = copy.deepcopy(network).eval()
     network = network.half() if half else network.float()
     # Batch 2 and unequal sides: the exporter takes a 1 for a constant, and equal sizes for one symbol.
-    size = shape or Shape(2, 32, 40)
-    example = torch.zeros(
-        size.batch, slab, size.rows, size.columns, dtype=torch.float16 if half else torch.float32
-    )
+    example = torch.zeros(2, slab, 32, 40, dtype=torch.float16 if half else torch.float32)
     with warnings.catch_warnings(), _quiet("torch.onnx"):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -67,7 +52,7 @@ def to_onnx(
             external_data=False,
             input_names=["lr"],
             output_names=["sr"],
-            dynamic_shapes=None if shape else ({0: "batch", 2: "rows", 3: "columns"},),
+            dynamic_shapes=({0: "batch", 2: "rows", 3: "columns"},),
             verbose=False,
         )
     assert program is not None
@@ -121,13 +106,9 @@ def read(path: Path) -> tuple[onnx.ModelProto, ModelCard]:
     ends = [(v.name, len(v.type.tensor_type.shape.dim)) for v in (*model.graph.input, *model.graph.output)]
     if ends != [("lr", 4), ("sr", 4)]:
         raise ExportError(f"{path} has not the one input 'lr' and output 'sr' of a udean model.")
+    if any(model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value for axis in (0, 2, 3)):
+        raise ExportError(f"{path} takes inputs of one size only: export the checkpoint again.")
     return model, card
-
-
-def fixed_size(model: onnx.ModelProto) -> tuple[int, int, int] | None:
-    """The only input size (N, H, W) of a graph, None where any of them is dynamic."""
-    n, _, h, w = (d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim)
-    return (n, h, w) if n and h and w else None
 
 
 def type_name(element: int) -> str:

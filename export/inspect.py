@@ -11,7 +11,7 @@ from typing import Any
 
 from ..runtime.models.card import ModelCard
 from ..runtime.models.kind import model_kind
-from ..runtime.models.trt_plan import Profile, read_plan
+from ..runtime.models.trt_plan import RTX_CARDS, Profile, read_plan
 from .errors import ExportError
 
 Line = tuple[str, str]
@@ -66,9 +66,18 @@ def _onnx(path: Path) -> Iterator[Line]:
 def _plan(path: Path) -> Iterator[Line]:
     _, plan = read_plan(path)
     yield from _card(plan.card, path)
-    yield "built by", f"TensorRT {plan.tensorrt}, CUDA {plan.cuda}, optimization level {plan.level}"
-    yield "built for", f"{plan.gpu}, compute capability {plan.capability}"
-    gpus = {"same": "GPUs of that kind", "ampere": "Ampere and newer"}
+    if plan.hardware == "rtx":
+        yield "built by", f"TensorRT for RTX {plan.tensorrt}, optimization level {plan.level}"
+    else:
+        yield "built by", f"TensorRT {plan.tensorrt}, CUDA {plan.cuda}, optimization level {plan.level}"
+        yield "built for", f"{plan.gpu}, compute capability {plan.capability}"
+    if plan.remark:
+        yield "remark", plan.remark
+    gpus = {
+        "same": "GPUs of that kind",
+        "ampere": "Ampere and newer",
+        "rtx": f"RTX cards of compute capability {', '.join(RTX_CARDS)}",
+    }
     versions = "later TensorRT versions too" if plan.version_compatible else "that TensorRT version"
     yield "runs on", f"{gpus[plan.hardware]}, {versions}"
     yield "weights", plan.weights

@@ -71,10 +71,7 @@ def scan_windows(paths: Sequence[Path], card: ModelCard, seed: int = 0) -> parit
 
 def quantize(model: onnx.ModelProto, windows: parity.Windows) -> onnx.ModelProto:
     """The model with its body in int8, activation ranges being those seen on the windows."""
-    n = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value or 1
-    batches = [windows[i : i + n] for i in range(0, len(windows) - n + 1, n)] or [
-        np.resize(windows, (n, *windows.shape[1:]))
-    ]
+    batches = [windows[n : n + 1] for n in range(len(windows))]
     with tempfile.TemporaryDirectory(prefix="udean-") as folder:
         source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         source.write_bytes(model.SerializeToString())  # given the model itself, the tool would change it

@@ -21,6 +21,7 @@ from .errors import ExportError
 
 GRACE = 0.3  # seconds for TensorRT to end by itself after Ctrl-C
 
+
 @dataclass(frozen=True)
 class BuildOptions:
     """How to build. level: builder optimization level, 0 (quick build) to 5 (all tactics)."""
@@ -62,7 +63,7 @@ def build(
     monitor = Monitor(trt)
 
     def work() -> Built | None:
-        network, _parser = _parse(trt, log, builder, onnx)
+        network, _parser = parse(trt, log, builder, onnx)
         config = _configure(trt, builder, options, monitor.binding)
         for profile in profiles:
             _add_profile(builder, config, slab, profile)
@@ -104,7 +105,7 @@ def _interruptibly(work: Callable[[], Built | None], monitor: Monitor) -> Built 
         raise
 
 
-def _parse(trt: Any, log: Any, builder: Any, onnx: bytes) -> tuple[Any, Any]:
+def parse(trt: Any, log: Any, builder: Any, onnx: bytes) -> tuple[Any, Any]:
     """The network of a graph, and its parser, which holds the weights."""
     # Version 11 knows no other networks; version 10 wants to be told.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))

@@ -1,15 +1,17 @@
-"""TensorRT plans as files: build one on this GPU or renew its weights, measure it, write it with its card."""
+"""TensorRT plans as files: build one on this GPU or renew its weights, measure it, write it with its card.
+
+A plan of TensorRT for RTX is built for all of its cards at once, without any; so nothing is measured, and its
+sidecar says that it has run on none.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import re
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +21,25 @@ import onnx
 from ..runtime.cuda.device import Gpu
 from ..runtime.errors import RunError
 from ..runtime.models.card import ModelCard
-from ..runtime.models.trt_plan import PlanCard, Profile, deserialize, logger, read_plan, refit, write_plan
+from ..runtime.models.trt_plan import (
+    RTX,
+    RTX_CARDS,
+    TENSORRT,
+    PlanCard,
+    Profile,
+    deserialize,
+    logger,
+    read_plan,
+    refit,
+    write_plan,
+)
 from ..runtime.system.extras import require
 from ..runtime.system.files import atomic, cache_folder
 from . import graph, parity, verify
 from .artefacts import Artefact
 from .errors import ExportError
 from .gpu import CudaNetwork, builder_gpu, cuda_engine, cuda_version
-from .trt_build import BuildOptions, build, layer_report
+from .trt_build import BuildOptions, build
 
 Window = tuple[int, int]
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
@@ -44,6 +57,53 @@ class Sizes:
     streams: int = 2
 
 
+def check_host(rtx: bool = False) -> None:
+    """Raise RunError or ExportError, with what to install, where no plan can be built."""
+    require(*(RTX if rtx else TENSORRT))
+    if not rtx:
+        builder_gpu()
+
+
+def build_plan(
+    path: Path,
+    folder: Path,
+    sizes: Sizes,
+    options: BuildOptions,
+    against: Path | None = None,
+    debug: bool = False,
+) -> Artefact:
+    """Write NAME.plan and NAME.plan.json into the folder, from NAME.onnx or NAME.fp16.onnx.
+
+    With refittable weights, a plan that already lies there and differs in nothing else only gets new weights.
+    options.hardware "rtx": NAME.rtx.plan, by TensorRT for RTX, on any machine. against: float32 model for
+    parity, found beside the ONNX file by default. debug: print TensorRT's whole log. Raises ExportError or
+    RunError; then nothing is written.
+    """
+    rtx = options.hardware == "rtx"
+    trt: Any = require(*(RTX if rtx else TENSORRT))
+    builder = Builder(trt, logger(trt), None if rtx else builder_gpu(), _source(path), sizes, options)
+    target = folder / f"{verify.base_name(path)}{'.rtx' if rtx else ''}.plan"
+    try:
+        with builder.gpu.current() if builder.gpu else contextlib.nullcontext():
+            renewed = builder.renew(target)
+            contents = renewed or builder.build()
+            card = builder.card(contents)
+    finally:
+        if debug:
+            print(*(f"[{name}] {text}" for name, text in builder.log.messages), sep="\n", file=sys.stderr)
+    if builder.gpu is None:
+        write_plan(target, contents, card)
+        return Artefact(
+            target, card.card, {}, f"{card.remark}; for compute capability {', '.join(RTX_CARDS)}"
+        )
+    model = verify.reference(path, builder.source.card, against, last=path)
+    found = {"tensorrt": _measure(contents, card, model, target)}
+    own = card.card.replace(parity=card.card.parity | parity.figures(found))
+    write_plan(target, contents, dataclasses.replace(card, card=own))
+    how = "new weights in the plan that was there" if renewed else "built"
+    return Artefact(target, own, found, f"{how} for {builder.gpu.name}, held to {model.file.name}")
+
+
 @dataclass(frozen=True)
 class Source:
     """The ONNX model that a plan is made of. path: its file."""
@@ -54,68 +114,84 @@ class Source:
     card: ModelCard
 
 
-def check_host() -> None:
-    """Raise RunError or ExportError, with what to install, where no plan can be built."""
-    require("tensorrt", "trt")
-    builder_gpu()
+@dataclass(frozen=True)
+class Builder:
+    """Makes a plan's bytes and card. trt: the tensorrt module. log: `logger(trt)`. gpu: None for RTX."""
 
+    trt: Any
+    log: Any
+    gpu: Gpu | None
+    source: Source
+    sizes: Sizes
+    options: BuildOptions
 
-def build_plan(
-    path: Path,
-    folder: Path,
-    sizes: Sizes,
-    options: BuildOptions,
-    layers: Path | None = None,
-    against: Path | None = None,
-    debug: bool = False,
-) -> Artefact:
-    """Write NAME.plan and NAME.plan.json into the folder, from NAME.onnx or NAME.fp16.onnx.
+    @property
+    def profiles(self) -> tuple[Profile, ...]:
+        windows = self.sizes.windows or (self.source.card.window,) * 3
+        sizes = ((n, h, w) for n, (h, w) in zip(self.sizes.batches, windows, strict=True))
+        return (Profile(*sizes),) * self.sizes.streams
 
-    sizes: of no account where the graph's are fixed. With refittable weights, a plan that already lies
-    there and differs in nothing else only gets new weights. layers: file for the layer report. against:
-    float32 model for parity, found beside the ONNX file by default. debug: print TensorRT's whole log.
-    Raises ExportError or RunError; then nothing is written.
-    """
-    trt: Any = require("tensorrt", "trt")
-    source = _source(path)
-    target = folder / f"{verify.base_name(path)}.plan"
-    if options.weights == "stripped" and folder.resolve() != path.parent.resolve():
-        raise ExportError(f"A plan without weights has to lie beside {path}, which holds them: leave out -o.")
-    gpu, log = builder_gpu(), logger(trt)
-    profiles = _profiles(source, sizes)
-    describe = functools.partial(_plan_card, trt, source, profiles, options, gpu)
-    try:
-        with gpu.current():
-            renewed = _renew(trt, log, source, target, describe, gpu)
-            contents = renewed or _build(trt, log, source, profiles, options, gpu)
-            card = describe(contents)
-            report = b""
-            if layers:
-                engine = deserialize(trt, log, contents, card, target, gpu.capability)
-                report = layer_report(trt, engine).encode()
-    finally:
-        if debug:
-            print(*(f"[{name}] {text}" for name, text in log.messages), sep="\n", file=sys.stderr)
-    model = verify.reference(path, source.card, against, last=path)
-    found = {"tensorrt": _measure(contents, card, source, model, target)}
-    own = source.card.replace(parity=source.card.parity | parity.figures(found))
-    write_plan(target, contents, dataclasses.replace(card, card=own))
-    if layers:
-        with atomic(layers) as file:
-            file.write(report)
-    how = "new weights in the plan that was there" if renewed else "built"
-    return Artefact(target, own, found, f"{how} for {gpu.name}, held to {model.file.name}")
+    @property
+    def timings(self) -> Path:
+        """Where this GPU's and version's timings are kept, in the user's cache folder."""
+        gpu = f"{self.gpu.name} {self.gpu.capability} tensorrt" if self.gpu else "tensorrt rtx"
+        name = re.sub(r"[^a-z0-9]+", "-", f"{gpu} {self.trt.__version__}".lower())
+        return cache_folder() / f"{name}.timings"
+
+    def build(self) -> bytes:
+        """Build anew, with the timings that earlier builds on this GPU and version have left."""
+        old = self.timings.read_bytes() if self.timings.is_file() else b""
+        slab = self.source.card.slab[0]
+        built = build(self.trt, self.log, self.source.contents, slab, self.profiles, self.options, old)
+        with contextlib.suppress(RunError), atomic(self.timings) as file:  # else the next one takes longer
+            file.write(built.timings)
+        return built.plan
+
+    def renew(self, target: Path) -> bytes | None:
+        """The plan that lies at target with the weights of the source, None where it has to be built."""
+        if self.gpu is None or self.options.weights != "refittable":
+            return None
+        try:
+            contents, old = read_plan(target)
+            if dataclasses.replace(self.card(contents), card=old.card, onnx_sha256=old.onnx_sha256) != old:
+                return None
+            engine = deserialize(self.trt, self.log, contents, old, target, self.gpu.capability)
+            refit(self.trt, self.log, engine, self.source.contents, target)
+        except RunError:  # there is none, or it does not take them
+            return None
+        config = engine.create_serialization_config()
+        config.set_flag(self.trt.SerializationFlag.INCLUDE_REFIT)
+        return bytes(engine.serialize_with_config(config))
+
+    def card(self, contents: bytes) -> PlanCard:
+        gpu, source, options = self.gpu, self.source, self.options
+        return PlanCard(
+            card=source.card,
+            sha256=hashlib.sha256(contents).hexdigest(),
+            onnx=source.path.name,
+            onnx_sha256=hashlib.sha256(source.contents).hexdigest(),
+            structure=structure(source.model),
+            tensorrt=self.trt.__version__,
+            cuda=cuda_version(gpu) if gpu else "",
+            gpu=gpu.name if gpu else "",
+            capability=gpu.capability if gpu else "",
+            profiles=self.profiles,
+            version_compatible=options.version_compatible,
+            hardware=options.hardware,
+            weights=options.weights,
+            level=options.level,
+            remark="" if gpu else "experimental: built without a GPU, it has run on none",
+        )
 
 
 def _measure(
-    contents: bytes, card: PlanCard, source: Source, model: verify.Reference, target: Path
+    contents: bytes, card: PlanCard, model: verify.Reference, target: Path
 ) -> dict[str, parity.Deviation]:
     """Deviations of a plan that is not yet at its target, run as it will be; ExportError beyond limits."""
     windows = parity.probe_windows(card.card, verify.sizes(card.profiles[0]))
     expected = parity.run(model.network, windows)
     with tempfile.TemporaryDirectory(prefix="udean-") as scratch:
         trial = Path(scratch) / target.name
-        trial.with_name(card.onnx).write_bytes(source.contents)  # where stripped weights are looked for
         write_plan(trial, contents, card)
         try:
             found = parity.measure(CudaNetwork(cuda_engine(trial)), windows, expected)
@@ -132,72 +208,6 @@ def _source(path: Path) -> Source:
     return Source(path, path.read_bytes(), model, card)
 
 
-def _build(
-    trt: Any, log: Any, source: Source, profiles: tuple[Profile, ...], options: BuildOptions, gpu: Gpu
-) -> bytes:
-    """Build anew, with the timings that earlier builds on this GPU and version have left."""
-    cache = timing_cache(gpu, trt.__version__)
-    timings = cache.read_bytes() if cache.is_file() else b""
-    fixed = graph.fixed_size(source.model) is not None
-    slab = source.card.slab[0]
-    built = build(trt, log, source.contents, slab, () if fixed else profiles, options, timings)
-    with contextlib.suppress(RunError), atomic(cache) as file:  # without it the next build takes longer
-        file.write(built.timings)
-    return built.plan
-
-
-def _renew(
-    trt: Any, log: Any, source: Source, target: Path, describe: Callable[[bytes], PlanCard], gpu: Gpu
-) -> bytes | None:
-    """The plan that lies at target with the weights of the source, None where it has to be built."""
-    try:
-        contents, old = read_plan(target)
-        new = dataclasses.replace(describe(contents), card=old.card, onnx_sha256=old.onnx_sha256)
-        if old.weights != "refittable" or new != old:
-            return None
-        engine = deserialize(trt, log, contents, old, target, gpu.capability)
-        refit(trt, log, engine, source.contents, target)
-    except RunError:  # there is none, or it does not take them
-        return None
-    config = engine.create_serialization_config()
-    config.set_flag(trt.SerializationFlag.INCLUDE_REFIT)
-    return bytes(engine.serialize_with_config(config))
-
-
-def _profiles(source: Source, sizes: Sizes) -> tuple[Profile, ...]:
-    fixed = graph.fixed_size(source.model)
-    if fixed:
-        return (Profile(fixed, fixed, fixed),)
-    windows = sizes.windows or (source.card.window,) * 3
-    return (Profile(*((n, h, w) for n, (h, w) in zip(sizes.batches, windows, strict=True))),) * sizes.streams
-
-
-def _plan_card(
-    trt: Any,
-    source: Source,
-    profiles: tuple[Profile, ...],
-    options: BuildOptions,
-    gpu: Gpu,
-    contents: bytes,
-) -> PlanCard:
-    return PlanCard(
-        card=source.card,
-        sha256=hashlib.sha256(contents).hexdigest(),
-        onnx=source.path.name,
-        onnx_sha256=hashlib.sha256(source.contents).hexdigest(),
-        structure=structure(source.model),
-        tensorrt=trt.__version__,
-        cuda=cuda_version(gpu),
-        gpu=gpu.name,
-        capability=gpu.capability,
-        profiles=profiles,
-        version_compatible=options.version_compatible,
-        hardware=options.hardware,
-        weights=options.weights,
-        level=options.level,
-    )
-
-
 def structure(model: onnx.ModelProto) -> str:
     """A hash of the graph without the values of its weights and without its card."""
     bare = onnx.ModelProto()
@@ -207,9 +217,3 @@ def structure(model: onnx.ModelProto) -> str:
         if tensor.data_type in FLOATS:
             tensor.ClearField("raw_data")
     return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()
-
-
-def timing_cache(gpu: Gpu, tensorrt: str) -> Path:
-    """Where this GPU's and version's timings are kept, in the user's cache folder."""
-    name = re.sub(r"[^a-z0-9]+", "-", f"{gpu.name} {gpu.capability} tensorrt {tensorrt}".lower())
-    return cache_folder() / f"{name}.timings"

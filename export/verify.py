@@ -23,11 +23,11 @@ class Reference:
     network: parity.Network
 
 
-ENDINGS = (".plan", ".fp16.onnx", ".int8.onnx", ".onnx", *CHECKPOINTS)
+ENDINGS = (".rtx.plan", ".plan", ".fp16.onnx", ".int8.onnx", ".onnx", *CHECKPOINTS)
 
 
 def base_name(path: Path) -> str:
-    """NAME of NAME.plan, NAME.fp16.onnx, NAME.onnx, NAME.pt."""
+    """NAME of NAME.plan, NAME.rtx.plan, NAME.fp16.onnx, NAME.onnx, NAME.pt."""
     ending = next((e for e in ENDINGS if path.name.lower().endswith(e)), path.suffix)
     return path.name[: len(path.name) - len(ending)]
 
@@ -54,9 +54,7 @@ def _contract(path: Path) -> tuple[ModelCard, list[parity.Size], Path | None]:
         return plan.card, sizes(plan.profiles[0]), path.with_name(plan.onnx)
     if kind != "onnx":
         raise ExportError(f"{path} is neither an .onnx nor a .plan file: name an artefact to verify.")
-    model, card = graph.read(path)
-    fixed = graph.fixed_size(model)
-    return card, [fixed] if fixed else [], None
+    return graph.read(path)[1], [], None
 
 
 def sizes(profile: Profile) -> list[parity.Size]:

@@ -1,7 +1,8 @@
 """A TensorRT plan on disk: `NAME.plan`, and beside it `NAME.plan.json`, which says what it is.
 
-`NAME.rtx.plan` is one of TensorRT for RTX: for every RTX card, and built without one. The sidecar holds the model card and what a plan is bound to: TensorRT version, GPU, profiles. It is written
-last, so a plan that has one is whole.
+The sidecar holds the model card and what a plan is bound to: TensorRT version, GPU, profiles. It is written
+last, so a plan that has one is whole. `NAME.rtx.plan` is one of TensorRT for RTX: for every RTX card, and
+built without one.
 """
 
 from __future__ import annotations
@@ -79,8 +80,8 @@ class PlanCard:
         if self.hardware == "rtx":
             if capability not in RTX_CARDS:
                 raise RunError(
-                    f"{path} runs on RTX cards, of compute capability {', '.join(RTX_CARDS)}, and this GPU has "
-                    f"{capability}: build a plan for it with `udean-export --from {self.onnx}`."
+                    f"{path} runs on RTX cards, of compute capability {', '.join(RTX_CARDS)}, and this GPU "
+                    f"has {capability}: build a plan for it with `udean-export --from {self.onnx}`."
                 )
             return
         ours, theirs = (tuple(map(int, c.split("."))) for c in (capability, self.capability))
