@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -61,3 +68,44 @@ def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     """tiny.onnx and tiny.fp16.onnx by precision; read them, write nothing beside them."""
     written = export_onnx(checkpoint, tmp_path_factory.mktemp("exported"))
     return {a.card.precision: a for a in written}
+
+
+@pytest.fixture(scope="session")
+def of_scale(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, dict[str, Artefact]]]:
+    """A checkpoint by its scale, such as "2x2x1", and its ONNX files by precision; 3x3x1 with the skip."""
+
+    @functools.cache
+    def make(scale: str) -> tuple[Path, dict[str, Artefact]]:
+        factors: Any = tuple(map(int, scale.split("x")))
+        skip = "cubic" if scale == "3x3x1" else "none"
+        arch = Architecture(channels=8, groups=1, blocks=1, scale=factors, skip=skip)
+        folder = tmp_path_factory.mktemp(scale)
+        checkpoint = write_checkpoint(folder / "m.pt", arch)
+        return checkpoint, {a.card.precision: a for a in export_onnx(checkpoint, folder)}
+
+    return make
+
+
+SCALES = ("2x2x1", "3x3x1", "4x4x2", "1x1x3")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `udean-export` made of a network of the paper's size, and what that took."""
+
+    folder: Path
+    done: subprocess.CompletedProcess[str]
+    seconds: float  # of the processor
+    kilobytes: int  # of memory, at most
+
+
+@pytest.fixture(scope="session")
+def paper(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    folder = tmp_path_factory.mktemp("paper")
+    write_checkpoint(folder / "paper.pt", Architecture(), window=(64, 64))
+    command = [Path(sys.executable).with_name("udean-export"), folder / "paper.pt"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Exported(folder, done, seconds, after.ru_maxrss)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import resource
 import subprocess
 import sys
 import types
@@ -21,9 +20,8 @@ from udean.export import cli, quantize, trt_plan
 from udean.export.artefacts import Artefact
 from udean.export.errors import ExportError
 from udean.export.graph import read
-from udean.trainer.nets.generators import Architecture
 
-from .conftest import write_checkpoint
+from .conftest import Exported, write_checkpoint
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -49,39 +47,25 @@ def copy(artefact: Artefact, path: Path, change: Callable[[onnx.ModelProto], Any
     return path
 
 
-def test_the_paper_preset_becomes_two_files_in_a_minute_and_two_gigabytes(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "paper.pt", Architecture(), window=(64, 64))
-    command = [Path(sys.executable).with_name("udean-export"), tmp_path / "paper.pt"]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(command, capture_output=True, text=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+def test_the_paper_preset_becomes_two_files_in_a_minute_and_two_gigabytes(paper: Exported) -> None:
+    done = paper.done
     assert (done.returncode, done.stderr) == (0, "")
-    assert sorted(f.name for f in tmp_path.iterdir()) == ["paper.fp16.onnx", "paper.onnx", "paper.pt"]
+    assert sorted(f.name for f in paper.folder.iterdir()) == ["paper.fp16.onnx", "paper.onnx", "paper.pt"]
     for engine in ("onnxruntime-cpu", "openvino-cpu"):
         assert done.stdout.count(f"  {engine} on brain windows: max error") == 2
     # Processor time, which no other load changes: a minute of it is less than a minute on two cores.
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 60
-    assert after.ru_maxrss < 2e6  # kilobytes
+    assert paper.seconds < 60 and paper.kilobytes < 2e6
 
 
-def test_fixed_sizes_and_int8(tmp_path: Path, checkpoint: Path, run: Run) -> None:
+def test_int8_is_calibrated_on_scans(tmp_path: Path, checkpoint: Path, run: Run) -> None:
     rng = np.random.default_rng(0)
     (tmp_path / "scans").mkdir()
     scan = np.kron(rng.random((6, 7, 4)), np.ones((4, 4, 3))).astype(np.float32)  # blocks, 24×28×12
     nib.save(nib.Nifti1Image(scan, np.eye(4)), tmp_path / "scans" / "a.nii.gz")
-    code, out, err = run(
-        checkpoint, "-o", tmp_path, "--static", "20x16", "--batch", 2, "--int8", tmp_path / "scans"
-    )
+    code, out, err = run(checkpoint, "-o", tmp_path, "--int8", tmp_path / "scans")
     assert (code, err) == (0, "")
     assert "× the speed of fp32 in onnxruntime-cpu" in out
-    for name in ("tiny.onnx", "tiny.fp16.onnx", "tiny.int8.onnx"):
-        model, card = read(tmp_path / name)
-        sizes = [
-            [d.dim_value for d in v.type.tensor_type.shape.dim]
-            for v in (*model.graph.input, *model.graph.output)
-        ]
-        assert sizes == [[2, 3, 20, 16], [2, 6, 40, 32]]
-        assert card.window == (20, 16)
+    model, card = read(tmp_path / "tiny.int8.onnx")
     operators = {node.op_type for node in model.graph.node}
     assert {"QuantizeLinear", "DequantizeLinear"} <= operators
     assert card.precision == "int8" and card.parity["onnxruntime-cpu/brain"]["psnr"] >= 45
@@ -183,6 +167,10 @@ def test_a_finished_model_needs_no_pytorch(exported: dict[str, Artefact]) -> Non
     assert done.returncode == 0, done.stderr
 
 
+def sizes(model: onnx.ModelProto) -> Any:
+    return model.graph.input[0].type.tensor_type.shape.dim
+
+
 class Bomb:
     """Pickles as a call that would leave a file behind."""
 
@@ -227,6 +215,8 @@ def damaged(folder: Path, kind: str, whole: Path, artefact: Artefact) -> list[ob
             copy(artefact, path, lambda m: m.ClearField("metadata_props"))
         case "onnx old opset":
             copy(artefact, path, lambda m: setattr(m.opset_import[0], "version", 9))
+        case "onnx of one size":
+            copy(artefact, path, lambda m: setattr(sizes(m)[2], "dim_value", 64))
         case "onnx broken graph":
             copy(artefact, path, lambda m: m.graph.node.pop())
     return ["--verify", path] if kind.startswith("onnx") else [path]
@@ -249,6 +239,7 @@ def damaged(folder: Path, kind: str, whole: Path, artefact: Artefact) -> list[ob
         ("onnx damaged", "bad.onnx is no ONNX model, or damaged"),
         ("onnx no card", "bad.onnx has no readable model card"),
         ("onnx old opset", "bad.onnx uses ONNX opset 9"),
+        ("onnx of one size", "bad.onnx takes inputs of one size only"),
         ("onnx broken graph", "bad.onnx is no valid ONNX model"),
     ],
 )
@@ -269,12 +260,9 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
     [
         ([], "Name one of CHECKPOINT, --from MODEL.onnx and --verify MODEL"),
         (["a.pt", "--verify", "b.onnx"], "Name one of"),
-        (["a.pt", "--static", "64"], "--static takes a window such as 64x64, not '64'"),
-        (["a.pt", "--static", "0x64"], "--static takes a window"),
-        (["a.pt", "--batch", "4"], "--batch fixes the batch of a model with --static"),
         (["a.pt", "--trt", "--batches", "8:4:16"], "--batches takes three increasing sizes"),
         (["a.pt", "--trt", "--windows", "64:128"], "--windows takes three increasing sizes"),
-        (["a.pt", "--trt", "--refit", "--strip-weights"], "Choose one of --strip-weights and --refit"),
+        (["a.pt", "--rtx", "--refit"], "--rtx takes no other kind of plan"),
         (["--verify", "a.txt"], "a.txt is neither an .onnx nor a .plan file"),
         (["inspect", "a.txt"], "a.txt is not a model"),
     ],

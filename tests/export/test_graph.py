@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,29 +15,21 @@ from udean.export.artefacts import Artefact, export_onnx
 from udean.export.graph import OPSET, read
 from udean.trainer.checkpoint import load_generator
 from udean.trainer.methods import METHODS, Weights, create
-from udean.trainer.nets.generators import Architecture, super_resolution
+from udean.trainer.nets.generators import super_resolution
 from udean.trainer.nets.merging import merged
 
-from .conftest import TINY, write_checkpoint
+from .conftest import SCALES, TINY, write_checkpoint
 
 
 def session(path: Path) -> ort.InferenceSession:
     return ort.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
-@pytest.mark.parametrize(
-    "arch",
-    [
-        Architecture(channels=8, groups=1, blocks=1, scale=(2, 2, 1)),
-        Architecture(channels=8, groups=1, blocks=1, scale=(3, 3, 1), skip="cubic"),
-        Architecture(channels=8, groups=1, blocks=1, scale=(4, 4, 2)),
-        Architecture(channels=8, groups=1, blocks=1, scale=(1, 1, 3)),
-    ],
-    ids=lambda arch: "x".join(map(str, arch.scale)) + "-" + arch.skip,
-)
-def test_every_scale_factor_agrees_with_pytorch(tmp_path: Path, arch: Architecture) -> None:
-    checkpoint = write_checkpoint(tmp_path / "m.pt", arch)
-    agrees_with_pytorch(checkpoint, {a.card.precision: a for a in export_onnx(checkpoint, tmp_path)})
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_scale_factor_agrees_with_pytorch(
+    of_scale: Callable[[str], tuple[Path, dict[str, Artefact]]], scale: str
+) -> None:
+    agrees_with_pytorch(*of_scale(scale))
 
 
 def test_the_file_agrees_with_pytorch(checkpoint: Path, exported: dict[str, Artefact]) -> None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +21,19 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from udean.export import graph, trt_build, trt_plan
-from udean.export.artefacts import Artefact
+from udean.export import trt_build, trt_plan
+from udean.export.artefacts import Artefact, export_onnx
 from udean.export.errors import ExportError
 from udean.export.trt_build import BuildOptions
 from udean.runtime.errors import RunError
 from udean.runtime.models.trt_plan import RTX, Profile, logger, read_card, read_plan
-from udean.trainer.checkpoint import load_generator
-from udean.trainer.nets.generators import Architecture, SuperResolution, super_resolution
-from udean.trainer.nets.merging import merged
 
-from .conftest import TINY
+from .conftest import SCALES, Exported
 
 pytestmark = pytest.mark.trt_rtx  # no skip: where the extra trt-rtx is missing these fail
 ROOT = Path(trt_plan.__file__).parents[1]
 SIZES = trt_plan.Sizes(batches=(1, 2, 4), streams=2)
 PROFILE = Profile((1, 8, 12), (2, 16, 16), (4, 24, 20))
-SCALES = ((2, 2, 1), (3, 3, 1), (4, 4, 2), (1, 1, 3))
-GRAPHS = ["tiny", "compact", "paper", *("x".join(map(str, scale)) for scale in SCALES)]
 
 
 @functools.cache
@@ -47,19 +44,27 @@ def library() -> tuple[Any, Any]:
     return trt, logger(trt)
 
 
-@functools.cache
-def network(name: str) -> SuperResolution:
-    if name == "compact":
-        return load_generator(ROOT / "runtime" / "models" / "default.pt")[0]
-    if name in ("tiny", "paper"):
-        return super_resolution(TINY if name == "tiny" else Architecture())
-    scale = tuple(map(int, name.split("x")))
-    return super_resolution(Architecture(channels=8, groups=1, blocks=1, scale=scale, skip="cubic"))
+@pytest.fixture(scope="session")
+def onnx_file(
+    paper: Exported,
+    exported: dict[str, Artefact],
+    of_scale: Callable[[str], tuple[Path, dict[str, Artefact]]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str, str], Path]:
+    """The file of a network by its name, such as "paper" or "4x4x2", and precision."""
 
+    @functools.cache
+    def compact() -> dict[str, Artefact]:
+        made = export_onnx(ROOT / "runtime" / "models" / "default.pt", tmp_path_factory.mktemp("compact"))
+        return {artefact.card.precision: artefact for artefact in made}
 
-@functools.cache
-def onnx_of(name: str, half: bool) -> onnx.ModelProto:
-    return graph.to_onnx(merged(network(name)), 3, half=half)
+    def find(name: str, precision: str) -> Path:
+        if name == "paper":
+            return paper.folder / ("paper.onnx" if precision == "fp32" else "paper.fp16.onnx")
+        written = {"tiny": lambda: exported, "compact": compact}.get(name, lambda: of_scale(name)[1])
+        return written()[precision].path
+
+    return find
 
 
 def build(contents: bytes, profiles: list[Profile] | None = None, **more: Any) -> trt_build.Built:
@@ -67,11 +72,13 @@ def build(contents: bytes, profiles: list[Profile] | None = None, **more: Any) -
     return trt_build.build(trt, log, contents, 3, profiles or [PROFILE], BuildOptions(level=0), **more)
 
 
-@pytest.mark.parametrize("half", [False, True], ids=["fp32", "fp16"])
-@pytest.mark.parametrize("name", GRAPHS)
-def test_every_graph_that_is_exported_becomes_a_plan_without_a_warning(name: str, half: bool) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("name", ["tiny", "compact", "paper", *SCALES])
+def test_every_graph_that_is_exported_becomes_a_plan_without_a_warning(
+    onnx_file: Callable[[str, str], Path], name: str, precision: str
+) -> None:
     trt, log = library()
-    model, heard = onnx_of(name, half), len(log.messages)
+    model, heard = onnx.load(onnx_file(name, precision)), len(log.messages)
     built = build(model.SerializeToString(), [PROFILE, PROFILE])
     assert [text for severity, text in log.messages[heard:] if severity not in ("INFO", "VERBOSE")] == []
     # The inspector wants a device; names of inputs, outputs and layers by profile stand in the plan itself.
@@ -84,7 +91,7 @@ def test_every_graph_that_is_exported_becomes_a_plan_without_a_warning(name: str
     parsed, _parser = trt_build.parse(trt, log, builder, model.SerializeToString())
     (lr,) = (parsed.get_input(n) for n in range(parsed.num_inputs))
     (sr,) = (parsed.get_output(n) for n in range(parsed.num_outputs))
-    wanted = trt.DataType.HALF if half else trt.DataType.FLOAT
+    wanted = trt.DataType.HALF if precision == "fp16" else trt.DataType.FLOAT
     assert (lr.name, sr.name, lr.dtype, sr.dtype) == ("lr", "sr", wanted, wanted)
     assert (
         tuple(lr.shape) == (-1, 3, -1, -1)
@@ -98,8 +105,8 @@ def test_every_graph_that_is_exported_becomes_a_plan_without_a_warning(name: str
     assert {layer.get_input(0).dtype for layer in means} == {trt.DataType.FLOAT}
 
 
-def test_timings_go_round() -> None:
-    contents = onnx_of("tiny", True).SerializeToString()
+def test_timings_go_round(exported: dict[str, Artefact]) -> None:
+    contents = exported["fp16"].path.read_bytes()
     first = build(contents)
     again = build(contents, timings=first.timings)
     assert len(first.timings) > 0 and len(again.timings) >= len(first.timings)
@@ -140,10 +147,10 @@ def test_a_wrong_graph_is_refused_in_the_parsers_own_words(contents: bytes, mess
     assert "\n" not in str(caught.value)
 
 
-def test_sizes_that_the_builder_does_not_take_are_named() -> None:
+def test_sizes_that_the_builder_does_not_take_are_named(exported: dict[str, Artefact]) -> None:
     backwards = Profile((4, 16, 16), (2, 16, 16), (1, 16, 16))
     with pytest.raises(ExportError, match=r"does not take the sizes \(4, 16, 16\), \(2"):
-        build(onnx_of("tiny", True).SerializeToString(), [backwards])
+        build(exported["fp16"].path.read_bytes(), [backwards])
 
 
 @pytest.fixture
@@ -184,11 +191,10 @@ cli.main()
 
 
 @pytest.mark.parametrize("phase", ["Building engine", "Computing profile costs"])
-def test_ctrl_c_ends_a_build_at_once_and_leaves_nothing(tmp_path: Path, phase: str) -> None:
+def test_ctrl_c_ends_a_build_at_once_and_leaves_nothing(tmp_path: Path, paper: Exported, phase: str) -> None:
     """In a phase with many steps, and in one that asks nobody whether to go on, for most of a build."""
-    _, card = graph.read(ROOT / "runtime" / "models" / "default.onnx")
+    shutil.copy(paper.folder / "paper.fp16.onnx", tmp_path)
     model = tmp_path / "paper.fp16.onnx"
-    model.write_bytes(graph.serialize(onnx_of("paper", True), card.replace(precision="fp16")))
     command = [sys.executable, "-c", NOISY, "--from", model, "--rtx"]
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
