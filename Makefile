@@ -11,7 +11,7 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt pip setuptools
-	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[cpu,train,export,demo,dicom,mrd,cluster,bench,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[cpu,train,export,trt-rtx,demo,dicom,mrd,cluster,bench,dev]'
 	touch $@
 
 lint: install

@@ -34,6 +34,7 @@ EXTRAS = {  # distribution: the extra that brings it, and what for
     "onnxruntime-gpu": ("gpu", "runs models on NVIDIA GPUs"),
     "pycuda": ("gpu", "reaches the GPU"),
     "tensorrt": ("trt", "runs plans on NVIDIA GPUs"),
+    "tensorrt-rtx-cu13-libs": ("trt-rtx", "builds and runs plans for RTX cards"),
     "torch": ("train", "trains, and runs checkpoints"),
     "onnx": ("export", "writes models"),
     "scikit-image": ("eval", "measures quality"),

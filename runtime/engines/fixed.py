@@ -30,7 +30,7 @@ class InputSize:
         if any(want not in (None, have) for want, have in zip((self.rows, self.columns), size, strict=True)):
             raise RunError(
                 f"The model takes windows of {self.rows}x{self.columns} only, not {size[0]}x{size[1]}: "
-                "leave out --window, or export it without --static."
+                "leave out --window, or export it again."
             )
         if self.batch is None or len(windows) == self.batch:
             return network(windows)

@@ -236,7 +236,8 @@ def test_timings_are_kept_for_the_next_build(world: World, models: Path) -> None
     [
         (
             "OnnxParser.parse",
-            r"cannot read the graph: Pad node 'node_pad_4': no Pad here \(UNSUPPORTED_NODE, importer.cpp:7\)$",
+            r"cannot read the graph: Pad node 'node_pad_4': no Pad here "
+            r"\(UNSUPPORTED_NODE, importer.cpp:7\)$",
         ),
         ("Builder.build_serialized_network", "cannot build the plan: too little memory"),
         ("Runtime.deserialize_cuda_engine", "cannot load .*: too little memory"),
