@@ -47,7 +47,7 @@ class CudaNetwork:
     def __init__(self, engine: CudaEngine) -> None:
         self._engine = engine
         with engine.gpu.current():
-            self._streams = [engine.gpu.cuda.Stream() for _ in range(engine.slots)]
+            self._streams = engine.gpu.streams(engine.slots)
         self._turn = itertools.cycle(range(engine.slots))
 
     def __call__(self, windows: Windows) -> Windows:
@@ -76,4 +76,6 @@ class CudaNetwork:
         engine.enqueue(Slot(index, stream.handle, int(source), int(target), (n, slab, h, w), sr.shape))
         cuda.memcpy_dtoh_async(sr, target, stream)
         stream.synchronize()
+        source.free()
+        target.free()
         return sr[: len(windows)].astype(np.float32)

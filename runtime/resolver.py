@@ -273,6 +273,8 @@ class SuperResolver:
     def close(self) -> None:
         """Let go of the engine, once the volume in hand is done."""
         with self._turn:
+            if isinstance(self._pipeline, CudaPipeline):
+                self._pipeline.close()
             self._engine = self._pipeline = self._thick = None
 
     def __repr__(self) -> str:

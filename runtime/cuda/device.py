@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
+import re
+import weakref
 from collections.abc import Iterator
 from importlib.resources import files
 from typing import Any
@@ -20,15 +21,29 @@ class OutOfMemory(Exception):
     """The GPU's memory does not hold a batch; the pipeline halves it and goes on."""
 
 
+FULL = re.compile(
+    r"out.?of.?memory|alloc_?failed|memory.?allocation|failed to allocate|bad.?alloc"
+    r"|(insufficient|too little|not enough|available) memory",
+    re.IGNORECASE,
+)
+
+
+def is_full(text: str) -> bool:
+    """Whether a library's error says that memory ran out; an illegal memory access is another matter."""
+    return bool(FULL.search(text))
+
+
 class Gpu:
     """One CUDA device. index: as the driver counts. capability: compute capability, such as "9.0".
 
+    driver: the module `pycuda.driver`, or one like it. The primary context is let go of with the last
+    reference, at the latest when Python ends, after all that has been put into it (see `closes`).
     Raises GpuError if there is no such device, or no PyCUDA to reach it.
     """
 
-    def __init__(self, index: int = 0) -> None:
+    def __init__(self, index: int = 0, driver: Any = None) -> None:
         try:
-            self.cuda: Any = require("pycuda.driver", "trt")
+            self.cuda: Any = driver or require("pycuda.driver", "trt")
         except RunError as error:
             raise GpuError(f"No GPU can be used without PyCUDA. {error}") from error
         self.index = index
@@ -46,6 +61,8 @@ class Gpu:
                 f"GPU {index} cannot be used ({first_line(error)}): is another process on it?"
             ) from error
         self._kernels: Any = None
+        self._streams: list[Any] = []
+        weakref.finalize(self, _release, self.cuda, self._context, self._streams)
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
@@ -65,18 +82,41 @@ class Gpu:
                 self.cuda.Context.pop()
 
     def kernel(self, name: str) -> Any:
-        """A kernel by its name in `kernels.cu`, which nvcc compiles for this device where it is installed."""
+        """A kernel by its name in `kernels.cu`; the driver compiles the PTX beside it for its card."""
         if self._kernels is None:
-            folder = files("udean.runtime.cuda")
-            if shutil.which("nvcc"):
-                compiler: Any = require("pycuda.compiler", "trt")
-                self._kernels = compiler.SourceModule((folder / "kernels.cu").read_text(), no_extern_c=True)
-            else:
-                self._kernels = self.cuda.module_from_buffer((folder / "kernels.ptx").read_bytes())
+            ptx = files("udean.runtime.cuda") / "kernels.ptx"
+            self._kernels = self.cuda.module_from_buffer(ptx.read_bytes())
         return self._kernels.get_function(name)
+
+    def streams(self, count: int) -> list[Any]:
+        """The first so many streams of this device; the same ones each time, since engines bind to them."""
+        while len(self._streams) < count:
+            self._streams.append(self.cuda.Stream())
+        return self._streams[:count]
+
+    def closes(self, owner: object, resource: Any) -> weakref.finalize[..., Any]:
+        """Have a resource's `close()` called inside this context, in whatever thread its owner ends.
+
+        PyCUDA frees memory only where the context is current, and loses it elsewhere. Calling what is
+        returned closes it sooner.
+        """
+        return weakref.finalize(owner, _close, self, resource)
 
     def _lost(self, error: Exception) -> GpuError:
         return GpuError(
             f"GPU {self.index} ({self.name}) stopped working ({first_line(error)}): start again, or go on "
             "with --fallback cpu."
         )
+
+
+def _close(gpu: Gpu, resource: Any) -> None:
+    with contextlib.suppress(GpuError), gpu.current():  # of a device that was lost, nothing is left to free
+        resource.close()
+
+
+def _release(cuda: Any, context: Any, streams: list[Any]) -> None:
+    with contextlib.suppress(cuda.Error):
+        context.push()
+        streams.clear()
+        cuda.Context.pop()
+        context.detach()

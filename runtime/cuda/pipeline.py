@@ -12,6 +12,8 @@ from __future__ import annotations
 import collections
 import dataclasses
 import logging
+import math
+import weakref
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
@@ -29,7 +31,7 @@ from .workspace import LANDING, Order, Workspace
 __all__ = ["CudaEngine", "CudaPipeline", "Slot"]
 
 BATCH_VOXELS = 16 * 64 * 64  # LR voxels of a batch's windows: enough work to fill a large GPU
-LAYERS = 60_000 // 3  # windows in a batch at most: a grid has 65535 layers
+LAYERS = 65_535  # of a grid, and a batch has as many as its windows have slices
 
 log = logging.getLogger("udean")
 
@@ -41,6 +43,13 @@ class CudaPipeline:
         self.engine = engine
         self._batch: int | None = None  # after memory ran out
         self._workspace: Workspace | None = None
+        self._closes: weakref.finalize[..., Any] | None = None
+
+    def close(self) -> None:
+        """Free what is on the device; the next volume allocates anew."""
+        if self._closes:
+            self._closes()
+        self._closes = self._workspace = None
 
     def slabs(
         self,
@@ -61,14 +70,16 @@ class CudaPipeline:
         if _is_foreign(store.dtype):
             store = dataclasses.replace(store, dtype=np.dtype(np.float32))
         least, most = self.engine.batches((tiling.rows.window, tiling.columns.window))
-        wanted = BATCH_VOXELS // (tiling.rows.window * tiling.columns.window)
-        batch = min(most, LAYERS, max(least, 1, wanted), self._batch or most)
+        wanted = max(1, BATCH_VOXELS // (tiling.rows.window * tiling.columns.window))
+        wanted = min(wanted, most, LAYERS // tiling.slices.window, self._batch or most)
+        # Batches of equal size, since the last is filled up.
+        batch = max(least, math.ceil(len(tiling) / math.ceil(len(tiling) / wanted)))
         while True:
             try:
-                yield from self._resolve(volume, tiling, store, batch, least, watch, progress)
+                yield from self._resolve(volume, tiling, store, batch, watch, progress)
                 return
             except OutOfMemory as error:
-                self._workspace = None
+                self.close()
                 if batch <= max(least, 1):
                     raise GpuError(
                         f"{self.engine.gpu.name} has not the memory for one batch: free it, use smaller "
@@ -83,24 +94,24 @@ class CudaPipeline:
         tiling: Tiling,
         store: Storage,
         batch: int,
-        least: int,
         watch: Stopwatch,
         progress: Callable[[int, int], None] | None,
     ) -> Iterator[tuple[int, NDArray[Any]]]:
         with self.engine.gpu.current():
             key = (_key(tiling), volume.voxels.dtype.newbyteorder("="), store.dtype, batch)
             if self._workspace is None or self._workspace.key != key:
-                self._workspace = None  # before the next one is allocated
+                self.close()  # before the next one is allocated
                 self._workspace = Workspace(key, self.engine, tiling, volume, store.dtype, batch)
+                self._closes = self.engine.gpu.closes(self, self._workspace)
             work = self._workspace
             with watch.time("gather"):
                 work.upload(volume, watch)
                 sources = twins(work.digests())
-            order = Order(tiling, sources, batch, work.ring)
+            order = Order(tiling, sources, batch, work.ring, work.stride)
             watch.windows += len(sources)
             watch.computed += len(order.computed)
             try:
-                yield from self._run(work, order, volume, tiling, store, least, watch, progress)
+                yield from self._run(work, order, volume, tiling, store, watch, progress)
             finally:
                 work.finish()
             work.clock.tell()
@@ -112,7 +123,6 @@ class CudaPipeline:
         volume: LrVolume,
         tiling: Tiling,
         store: Storage,
-        least: int,
         watch: Stopwatch,
         progress: Callable[[int, int], None] | None,
     ) -> Iterator[tuple[int, NDArray[Any]]]:
@@ -130,7 +140,7 @@ class CudaPipeline:
 
         for k in range(len(tiling.slices.starts)):
             while issued < len(order.batches) and order.may_issue(issued, k):
-                work.issue(issued, order, volume, least, self.engine)
+                work.issue(issued, order, volume, self.engine)
                 issued += 1
             if len(landing) == LANDING:
                 yield land()

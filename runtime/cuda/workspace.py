@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +20,7 @@ from .engine import CudaEngine, Slot
 
 LANDING = 3  # finished slabs between device and host: one written, one copied, one read
 BLOCK = (32, 4, 1)
+ALIGNED = 256  # bytes; TensorRT refuses other addresses, and `mem_alloc` gives no others
 # As in kernels.cu; PyCUDA passes a structure as it lies in memory.
 VOLUME = np.dtype([("sizes", np.int32, 3), ("steps", np.int64, 3)], align=True)
 SPAN = np.dtype([(name, np.int32) for name in ("low", "seen", "high", "skip", "offset")])
@@ -27,20 +30,23 @@ class Order:
     """Which window is computed when and lies where.
 
     Computed windows are numbered in tiling order and cut into batches; batch b has place b modulo `ring` of
-    the pool. An output that a later window needs as its own is kept behind the ring.
+    the pool, where places lie `stride` windows apart. An output that a later window needs as its own is kept
+    behind the ring.
     """
 
-    def __init__(self, tiling: Tiling, sources: list[int], batch: int, ring: int) -> None:
+    def __init__(self, tiling: Tiling, sources: list[int], batch: int, ring: int, stride: int) -> None:
         self.computed = [n for n, source in enumerate(sources) if n == source]
         self.batches = [self.computed[n : n + batch] for n in range(0, len(self.computed), batch)]
         number = {n: c for c, n in enumerate(self.computed)}
         reused = sorted({source for n, source in enumerate(sources) if n != source})
-        self.kept = {n: ring * batch + q for q, n in enumerate(reused)}
-        self.place = {n: c // batch % ring * batch + c % batch for n, c in number.items()}
+        self.kept = {n: ring * stride + q for q, n in enumerate(reused)}
+        self.place = {n: c // batch % ring * stride + c % batch for n, c in number.items()}
         self.at = np.array([self.kept.get(source, self.place[source]) for source in sources], np.int32)
         per_slab = len(sources) // len(tiling.slices.starts)
-        ends = [max(number[s] for s in sources[: k + per_slab]) for k in range(0, len(sources), per_slab)]
-        self.needs = [end // batch for end in ends]  # the last batch that slab k needs
+        ends = (max(number[s] for s in sources[k : k + per_slab]) for k in range(0, len(sources), per_slab))
+        self.needs = [
+            end // batch for end in itertools.accumulate(ends, max)
+        ]  # the last batch that slab k needs
         slabs = np.arange(len(sources)) // per_slab
         self.last_slab = [int(slabs[windows[-1]]) for windows in self.batches]
         self.ring = ring
@@ -51,7 +57,7 @@ class Order:
 
 
 class Workspace:
-    """Streams, events and buffers for volumes of one size."""
+    """Events and buffers for volumes of one size; to be closed inside the context."""
 
     def __init__(
         self,
@@ -73,28 +79,16 @@ class Workspace:
         self.ring = math.ceil(per_slab / batch) + 1 + engine.slots
         size = np.dtype(np.float16 if engine.half else np.float32).itemsize
         self._window_bytes = math.prod(self.fine) * size
+        whole = ALIGNED // math.gcd(ALIGNED, self._window_bytes)
+        self.stride = -(-batch // whole) * whole  # windows from batch to batch, so that each begins aligned
+        self._allocated: list[Any] = []
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.close)
+            self._allocate(engine, tiling, volume, stored, size)
+            undo.pop_all()
 
-        def empty(nbytes: int) -> Any:
-            return cuda.mem_alloc(max(nbytes, 1))
-
-        self._stage = cuda.pagelocked_empty(volume.voxels.size, volume.voxels.dtype.newbyteorder("="))
-        self._volume = empty(self._stage.nbytes)
-        self._starts = self._put(np.array(list(_starts(tiling)), np.int32))
-        self._order = empty(12 * len(tiling))
-        self._at = empty(4 * len(tiling))
-        self._digests = empty(16 * len(tiling))
-        self._flaw = empty(4)
-        self._lr = [empty(batch * math.prod(self.window) * size) for _ in range(engine.slots)]
-        self._pool = empty((self.ring * batch + KEPT_OUTPUTS) * self._window_bytes)
-        depth, (height, width, _) = self.fine[0], tiling.fine_shape
-        self._mean = empty(4 * depth * height * width)
-        self._out = [empty(depth * height * width * stored.itemsize) for _ in range(LANDING)]
-        self._landing = [cuda.pagelocked_empty(depth * height * width, stored) for _ in range(LANDING)]
-        self._spans = [self._put(_spans(axis)) for axis in (tiling.rows, tiling.columns)]
-        self._shares = [self._put(_shares(axis)) for axis in (tiling.rows, tiling.columns, tiling.slices)]
-
-        self._slots = [cuda.Stream() for _ in range(engine.slots)]
-        self._blending, self._copying = cuda.Stream(), cuda.Stream()
+        self._slots = gpu.streams(engine.slots + 2)
+        self._blending, self._copying = self._slots.pop(), self._slots.pop()
         self._done = [cuda.Event() for _ in range(self.ring)]
         self._blended: dict[int, Any] = {}
         self._stored = [cuda.Event() for _ in range(LANDING)]
@@ -109,6 +103,35 @@ class Workspace:
             "blend": gpu.kernel(f"blend_{self._network}"),
             "store": gpu.kernel(f"store_{stored.name}"),
         }
+
+    def _allocate(
+        self, engine: CudaEngine, tiling: Tiling, volume: LrVolume, stored: np.dtype[Any], size: int
+    ) -> None:
+        cuda, empty = self._cuda, self._empty
+        self._stage = cuda.pagelocked_empty(volume.voxels.size, volume.voxels.dtype.newbyteorder("="))
+        self._volume = empty(self._stage.nbytes)
+        self._starts = self._put(np.array(list(_starts(tiling)), np.int32))
+        self._order = empty(12 * len(tiling))
+        self._at = empty(4 * len(tiling))
+        self._digests = empty(16 * len(tiling))
+        self._flaw = empty(4)
+        self._lr = [empty(self.batch * math.prod(self.window) * size) for _ in range(engine.slots)]
+        self._pool = empty((self.ring * self.stride + KEPT_OUTPUTS) * self._window_bytes)
+        depth, (height, width, _) = self.fine[0], tiling.fine_shape
+        self._mean = empty(4 * depth * height * width)
+        self._out = [empty(depth * height * width * stored.itemsize) for _ in range(LANDING)]
+        self._landing = [cuda.pagelocked_empty(depth * height * width, stored) for _ in range(LANDING)]
+        self._spans = [self._put(_spans(axis)) for axis in (tiling.rows, tiling.columns)]
+        self._shares = [self._put(_shares(axis)) for axis in (tiling.rows, tiling.columns, tiling.slices)]
+        self._slabs = _spans(tiling.slices)
+
+    def close(self) -> None:
+        """Free the buffers. The thread must have the context, as `Gpu.current` gives it."""
+        allocated = self._allocated
+        self.__dict__.clear()  # pinned memory and events go with their last reference
+        self.__dict__["_allocated"] = allocated
+        while allocated:
+            allocated.pop().free()
 
     def upload(self, volume: LrVolume, watch: Stopwatch) -> None:
         """Bring the volume to the device, in the order in which it lies in memory."""
@@ -148,8 +171,12 @@ class Workspace:
         self._waited = -1
         self._first.record(self._slots[0])
 
-    def issue(self, number: int, order: Order, volume: LrVolume, least: int, engine: CudaEngine) -> None:
-        """Gather a batch and run the network on it, in the slot whose turn it is."""
+    def issue(self, number: int, order: Order, volume: LrVolume, engine: CudaEngine) -> None:
+        """Gather a batch and run the network on it, in the slot whose turn it is.
+
+        The network always gets a whole batch, whatever lies at the end of a last one: another size would
+        have it plan, measure and capture again.
+        """
         windows, place, index = order.batches[number], number % self.ring, number % len(self._slots)
         stream = self._slots[index]
         if number >= self.ring:  # whose place in the ring it takes
@@ -163,15 +190,14 @@ class Workspace:
             self._kernels["gather"](
                 *args, block=BLOCK, grid=_grid(rows, columns, slices * len(windows)), stream=stream
             )
-        count = max(least, len(windows))
         pool = int(self._pool)
         slot = Slot(
             index,
             stream.handle,
             int(self._lr[index]),
-            pool + place * self.batch * self._window_bytes,
-            (count, slices, rows, columns),
-            (count, self.fine[0], self.fine[1], self.fine[2]),
+            pool + place * self.stride * self._window_bytes,
+            (self.batch, slices, rows, columns),
+            (self.batch, self.fine[0], self.fine[1], self.fine[2]),
         )
         with self.clock.time("network", lane, stream):
             engine.enqueue(slot)
@@ -195,7 +221,7 @@ class Workspace:
             self._spans[1],
             np.int32(counts[1]),
             self._shares[1],
-            _spans(tiling.slices)[k],
+            self._slabs[k],
             self._shares[2],
         )
         args += np.int32(height), np.int32(width), self._mean
@@ -255,8 +281,12 @@ class Workspace:
         for stream in (*self._slots, self._blending, self._copying):
             stream.synchronize()
 
+    def _empty(self, nbytes: int) -> Any:
+        self._allocated.append(self._cuda.mem_alloc(max(nbytes, 1)))
+        return self._allocated[-1]
+
     def _put(self, values: NDArray[Any]) -> Any:
-        room = self._cuda.mem_alloc(max(values.nbytes, 1))
+        room = self._empty(values.nbytes)
         if values.nbytes:
             self._cuda.memcpy_htod(room, values)
         return room

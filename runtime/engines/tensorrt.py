@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
 from ..cuda import Slot
-from ..cuda.device import Gpu, GpuError, OutOfMemory
+from ..cuda.device import Gpu, GpuError, OutOfMemory, is_full
 from ..errors import RunError
 from ..models.card import ModelCard
 from ..models.trt_plan import deserialize, logger, read_plan
@@ -37,6 +38,7 @@ class TensorRtEngine:
         if None in self._contexts:
             raise GpuError(f"{file} needs more memory than is free on {gpu.name}: {self._log.reason()}")
         self._engine = engine  # contexts do not keep it alive
+        weakref.finalize(self, self._contexts.clear)  # before the GPU's context goes, also when Python ends
         self._ready: set[int] = set()
         self.info = EngineInfo("tensorrt", trt.__version__, gpu.name, self.card.precision, name, sha256)
 
@@ -64,6 +66,4 @@ class TensorRtEngine:
     def _check(self, done: bool) -> None:
         if not done:
             reason = self._log.reason()
-            raise (
-                OutOfMemory(reason) if "memory" in reason.lower() else GpuError(f"TensorRT failed: {reason}")
-            )
+            raise OutOfMemory(reason) if is_full(reason) else GpuError(f"TensorRT failed: {reason}")

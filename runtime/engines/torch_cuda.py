@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cuda import Slot
-from ..cuda.device import Gpu, GpuError, OutOfMemory
+from ..cuda.device import Gpu, GpuError, OutOfMemory, is_full
 from ..errors import RunError, first_line
 from ..models.card import ModelCard
 from ..pipeline.engine import EngineInfo, Precision
@@ -70,6 +70,9 @@ class TorchCudaEngine:
             self._torch.cuda.empty_cache()
             raise OutOfMemory(first_line(error)) from error
         except RuntimeError as error:
+            if is_full(str(error)):  # of cuDNN, cuBLAS and the runtime, which have no exception of their own
+                self._torch.cuda.empty_cache()
+                raise OutOfMemory(first_line(error)) from error
             raise GpuError(f"PyTorch failed on the GPU: {first_line(error)}") from error
 
     def _tensor(self, address: int, shape: tuple[int, ...]) -> Any:

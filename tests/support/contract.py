@@ -38,6 +38,13 @@ SIZES = trt_plan.Sizes(batches=(1, 2, 4), streams=2)
 ERROR = trt.ILogger.Severity.ERROR
 
 
+class Address(int):
+    """Of device memory, as PyCUDA hands it out."""
+
+    def free(self) -> None:
+        pass
+
+
 class Memory:
     """A GPU's memory in ours: arrays by address, as PyCUDA's driver hands them out."""
 
@@ -45,8 +52,8 @@ class Memory:
         self.blocks: dict[int, bytearray] = {}
         self.addresses = itertools.count(1 << 20, 1 << 20)
 
-    def alloc(self, size: int) -> int:
-        address = next(self.addresses)
+    def alloc(self, size: int) -> Address:
+        address = Address(next(self.addresses))
         self.blocks[address] = bytearray(size)
         return address
 
@@ -103,7 +110,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, models: Path) -> Iter
 
 
 def _pycuda(memory: Memory) -> types.ModuleType:
-    context = types.SimpleNamespace(push=lambda: None)
+    context = types.SimpleNamespace(push=lambda: None, detach=lambda: None)
     device = types.SimpleNamespace(
         retain_primary_context=lambda: context, name=lambda: "Test GPU", compute_capability=lambda: (9, 0)
     )

@@ -5,16 +5,17 @@ random. What runs therefore depends on stream order and events alone, as on a de
 shows as a wrong result. Freed memory is overwritten.
 """
 
-import contextlib
 import ctypes
 import random
 import struct
 import subprocess
+import threading
+import types
 from pathlib import Path
 
 import numpy as np
 from udean.runtime import EngineInfo
-from udean.runtime.cuda.device import GpuError, OutOfMemory
+from udean.runtime.cuda import device
 
 HERE = Path(__file__).parent
 KERNELS = HERE.parents[1] / "runtime" / "cuda" / "kernels.cu"
@@ -42,6 +43,40 @@ class Driver:
         self.library, self.random = library, random.Random(seed)
         self.memory, self.used, self.streams, self.clock = memory, 0, [], 0
         self.lost_after = None
+        self.leaks, self.threads = 0, threading.local()
+        self.Device = self.Context = self  # one device, whose calls are here
+        self.context = Context(self)
+
+    def init(self):
+        pass
+
+    def __call__(self, index):  # Device(index)
+        return self
+
+    def count(self):
+        return 1
+
+    def name(self):
+        return "Processor"
+
+    def compute_capability(self):
+        return 9, 0
+
+    def retain_primary_context(self):
+        return self.context
+
+    @property
+    def stack(self):
+        """The contexts of this thread, the current one last."""
+        return self.threads.__dict__.setdefault("stack", [])
+
+    def pop(self):  # Context.pop
+        self.stack.pop()
+
+    def module_from_buffer(self, ptx):
+        for name in ("digest_int16", "blend_half"):
+            assert f".entry {name}(".encode() in ptx
+        return types.SimpleNamespace(get_function=self.kernel)
 
     def Stream(self):
         self.streams.append(Stream(self))
@@ -81,6 +116,7 @@ class Driver:
 
     def kernel(self, name):
         def call(*args, block, grid, stream):
+            assert grid[0] < 1 << 31 and max(grid[1:]) <= 65535, "the grid is too large"
             buffer = packed(args)
 
             def step():
@@ -90,6 +126,11 @@ class Driver:
             stream.add(step)
 
         return call
+
+    def forget(self):
+        """Drop what a lost device has left undone."""
+        for stream in self.streams:
+            stream.steps.clear()
 
     def run_until(self, done):
         """Take steps of streams in random order until done() holds."""
@@ -120,16 +161,30 @@ def packed(args):
 
 
 class Allocation:
+    """Device memory, aligned as `cuMemAlloc` does."""
+
     def __init__(self, driver, size):
-        self.driver, self.buffer = driver, np.full(size, 0xA5, np.uint8)
+        assert driver.stack, "no context is current"
+        self.driver, self.size, self.freed = driver, size, False
+        self.buffer = np.full(size + 256, 0xA5, np.uint8)
         driver.used += size
 
     def __int__(self):
-        return self.buffer.ctypes.data
+        return -(-self.buffer.ctypes.data // 256) * 256
+
+    def free(self):
+        assert not self.freed and self.driver.stack and not self.driver.context.released
+        self.freed = True
+        self.driver.used -= self.size
+        self.buffer[:] = 0x5A
 
     def __del__(self):
-        self.driver.used -= self.buffer.size
-        self.buffer[:] = 0x5A
+        if self.freed:
+            return
+        if self.driver.stack and not self.driver.context.released:
+            self.free()
+        else:  # "clean-up operation failed (dead context maybe?)": the memory stays taken
+            self.driver.leaks += 1
 
 
 class Stream:
@@ -172,25 +227,24 @@ class Event:
         return float(self.record_now.time - other.record_now.time)
 
 
-class Gpu:
-    """A device of this driver, as `runtime.device.Gpu` is one of PyCUDA's."""
-
-    name, capability, index = "Processor", "9.0", 0
+class Context:
+    """The primary context. As in PyCUDA, memory is freed only in threads that have it on their stack."""
 
     def __init__(self, driver):
-        self.cuda = driver
+        self.driver, self.released = driver, False
 
-    @contextlib.contextmanager
-    def current(self):
-        try:
-            yield
-        except Driver.MemoryError as error:
-            raise OutOfMemory(str(error)) from error
-        except Driver.Error as error:
-            raise GpuError(f"GPU 0 ({self.name}) stopped working ({error})") from error
+    def push(self):
+        if self.released:
+            raise self.driver.Error("invalid device context")
+        self.driver.stack.append(self)
 
-    def kernel(self, name):
-        return self.cuda.kernel(name)
+    def detach(self):
+        self.released = True
+
+
+def Gpu(driver):
+    """The runtime's own device, on this driver."""
+    return device.Gpu(0, driver)
 
 
 class Engine:
@@ -206,6 +260,7 @@ class Engine:
 
     def enqueue(self, slot):
         assert self.limits[0] <= slot.shape[0] <= self.limits[1]
+        assert slot.lr % 256 == slot.sr % 256 == 0  # TensorRT takes no other addresses
         self.calls.append(slot.shape[0])
         (stream,) = (s for s in self.gpu.cuda.streams if s.handle == slot.stream)
 

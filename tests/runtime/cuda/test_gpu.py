@@ -96,8 +96,7 @@ def test_the_number_of_streams_changes_nothing(models, file):
     np.testing.assert_array_equal(results[0], results[2])
 
 
-def test_the_shipped_ptx_loads_without_nvcc(models, monkeypatch):
-    monkeypatch.setattr("shutil.which", lambda name: None)
+def test_the_shipped_ptx_loads(models):
     volume = RANDOM.integers(0, 120, (20, 21, 9)).astype(np.int16)
     cuda = SuperResolver(opened(models / "nearest.onnx"))
     np.testing.assert_array_equal(cuda(volume), nearest(volume, CARD.scale))

@@ -168,7 +168,7 @@ def test_a_gpu_lost_in_a_stream_is_a_sentence_or_the_processor_goes_on(library, 
         if fallback == "none":
             with pytest.raises(GpuError, match="stopped working"):
                 list(stream)
-            gpu.cuda.streams.clear()
+            gpu.cuda.forget()
         else:
             np.testing.assert_array_equal(np.stack([*found, *stream], 2), whole)
             assert resolve.engine.info.device == "cpu" and "Going on" in caplog.text
@@ -197,7 +197,7 @@ def test_a_lost_gpu_is_a_sentence_and_the_processor_goes_on_where_asked_for(libr
     resolve = SuperResolver(driver.Engine(smoothed, CARD, gpu))
     with pytest.raises(GpuError, match="stopped working"):
         resolve(volume)
-    gpu.cuda.streams.clear()
+    gpu.cuda.forget()
     gpu.cuda.lost_after = 12
     monkeypatch.setattr(resolver, "choose_engine", lambda *_: driver.Engine(smoothed, CARD, gpu))
     monkeypatch.setattr(resolver, "open_engine", lambda *_: FakeEngine(smoothed, CARD))
@@ -232,8 +232,8 @@ def test_the_shipped_ptx_is_that_of_the_source(tmp_path):
     made = tmp_path / "kernels.ptx"
     subprocess.run([NVCC, "--ptx", "-arch=compute_75", "-o", made, driver.KERNELS], check=True)
 
-    def code(path):  # without comments, which hold the compiler's version
-        return re.sub(r"//.*", "", path.read_text()).split()
+    def code(path):  # without comments, and without the PTX version, which is lowered for older drivers
+        return re.sub(r"//.*|\.version .*", "", path.read_text()).split()
 
     if version(made) != version(SHIPPED):
         pytest.skip("another nvcc than the one that made the shipped PTX")

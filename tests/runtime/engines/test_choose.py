@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -269,6 +270,9 @@ class FullGpu:
     @contextlib.contextmanager
     def current(self):
         yield
+
+    def streams(self, count):
+        return [types.SimpleNamespace(handle=n + 1) for n in range(count)]
 
 
 @pytest.mark.parametrize("file", ["conv.onnx", "tiny.pt"])
