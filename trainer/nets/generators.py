@@ -84,7 +84,10 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # A float32 island: the sum of a whole window overflows half precision.
-        mean = x.float().mean((2, 3), keepdim=True)
+        if torch.compiler.is_exporting():  # to ONNX, where a mean's dtype would be that of its result only
+            mean = x.float().mean((2, 3), keepdim=True)
+        else:  # sums in float32 without a float32 copy of the map
+            mean = x.mean((2, 3), keepdim=True, dtype=torch.float32)
         if self.directed:
             mean = mean * torch.rsqrt((mean * mean).mean(1, keepdim=True) + SMALL)
         return x * self.gate(mean.to(x.dtype))
