@@ -36,13 +36,25 @@ th{font-weight:500;color:#aaa}.grid{display:grid;grid-template-columns:repeat(4,
 .grid img{width:100%;image-rendering:pixelated;background:#000}.grid span{color:#aaa}
 .warning{color:#fc6}.failed{color:#f77}details{margin-top:1rem}summary{cursor:pointer;color:#aaa}
 """
+STAGES = {  # of a sidecar's timings
+    "read": "reading",
+    "gather": "gathering",
+    "network": "network",
+    "blend": "blending",
+    "write": "writing",
+    "total": "in all",
+}
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What is said about one scan. pictures: (alt text, PNG, width / height), four to a row."""
+    """What is said about one scan. pictures: (alt text, PNG, width / height), four to a row.
+
+    white: the intensity that is white in them, in the scan's units.
+    """
 
     pictures: list[tuple[str, bytes, float]]
+    white: float
     consistency: float
     snr: float
     warnings: list[str]
@@ -58,7 +70,7 @@ def write_report(path: Path, outcomes: Sequence[Outcome], card: ModelCard, serie
             for status in ("written", "kept", "failed")
         )
         file.write(f"<p>{counts}. {_text(card.intended_use.capitalize())}.</p>".encode())
-        file.write(_details("Model card", _flat(card)).encode())
+        file.write(_details("The model", _told(card)).encode())
         for outcome in outcomes:
             for part in _section(outcome, card, series):
                 file.write(part.encode(errors="backslashreplace"))  # odd names
@@ -82,7 +94,7 @@ def examine(scan: Scan, sr: Scan, card: ModelCard) -> Findings:
         }
         for name, plane in planes.items():
             pictures.append((f"{name}, plane across {'ijk'[axis]}", png(plane / found.unit), aspect))
-    return Findings(pictures, found.consistency, found.snr, found.warnings)
+    return Findings(pictures, found.unit, found.consistency, found.snr, found.warnings)
 
 
 def png(image: NDArray[Any]) -> bytes:
@@ -126,22 +138,56 @@ def _section(outcome: Outcome, card: ModelCard, series: bool) -> Iterator[str]:
     yield "</div>"
     sidecar = Sidecar.read(job.sidecar)
     engine, took = sidecar.table("engine"), sidecar.table("timings")
-    timings = {name: f"{value:.2f} s" for name, value in took.items() if type(value) is float}
-    counts = {name: value for name, value in took.items() if type(value) is int}
+    seconds = (
+        f"{words} {took[name]:.2f} s" for name, words in STAGES.items() if type(took.get(name)) is float
+    )
+    windows, computed = (took.get(name, "unknown") for name in ("windows", "computed"))
+    yield (
+        f"<p>Grey goes from 0 (black) to {found.white:.4g} (white) in the scan's units; the difference to "
+        f"its k-space is white at {found.white * ERROR_SHARE:.4g}.</p>"
+    )
     yield _table(
         {
             "result": f"{job.target} ({outcome.status})",
-            "difference to the scan's k-space": f"{found.consistency:.2%} of its energy's root",
-            "signal-to-noise ratio": f"{found.snr:.1f}",
-            "engine": " ".join(str(value) for value in engine.values()),
-            **timings,
-            **counts,
+            "difference to the scan's k-space": f"{found.consistency:.2%} of its root mean square",
+            "signal-to-noise ratio": f"{found.snr:.1f} times the noise's standard deviation",
+            "engine": " ".join(
+                str(engine.get(name, "")) for name in ("library", "version", "device", "precision")
+            ),
+            "time (stages overlap)": ", ".join(seconds),
+            "windows": f"{windows}, of which the network saw {computed}",
         }
     )
 
 
-def _flat(card: ModelCard) -> dict[str, Any]:
-    return {name.replace("_", " "): value for name, value in vars(card).items() if value not in ("", {})}
+def _told(card: ModelCard) -> dict[str, str]:
+    """A model card in words, a unit beside each figure."""
+    rows = {
+        "name": card.name,
+        "method": card.method,
+        "finer by": f"{_by(card.scale)} (rows, columns, slices)",
+        "slices at once": f"{card.slab[0]} of the scan, {card.slab[1]} of the result",
+        "windows in training": f"{_by(card.window)} voxels of the scan",
+        "trained on": card.trained_on,
+        "parameters": f"{card.parameters:,}",
+        "arithmetic": card.precision,
+        "made by": f"udean {card.toolkit}",
+        "use": card.intended_use,
+    }
+    for name, value in card.quality.items():
+        rows["measured: " + name.replace(".", " ").replace("_", " ")] = _figure(name, value)
+    for name, found in card.parity.items():
+        figures = (f"{what.replace('_', ' ')} {_figure(what, value)}" for what, value in found.items())
+        rows[f"against PyTorch: {name}"] = ", ".join(figures)
+    return {name: value for name, value in rows.items() if value}
+
+
+def _by(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))
+
+
+def _figure(name: str, value: float) -> str:
+    return f"{value:.2f} dB" if name.lower().endswith("psnr") else f"{value:.4g}"
 
 
 def _details(title: str, rows: dict[str, Any]) -> str:

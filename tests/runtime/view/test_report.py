@@ -1,5 +1,6 @@
 """The report's yardsticks against independent ones, and a page that stands alone."""
 
+import dataclasses
 import json
 import re
 import zlib
@@ -111,4 +112,18 @@ def test_the_page_stands_alone_and_shows_every_scan(tmp_path):
     text = page.read_text()
     assert text.count("<img") == 24 and "good&amp;.nii.gz" in text and "not a NIfTI file" in text
     assert not re.findall(r"https?:|src=\"(?!data:)|<script|<link|@import", text)
-    assert "network" in text and "k-space" in text
+    assert "network 0." in text and "k-space" in text
+    assert "(white) in the scan's units" in text and "root mean square" in text
+    assert not re.findall(r"[{}]", text.partition("</style>")[2])  # words, no Python
+
+
+def test_a_model_is_described_in_words_with_units(tmp_path):
+    quality, parity = (
+        {"icbm152.sr.psnr": 36.3563},
+        {"openvino-cpu/brain": {"max_error": 4e-07, "psnr": 149.0}},
+    )
+    page = tmp_path / "report.html"
+    write_report(page, [], dataclasses.replace(CARD, quality=quality, parity=parity))
+    text = page.read_text()
+    for words in ("<td>2 x 2 x 2 (rows", "icbm152 sr psnr<td>36.36 dB", "max error 4e-07, psnr 149.00 dB"):
+        assert words in text
