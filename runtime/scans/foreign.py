@@ -6,7 +6,7 @@ Neither library is imported here before its user has done so.
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Image
@@ -17,16 +17,17 @@ from ..errors import RunError
 if TYPE_CHECKING:
     from SimpleITK import Image
     from torch import Tensor
+    from typing_extensions import TypeIs
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's world points left and back, NIfTI's right and to the front
 
 
-def is_tensor(volume: object) -> TypeGuard[Tensor]:
+def is_tensor(volume: object) -> TypeIs[Tensor]:
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(volume, torch.Tensor)
 
 
-def is_itk(image: object) -> TypeGuard[Image]:
+def is_itk(image: object) -> TypeIs[Image]:
     sitk = sys.modules.get("SimpleITK")
     return sitk is not None and isinstance(image, sitk.Image)
 
