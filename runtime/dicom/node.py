@@ -152,6 +152,7 @@ class Node:
                     self._handle(folder, attempts)
             self._stop.wait(POLL)
         self._server.shutdown()
+        self.spool.let_go()
 
     def stop(self) -> None:
         """Finish the series in hand, and end."""

@@ -73,6 +73,11 @@ class Spool:
                 if time.time() - file.stat().st_mtime > REMEMBERED:
                     file.unlink(missing_ok=True)
 
+    def let_go(self) -> None:
+        """Leave the spool to another node."""
+        if self._held:
+            self._held.close()
+
     def free(self) -> int:
         """Bytes left on its disk."""
         return shutil.disk_usage(self.incoming).free
