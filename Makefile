@@ -37,9 +37,10 @@ QUICK := tests/test_architecture.py tests/test_docs.py tests/runtime/scans tests
 docs: install
 	$(BIN)/mkdocs build --strict
 
-# Every install that the README speaks of, in fresh environments: some minutes, mostly pip's.
+# Every install that the README speaks of, in fresh environments: some minutes, mostly pip's. ONLY="base cpu" takes
+# those rows of the matrix.
 installs: install
-	$(BIN)/python tests/installs.py
+	$(BIN)/python tests/installs.py $(ONLY)
 
 demo: install
 	$(BIN)/udean-demo
