@@ -74,11 +74,12 @@ vendor:
 	node runtime/view/vendor/vendor.mjs
 
 # All that needs a GPU, in one call: the tests, then the benchmarks, results with the device's name.
-# For a Python that has PyCUDA and any of TensorRT, onnxruntime-gpu and PyTorch for CUDA: make gpu-check GPU_PYTHON=...
+# Each step has a limit, and one that fails does not keep the next from running.
+# For a Python that has PyCUDA or cuda-bindings, and any of TensorRT, onnxruntime-gpu and PyTorch for CUDA: make gpu-check GPU_PYTHON=...
 GPU_PYTHON ?= $(BIN)/python
 gpu-check:
-	$(GPU_PYTHON) -m pytest -m "gpu or tensorrt" -rs
-	$(GPU_PYTHON) -m udean.benchmarks.engines.command --device cuda --model paper --scans 50 --json benchmarks/results/ --plot benchmarks/results/ --html bench/
+	-timeout 300 $(GPU_PYTHON) -m pytest tests/runtime/cuda/test_gpu.py -rs
+	timeout 500 $(GPU_PYTHON) -m udean.benchmarks.engines.command --device cuda --model paper --scans 50 --json benchmarks/results/ --plot benchmarks/results/ --html bench/
 
 # Every engine against the PyTorch path, tables and a page in bench/: minutes on two cores.
 bench: install

@@ -7,6 +7,7 @@ import re
 import weakref
 from collections.abc import Iterator
 from importlib.resources import files
+from importlib.util import find_spec
 from typing import Any
 
 from ..errors import RunError, first_line
@@ -43,7 +44,7 @@ class Gpu:
 
     def __init__(self, index: int = 0, driver: Any = None) -> None:
         try:
-            self.cuda: Any = driver or require("pycuda.driver", "trt")
+            self.cuda: Any = driver or _driver()
         except RunError as error:
             raise GpuError(f"No GPU can be used without PyCUDA. {error}") from error
         self.index = index
@@ -107,6 +108,15 @@ class Gpu:
             f"GPU {self.index} ({self.name}) stopped working ({first_line(error)}): start again, or go on "
             "with --fallback cpu."
         )
+
+
+def _driver() -> Any:
+    """PyCUDA, or else the bindings that PyTorch for CUDA brings."""
+    if find_spec("pycuda") is None and find_spec("cuda") and find_spec("cuda.bindings"):
+        from . import bindings
+
+        return bindings
+    return require("pycuda.driver", "trt")
 
 
 def _close(gpu: Gpu, resource: Any) -> None:

@@ -126,7 +126,7 @@ def cpu_model(path: Path | None) -> Path | None:
 
 def why_no_gpu(path: Path | None) -> str:
     """Why this model would not run on a GPU here; empty if it would."""
-    if not importlib.util.find_spec("pycuda"):
+    if not any(importlib.util.find_spec(name) for name in ("pycuda", "cuda")):
         return "PyCUDA is not installed"
     from ..cuda.device import Gpu
 

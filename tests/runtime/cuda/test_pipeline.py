@@ -23,14 +23,18 @@ pytestmark = pytest.mark.skipif(NVCC is None, reason="needs nvcc and the CUDA he
 CARD = card((2, 2, 2), 3, (8, 8))
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
+def include_folder():
+    """CUDA's headers."""
     assert NVCC
     found = subprocess.run([NVCC, "--dryrun", "-E", "x.cu"], capture_output=True, text=True).stderr
     root = re.search(r"_HERE_=(\S+)", found)
     assert root
-    include = Path(root[1]).parent / "include"
-    return driver.compile_kernels(tmp_path_factory.mktemp("kernels"), include)
+    return Path(root[1]).parent / "include"
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    return driver.compile_kernels(tmp_path_factory.mktemp("kernels"), include_folder())
 
 
 def smoothed(windows):
