@@ -1,8 +1,8 @@
 """Where a scan shows nothing but air, so that the network need not look there.
 
-Air in a magnitude image is not zero but noise (Rician; Gudbjartsson and Patz, MRM 34, 1995), and no two of its
-windows are alike. Its level is read off the scan itself: the lowest peak in the histogram of local means. The
-network then sees, slab by slab, one box around all that stands out of it.
+Air in a magnitude image is not zero but noise (Rician; Gudbjartsson and Patz, MRM 34, 1995), and no two of
+its windows are alike. Its level is read off the scan itself: the lowest peak in the histogram of local means.
+Of each window the network then sees one box around all that stands out of it.
 
 The rule errs on the side of anatomy. If the lowest peak is not that of noise (an abdomen that fills the field
 of view, a dark but smooth tissue), no air is found and every voxel is computed.
@@ -40,7 +40,7 @@ class Air:
 
 
 def find_air(volume: NDArray[Any], slices: Axis) -> Air | None:
-    """The level of the air in an LR volume (rows, columns, slices), in its stored units; None if there is none.
+    """The level of the air in an LR volume (rows, columns, slices), stored units; None if there is none.
 
     Zeroed background is air without noise.
     """
@@ -53,32 +53,39 @@ def find_air(volume: NDArray[Any], slices: Axis) -> Air | None:
         means.append(_local_means(slab)[::2, ::2].ravel())
         voxels.append(slab[0, 1:-1:2, 1:-1:2].ravel())
     local, single = np.concatenate(means), np.concatenate(voxels)
-    bright = float(np.percentile(local, 99.9))
     lowest = float(local.min())
+    zeroed = local <= lowest
+    found = _noise(local[~zeroed], single[~zeroed])
+    if found is None and zeroed.mean() >= SHARE:
+        return Air(lowest, lowest)
+    return found
+
+
+def _noise(local: NDArray[np.float32], single: NDArray[np.float32]) -> Air | None:
+    """The level of noisy air, from local means and the voxels at their centres."""
+    if not local.size:
+        return None
+    lowest, bright = float(local.min()), float(np.percentile(local, 99.9))
     if not bright > lowest:
         return None
-
-    zeroed = local <= lowest
-    if zeroed.mean() >= SHARE:
-        return Air(lowest, lowest)
     counts, edges = np.histogram(local, 512, (lowest, bright))
     low = counts[: max(2, int(BRIGHT * len(counts)))]
     peak = int(low.argmax())
     mode = float(edges[peak] + edges[peak + 1]) / 2
     # The peak's lower half is air's own; its upper half may run into tissue.
     below = local[local <= mode] - mode
-    spread = float(np.sqrt(np.mean(below**2))) if below.size else 0.0
+    spread = float(np.sqrt(np.mean(below**2)))
     inside = np.abs(local - mode) <= 3 * spread
     if counts.max() > low[peak] or inside.mean() < SHARE:
         return None
     air = single[inside]
-    if not air.size or air.std() < NOISY * (air.mean() - min(lowest, 0.0)):
+    if air.std() < NOISY * (air.mean() - min(lowest, 0.0)):
         return None
     return Air(mode + SIGMAS * spread, float(air.mean() + SPOT * air.std()))
 
 
 def occupied(volume: NDArray[Any], tiling: Tiling, air: Air) -> list[Span | None]:
-    """For each window, its rows and columns around all that stands out of the air; None for nothing but air."""
+    """Of each window the rows and columns around all that stands out of the air; None if that is nothing."""
     spans: list[Span | None] = []
     for k in range(len(tiling.slices.starts)):
         slab = _slab(volume, tiling.slices, k)
@@ -96,6 +103,8 @@ def occupied(volume: NDArray[Any], tiling: Tiling, air: Air) -> list[Span | None
 def joined(spans: list[Span | None]) -> Span | None:
     """The smallest rows and columns that hold all of these."""
     found = [span for span in spans if span]
+    if any(span == (slice(None), slice(None)) for span in found):
+        return slice(None), slice(None)
     if not found:
         return None
     rows, columns = (

@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 
 from ..errors import RunError
 from ..scans.intensity import LOST, IntensityError, Storage
+from ..scans.interpolation import linear
 from ..system.threads import ahead
 from ..system.trace import Stopwatch
+from .air import Air, Span, joined, occupied
 from .tiling import Axis, Tiling
 
 Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -29,6 +31,8 @@ Planes = NDArray[np.float32]
 # Windows of one network call: activations of 64 channels then stay near 4 MB. Measured with 1, 2, 4, 8 and 16
 # windows of 64x64x3 on two cores, OpenVINO and ONNX Runtime: 4 takes at most 2 % more than the fastest.
 BATCH_VOXELS = 4 * 64 * 64
+SEAM = 4  # LR voxels over which the network's output fades into interpolated air
+WHOLE: Span = (slice(None), slice(None))
 KEPT_OUTPUTS = 64  # outputs held for byte-identical windows to come
 
 
@@ -37,11 +41,13 @@ class LrVolume:
     """An LR volume as it lies in memory or in a memory map, and how it reads in the network's range.
 
     voxels: (rows, columns, slices), any real dtype; the network sees float32 voxels·gain + offset.
+    air: what the network need not see, and is interpolated instead; None for nothing.
     """
 
     voxels: NDArray[Any]
     gain: float = 1.0
     offset: float = 0.0
+    air: Air | None = None
 
     def in_range(self) -> NDArray[np.float32]:
         """A copy of the voxels in the network's range."""
@@ -94,12 +100,13 @@ def resolve_slabs(
     watch = watch or Stopwatch()
     with watch.time("gather"):
         sources = twins(contents(volume, tiling))
+        spans = occupied(volume.voxels, tiling, volume.air) if volume.air else [WHOLE] * len(sources)
     last_use = {source: n for n, source in enumerate(sources)}
     watch.windows += len(sources)
-    watch.computed += len(last_use)
+    watch.computed += sum(spans[source] is not None for source in last_use)
     size = batch or batch_size(tiling)
 
-    batches = ahead(_gather(volume, tiling, sources, size, watch), "gather")
+    batches = ahead(_gather(volume, tiling, sources, spans, size, watch), "gather")
     with contextlib.closing(ahead(_compute(batches, network, tiling, watch), "network")) as outputs:
         arriving = (output for group in outputs for output in group)
         kept: dict[int, Planes] = {}
@@ -186,44 +193,93 @@ def twins(contents: Sequence[Hashable]) -> list[int]:
 
 
 def _gather(
-    volume: LrVolume, tiling: Tiling, sources: list[int], size: int, watch: Stopwatch
-) -> Iterator[NDArray[np.float32]]:
-    """Batches (n <= size, slab, H, W) of the windows to be computed.
+    volume: LrVolume,
+    tiling: Tiling,
+    sources: list[int],
+    spans: list[Span | None],
+    size: int,
+    watch: Stopwatch,
+) -> Iterator[tuple[NDArray[np.float32], Span | None]]:
+    """Batches (n <= size, slab, H, W) of the windows to be computed, and where they are more than air.
 
     Three buffers by turns: one with the network, one waiting in the queue, one being filled.
     """
     shape = (size, tiling.slices.window, tiling.rows.window, tiling.columns.window)
     ring = [np.empty(shape, np.float32) for _ in range(3)]
     turn = filled = 0
+    held: list[Span | None] = []
     every = enumerate(windows(volume, tiling))
     while True:
         with watch.time("gather"):
             while filled < size and (item := next(every, None)):
                 if sources[item[0]] == item[0]:
                     ring[turn][filled] = item[1]
+                    held.append(spans[item[0]])
                     filled += 1
         if not filled:
             return
-        yield ring[turn][:filled]
-        turn, filled = (turn + 1) % len(ring), 0
+        yield ring[turn][:filled], joined(held)
+        turn, filled, held = (turn + 1) % len(ring), 0, []
 
 
 def _compute(
-    batches: Generator[NDArray[np.float32], None, None], network: Network, tiling: Tiling, watch: Stopwatch
+    batches: Generator[tuple[NDArray[np.float32], Span | None], None, None],
+    network: Network,
+    tiling: Tiling,
+    watch: Stopwatch,
 ) -> Iterator[NDArray[np.float32]]:
     """The network's outputs, batch by batch."""
     axes = (tiling.slices, tiling.rows, tiling.columns)
     fine = tuple(axis.window * axis.scale for axis in axes)
     with contextlib.closing(batches):
-        for batch in batches:
+        for batch, span in batches:
             with watch.time("network"):
-                output = network(batch)
+                output = _restored(batch, span, network, tiling)
             if output.shape != (len(batch), *fine):
                 raise RunError(
                     f"The network returned {output.shape} for an input {batch.shape}; its model card "
                     f"promises {(len(batch), *fine)}: export the model again."
                 )
             yield output
+
+
+def _restored(
+    batch: NDArray[np.float32], span: Span | None, network: Network, tiling: Tiling
+) -> NDArray[np.float32]:
+    """The network's output inside the span, fading over SEAM voxels into interpolation in the air around it."""
+    axes = tiling.rows, tiling.columns
+    if span and all(part.indices(a.window)[:2] == (0, a.window) for part, a in zip(span, axes, strict=True)):
+        return network(batch)
+    output = batch
+    for dim, axis in enumerate((tiling.slices, *axes), 1):
+        output = linear(output, axis.scale, axis.grid, dim)
+    if span is None:
+        return output
+    rows, columns = span
+    new = network(np.ascontiguousarray(batch[:, :, rows, columns]))
+    inside = output[:, :, _fine(rows, tiling.rows), _fine(columns, tiling.columns)]
+    if new.shape != inside.shape:
+        return new  # `_compute` refuses it
+    new -= inside
+    new *= _fade(rows, tiling.rows)[:, None]
+    new *= _fade(columns, tiling.columns)
+    inside += new
+    return output
+
+
+def _fine(part: slice, axis: Axis) -> slice:
+    return slice(part.start * axis.scale, part.stop * axis.scale)
+
+
+def _fade(part: slice, axis: Axis) -> NDArray[np.float32]:
+    """Weights from 0 to 1 where a part of a window ends in air, 1 elsewhere."""
+    weights = np.ones((part.stop - part.start) * axis.scale, np.float32)
+    ramp = (np.arange(SEAM * axis.scale, dtype=np.float32) + 0.5) / (SEAM * axis.scale)
+    if part.start > 0:
+        weights[: len(ramp)] *= ramp
+    if part.stop < axis.window:
+        weights[-len(ramp) :] *= ramp[::-1]
+    return weights
 
 
 def _blend(

@@ -39,6 +39,7 @@ class Axis:
     starts: first LR voxel of each window, ascending. Negative where the volume is smaller than a
         window: what lies outside the volume is its reflection and is cropped after the network.
     shares: for each window, float32, of its HR voxels that an earlier window has reached already.
+    grid: where HR voxels lie between LR ones; see `profile`.
     """
 
     size: int
@@ -46,6 +47,7 @@ class Axis:
     scale: int
     starts: tuple[int, ...]
     shares: tuple[NDArray[np.float32], ...]
+    grid: Grid = "fft"
 
     def source(self, n: int) -> NDArray[np.intp]:
         """The LR voxels (window,) that window n reads, reflected at the volume's ends."""
@@ -59,7 +61,7 @@ class Axis:
     @property
     def alone(self) -> Axis:
         """An axis that one window covers by itself."""
-        return Axis(self.window, self.window, self.scale, (0,), (np.empty(0, np.float32),))
+        return Axis(self.window, self.window, self.scale, (0,), (np.empty(0, np.float32),), self.grid)
 
     def span(self, n: int) -> tuple[int, int]:
         """First and past-the-end HR voxel that window n contributes to."""
@@ -171,7 +173,7 @@ def tile_axis(size: int, window: int, scale: int, grid: Grid, overlap: float, we
             (weight[low - start * scale : seen - start * scale] / total[low:seen]).astype(np.float32)
         )
         seen = high
-    return Axis(size, window, scale, starts, tuple(shares))
+    return Axis(size, window, scale, starts, tuple(shares), grid)
 
 
 def profile(window: int, scale: int, grid: Grid, weighting: Weighting) -> NDArray[np.float64]:

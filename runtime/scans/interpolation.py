@@ -47,6 +47,25 @@ def tricubic_plane(
     return first @ plane @ second.T
 
 
+def linear(windows: NDArray[np.float32], scale: int, grid: Grid, axis: int) -> NDArray[np.float32]:
+    """Linear interpolation along one axis, `scale` HR voxels per LR voxel; the ends go on as they are."""
+    if scale == 1:
+        return windows
+    lr = np.moveaxis(windows, axis, -1)
+    hr = np.empty(
+        (*windows.shape[:axis], windows.shape[axis] * scale, *windows.shape[axis + 1 :]), np.float32
+    )
+    out = np.moveaxis(hr, axis, -1)
+    for phase in range(scale):
+        at = phase / scale if grid == "fft" else (phase + 0.5) / scale - 0.5
+        share = np.float32(abs(at))
+        out[..., phase::scale] = lr
+        if share and lr.shape[-1] > 1:  # towards the next LR voxel, or towards the one before
+            here, there = (slice(0, -1), slice(1, None)) if at > 0 else (slice(1, None), slice(0, -1))
+            out[..., phase::scale][..., here] += share * (lr[..., there] - lr[..., here])
+    return hr
+
+
 def acquired_again(sr: NDArray[Any], factors: Factors, grid: Grid) -> NDArray[np.float32]:
     """The LR volume that the centre of the SR volume's k-space gives: what the scanner would have seen.
 
