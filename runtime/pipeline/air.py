@@ -54,6 +54,8 @@ def find_air(volume: NDArray[Any], slices: Axis) -> Air | None:
         voxels.append(slab[0, 1:-1:2, 1:-1:2].ravel())
     local, single = np.concatenate(means), np.concatenate(voxels)
     lowest = float(local.min())
+    if lowest == local.max():
+        return None
     zeroed = local <= lowest
     found = _noise(local[~zeroed], single[~zeroed])
     if found is None and zeroed.mean() >= SHARE:

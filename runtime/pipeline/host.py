@@ -246,7 +246,7 @@ def _compute(
 def _restored(
     batch: NDArray[np.float32], span: Span | None, network: Network, tiling: Tiling
 ) -> NDArray[np.float32]:
-    """The network's output inside the span, fading over SEAM voxels into interpolation in the air around it."""
+    """The network's output inside the span, fading into interpolation in the air around it."""
     axes = tiling.rows, tiling.columns
     if span and all(part.indices(a.window)[:2] == (0, a.window) for part, a in zip(span, axes, strict=True)):
         return network(batch)
@@ -260,10 +260,8 @@ def _restored(
     inside = output[:, :, _fine(rows, tiling.rows), _fine(columns, tiling.columns)]
     if new.shape != inside.shape:
         return new  # `_compute` refuses it
-    new -= inside
-    new *= _fade(rows, tiling.rows)[:, None]
-    new *= _fade(columns, tiling.columns)
-    inside += new
+    weights = _fade(rows, tiling.rows)[:, None] * _fade(columns, tiling.columns)
+    np.copyto(inside, new * weights + inside * (1 - weights))
     return output
 
 
