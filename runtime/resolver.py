@@ -31,6 +31,7 @@ from .errors import RunError
 from .models.card import ModelCard
 from .pipeline import consistency as measured
 from .pipeline import through_plane
+from .pipeline.air import Air, find_air
 from .pipeline.content import Content, survey
 from .pipeline.engine import Engine, EngineInfo, Library, Precision
 from .pipeline.host import HostPipeline, LrVolume, batch_size
@@ -70,14 +71,14 @@ class Options:
 
     overlap: least share of a window in the next, None for the model's own.
 
-    crop: windows over the content only; constant background around it stays as it is. consistency: how much
-    of the measured band is taken from the scan, 0 to 1 in tissue; "auto": by the scan's noise, where the
-    model's card says by which transfer the scan was made; "off": none. to: the spacing
-    asked for, as `Asked` reads it, None for the model's own factors.
+    crop: windows over the content only; constant background around it stays as it is, and noisy air is
+    interpolated. consistency: how much of the measured band is taken from the scan, 0 to 1 in tissue; "auto":
+    by the scan's noise, where the model's card says by which transfer the scan was made; "off": none. to: the
+    spacing asked for, as `Asked` reads it, None for the model's own factors.
     """
 
     overlap: float | tuple[float, float, float] | None = None
-    window: Window = None
+    window: Window = "auto"
     weighting: Weighting | tuple[Weighting, Weighting, Weighting] = "gaussian"
     crop: bool = True
     consistency: Consistency = "auto"
@@ -136,12 +137,14 @@ class Timings:
 class Look:
     """What a look through an LR volume (rows, columns, slices) has found.
 
-    unit: the intensity that becomes 1 in the network. noise, rings: where the measured band is to be taken
-    from the scan, else None and no axis; see `scans.noise` and `scans.rings`.
+    unit: the intensity that becomes 1 in the network. air: what need not go through it; see `pipeline.air`.
+    noise, rings: where the measured band is to be taken from the scan, else None and no axis; see
+    `scans.noise` and `scans.rings`.
     """
 
     content: Content
     unit: float
+    air: Air | None = None
     noise: Noise | None = None
     rings: measured.Rings = (False, False, False)
 
@@ -189,7 +192,8 @@ class Task:
     @property
     def volume(self) -> LrVolume:
         """The LR voxels as the network sees them."""
-        return LrVolume(self.lr, self.slope / self.look.unit, self.inter / self.look.unit)
+        unit = self.look.unit
+        return LrVolume(self.lr, self.slope / unit, self.inter / unit, self.look.air)
 
     def replace(self, **changes: Any) -> Task:
         return dataclasses.replace(self, **changes)
@@ -216,7 +220,7 @@ class SuperResolver:
         device: str = "auto",
         precision: Precision = "auto",
         overlap: float | tuple[float, float, float] | None = None,
-        window: Window = None,
+        window: Window = "auto",
         weighting: Weighting | tuple[Weighting, Weighting, Weighting] = "gaussian",
         threads: int | None = None,
         library: Library = "auto",
@@ -293,6 +297,11 @@ class SuperResolver:
         if self._engine is None:
             raise RunError("This SuperResolver is closed: open another.")
         return self._engine
+
+    @property
+    def _on_host(self) -> bool:
+        """Whether the processor runs the network."""
+        return not isinstance(self._pipeline, CudaPipeline)
 
     @property
     def timings(self) -> Timings | None:
@@ -486,7 +495,9 @@ class SuperResolver:
     def tiling(self, shape: tuple[int, int, int]) -> Tiling:
         """The windows of an LR volume (rows, columns, slices) that is all content."""
         options = self.options
-        return tile_windows(shape, self.card, options.overlap, options.window, options.weighting)
+        # A GPU has places of one size for its windows, and a plan may take no other.
+        window = None if options.window == "auto" and not self._on_host else options.window
+        return tile_windows(shape, self.card, options.overlap, window, options.weighting)
 
     def layout(self, scan: Scan, axis: int | None = None) -> tuple[int, Factors, Tiling]:
         """How a scan will be resolved: slab axis, HR voxels per LR voxel along (i, j, k), windows."""
@@ -708,7 +719,9 @@ class SuperResolver:
         if not self._holds:
             return None
         look = Look(
-            Content(known.low, known.high, 0, _whole((1, 1, 1))), known.unit, Noise(known.noise, "air")
+            Content(known.low, known.high, 0, _whole((1, 1, 1))),
+            known.unit,
+            noise=Noise(known.noise, "air"),
         )
         weight, meet = self.weight(look), (known.rings[0], known.rings[1], False)
         assert weight is not None
@@ -728,7 +741,7 @@ class SuperResolver:
         if self.card.kind == "through-plane":
             return
         window = self.options.window
-        rows, columns = self.card.window if window is None or window == "plane" else window
+        rows, columns = window if isinstance(window, tuple) else self.card.window
         self._restore_noise(self.tiling((rows, columns, self.card.slab[0])))
 
     def _restore_noise(self, tiling: Tiling) -> Stopwatch:
@@ -763,9 +776,12 @@ class SuperResolver:
         if content.low == content.high:
             return Look(content, 1.0)
         unit = intensity.unit(lr, self.card.intensity, slope, inter)
+        air = None
+        if self.options.crop and self._on_host:
+            air = find_air(lr, self.tiling(_triple(lr.shape)).slices)
         if not self._holds:
-            return Look(content, unit)
-        return Look(content, unit, estimate_noise(lr, unit, slope, inter), rings(lr))
+            return Look(content, unit, air)
+        return Look(content, unit, air, estimate_noise(lr, unit, slope, inter), rings(lr))
 
     def _surround(self, target: NDArray[Any], box: Box, background: Any) -> NDArray[Any]:
         """Fill what lies outside a box of LR voxels; returns the view inside of it."""

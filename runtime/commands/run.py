@@ -70,12 +70,12 @@ def run(
         Fallback, typer.Option(help="What continues if a GPU fails.", rich_help_panel=NETWORK)
     ] = "none",
     window: Annotated[
-        str | None,
+        str,
         typer.Option(
-            help="LR rows x columns, as 64x64, or plane. (default: the model's training window)",
+            help="LR rows x columns, as 64x64, or plane; auto: planes, as far as memory allows.",
             rich_help_panel=WINDOWS,
         ),
-    ] = None,
+    ] = "auto",
     overlap: Annotated[
         str | None,
         typer.Option(
@@ -346,14 +346,14 @@ def _per_axis(text: str, kind: Callable[[str], T], what: str) -> T | tuple[T, T,
     return values[0]
 
 
-def _window(text: str | None) -> Window:
+def _window(text: str) -> Window:
     """ "64x48" as (64, 48)."""
-    if text is None or text == "plane":
+    if text == "plane" or text == "auto":
         return text
     try:
         rows, columns = map(int, text.lower().split("x"))
     except ValueError:
-        raise RunError(f"The window '{text}' is not of the form 64x64, nor 'plane'.") from None
+        raise RunError(f"The window '{text}' is not of the form 64x64, nor plane or auto.") from None
     return rows, columns
 
 

@@ -25,9 +25,13 @@ from ..models.card import Grid, ModelCard
 from ..scans.geometry import lr_coordinate
 
 Weighting = Literal["gaussian", "hann", "constant"]
-Window = tuple[int, int] | Literal["plane"] | None  # LR rows and columns, those of the volume, the card's
+# LR rows and columns; those of the volume; as many of those as memory should hold; the card's.
+Window = tuple[int, int] | Literal["plane", "auto"] | None
 Box = tuple[slice, slice, slice]
 OVERLAP = 0.25  # at least: 16 of 64 voxels in plane, 1 of 3 slices
+# Of "auto": LR voxels of a window, whose activations of 64 channels then take 26 MB a layer, and rows that
+# two windows of a larger plane share.
+LARGEST, SHARED = 320 * 320, 16
 SIGMA = 0.125  # of the gaussian, in window lengths, the usual choice of sliding-window inference
 
 
@@ -133,7 +137,8 @@ def tile_windows(
     overlap: least fraction of a window that it shares with the next, 0 <= overlap < 1, by default the card's.
         weighting: of overlapping windows. Both for all axes or one by one.
     window: LR (rows, columns), by default the card's training window: a network with channel attention
-        is another function at another window size. "plane" for one window over rows and columns.
+        is another function at another window size. "plane" for one window over rows and columns; "auto" for
+        that too, except that large planes are cut across their rows.
     The windows are the fewest with this overlap, so the least is computed twice. Raises RunError for
     values out of range.
     """
@@ -146,6 +151,10 @@ def tile_windows(
     for value in weightings:
         if value not in get_args(Weighting):
             raise RunError(f"The weighting must be one of {', '.join(get_args(Weighting))}, not '{value}'.")
+    if window == "auto":
+        count = math.ceil(shape[0] * shape[1] / LARGEST)
+        window = math.ceil((shape[0] + (count - 1) * SHARED) / count), shape[1]
+        overlaps = min(SHARED / window[0], 0.5), 0.0, overlaps[2]
     rows, columns = shape[:2] if window == "plane" else window or card.window
     if min(rows, columns) < 1:
         raise RunError(f"A window must have at least one row and one column, not {rows}x{columns}.")

@@ -60,7 +60,7 @@ class Request:
             input_sha256=input_sha256,
             model_sha256=model.sha256,
             precision=model.precision,
-            options=options | {"window": options["window"] or resolve.card.window, "series": series},
+            options=options | {"series": series},
             slab_axis=axis,
             dtype=dtype,
         )
