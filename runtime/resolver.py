@@ -619,7 +619,8 @@ class SuperResolver:
         """
         content, slope = task.look.content, task.slope
         store = intensity.storage(task.sr.dtype, task.look.unit, slope, task.inter, content.low, content.high)
-        box = self.tiling(_triple(task.lr.shape)).around(content.box)
+        # At least a training window: a network's statistics are of no smaller ones.
+        box = tile_windows(_triple(task.lr.shape), self.card, window=self._least_window).around(content.box)
         sr = self._surround(task.sr, box, self._background(task))
         # What was cut off was one value: the ends of what is left meet.
         cut = [p.stop - p.start < n for p, n in zip(box, task.lr.shape, strict=True)]
@@ -782,6 +783,10 @@ class SuperResolver:
         if not self._holds:
             return Look(content, unit, air)
         return Look(content, unit, air, estimate_noise(lr, unit, slope, inter), rings(lr))
+
+    @property
+    def _least_window(self) -> Window:
+        return None if self.options.window == "auto" else self.options.window
 
     def _surround(self, target: NDArray[Any], box: Box, background: Any) -> NDArray[Any]:
         """Fill what lies outside a box of LR voxels; returns the view inside of it."""

@@ -23,6 +23,7 @@ SPOT = 9.0  # the same for single voxels, whose Rayleigh tail is longer
 MARGIN = 8  # voxels around what stands out: skin's partial volume, and room for the seam
 STEP = 8  # spans begin and end at multiples of it, so that a scan has few shapes of windows
 SHARE = 0.05  # of the volume, the least that air must be to be worth telling from the rest
+ENOUGH = 1000  # local means of air, fewer of which tell nothing of its spread
 BRIGHT = 0.15  # of the 99.9th percentile: a peak above it is tissue's
 # Standard deviation over mean of single voxels: 0.52 for Rayleigh noise of one channel, 0.25 for the sum of
 # squares of four; tissue of a signal-to-noise ratio of 3 has 0.33.
@@ -42,7 +43,7 @@ class Air:
 def find_air(volume: NDArray[Any], slices: Axis) -> Air | None:
     """The level of the air in an LR volume (rows, columns, slices), stored units; None if there is none.
 
-    Zeroed background is air without noise.
+    Zeroed background is no such air: what surrounds the content is left out already, see `content`.
     """
     if min(volume.shape[:2]) < 3:
         return None
@@ -53,18 +54,8 @@ def find_air(volume: NDArray[Any], slices: Axis) -> Air | None:
         means.append(_local_means(slab)[::2, ::2].ravel())
         voxels.append(slab[0, 1:-1:2, 1:-1:2].ravel())
     local, single = np.concatenate(means), np.concatenate(voxels)
-    lowest = float(local.min())
-    if lowest == local.max():
-        return None
-    zeroed = local <= lowest
-    found = _noise(local[~zeroed], single[~zeroed])
-    if found is None and zeroed.mean() >= SHARE:
-        return Air(lowest, lowest)
-    return found
-
-
-def _noise(local: NDArray[np.float32], single: NDArray[np.float32]) -> Air | None:
-    """The level of noisy air, from local means and the voxels at their centres."""
+    noisy = local > local.min()  # what is zeroed says nothing of the noise beside it
+    local, single = local[noisy], single[noisy]
     if not local.size:
         return None
     lowest, bright = float(local.min()), float(np.percentile(local, 99.9))
@@ -78,7 +69,7 @@ def _noise(local: NDArray[np.float32], single: NDArray[np.float32]) -> Air | Non
     below = local[local <= mode] - mode
     spread = float(np.sqrt(np.mean(below**2)))
     inside = np.abs(local - mode) <= 3 * spread
-    if counts.max() > low[peak] or inside.mean() < SHARE:
+    if counts.max() > low[peak] or inside.sum() < max(ENOUGH, SHARE * inside.size):
         return None
     air = single[inside]
     if air.std() < NOISY * (air.mean() - min(lowest, 0.0)):

@@ -19,6 +19,7 @@ image holds rectified noise and ringing, which measure nothing: w falls to 0 in 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable
@@ -95,12 +96,12 @@ def hold_measured(
     across = _Across(count, scale[2], grid, rings[2], exact)
     downs = [across.down(k) for k in range(count)]
     ups = [across.up(z) for z in range(count * scale[2])]
-    stage = _Passing(plane, downs, ups, weigh)
+    stage = _Passing(plane, downs, ups, weigh, not rings[2])
     arrived = 0
     with ThreadPoolExecutor(cores(), "measured band") as pool:
         for first, slab in slabs:
             if first < arrived:
-                stage = _Passing(plane, downs, ups, weigh)
+                stage = _Passing(plane, downs, ups, weigh, not rings[2])
             numbers = range(first, arrived := first + len(slab))
             for z, seen in zip(numbers, pool.map(plane.down, slab), strict=True):
                 stage.arrive(z, slab[z - first], seen)
@@ -115,7 +116,10 @@ def hold_measured(
 class _Passing:
     """The planes on their way: each is kept until nothing that is still to be computed needs it."""
 
-    def __init__(self, plane: _Plane, downs: list[Taps], ups: list[Taps], weigh: Weight) -> None:
+    def __init__(
+        self, plane: _Plane, downs: list[Taps], ups: list[Taps], weigh: Weight, in_order: bool
+    ) -> None:
+        self._in_order = in_order
         self.lr: dict[int, Planes] = {}  # slices whose HR slices have not all come
         self._plane, self._downs, self._ups, self._weigh = plane, downs, ups, weigh
         self._waiting: dict[int, Planes] = {}  # SR planes to be corrected
@@ -141,7 +145,12 @@ class _Passing:
             self._need_seen.subtract(self._downs[k][0])
 
     def ready(self) -> list[int]:
-        return [z for z in self._waiting if all(k in self._missing for k in self._ups[z][0])]
+        """HR slices that can be corrected. Those on LR slices could be before the ones between them: who
+        cannot put them in order, as a stream, gets none before its turn."""
+        known = {z: all(k in self._missing for k in self._ups[z][0]) for z in self._waiting}
+        if self._in_order:
+            return list(itertools.takewhile(known.__getitem__, known))
+        return [z for z in known if known[z]]
 
     def corrected(self, z: int) -> Planes:
         return self._waiting[z] + self._plane.up(_sum(self._ups[z], self._missing))

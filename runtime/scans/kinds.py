@@ -62,7 +62,7 @@ def check_voxels(scan: Scan, voxels: NDArray[Any]) -> None:
             f"{scan.name} looks like {what}: {share:.0%} of its neighbouring voxels are equal. Labels are no "
             "intensities, so it is left: resample it by nearest neighbours."
         )
-    values = seen.astype(np.float32) * np.float32(scan.slope) + np.float32(scan.inter)
+    values = seen.astype(np.float64) * scan.slope + scan.inter
     air = float(np.mean((values <= AIR[1]) & ((values >= AIR[0]) | (values == values.min()))))
     if air > AIRY:
         raise RunError(

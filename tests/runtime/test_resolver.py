@@ -52,7 +52,7 @@ def test_a_magnitude_image_gets_no_negative_voxels(dtype):
         sr = undershooting(volume, dtype=output)
         assert sr.min() == 0 and sr.max() > 900
     volume[0, 0, 0] = -1
-    assert undershooting(volume, dtype="float32").min() < -900
+    assert undershooting(volume, dtype="float32").min() == -1  # a scan's own least is the result's
 
 
 @pytest.mark.parametrize("value", [0, 7, -3])
@@ -125,7 +125,7 @@ def test_a_volume_beyond_the_machine_is_refused_unread(resolve, tmp_path):
         resolve.scan(open_scan(path))
 
 
-@pytest.mark.parametrize("background", [0, -1000])
+@pytest.mark.parametrize("background", [0, -500])
 @pytest.mark.parametrize("dtype", ["int16", "float32"])
 def test_background_around_the_content_is_not_computed_and_stays(dtype, background):
     seen = []
@@ -182,7 +182,7 @@ def test_a_loaded_network_has_run_once_before_the_first_volume(monkeypatch):
     seen = []
     engine = FakeEngine(lambda x: seen.append(x.shape) or nearest(x, (2, 2, 2)), CARD)
     monkeypatch.setattr(resolver, "choose_engine", lambda *_: engine)
-    resolve = SuperResolver("sr.onnx")
+    resolve = SuperResolver("sr.onnx", window=None)
     assert len(seen) == 1 and resolve.timings is None
     resolve(RANDOM.normal(size=(20, 20, 9)).astype(np.float32))
     assert seen[0][1:] == seen[1][1:]  # with windows as they will be
@@ -194,6 +194,7 @@ def test_a_loaded_network_has_run_once_before_the_first_volume(monkeypatch):
 
 
 def test_timings_tell_of_the_last_volume(resolve):
+    resolve = SuperResolver(resolve.engine, window=None)
     assert resolve.timings is None
     resolve(RANDOM.normal(size=(20, 20, 9)).astype(np.float32))
     timings = resolve.timings
