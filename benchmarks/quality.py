@@ -1,6 +1,8 @@
 """How good is a model on heads it has never seen, degradation by degradation, tissue by tissue?
 
-    python -m udean.benchmarks.quality [CHECKPOINT] [--slices 24] [--heads 2]
+    python -m udean.benchmarks.quality [CHECKPOINT] [--slices 24] [--heads 2] [--hr FOLDER]
+
+First comes tissue, on whole heads: see `benchmarks.tissue`.
 
 The ICBM152 T1 and synthetic heads of numbers that no training takes (1000 and up) are acquired anew at half
 their resolution along every axis and restored; tricubic and zero-filled sinc interpolation stand beside. Of
@@ -12,7 +14,7 @@ eight bits change. No figure depends on the machine's speed.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,13 +32,14 @@ from ..runtime.resolver import SuperResolver
 from ..trainer.evaluation.evaluate import INTERPOLATIONS
 from ..trainer.evaluation.quality import psnr, quality, ssim
 from ..trainer.simulation import atlas_heads, kspace
-from . import common
+from . import common, tissue
 from .curves import Panel
 from .demo import SCALE, template
 
 Volume = NDArray[Any]  # float32
 SEED = 0  # of noise and bias fields
 FIRST = 1000  # number of the first synthetic head; trainings take those below
+IN_TISSUE = "whole heads, in tissue"
 MARGIN = 3  # LR slices restored on each side of those that are measured, so that no slab is cut short
 CONDITIONS: dict[str, dict[str, Any]] = {
     "truncation": {},
@@ -62,23 +65,35 @@ def main(
     checkpoint: Annotated[Path | None, typer.Argument(help="Model; the embedded one by default.")] = None,
     slices: Annotated[int, typer.Option(min=6)] = 24,  # SSIM needs 11 HR slices
     heads: Annotated[int, typer.Option(min=0, help="Synthetic heads beside the T1.")] = 2,
+    hr: Annotated[Path | None, typer.Option(help="More HR scans to measure in tissue.")] = None,
 ) -> None:
     """Measure a model; writes benchmarks/results/quality.json, or quality-NAME.json of a checkpoint."""
     with tempfile.TemporaryDirectory() as name, Progress(console=Console(stderr=True)) as progress:
         folder = Path(name)
         files = common.trained(checkpoint, folder) if checkpoint else common.embedded(folder)
-        result = measure(files[1], files[2], slices, heads, progress)
+        result = measure(files[1], files[2], slices, heads, dict(tissue.heads(hr)), progress)
     common.record(f"quality-{checkpoint.stem}" if checkpoint else "quality", result)
 
 
-def measure(full: Path, half: Path, slices: int, heads: int, progress: Progress) -> dict[str, Any]:
-    """All figures of a model's float32 and half-precision artefacts."""
+def measure(
+    full: Path,
+    half: Path,
+    slices: int,
+    heads: int,
+    wholes: Mapping[str, Callable[[], Volume]],
+    progress: Progress,
+) -> dict[str, Any]:
+    """All figures of a model's float32 and half-precision artefacts. wholes: to be measured in tissue."""
     resolve = SuperResolver(full, "cpu")
-    bar = progress.add_task("", total=3 + (1 + heads) * len(CONDITIONS))
+    bar = progress.add_task("", total=3 + len(wholes) + (1 + heads) * len(CONDITIONS))
 
     def step(what: str) -> None:
         progress.update(bar, description=what, advance=1)
 
+    by_head: dict[str, Any] = {}
+    for name, read in wholes.items():
+        step(f"{name}, tissue")
+        by_head[name] = tissue.measure(read(), resolve)
     step("ICBM152 T1, whole")
     brain = template()[0]
     table: dict[str, dict[str, dict[str, float]]] = {}
@@ -86,6 +101,7 @@ def measure(full: Path, half: Path, slices: int, heads: int, progress: Progress)
         "model": resolve.card.name,
         "engine": str(resolve.engine.info),
         "trained on": resolve.card.trained_on,
+        IN_TISSUE: by_head,
         **whole(brain, resolve),
         f"middle {slices} LR slices, by degradation": table,
     }
@@ -117,12 +133,12 @@ def gain(row: dict[str, float]) -> float:
 def panels(result: dict[str, Any]) -> list[Panel]:
     """Gain over interpolation by degradation, and errors by tissue."""
     subjects = by_degradation(result)
-    tissue = result["error inside tissues of the ICBM152 T1"]
-    rms = {n: [row[f"{n} rms %"] for row in tissue.values()] for n in (*INTERPOLATIONS, "sr")}
+    inside = result["error inside tissues of the ICBM152 T1"]
+    rms = {n: [row[f"{n} rms %"] for row in inside.values()] for n in (*INTERPOLATIONS, "sr")}
     gains = {subject: [gain(row) for row in rows.values()] for subject, rows in subjects.items()}
     return [
         Panel("SR over the better interpolation", "", "dB", list(next(iter(subjects.values()))), gains),
-        Panel("Error inside tissues, T1", "", "RMS, % of the range", list(tissue), rms),
+        Panel("Error inside tissues, T1", "", "RMS, % of the range", list(inside), rms),
     ]
 
 
@@ -137,18 +153,18 @@ def whole(hr: Volume, resolve: SuperResolver) -> dict[str, Any]:
     volumes = restored(kspace.acquire(hr, kspace.Acquisition(SCALE)), resolve)
     figures = {name: quality(volume, hr) for name, volume in volumes.items()}
     span = float(np.ptp(hr))
-    tissue = {}
+    errors_inside = {}
     for name, mask in tissues():
         errors = {v: (volumes[v][mask] - hr[mask]).astype(np.float64) / span * 100 for v in volumes}
         rms = {f"{v} rms %": round(float(np.sqrt(np.mean(e**2))), 3) for v, e in errors.items()}
         mean = {f"{v} mean %": round(float(e.mean()), 3) for v, e in errors.items()}
-        tissue[name] = {"HR voxels": int(mask.sum()), **rms, **mean}
+        errors_inside[name] = {"HR voxels": int(mask.sum()), **rms, **mean}
     return {
         "ICBM152 T1, whole volume": {
             name: {"PSNR dB": round(q.psnr, 2), "SSIM 3-D": round(q.ssim, 3), "SSIM 2-D": round(q.ssim_2d, 3)}
             for name, q in figures.items()
         },
-        "error inside tissues of the ICBM152 T1": tissue,
+        "error inside tissues of the ICBM152 T1": errors_inside,
     }
 
 

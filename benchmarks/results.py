@@ -20,7 +20,7 @@ import typer
 from ..runtime.commands.common import sentences
 from ..runtime.errors import RunError
 from ..runtime.system.files import atomic
-from . import quality, scaling, training_speed
+from . import quality, scaling, tissue, training_speed
 from .common import RESULTS
 from .curves import Panel, draw
 from .engines import page
@@ -116,12 +116,26 @@ def marked(text: str, found: Mapping[str, Result]) -> str:
 
 
 def how_good(found: Mapping[str, Result]) -> str:
-    """The whole T1: a table."""
-    table = found["quality"]["ICBM152 T1, whole volume"]
+    """Whole heads in tissue, then the whole T1: a table."""
     names = {"tricubic": "tricubic", "sinc": "sinc (zero-filled)", "sr": "sr (UDEAN)"}
-    lines = ["| method | PSNR dB | SSIM (3-D) |", "|---|---|---|"]
-    lines += [f"| {names[n]} | {q['PSNR dB']:.2f} | {q['SSIM 3-D']:.3f} |" for n, q in table.items()]
-    return "\n".join(lines)
+    rows = []
+    for head, by_noise in found["quality"].get(quality.IN_TISSUE, {}).items():
+        for noise, by_method in by_noise.items():
+            psnr = [f"{by_method[method]['tissue dB']:.2f}" for method in names]
+            lesions = [_kept(by_method, method) for method in ("sinc", "sr")]
+            rows.append([f"{head}, tissue, {noise}", *psnr, f"{tissue.gain(by_method):+.2f}", *lesions])
+    whole = found["quality"]["ICBM152 T1, whole volume"]
+    psnr = [f"{whole[method]['PSNR dB']:.2f}" for method in names]
+    better = whole["sr"]["PSNR dB"] - max(whole[method]["PSNR dB"] for method in ("tricubic", "sinc"))
+    rows.append(["ICBM152 T1, whole volume with air", *psnr, f"{better:+.2f}", "", ""])
+    heads = ["PSNR dB", *names.values(), "gain", "small lesions kept: sinc", "sr"]
+    return "\n".join(table(heads, rows))
+
+
+def _kept(by_method: Mapping[str, Mapping[str, float]], method: str) -> str:
+    """What is left of the contrast of the smallest lesions, where there was room for some."""
+    kept = by_method[method].get("lesions r = 1")
+    return "" if kept is None else f"{kept:.2f}"
 
 
 def how_steady(found: Mapping[str, Result]) -> str:

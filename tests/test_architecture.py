@@ -23,7 +23,7 @@ FLOORS = (
     ("resolver",),
     ("dicom", "mrd"),
     ("runs",),
-    ("view", "cluster"),
+    ("view", "cluster", "trust"),
     ("commands",),
     ("cli",),  # `python -m udean.runtime.cli`
 )

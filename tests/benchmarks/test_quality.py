@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from udean.benchmarks import quality
-from udean.runtime import SuperResolver
+from udean.benchmarks import quality, tissue
+from udean.runtime import RunError, SuperResolver
 from udean.trainer.simulation import kspace
 
 
@@ -37,3 +37,17 @@ def test_noise_costs_quality_and_a_bias_field_is_no_error(piece):
 def test_every_degradation_is_one_that_physics_allows(piece):
     lr = [kspace.acquire(piece, kspace.Acquisition((2, 2, 2), **o)) for o in quality.CONDITIONS.values()]
     assert len({volume.tobytes() for volume in lr}) == len(quality.CONDITIONS)
+
+
+def test_in_tissue_every_method_is_measured_beside_the_others(piece):
+    table = tissue.measure(piece, lambda lr: kspace.zero_fill(lr, (2, 2, 2)))
+    assert set(table) == set(tissue.NOISE)
+    for rows in table.values():
+        assert rows["sr"] == rows["sinc"] != rows["tricubic"] and tissue.gain(rows) <= 0
+    assert table["noise 2 %"]["sr"]["tissue dB"] < table["no noise"]["sr"]["tissue dB"]
+
+
+def test_heads_that_are_not_there_are_named_in_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv(tissue.FOLDER, str(tmp_path))
+    with pytest.raises(RunError, match="apt-get download mricron-data"):
+        dict(tissue.heads())

@@ -1,0 +1,113 @@
+"""What a model does in the tissue of whole heads: the part of `benchmarks.quality` that air cannot flatter.
+
+Colin27 with its skull and a macaque (both in Debian's mricron-data), the ICBM152 T1 and any folder of HR
+scans, halved in k-space along every axis, without noise and with 2 % of it. None of them is trained on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from ..runtime.errors import RunError
+from ..runtime.resolver import SuperResolver
+from ..runtime.trust import lesions
+from ..trainer.data.scans import find_scans
+from ..trainer.evaluation.evaluate import INTERPOLATIONS
+from ..trainer.evaluation.quality import ssim
+from ..trainer.evaluation.tissue import PEAK, TissueFigures, in_tissue
+from ..trainer.simulation import kspace
+from .demo import SCALE, template
+
+Volume = NDArray[Any]  # float32
+Restore = Callable[[Volume], Volume]
+NOISE = {"no noise": 0.0, "noise 2 %": 0.02}
+FOLDER = "UDEAN_MRICRON"  # environment variable: where mricron-data's templates are
+PLACES = ("/usr/share/mricron/templates",)
+FILES = {"Colin27": "ch2.nii.gz", "macaque": "inia19-t1-brain.nii.gz"}
+RANGE = 2500.0  # of what is restored, as scanners store it
+TITLES = {
+    "psnr_tissue": "tissue dB",
+    "psnr_air": "air dB",
+    "psnr_low": "low band dB",
+    "psnr_high": "high band dB",
+    "high_factor": "high band factor",
+    "high_correlation": "high band correlation",
+}
+
+
+def heads(more: Path | None = None) -> Iterator[tuple[str, Callable[[], Volume]]]:
+    """Names of heads and what reads them. more: a file or folder of the user's HR scans.
+
+    Raises RunError if mricron-data is not there.
+    """
+    for name, file in FILES.items():
+        path = _templates() / file
+        yield name, lambda path=path: _head(path)
+    yield "ICBM152 T1", lambda: _scaled(template()[0])
+    for path in find_scans([more]) if more else []:
+        yield path.name.partition(".")[0], lambda path=path: _head(path)
+
+
+def measure(hr: Volume, resolve: SuperResolver) -> dict[str, dict[str, dict[str, float]]]:
+    """Figures by noise and method, lesions' transfer by radius among them."""
+    added, found = lesions.put_lesions(hr)
+    methods: dict[str, Restore] = {
+        name: lambda lr, method=method: method(lr, SCALE) for name, method in INTERPOLATIONS.items()
+    }
+    methods["sr"] = resolve
+    table: dict[str, dict[str, dict[str, float]]] = {}
+    for condition, noise in NOISE.items():
+        # Digitised as scanners do it; the same noise with lesions and without.
+        lr, ill = (
+            np.rint(kspace.acquire(v.astype(np.float32), kspace.Acquisition(SCALE, noise=noise)))
+            for v in (hr, hr + added)
+        )
+        table[condition] = {}
+        for name, restore in methods.items():
+            sr = restore(lr)
+            row = _row(in_tissue(sr, hr, lr.shape))
+            row["SSIM 3-D"] = round(ssim(sr, hr, float(np.percentile(hr, PEAK))), 3)
+            kept = lesions.transfer(added, found, restore(ill), sr) if found else {}
+            row |= {f"lesions r = {radius:g}": round(share["all"], 2) for radius, share in kept.items()}
+            table[condition][name] = row
+    return table
+
+
+def gain(rows: dict[str, dict[str, float]]) -> float:
+    """What SR is better in tissue than the better interpolation, in dB."""
+    return rows["sr"]["tissue dB"] - max(rows[name]["tissue dB"] for name in INTERPOLATIONS)
+
+
+def _row(figures: TissueFigures) -> dict[str, float]:
+    found = dataclasses.asdict(figures)
+    return {title: round(found[name], 2) for name, title in TITLES.items() if found[name] is not None}
+
+
+def _templates() -> Path:
+    asked = os.environ.get(FOLDER)
+    for place in (asked,) if asked else PLACES:
+        if all((Path(place) / file).exists() for file in FILES.values()):
+            return Path(place)
+    raise RunError(
+        f"{' and '.join(FILES.values())} are not in {asked or PLACES[0]}: `apt-get download mricron-data`, "
+        f"unpack it with `dpkg-deb -x` and name its folder of templates in {FOLDER}."
+    )
+
+
+def _head(path: Path) -> Volume:
+    image: Any = nib.load(path)  # pyright: ignore[reportPrivateImportUsage]
+    return _scaled(np.maximum(np.asarray(image.dataobj, np.float32), 0))
+
+
+def _scaled(hr: Volume) -> Volume:
+    """Sides that are multiples of 4, and a range as scanners store it."""
+    hr = kspace.crop(hr, (4, 4, 4)).astype(np.float32)
+    return hr * np.float32(RANGE / np.percentile(hr, PEAK))

@@ -1,0 +1,86 @@
+"""The command `udean-trust`: what a model does to lesions, edges and noise, and what it makes of nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from ..errors import RunError
+from ..resolver import SuperResolver
+from ..scans.geometry import slab_axis
+from ..scans.intensity import check_finite
+from ..scans.scan import open_scan
+from ..system.files import atomic, write_json
+from ..trust.examine import SIDE, Volume, examine, lost_lesions
+from ..trust.page import page
+from . import options
+from .common import command
+
+
+def trust(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for trust.json and trust.html.")] = Path(
+        "trust"
+    ),
+    scan: Annotated[
+        Path | None, typer.Option(help="HR scan that lesions are put into. (default: a phantom)")
+    ] = None,
+    engine: options.Model = None,
+    library: options.Library = "auto",
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    threads: options.Threads = None,
+    debug: options.Debug = False,
+) -> None:
+    """Examine a model beside sinc and tricubic interpolation: OUT/trust.json and OUT/trust.html.
+
+    The exit code is 1 if lesions lose more of their contrast than under sinc interpolation, else 0.
+    """
+    for name in ("trust.json", "trust.html"):
+        if (out / name).exists():
+            raise RunError(f"{out / name} is there already: give another folder.")
+    with SuperResolver(engine, device, precision, library=library, threads=threads) as resolve:
+        card = resolve.card
+        hr = None if scan is None else _truth(scan, card.scale)
+        tests = examine(resolve, card.scale, card.grid, hr)
+        about = {"Model": card.name, "Engine": str(resolve.engine.info), "Trained on": card.trained_on}
+    about["Lesions in"] = "a phantom" if scan is None else scan.name
+    worse = lost_lesions(tests)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "trust.json", {"about": about, "worse than sinc": worse, "tests": tests})
+    with atomic(out / "trust.html") as file:
+        file.write(page(about, tests, worse).encode())
+    for sentence in worse:
+        print(sentence)
+    print(out / "trust.html")
+    raise typer.Exit(1 if worse else 0)
+
+
+def _truth(path: Path, factors: tuple[int, int, int]) -> Volume:
+    """A scan as (rows, columns, slices), its sides multiples of the factors, without negative voxels.
+
+    Raises RunError if it is too small to be examined.
+    """
+    scan = open_scan(path)
+    voxels = scan.voxels_in_units()
+    check_finite(voxels, scan.name)
+    voxels = np.moveaxis(voxels, slab_axis(scan.zooms), 2)
+    if min(voxels.shape) < SIDE:
+        raise RunError(
+            f"{scan.name}: the examination needs {SIDE} voxels along each axis, not {voxels.shape}."
+        )
+    inside = tuple(slice(0, n - n % f) for n, f in zip(voxels.shape, factors, strict=True))
+    return np.maximum(voxels[inside], 0)
+
+
+main = command(
+    trust,
+    "udean-trust",
+    "udean-trust --engine mine.onnx -o trust/",
+    "udean-trust --scan hr.nii.gz -o trust/",
+)
+
+if __name__ == "__main__":
+    main()
