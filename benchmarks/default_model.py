@@ -23,6 +23,7 @@ from scipy import fft
 from ..export.artefacts import export_onnx
 from ..runtime.commands.common import sentences
 from ..runtime.errors import RunError
+from ..runtime.scans.scan import open_scan
 from ..trainer import checkpoint
 from . import demo
 
@@ -50,8 +51,8 @@ def prepare(
             )
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(head, out / "real-0.67mm.nii.gz")
-    nifti = nib.load(head)
-    image = millimetre(np.asarray(nifti.dataobj, np.float32), nifti.header.get_zooms()[:3])
+    scan = open_scan(head)
+    image = millimetre(scan.voxels_in_units(), scan.zooms)
     nib.save(nib.Nifti1Image((image * 1000).round().astype(np.int16), np.eye(4)), out / "real-1mm.nii.gz")
 
 

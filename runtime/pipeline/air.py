@@ -82,7 +82,7 @@ def occupied(volume: NDArray[Any], tiling: Tiling, air: Air) -> list[Span | None
     spans: list[Span | None] = []
     for k in range(len(tiling.slices.starts)):
         slab = _slab(volume, tiling.slices, k)
-        shown = (slab > air.voxel).any(0)
+        shown = np.asarray((slab > air.voxel).any(0))
         shown[1:-1, 1:-1] |= _local_means(slab) > air.mean
         rows, columns = tiling.rows, tiling.columns
         shown = np.pad(shown, (rows.margins, columns.margins), constant_values=True)

@@ -100,7 +100,9 @@ def resolve_slabs(
     watch = watch or Stopwatch()
     with watch.time("gather"):
         sources = twins(contents(volume, tiling))
-        spans = occupied(volume.voxels, tiling, volume.air) if volume.air else [WHOLE] * len(sources)
+        spans: list[Span | None] = [WHOLE] * len(sources)
+        if volume.air:
+            spans = occupied(volume.voxels, tiling, volume.air)
     last_use = {source: n for n, source in enumerate(sources)}
     watch.windows += len(sources)
     watch.computed += sum(spans[source] is not None for source in last_use)
