@@ -23,6 +23,7 @@ from typing import Any
 import onnx
 import typer
 
+from ...trainer.machine import processor_has_bf16
 from ..curves import small_png
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -97,10 +98,11 @@ def measure(device: str = "cpu", threads: int | None = None) -> Roofs:
         torch.set_num_threads(threads)
     cuda = device != "cpu"
     torch.backends.cuda.matmul.allow_tf32 = False
-    precisions = {
-        "fp32": torch.float32,
-        "fp16" if cuda else "bf16": torch.float16 if cuda else torch.bfloat16,
-    }
+    precisions = {"fp32": torch.float32}
+    if cuda:
+        precisions["fp16"] = torch.float16
+    elif processor_has_bf16():  # which others emulate, for minutes a product
+        precisions["bf16"] = torch.bfloat16
     wait: Callable[[], Any] = (lambda: torch.cuda.synchronize(device)) if cuda else (lambda: None)
     n = 8192 if cuda else 2048
     flops = {}
@@ -114,6 +116,7 @@ def measure(device: str = "cpu", threads: int | None = None) -> Roofs:
                 flops[name] = max(flops[name], 2 * n**3 / seconds)
         # Processors without half-precision arithmetic compute such graphs in float32.
         flops["fp16"] = flops["fp32"]
+        flops.setdefault("bf16", flops["fp32"])
     size = 1 << 30 if cuda else 1 << 28  # bytes: many times the largest cache
     source = torch.ones(size // 4, device=device)
     target = torch.empty_like(source)
