@@ -219,7 +219,7 @@ def test_participants_in_two_groups_stop_the_run(scans):
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(scans, monkeypatch):
-    monkeypatch.setattr(fit.processes, "count", lambda: 3)
+    monkeypatch.setattr(fit.distributed, "count", lambda: 3)
     with pytest.raises(RunError, match="cannot be shared by 3"):
         fit.fit(config(scans), scans / "run")
 
