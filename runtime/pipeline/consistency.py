@@ -14,7 +14,8 @@ if memory allows.
 
 w weighs the network's error in the band against the noise of the scan (Wiener). One number for all
 frequencies: a weight for each gained 0.015 dB at 0 to 3 % of noise. Where there is no signal, a magnitude
-image holds rectified noise and ringing, which measure nothing: w falls to 0 in air.
+image holds rectified noise and ringing, which measure nothing: w falls to 0 in air, of the scan and of the SR
+volume, lest the sinc carry what the tissue is given into the air beside it.
 """
 
 from __future__ import annotations
@@ -153,7 +154,8 @@ class _Passing:
         return [z for z in known if known[z]]
 
     def corrected(self, z: int) -> Planes:
-        return self._waiting[z] + self._plane.up(_sum(self._ups[z], self._missing))
+        sr = self._waiting[z]
+        return sr + self._plane.up(_sum(self._ups[z], self._missing)) * _tissue(sr, self._weigh)
 
     def forget(self) -> None:
         """Let go of what has been yielded, and of what nothing needs any more."""
@@ -179,12 +181,18 @@ def _missing(lr: Planes, seen: Planes, weigh: Weight) -> Planes:
     """What the scan has and the SR volume, seen by the scanner, has not; weighted."""
     found = lr - seen
     found *= np.float32(weigh.share)
-    if weigh.tissue > weigh.air:
-        signal = np.abs(lr)
-        for axis in (0, 1, 0, 1):  # twice a binomial filter: a Gaussian of one voxel
-            signal = _smooth(signal, axis)
-        found *= np.clip((signal - weigh.air) / np.float32(weigh.tissue - weigh.air), 0, 1)
+    found *= _tissue(lr, weigh)
     return found
+
+
+def _tissue(plane: Planes, weigh: Weight) -> Planes | np.float32:
+    """How far each voxel is tissue, 0 to 1."""
+    if weigh.tissue <= weigh.air:
+        return np.float32(1)
+    signal = np.abs(plane)
+    for axis in (0, 1, 0, 1):  # twice a binomial filter: a Gaussian of one voxel
+        signal = _smooth(signal, axis)
+    return np.clip((signal - weigh.air) / np.float32(weigh.tissue - weigh.air), 0, 1)
 
 
 def _smooth(plane: Planes, axis: int) -> Planes:
