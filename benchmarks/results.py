@@ -117,7 +117,7 @@ def marked(text: str, found: Mapping[str, Result]) -> str:
 
 def how_good(found: Mapping[str, Result]) -> str:
     """Whole heads in tissue, then the whole T1: a table."""
-    names = {"tricubic": "tricubic", "sinc": "sinc (zero-filled)", "sr": "sr (UDEAN)"}
+    names = {"tricubic": "tricubic", "sinc": "sinc (zero-filled)", "sr": "sr (embedded model)"}
     rows = []
     for head, by_noise in found["quality"].get(quality.IN_TISSUE, {}).items():
         for noise, by_method in by_noise.items():
@@ -155,11 +155,11 @@ def how_steady(found: Mapping[str, Result]) -> str:
 def precisions(found: Mapping[str, Result]) -> str:
     """What cheaper arithmetic costs: part of a sentence."""
     rows = found["quality"]["artefacts on the ICBM152 T1"]
-    parts = [
-        f"{name.partition(' ')[0]} {row['PSNR to fp32, dB']:.0f} dB"
-        for name, row in rows.items()
-        if not name.startswith("fp32")
-    ]
+    parts = []
+    for name, row in rows.items():
+        kind, psnr = name.partition(" ")[0], row.get("PSNR to fp32, dB")
+        if kind != "fp32":  # equal bits: a processor without bfloat16 computes in float32 instead
+            parts.append(f"{kind} no difference" if psnr is None else f"{kind} {psnr:.0f} dB")
     return ", ".join(parts)
 
 
