@@ -19,8 +19,8 @@ from udean.runtime.pipeline.tiling import tile_windows
 from ..support.fakes import FakeEngine, card, nearest, onnx_model
 
 CARD = card((2, 2, 2), 3, (32, 32))
-SHAPE = (80, 56, 13)  # windows of 32, 32, 3 in steps of 24, 24, 2: 3 x 2 x 6
-WINDOWS = 36
+SHAPE = (80, 56, 13)  # whole planes, 3 slices in steps of 2; or windows of 32, 32, 3 in steps of 24, 24, 2
+PLANES, WINDOWS = 6, 3 * 2 * 6
 BATCHES = 3  # of 16 windows of 32x32, which are 4·64·64 voxels: 16, 16 and 4
 VOLUME = common.head(SHAPE)
 
@@ -46,6 +46,10 @@ def counted():
 
 def test_windows_and_calls_of_a_scan(counted):
     network, resolve = counted
+    resolve(VOLUME)
+    assert resolve.timings.computed == resolve.timings.windows == network.windows == PLANES
+    network = Counter()
+    resolve = SuperResolver(FakeEngine(network, CARD), window=None)
     before = network.calls
     resolve(VOLUME)
     assert resolve.timings.computed == resolve.timings.windows == network.windows == WINDOWS
@@ -59,15 +63,15 @@ def test_windows_of_a_scan_in_empty_space(counted):
     volume[100:130, 100:130, 20:23] = VOLUME[:30, :30, :3]
     resolve(volume)
     # With margins the content spans 38 x 38 x 5 voxels: at most 3 windows along rows and columns, 4 along
-    # slices. The whole field of view has 13 x 13 x 20.
-    assert network.windows <= 3 * 3 * 4 < len(resolve.tiling(volume.shape)) / 90
+    # slices. The whole field of view has 13 x 13 x 20, or 20 planes of 320 x 320.
+    assert network.nbytes <= 3 * 3 * 4 * 32 * 32 * 3 * 4 < 20 * 320 * 320 * 3 * 4 / 50
 
 
 def test_bytes_handed_to_the_network(counted):
     network, resolve = counted
     resolve(VOLUME)
-    # Overlaps are copied once for each window that shares them, and nothing besides: float32 windows.
-    assert network.nbytes == WINDOWS * 32 * 32 * 3 * 4
+    # Slices are copied once for each window that shares them, and nothing besides: float32 planes.
+    assert network.nbytes == PLANES * 80 * 56 * 3 * 4 < WINDOWS * 32 * 32 * 3 * 4
 
 
 def test_bytes_allocated_for_a_scan(counted):

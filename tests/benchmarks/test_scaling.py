@@ -17,6 +17,6 @@ def test_more_overlap_is_more_windows_and_no_worse():
 
 
 def test_sizes_count_every_window():
-    rows = scaling.sizes(SuperResolver(), [(32, 32, 3), (56, 32, 3)], 1)
+    rows = scaling.sizes(SuperResolver(window=(32, 32)), [(32, 32, 3), (56, 32, 3)], 1)
     assert [row["windows"] for row in rows] == [1, 2]
     assert rows[1]["ns a voxel"] == np.round(rows[1]["seconds"] / rows[1]["LR voxels"] * 1e9)
