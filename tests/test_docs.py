@@ -24,7 +24,8 @@ def command_lines(script):
     for page in PAGES:
         for line in page.read_text().splitlines():
             for code in [line] if line.startswith("    ") else re.findall(r"`([^`]+)`", line):
-                for call in re.finditer(rf"(?:^|[\s(/]){script}(?=\s|\))(?P<rest>[^#]*)", code):
+                name = script.replace("-", "[- ]", 1)  # udean run is udean-run
+                for call in re.finditer(rf"(?:^|[\s(/]){name}(?=\s|\))(?P<rest>[^#]*)", code):
                     yield page.name, call["rest"]
 
 
@@ -51,7 +52,12 @@ def test_no_link_is_dead(page):
     assert not dead
 
 
-@pytest.mark.parametrize("script", sorted(SCRIPTS))
+def test_udean_lists_every_command(capsys, monkeypatch):
+    told = help_of("udean", capsys, monkeypatch)
+    assert all(re.search(rf"^ *{s.removeprefix('udean-')} ", told, re.M) for s in SCRIPTS if s != "udean")
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS.keys() - {"udean"}))
 def test_the_pages_name_only_options_that_there_are(script, capsys, monkeypatch):
     told = help_of(script, capsys, monkeypatch)
     for page, rest in command_lines(script):
@@ -75,4 +81,4 @@ def test_the_readme_is_short():
     assert text.count("\n") <= 130 and len(text.split()) <= 1000
 
 
-NAMES = {"udean-manifest", "udean-array"}  # files, not commands
+NAMES = {"udean-manifest", "udean-array", "udean-group"}  # files, not commands

@@ -155,7 +155,9 @@ class _Passing:
 
     def corrected(self, z: int) -> Planes:
         sr = self._waiting[z]
-        return sr + self._plane.up(_sum(self._ups[z], self._missing)) * _tissue(sr, self._weigh)
+        added = self._plane.up(_sum(self._ups[z], self._missing))
+        added *= _tissue(sr, self._weigh)
+        return sr + added
 
     def forget(self) -> None:
         """Let go of what has been yielded, and of what nothing needs any more."""
@@ -185,14 +187,14 @@ def _missing(lr: Planes, seen: Planes, weigh: Weight) -> Planes:
     return found
 
 
-def _tissue(plane: Planes, weigh: Weight) -> Planes | np.float32:
+def _tissue(plane: Planes, weigh: Weight) -> Planes:
     """How far each voxel is tissue, 0 to 1."""
     if weigh.tissue <= weigh.air:
-        return np.float32(1)
+        return np.ones((1, 1), np.float32)
     signal = np.abs(plane)
     for axis in (0, 1, 0, 1):  # twice a binomial filter: a Gaussian of one voxel
         signal = _smooth(signal, axis)
-    return np.clip((signal - weigh.air) / np.float32(weigh.tissue - weigh.air), 0, 1)
+    return np.clip((signal - weigh.air) / np.float32(weigh.tissue - weigh.air), 0, 1, dtype=np.float32)
 
 
 def _smooth(plane: Planes, axis: int) -> Planes:
