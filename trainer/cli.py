@@ -51,6 +51,13 @@ def _train(
         bool | None, typer.Option("--register", help="Register the HR scans of pairs rigidly.")
     ] = None,
     bad_scans: Annotated[str | None, typer.Option(help="stop at, or skip, scans of no use.")] = None,
+    select: Annotated[
+        str | None,
+        typer.Option(
+            help="What best.pt is chosen by: truth, of validation scans, or consistency with the LR scans, "
+            "without truth. (default: truth for methods that learn from pairs, else consistency)"
+        ),
+    ] = None,
     precision: Annotated[str | None, typer.Option(help="auto, 32-true, bf16-mixed or 16-mixed.")] = None,
     devices: Annotated[int | None, typer.Option(help="GPUs (or CPU processes) on each node.")] = None,
     nodes: Annotated[int | None, typer.Option(help="Nodes, under Slurm.")] = None,
@@ -83,7 +90,7 @@ def _train(
             "register": register,
             "bad_scans": bad_scans,
         },
-        "schedule": {"steps": steps, "seed": seed, "precision": precision},
+        "schedule": {"steps": steps, "seed": seed, "select": select, "precision": precision},
         "machine": {
             "devices": devices,
             "nodes": nodes,

@@ -81,6 +81,10 @@ class Schedule:
     of two stages runs the whole schedule in each. average: share that the moving average of the deployed
     weights keeps at a step, such as 0.999; 0: the weights of the last step are deployed. depth: LR slices of
     a training patch, a slab's three by default; of more, the supervised loss sees what the runtime delivers.
+    select: what best.pt is chosen by at each validation. "truth": PSNR of the validation scans.
+        "consistency": what a user has without truth: how well the SR windows, degraded as the method has
+        learned to, explain the LR windows, in dB, less the dB by which their spectrum beyond the LR band is
+        off that of the source scans. "auto": truth for methods that learn from pairs, else consistency.
     """
 
     steps: int = 120_000
@@ -93,6 +97,7 @@ class Schedule:
     depth: int = SLAB
     validate_every: int = 1000
     checkpoint_every: int = 500
+    select: Literal["auto", "consistency", "truth"] = "auto"
     seed: int = 0
     precision: Literal["auto", Precision] = "auto"
 
@@ -229,6 +234,10 @@ def _check(config: Config) -> None:
         (
             s.depth != SLAB and s.depth < least_depth(config.network.scale),
             f"depth must be {SLAB}, or at least {least_depth(config.network.scale)} LR slices.",
+        ),
+        (
+            s.select == "truth" and not data.validation_hr,
+            "select 'truth' needs validation_hr: without truth there is 'consistency'.",
         ),
         (not 0 <= s.seed < 2**32, "seed must be 0 or more, and less than 2 to the 32."),
         (

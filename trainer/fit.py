@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ from .validation import Alarm, Metrics, panel, validate
 
 # Steps in a row that may overflow: in fp16 the gradient scaler leaves such a step out and halves its factor.
 OVERFLOWS = {"32-true": 0, "bf16-mixed": 0, "16-mixed": 20}
+MEASURED = ("validation_psnr", "validation_ssim", "selection")  # what the card tells of the last validation
 Report = Callable[[int, int, dict[str, float]], None]
 
 
@@ -48,7 +49,8 @@ def fit(config: Config, run: Path, resume: bool = False, report: Report | None =
     """Train, writing into the folder `run`: config.toml, metrics.csv, tensorboard/, checkpoint.pt (last) and
     best.pt.
 
-    best.pt has the highest validation PSNR (of the last stage); without validation pairs there is none.
+    best.pt is of the best validation (of the last stage), by the figure that `schedule.select` names; where
+    that is the truth and there are no validation pairs, there is none.
     resume: go on from the folder's last checkpoint, with the same settings: `machine`, precision and how
     often to save and validate aside, and the steps of a method of one stage. report(step, of how many,
     losses) is called after every step, in the first process. Returns the checkpoint to deploy.
@@ -84,6 +86,8 @@ def fit(config: Config, run: Path, resume: bool = False, report: Report | None =
         metrics = Metrics(run, start)
     decimation = Decimation(arch.scale).to(fabric.device)
     lr, hr = material.watched_lr, material.watched_hr
+    selection = selects_by(config)
+    figure = {"truth": "validation_psnr", "consistency": "selection"}[selection]
 
     infinite = 0
     slabs = batches.batches(config, material, range(start, total))
@@ -100,7 +104,9 @@ def fit(config: Config, run: Path, resume: bool = False, report: Report | None =
             continue
         alarm.hear(done, values)
         if done % schedule.validate_every == 0 or done == total:
-            figures, shown = validate(average.network, decimation, lr, hr, fabric)
+            figures, shown = validate(
+                average.network, decimation, lr, hr, fabric, method.degraded, material.watched_source
+            )
             values |= figures
             if metrics:
                 metrics.image(done, panel(lr, shown, hr))
@@ -108,9 +114,9 @@ def fit(config: Config, run: Path, resume: bool = False, report: Report | None =
             metrics.write(done, {"learning_rate": rate} | values)
         if report:
             report(done, total, values)
-        improved = stage == method.stages - 1 and values.get("validation_psnr", -math.inf) > best
+        improved = stage == method.stages - 1 and values.get(figure, -math.inf) > best
         if improved:
-            best = values["validation_psnr"]
+            best = values[figure]
         if improved or done % schedule.checkpoint_every == 0 or done == total:
             card = describe(config, average.network, values, material.described_as)
             state = {
@@ -126,7 +132,8 @@ def fit(config: Config, run: Path, resume: bool = False, report: Report | None =
                     run / "checkpoint.pt", card, arch, average.network, state | {"best": -math.inf}
                 )
             if improved:  # first: what a checkpoint says is best must be there
-                checkpoint.save(run / "best.pt", card, arch, average.network)
+                chosen = card.replace(selection=selection)
+                checkpoint.save(run / "best.pt", chosen, arch, average.network)
             checkpoint.save(run / "checkpoint.pt", card, arch, average.network, state)
     if metrics:
         metrics.close()
@@ -200,6 +207,13 @@ def resolved(config: Config) -> Config:
     return dataclasses.replace(config, schedule=schedule)
 
 
+def selects_by(config: Config) -> Literal["consistency", "truth"]:
+    """What best.pt is chosen by."""
+    if config.schedule.select != "auto":
+        return config.schedule.select
+    return "truth" if METHODS[config.method].draws == "pairs" else "consistency"
+
+
 def to_batch(slabs: batches.Slabs, step: int, config: Config, fabric: Fabric) -> Batch:
     layout = torch.channels_last if config.machine.channels_last else torch.contiguous_format
     hr, coarse, lr = (s.to(fabric.device, memory_format=layout, non_blocking=True) for s in slabs)
@@ -256,7 +270,7 @@ def describe(
         toolkit=__version__,
         trained_on=config.data.described_as or scans or "scans that nobody has described",
         consistency=config.data.consistency,
-        quality={k: round(v, 4) for k, v in values.items() if k.startswith("validation")},
+        quality={k: round(v, 4) for k, v in values.items() if k in MEASURED},
     )
 
 

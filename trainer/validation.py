@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -17,33 +18,61 @@ from .nets.generators import SuperResolution
 from .nets.interpolation import Decimation
 
 LOG = logging.getLogger(__name__)
-VALIDATION = ("validation_psnr", "validation_ssim", "target_consistency")
+VALIDATION = (
+    "validation_psnr",
+    "validation_ssim",
+    "target_consistency",
+    "learned_consistency",
+    "spectrum_distance",
+    "selection",
+)
 PANEL_ROWS = 4
+BINS = 6  # of frequency, beyond the LR scan's band
+Degrade = Callable[[Tensor, Tensor], Tensor | None]
 
 
 @torch.no_grad()
 def validate(
-    network: SuperResolution, decimation: Decimation, lr: Tensor, hr: Tensor | None, fabric: Fabric
+    network: SuperResolution,
+    decimation: Decimation,
+    lr: Tensor,
+    hr: Tensor | None,
+    fabric: Fabric,
+    degrade: Degrade | None = None,
+    source: Tensor | None = None,
 ) -> tuple[dict[str, float], Tensor]:
     """How the deployed path fares on windows, without their rims.
 
-    With hr: PSNR (dB, over 0..1) and SSIM. Always: target_consistency, ‖down(SR) − LR‖/‖LR‖ of the middle
-    slice, which needs no truth. Also the first SR windows, for the panel.
+    With hr: PSNR (dB, over 0..1) and SSIM. The rest needs no truth: target_consistency, ‖down(SR) − LR‖/‖LR‖
+    of the middle slice, learned_consistency, the same through the learned degradation (degrade, where it is
+    one), spectrum_distance to HR windows of other anatomy (source), and selection, which weighs them up.
+    Also the first SR windows, for the panel.
     """
     network.eval()
-    outputs, differences, norms = [], [], []
+    outputs, known, learned, norm = [], 0.0, 0.0, 1e-12
     rim = lr.shape[-1] // 8
     inside = (slice(None), slice(1, 2), slice(rim, -rim), slice(rim, -rim))
+    learns = False
     for x in lr.split(8):
         with fabric.autocast():
             sr = network(x.to(fabric.device, memory_format=torch.channels_last)).float()
-        again = decimation(sr).cpu()
-        differences.append(((again - x)[inside] ** 2).sum())
-        norms.append((x[inside] ** 2).sum())
+            coarse = decimation(sr)
+            seen = degrade(sr, coarse) if degrade else None
+        learns = seen is not None
+        seen = coarse if seen is None else seen.float()
+        known += float(((coarse.float().cpu() - x)[inside] ** 2).sum())
+        learned += float(((seen.cpu() - x)[inside] ** 2).sum())
+        norm += float((x[inside] ** 2).sum())
         outputs.append(sr.cpu())
     network.train()
     sr = torch.cat(outputs)
-    values = {"target_consistency": float((sum(differences) / max(float(sum(norms)), 1e-12)) ** 0.5)}
+    values = {"target_consistency": (known / norm) ** 0.5}
+    if learns:
+        values["learned_consistency"] = (learned / norm) ** 0.5
+    distance = 0.0
+    if source is not None:
+        values["spectrum_distance"] = distance = spectrum_distance(sr, source, sr.shape[-1] / lr.shape[-1])
+    values["selection"] = -10 * math.log10(max(learned / norm, 1e-12)) - distance
     if hr is not None:
         rim = hr.shape[-1] // 8
         inside = (slice(None), slice(None), slice(rim, -rim), slice(rim, -rim))
@@ -51,6 +80,26 @@ def validate(
         values["validation_psnr"] = float(-10 * torch.log10(error))
         values["validation_ssim"] = float(losses.ssim_index(sr[inside], hr[inside]).mean())
     return values, sr[:PANEL_ROWS]
+
+
+def spectrum_distance(sr: Tensor, hr: Tensor, scale: float) -> float:
+    """By how many dB the in-plane power of SR windows is off that of HR windows, mean over frequencies beyond
+    the LR scan's band; both relative to their power within it. (N, slices, rows, columns), of any anatomy."""
+
+    def spectrum(windows: Tensor) -> Tensor:
+        size = windows.shape[-1]
+        taper = torch.hann_window(size)
+        tapered = (windows - windows.mean((2, 3), keepdim=True)) * taper * taper[:, None]
+        power = (torch.fft.fft2(tapered).abs() ** 2).mean((0, 1))
+        frequency = torch.fft.fftfreq(size)
+        radius = (frequency**2 + frequency[:, None] ** 2).sqrt()
+        edge = 0.5 / scale
+        within = power[(radius > 0) & (radius < edge)].mean()
+        place = ((radius - edge) / (0.5 - edge) * BINS).floor() if scale > 1 else radius * 0 - 1
+        means = [power[place == n].mean() for n in range(BINS) if (place == n).any()]
+        return 10 * torch.log10(torch.stack(means) / within + 1e-12) if means else torch.zeros(1)
+
+    return float((spectrum(sr) - spectrum(hr)).abs().mean())
 
 
 def panel(lr: Tensor, sr: Tensor, hr: Tensor | None) -> Tensor:

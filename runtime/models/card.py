@@ -23,6 +23,7 @@ Grid = Literal["fft", "center"]
 Precision = Literal["fp32", "fp16", "int8"]
 Consistency = Literal["off", "truncation"]
 Kind = Literal["slab", "through-plane"]
+Selection = Literal["last", "consistency", "truth"]
 
 
 class CardError(RunError, ValueError):
@@ -49,6 +50,8 @@ class ModelCard:
     checkpoint: SHA-256 (hex) of the checkpoint file from which the model was exported, "" inside it.
     consistency: what the LR scan is of the HR one, so that its band can be taken from it after the network:
         "truncation" of k-space, or "off" if that is not known; see `runtime.pipeline.consistency`.
+    selection: how these weights were chosen among those of the training: the "last" ones, or the best by
+        "consistency" with LR scans, without truth, or by the "truth" of validation scans.
     quality: measured figures by name, such as {"icbm152.psnr": 35.2}.
     parity: deviation from the float32 PyTorch network by engine, measured at export.
     """
@@ -69,6 +72,7 @@ class ModelCard:
     checkpoint: str = ""
     consistency: Consistency = "off"
     overlap: tuple[float, float, float] = (0.25, 0.25, 0.25)
+    selection: Selection = "last"
     quality: dict[str, float] = field(default_factory=dict)
     parity: dict[str, dict[str, float]] = field(default_factory=dict)
     intended_use: str = INTENDED_USE

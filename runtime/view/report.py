@@ -36,6 +36,11 @@ th{font-weight:500;color:#aaa}.grid{display:grid;grid-template-columns:repeat(4,
 .grid img{width:100%;image-rendering:pixelated;background:#000}.grid span{color:#aaa}
 .warning{color:#fc6}.failed{color:#f77}details{margin-top:1rem}summary{cursor:pointer;color:#aaa}
 """
+SELECTIONS = {
+    "last": "of the training's last step",
+    "consistency": "the best of the training by consistency with LR scans, without truth",
+    "truth": "the best of the training by the truth of validation scans",
+}
 STAGES = {  # of a sidecar's timings
     "read": "reading",
     "gather": "gathering",
@@ -169,6 +174,7 @@ def _told(card: ModelCard) -> dict[str, str]:
         "slices at once": f"{card.slab[0]} of the scan, {card.slab[1]} of the result",
         "windows in training": f"{_by(card.window)} voxels of the scan",
         "trained on": card.trained_on,
+        "weights": SELECTIONS[card.selection],
         "parameters": f"{card.parameters:,}",
         "arithmetic": card.precision,
         "made by": f"udean {card.toolkit}",

@@ -1,6 +1,7 @@
 """The loop: every method runs, resumes bit by bit, scales gradients, shares a batch, and gives warning."""
 
 import csv
+import dataclasses
 import logging
 import math
 import os
@@ -20,7 +21,8 @@ from udean.trainer import checkpoint, fit
 from udean.trainer.config import load
 from udean.trainer.machine import Precision
 from udean.trainer.methods import METHODS
-from udean.trainer.validation import Alarm, Metrics
+from udean.trainer.nets.interpolation import Decimation
+from udean.trainer.validation import Alarm, Metrics, validate
 
 PAIRED = {"supervised": "misaligned"}
 
@@ -103,6 +105,50 @@ def test_every_method_trains_and_goes_on_where_it_was_killed(method, scans):
     rows = metrics_of(scans / "cut")
     assert [int(r["step"]) for r in rows] == list(range(1, 4 * METHODS[method].stages + 1))
     assert any((scans / "whole" / "tensorboard").iterdir())
+
+
+def test_best_weights_of_an_unpaired_training_are_chosen_without_truth(scans):
+    """Other truths, the same LR windows: the same best.pt. Truth counts where it is asked for."""
+    best = []
+    for truth in ("as it is", "another"):
+        chosen = config(scans, schedule={"steps": 6})
+        run = scans / truth
+        with pytest.MonkeyPatch.context() as patch:
+            if truth == "another":
+                gather = fit.batches.gather
+
+                def changed(config, gather=gather):
+                    material = gather(config)
+                    return dataclasses.replace(material, watched_hr=material.watched_hr.flip(0))
+
+                patch.setattr(fit.batches, "gather", changed)
+            best.append(checkpoint.load_generator(fit.fit(chosen, run)))
+    (network, card), (other, _) = best
+    assert card.selection == "consistency" and "selection" in card.quality
+    for a, b in zip(network.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+    rows = [row for row in metrics_of(scans / "as it is") if row["selection"]]
+    assert card.quality["selection"] == pytest.approx(max(float(r["selection"]) for r in rows), abs=1e-3)
+    final = fit.fit(config(scans, schedule={"select": "truth"}), scans / "told")
+    assert checkpoint.load_generator(final)[1].selection == "truth"
+    assert checkpoint.load_generator(scans / "told" / "checkpoint.pt")[1].selection == "last"
+
+
+def test_selection_sees_blur_and_what_does_not_explain_the_scan():
+    """Of three answers to LR windows the truth is chosen before a blurred one and before another anatomy."""
+    random = torch.Generator().manual_seed(0)
+    hr, other = torch.rand(2, 8, 6, 32, 32, generator=random)
+    decimation = Decimation((2, 2, 2))
+    lr = decimation(hr)
+    blurred = torch.nn.functional.interpolate(lr.repeat_interleave(2, 1), scale_factor=2, mode="bilinear")
+    scores = []
+    for answer in (hr, blurred, hr.flip(0)):
+        network = torch.nn.Module()
+        network.forward = lambda x, answer=answer: answer
+        fabric = Fabric(accelerator="cpu")
+        values, _ = validate(network, decimation, lr, None, fabric, lambda sr, coarse: coarse, other)
+        scores.append(values["selection"])
+    assert scores[0] > scores[1] + 3 and scores[0] > scores[2] + 3
 
 
 def test_averaged_weights_are_deployed_and_resumed_bit_by_bit(scans):

@@ -31,7 +31,7 @@ class Material:
     """source: HR slabs and those under them on the LR grid. target: LR slabs, None where the method needs
     none besides. watched_lr and watched_hr: windows (N, slices, rows, columns) that no training sees; without
     validation scans there is no watched_hr and the LR windows are of the target group. described_as: the
-    scans in words, for the card.
+    scans in words, for the card. watched_source: HR windows of the source group, None where it has none.
     """
 
     source: Group
@@ -39,6 +39,7 @@ class Material:
     watched_lr: Tensor
     watched_hr: Tensor | None
     described_as: str
+    watched_source: Tensor | None = None
 
 
 def gather(config: Config) -> Material:
@@ -94,13 +95,16 @@ def gather(config: Config) -> Material:
     described = told(entries["source"], entries["target"], data.target_simulated)
     rng = np.random.default_rng(0)
     watched = (*slab[:2], config.network.slab[0])
+    hr_windows = None
+    if draws != "target":
+        hr_windows = torch.from_numpy(source.draw(np.random.default_rng(1), WATCHED, watched)[1])
     if not entries["validation"]:
         lr = (target or source).draw(rng, WATCHED, watched)[0]
-        return Material(source, target, torch.from_numpy(lr), None, described)
+        return Material(source, target, torch.from_numpy(lr), None, described, hr_windows)
     still = dataclasses.replace(prepare, misaligned=False, registered=False, variation=Variation())
     pairs = still.pairs(entries["validation"], entries["validation LR"] or entries["validation"])
     lr, hr = map(torch.from_numpy, pairs.draw(rng, WATCHED, watched))
-    return Material(source, target, lr, hr, described)
+    return Material(source, target, lr, hr, described, hr_windows)
 
 
 def batches(config: Config, material: Material, steps: range) -> Iterator[Slabs]:

@@ -47,6 +47,9 @@ class CycleGan(Method):
     def deployed(self) -> SuperResolution:
         return self.up
 
+    def degraded(self, hr: Tensor, coarse: Tensor) -> Tensor:
+        return self.down(hr, coarse)
+
     def degrade(self, hr: Tensor) -> Tensor:
         """G_dn: real and restored HR slabs are anchored by the same local low-pass."""
         return self.down(hr, self.decimation(hr))

@@ -48,6 +48,9 @@ class Dasr(Method):
     def deployed(self) -> SuperResolution:
         return self.up
 
+    def degraded(self, hr: Tensor, coarse: Tensor) -> Tensor:
+        return self.down(hr, coarse)
+
     def degradation(self, batch: Batch, made: Made) -> tuple[Terms, Made]:
         """Stage 1, generator."""
         fake = self.down(batch.hr, batch.coarse)

@@ -107,6 +107,13 @@ class Method(nn.Module, ABC):
     def deployed(self) -> SuperResolution:
         """What inference needs; it shares weights with this model."""
 
+    def degraded(self, hr: Tensor, coarse: Tensor) -> Tensor | None:
+        """What the learned degradation makes of HR slabs; None where no degradation is learned.
+
+        coarse: the HR slabs on the LR grid.
+        """
+        return None
+
 
 def together(network: nn.Module, *inputs: Tensor) -> tuple[Tensor, ...]:
     """network(x) of each input, in one call: the same, since generators do not normalise over a batch, but

@@ -61,6 +61,10 @@ class Udean(Method):
         """LR encoder and SR decoder."""
         return SuperResolution(self.generators["lr_encoder"], self.generators["sr_decoder"])  # type: ignore[arg-type]
 
+    def degraded(self, hr: Tensor, coarse: Tensor) -> Tensor:
+        """Xs→t: extractor and LR decoder."""
+        return self.generators["lr_decoder"](self.generators["extractor"](hr, coarse))
+
     def generator_losses(self, batch: Batch, made: Made) -> tuple[Terms, Made]:
         """Eqs 4-10; batch.coarse is for networks with a skip and for the anchor only."""
         g, d, w = self.generators, self.discriminators, self.weights

@@ -129,12 +129,16 @@ class Head:
     lesions: tuple[tuple[tuple[int, ...], float, float], ...]
 
 
-def head(path: Path, seed: int) -> Head:
-    """One head from a label map; everything random about it depends on the seed alone."""
+def head(path: Path, seed: int, spacing: float | None = None) -> Head:
+    """One head from a label map; everything random about it depends on the seed alone.
+
+    spacing: of its voxels, mm, by default drawn as well.
+    """
     rng = np.random.default_rng(seed)
     labels, axes = read(path)
     sizes = np.sqrt((axes**2).sum(0))
-    spacing = float(rng.uniform(*SPACING))
+    usual = float(rng.uniform(*SPACING))  # drawn in any case: what comes after stays the same
+    spacing = spacing or usual
     found = _moved(rng, labels, sizes, spacing)
     contrast = str(rng.choice(list(CONTRASTS), p=list(CONTRASTS.values())))
     levels = _levels(rng, contrast)
