@@ -162,7 +162,9 @@ class Monitor:
 
     def __init__(self, trt: Any) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-        self.progress = Progress(*columns, console=Console(stderr=True), transient=True)
+        console = Console(stderr=True)
+        # Elsewhere rich would write a bare line feed at the end.
+        self.progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self.cancelled = False
         self._tasks: dict[str, TaskID] = {}
         self._lock = threading.Lock()

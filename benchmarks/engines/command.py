@@ -100,10 +100,14 @@ def bench(
             bar.update(task, description=f"Whole command: {row.name}")
             row.figures |= whole(row, volume, folder, times, scans)
             bar.update(task, advance=times)
-        layers = _layers(models)
+        graphs = _graphs(models)
 
+    layers = {row.name: roofline.convolutions(graphs[row.ours], *row.window) for row in measured}
     _place(measured, roofs, layers)
-    flop = {ours: sum(layer.flop for layer in these) for ours, these in layers.items()}
+    flop = {
+        ours: sum(layer.flop for layer in roofline.convolutions(graph, *models.card.window))
+        for ours, graph in graphs.items()
+    }
     windows = {
         "ours": len(plan),
         "computed": {row.name: row.windows for row in measured},
@@ -136,7 +140,7 @@ def bench(
         "warnings": warnings(rows, windows, load / cores, repeats),
     }
     reached: dict[str, Any] = {
-        r.name: (r.contender.precision, layers[r.ours], r.batch or 1, r.figures["gflops"] * 1e9)
+        r.name: (r.contender.precision, layers[r.name], r.batch or 1, r.figures["gflops"] * 1e9)
         for r in measured
     }
     title = f"{models.card.name} on {document['device'] if gpu else document['processor']}, {threads} threads"
@@ -164,7 +168,10 @@ def warnings(rows: Sequence[Row], windows: dict[str, Any], load: float, repeats:
             "MONAI lays its windows elsewhere in this shape, so that each voxel is a mean of others: compare "
             "path_psnr in a shape where they coincide (leave out --shape)."
         )
-    unequal = {name for name, count in windows["computed"].items() if count != windows["monai"]}
+    alike = {row.name for row in rows if not row.contender.as_run}
+    unequal = {
+        name for name, count in windows["computed"].items() if name in alike and count != windows["monai"]
+    }
     if unequal:
         found.append(f"Not as many windows as MONAI: {', '.join(sorted(unequal))}; speed-ups are per window.")
     for row in rows[1:]:
@@ -252,20 +259,18 @@ def _places(plan: Tiling) -> dict[str, Any]:
     return {"monai": count, "same_places": theirs == ours}
 
 
-def _layers(models: Models) -> dict[bool, list[roofline.Layer]]:
-    """What a window takes the runtime (True), and whoever runs the network as it was trained."""
+def _graphs(models: Models) -> dict[bool, onnx.ModelProto]:
+    """What the runtime runs (True), and whoever runs the network as it was trained."""
     network, card = checkpoint.load_generator(models.checkpoint)
-    trained = to_onnx(network, card.slab[0], half=False)
-    graphs = {True: onnx.load(models.full), False: trained}
-    return {ours: roofline.convolutions(graph, *card.window) for ours, graph in graphs.items()}
+    return {True: onnx.load(models.full), False: to_onnx(network, card.slab[0], half=False)}
 
 
 def _place(
-    rows: Sequence[Row], roofs: roofline.Roofs, layers: Mapping[bool, Sequence[roofline.Layer]]
+    rows: Sequence[Row], roofs: roofline.Roofs, layers: Mapping[str, Sequence[roofline.Layer]]
 ) -> None:
     """Operations per second in the network, and the share of what the machine can do."""
     for row in rows:
-        precision, own = row.contender.precision, layers[row.ours]
+        precision, own = row.contender.precision, layers[row.name]
         rate = sum(layer.flop for layer in own) * row.windows / statistics.median(row.networks)
         row.figures |= {
             "gflops": round(rate / 1e9, 1),

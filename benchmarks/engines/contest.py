@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import statistics
 import subprocess
 import sys
@@ -77,13 +78,15 @@ class SpeedUp:
 class Row:
     """A contender and what was measured. failed: why there is nothing. Seconds: one of each turn.
 
-    windows: that the network saw. figures: the rest, by the names in the JSON.
+    window: rows and columns of one. windows: how many the network saw. figures: the rest, by the names in the
+    JSON.
     """
 
     contender: Contender
     failed: str = ""
     what: str = ""
     batch: int | None = None
+    window: tuple[int, int] = (0, 0)
     totals: list[float] = field(default_factory=list)
     networks: list[float] = field(default_factory=list)
     windows: int = 0
@@ -107,6 +110,7 @@ class Row:
             **head,
             "what": self.what,
             "batch": self.batch,
+            "window": self.window,
             "windows": self.windows,
             "seconds": statistics.median(self.totals),
             "network_seconds": statistics.median(self.networks),
@@ -126,9 +130,11 @@ def contenders(
     def path(name: str, precision: str, kind: Any = "monai", **more: Any) -> Contender:
         return Contender(name, kind, str(models.checkpoint), precision=precision, **common_fields, **more)
 
-    def udean(library: str, precision: str, model: Path, choose: str = "auto") -> Contender:
-        name = f"{library} {precision}"
-        fields = {**common_fields, "precision": precision, "library": choose}
+    def udean(
+        library: str, precision: str, model: Path, choose: str = "auto", as_run: bool = False
+    ) -> Contender:
+        name = f"{library} {precision}{', as udean-run' if as_run else ''}"
+        fields = {**common_fields, "precision": precision, "library": choose, "as_run": as_run}
         return Contender(name, "udean", str(model), **fields)
 
     rows = [path(PATH, "fp32"), path(f"PyTorch path {low} autocast", low)]
@@ -140,7 +146,8 @@ def contenders(
     if cuda:
         rows.append(udean("tensorrt", "fp16", models.plan))
     else:
-        rows += [udean("openvino", p, models.full, "openvino") for p in ("fp32", "bf16")]
+        ways = itertools.product((False, True), ("fp32", "bf16"))
+        rows += [udean("openvino", p, models.full, "openvino", as_run) for as_run, p in ways]
     if peers:
         rows += [
             path("MONAI buffered", "fp32", "monai buffered"),
@@ -207,6 +214,7 @@ class Contest:
                 worker = Worker(who, self._volume, self._limit if who.compiled else OPENING)
             workers[row.name] = worker
             row.what, row.batch = worker.opened["what"], worker.opened["batch"]
+            row.window = tuple(worker.opened["window"])
         except Failed as error:
             self._fail(row, error, workers)
 
@@ -234,10 +242,12 @@ class Contest:
     def _judge(self, workers: dict[str, Worker]) -> None:
         """Speed-up, memory, and the deviation from float32 of the same windows and weights."""
         path, results = self.rows[0], {}
-        for n, row in enumerate(row for row in self.rows if row.name in workers):
+        for place, row in enumerate(row for row in self.rows if row.name in workers):
             worker = workers[row.name]
-            # Per window, should the numbers differ: the runtime leaves out what is constant.
-            seconds = [[t / r.windows for t in r.totals] for r in (path, row)]
+            # Per window, if their numbers differ: the runtime leaves out what is constant. Windows of another
+            # size cannot be compared, and what is left out then counts.
+            of = [1, 1] if row.contender.as_run else [path.windows, row.windows]
+            seconds = [[t / n for t in r.totals] for r, n in zip((path, row), of, strict=True)]
             row.figures["speed_up"] = dataclasses.asdict(SpeedUp.of(*seconds))
             memory = worker.memory()
             row.figures["host_mb"] = round(memory["peak"] / 1e6, 1)
@@ -245,9 +255,9 @@ class Contest:
             if self._gpu and (peak := self._gpu.peak(row.name)) is not None:
                 row.figures["device_mb"] = round(peak / 1e6, 1)
             # The runtime gives magnitudes no negative voxels; hold the others to the same.
-            results[row.name] = np.maximum(worker.save(self._folder / f"sr-{n}.npy"), 0)
+            results[row.name] = np.maximum(worker.save(self._folder / f"sr-{place}.npy"), 0)
         full = [r for r in self.rows if r.name in results and r.contender.precision == "fp32"]
-        exact = next((row for row in full if row.ours), path)
+        exact = next((row for row in full if row.ours and not row.contender.as_run), path)
         for row in self.rows:
             if row.name in results:
                 reference = exact if row.ours else path
@@ -277,7 +287,8 @@ def agree(models: Models, device: str, overlap: float) -> dict[str, Any]:
     shape = fitting((2 * rows - 1, 2 * columns - 1, 2 * slices - 1), models.card, overlap)
     volume, plan = common.head(shape), tile_windows(shape, models.card, overlap)
     engine = choose_engine(models.checkpoint, device, "fp32", None, "auto")
-    ours = SuperResolver(engine, overlap=overlap)(volume, dtype="float32")
+    equal = SuperResolver(engine, overlap=overlap, window=models.card.window, consistency="off")
+    ours = equal(volume, dtype="float32")
     axes = (plan.rows, plan.columns, plan.slices)
     weights = [profile(a.window, a.scale, models.card.grid, "gaussian") for a in axes]
     same = np.einsum("i,j,k->ijk", *weights).astype(np.float32)
@@ -312,6 +323,8 @@ def whole(row: Row, volume: NDArray[Any], folder: Path, times: int, scans: int) 
         module = "udean.runtime.commands.run"
         settings += ["--threads", who.threads, "--engine", who.model, "--library", who.library]
         settings += ["--overwrite", "-o", out]
+        if not who.as_run:
+            settings += ["--window", "x".join(map(str, row.window)), "--consistency", "off"]
     else:
         module = "udean.benchmarks.engines.peers.monai"
         settings += ["--threads", who.threads, "--batch", row.batch]

@@ -36,7 +36,9 @@ class Contender:
     """Who resolves the volume: the runtime, or the network in PyTorch behind somebody's windows.
 
     model: file. library: of the runtime, for .onnx. compiled: by `torch.compile`. batch: windows a call, None
-    for the fastest; the runtime has its own.
+    for the fastest; the runtime has its own. as_run: of the runtime, with the windows and the measured band
+    that `udean-run` takes by default; else with the network's own windows and nothing after them, as its
+    peers.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Contender:
     threads: int | None = None
     overlap: float = OVERLAP
     batch: int | None = None
+    as_run: bool = False
 
 
 class Failed(RunError):
@@ -141,7 +144,9 @@ class _Session:
         from ...runtime.resolver import SuperResolver
 
         options: Any = who.precision, who.threads, who.library
-        resolver = SuperResolver(choose_engine(Path(who.model), who.device, *options), overlap=who.overlap)
+        engine = choose_engine(Path(who.model), who.device, *options)
+        equal: Any = {} if who.as_run else {"window": engine.card.window, "consistency": "off"}
+        resolver = SuperResolver(engine, overlap=who.overlap, **equal)
         plan = resolver.tiling(self.volume.shape)
         self.resolve = lambda volume: resolver(volume, dtype="float32")
 
@@ -152,8 +157,9 @@ class _Session:
 
         self.report = report
         voxels = host.BATCH_VOXELS if who.device == "cpu" else pipeline.BATCH_VOXELS
-        batch = max(1, voxels // (plan.rows.window * plan.columns.window))
-        return {"what": str(resolver.engine.info), "batch": batch}
+        window = plan.rows.window, plan.columns.window
+        batch = max(1, voxels // (window[0] * window[1]))
+        return {"what": str(resolver.engine.info), "batch": batch, "window": window}
 
     def _peer(self, who: Contender) -> dict[str, Any]:
         from ...runtime.pipeline.tiling import tile_windows
@@ -175,7 +181,8 @@ class _Session:
             "windows": sum(network.batches),
             "calls": len(network.batches),
         }
-        return {"what": f"torch {torch.__version__} on {who.device}, {who.precision}", "batch": path.batch}
+        what = f"torch {torch.__version__} on {who.device}, {who.precision}"
+        return {"what": what, "batch": path.batch, "window": network.card.window}
 
     def run(self) -> dict[str, float]:
         start = time.perf_counter()

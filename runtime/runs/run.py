@@ -197,7 +197,8 @@ def _load(job: Job, resolve: SuperResolver, settings: Settings, known: Known) ->
         if known.foreign:
             place = job.target if os.path.lexists(job.target) else job.sidecar
             raise RunError(
-                f"{place} is there already and no result of udean: move it, or choose another folder with -o."
+                f"{place} is already there and is not a result of udean: move it, or choose another folder "
+                "with -o."
             )
         if not settings.overwrite and (other := there.other_source(job)):
             raise RunError(

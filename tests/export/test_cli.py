@@ -8,6 +8,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -303,7 +304,7 @@ def test_a_plan_is_made_of_the_half_precision_model(
         asked.append(arguments)
         raise ExportError("TensorRT cannot do it.")
 
-    monkeypatch.setattr(trt_plan, "check_host", lambda: None)
+    monkeypatch.setattr(trt_plan, "check_host", lambda rtx: None)
     monkeypatch.setattr(trt_plan, "build_plan", refuse)
     code, out, err = run(checkpoint, "-o", tmp_path, "--trt", "--windows", "8x8:16x16:24x20", "--refit")
     assert (code, err) == (1, "TensorRT cannot do it.\n")  # the other two are written
@@ -327,6 +328,10 @@ def test_a_plan_without_tensorrt_or_gpu_says_how_to_get_them(
     monkeypatch.setitem(sys.modules, "tensorrt", types.ModuleType("tensorrt"))
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
     assert "pip install 'udean[trt]'" in refused()
+    # A PyCUDA that is installed: without it the CUDA bindings would take its place.
+    package = types.ModuleType("pycuda")
+    package.__spec__ = ModuleSpec("pycuda", None)
+    monkeypatch.setitem(sys.modules, "pycuda", package)
     driver = types.ModuleType("pycuda.driver")
     driver.Error = driver.MemoryError = RuntimeError  # type: ignore[attr-defined]
     driver.init = lambda: (_ for _ in ()).throw(RuntimeError("no CUDA-capable device"))  # type: ignore[attr-defined]

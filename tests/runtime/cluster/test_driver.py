@@ -126,7 +126,8 @@ def test_a_scan_that_kills_its_worker_twice_is_set_aside_and_named(cluster, mode
     (cohort / "bad.nii").unlink()
     scan(cohort / "3 killer.nii", (96, 96, 40))
     out = tmp_path / "out"
-    command = ["--ray", "--engine", str(model), "--threads", "1", "--overlap", "0.8", "-o", str(out)]
+    command = ["--ray", "--engine", str(model), "--threads", "1", "-o", str(out)]
+    command += ["--window", "32x32", "--overlap", "0.8"]  # seconds of it, in which it can be killed
     process = subprocess.Popen(
         [*COMMAND, *command, str(cohort)],
         env=cluster,
@@ -151,7 +152,7 @@ def test_a_scan_that_kills_its_worker_twice_is_set_aside_and_named(cluster, mode
     assert set(written(out).values()) == {1}
     assert not [name for name in os.listdir(out) if name.endswith(".part")]
     again = udean_run(
-        "--engine", model, "--overlap", "0.8", "-o", out, cohort
+        "--engine", model, "--window", "32x32", "--overlap", "0.8", "-o", out, cohort
     )  # it stays aside, without Ray too
     assert "0 written, 6 kept, 1 failed" in again.stdout and "killed its worker" in again.stderr
 

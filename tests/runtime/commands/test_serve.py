@@ -78,8 +78,8 @@ def test_malformed_streams_leave_the_process_serving(process):
             while (message := client.receive()).kind != 4:
                 said.append(message)
             assert texts(said)[-1].startswith("ERROR")
-    message = pack_image(brain(0), field_of_view=(18, 20, 2))
-    assert len(images(talk(address, message, pack_close()))) == 3
+    messages = [pack_image(brain(n), field_of_view=(18, 20, 2), position=(0, 0, 2 * n)) for n in range(2)]
+    assert len(images(talk(address, *messages, pack_close()))) == 6
 
 
 def test_where_nothing_can_start_the_code_is_two(model, tmp_path):

@@ -65,7 +65,7 @@ def test_other_faults_of_memory_are_not_full_memory(text):
 @needs_kernels
 def test_memory_is_freed_in_whatever_thread_it_runs_out(library):
     resolve, cuda = resolver(library, memory=3_600_000)
-    wanted = SuperResolver(FakeEngine(smoothed, CARD))(VOLUME)
+    wanted = SuperResolver(FakeEngine(smoothed, CARD), window=CARD.window)(VOLUME)
     found = []
     threads = [threading.Thread(target=lambda: found.append(resolve(VOLUME))) for _ in range(2)]
     resolve(VOLUME[:20, :20])  # in this thread, so that the others must free what was allocated here
@@ -152,7 +152,7 @@ def test_every_batch_begins_aligned(library, window):
     for half in (False, True):
         gpu = driver.Gpu(driver.Driver(library))
         found = SuperResolver(driver.Engine(smoothed, small, gpu, half=half, most=5))(VOLUME[:20, :21])
-        wanted = SuperResolver(FakeEngine(smoothed, small))(VOLUME[:20, :21])
+        wanted = SuperResolver(FakeEngine(smoothed, small), window=small.window)(VOLUME[:20, :21])
         np.testing.assert_allclose(found, wanted, atol=0.02 if half else 0)
 
 

@@ -49,7 +49,7 @@ def opened(path, precision="auto"):
 def test_nearest_gives_the_volume_back_bit_for_bit(models, dtype, shape):
     volume = RANDOM.integers(0, 120, shape).astype(dtype)
     cuda = SuperResolver(opened(models / "nearest.onnx"))
-    host = SuperResolver(FakeEngine(lambda x: nearest(x, (2, 2, 2)), CARD))
+    host = SuperResolver(FakeEngine(lambda x: nearest(x, (2, 2, 2)), CARD), window=CARD.window)
     np.testing.assert_array_equal(cuda(volume), host(volume))
 
 
@@ -65,7 +65,7 @@ def test_nearest_gives_the_volume_back_bit_for_bit(models, dtype, shape):
 def test_every_engine_agrees_with_the_host(models, file, precision, tolerance):
     volume = RANDOM.uniform(0, 900, (70, 61, 20)).astype(np.float32)
     cuda = SuperResolver(opened(models / file, precision))
-    host = SuperResolver(models / file.replace(".fp16", ""), "cpu", "fp32")
+    host = SuperResolver(models / file.replace(".fp16", ""), "cpu", "fp32", window=CARD.window)
     wanted = host(volume)
     found = cuda(volume)
     assert np.abs(found - wanted).max() < tolerance * np.abs(wanted).max()
@@ -131,7 +131,7 @@ def test_a_plan_agrees_with_the_host(models, tmp_path, file, tolerance):
     (plan,) = tmp_path.glob("*.plan")
     volume = RANDOM.uniform(0, 900, (70, 61, 20)).astype(np.float32)
     found = SuperResolver(plan)(volume)
-    wanted = SuperResolver(models / "conv.onnx", "cpu", "fp32")(volume)
+    wanted = SuperResolver(models / "conv.onnx", "cpu", "fp32", window=CARD.window)(volume)
     assert np.abs(found - wanted).max() < tolerance * np.abs(wanted).max()
     np.testing.assert_array_equal(SuperResolver(plan)(volume), found)
     with pytest.raises(RunError, match="windows"):

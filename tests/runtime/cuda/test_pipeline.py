@@ -46,6 +46,7 @@ def smoothed(windows):
 def on_both(library, volume, model_card, options, network=smoothed, seed=0, **engine):
     """What the host pipeline and the CUDA pipeline make of a volume."""
     gpu = driver.Gpu(driver.Driver(library, seed))
+    options = {"window": model_card.window} | options  # the processor would take whole planes
     cuda = SuperResolver(driver.Engine(network, model_card, gpu, **engine), **options)
     host = SuperResolver(FakeEngine(network, model_card), **options)
     return host(volume), cuda(volume), cuda
@@ -133,7 +134,7 @@ def test_a_profile_that_takes_full_batches_only_gets_them(library):
 def test_volumes_of_equal_and_other_size_follow_each_other(library):
     gpu = driver.Gpu(driver.Driver(library))
     cuda = SuperResolver(driver.Engine(smoothed, CARD, gpu))
-    host = SuperResolver(FakeEngine(smoothed, CARD))
+    host = SuperResolver(FakeEngine(smoothed, CARD), window=CARD.window)
     random = np.random.default_rng(0)
     streams = []
     for shape in ((20, 20, 9), (20, 20, 9), (9, 12, 5), (20, 20, 9)):
@@ -159,7 +160,7 @@ def test_a_stream_is_the_volume_bit_for_bit(library, overlap, slices, count, dty
 
 def test_a_gpu_lost_in_a_stream_is_a_sentence_or_the_processor_goes_on(library, monkeypatch, caplog):
     volume = np.random.default_rng(0).normal(size=(20, 20, 19)).astype(np.float32)
-    whole = SuperResolver(FakeEngine(smoothed, CARD), crop=False)(volume)
+    whole = SuperResolver(FakeEngine(smoothed, CARD), window=CARD.window, crop=False)(volume)
     gpu = driver.Gpu(driver.Driver(library))
     monkeypatch.setattr(resolver, "choose_engine", lambda *_: driver.Engine(smoothed, CARD, gpu))
     monkeypatch.setattr(resolver, "open_engine", lambda *_: FakeEngine(smoothed, CARD))
@@ -180,7 +181,7 @@ def test_a_gpu_lost_in_a_stream_is_a_sentence_or_the_processor_goes_on(library, 
 
 def test_full_memory_halves_the_batch_says_so_and_goes_on(library, caplog):
     volume = np.random.default_rng(0).normal(size=(60, 60, 9)).astype(np.float32)
-    host = SuperResolver(FakeEngine(smoothed, CARD))(volume)
+    host = SuperResolver(FakeEngine(smoothed, CARD), window=CARD.window)(volume)
     gpu = driver.Gpu(driver.Driver(library, memory=3_600_000))
     cuda = SuperResolver(driver.Engine(smoothed, CARD, gpu))
     np.testing.assert_array_equal(cuda(volume), host)
@@ -228,7 +229,9 @@ def test_an_abandoned_volume_leaves_the_pipeline_usable(library):
 
     with pytest.raises(KeyboardInterrupt):
         resolve(volume, progress=stop)
-    np.testing.assert_array_equal(resolve(volume), SuperResolver(FakeEngine(smoothed, CARD))(volume))
+    np.testing.assert_array_equal(
+        resolve(volume), SuperResolver(FakeEngine(smoothed, CARD), window=CARD.window)(volume)
+    )
 
 
 def test_the_shipped_ptx_is_that_of_the_source(tmp_path):
@@ -253,7 +256,10 @@ def test_a_trace_shows_every_stream_and_changes_nothing(library):
     volume = np.random.default_rng(0).normal(size=(30, 25, 14)).astype(np.float32)
     gpu, trace = driver.Gpu(driver.Driver(library)), Trace()
     engine = driver.Engine(smoothed, CARD, gpu, slots=2, most=5)
-    host, cuda = SuperResolver(FakeEngine(smoothed, CARD)), SuperResolver(engine, trace=trace)
+    host, cuda = (
+        SuperResolver(FakeEngine(smoothed, CARD), window=CARD.window),
+        SuperResolver(engine, trace=trace),
+    )
     np.testing.assert_array_equal(cuda(volume), host(volume))
     lanes = {}
     for span in trace.spans:
