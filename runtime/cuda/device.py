@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import re
 import weakref
 from collections.abc import Iterator
@@ -112,11 +113,16 @@ class Gpu:
 
 def _driver() -> Any:
     """PyCUDA, or else the bindings that PyTorch for CUDA brings."""
-    if find_spec("pycuda") is None and find_spec("cuda") and find_spec("cuda.bindings"):
-        from . import bindings
+    try:
+        return importlib.import_module("pycuda.driver")
+    except ModuleNotFoundError:
+        if find_spec("cuda") is None or find_spec("cuda.bindings") is None:
+            return require("pycuda.driver", "trt")
+    except ImportError:  # PyCUDA is there, what it needs is not: `require` says what
+        return require("pycuda.driver", "trt")
+    from . import bindings
 
-        return bindings
-    return require("pycuda.driver", "trt")
+    return bindings
 
 
 def _close(gpu: Gpu, resource: Any) -> None:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -327,11 +326,8 @@ def test_a_plan_without_tensorrt_or_gpu_says_how_to_get_them(
     assert "pip install 'udean[trt]'" in refused()
     monkeypatch.setitem(sys.modules, "tensorrt", types.ModuleType("tensorrt"))
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    monkeypatch.setitem(sys.modules, "cuda", None)  # whose bindings would do as well
     assert "pip install 'udean[trt]'" in refused()
-    # A PyCUDA that is installed: without it the CUDA bindings would take its place.
-    package = types.ModuleType("pycuda")
-    package.__spec__ = ModuleSpec("pycuda", None)
-    monkeypatch.setitem(sys.modules, "pycuda", package)
     driver = types.ModuleType("pycuda.driver")
     driver.Error = driver.MemoryError = RuntimeError  # type: ignore[attr-defined]
     driver.init = lambda: (_ for _ in ()).throw(RuntimeError("no CUDA-capable device"))  # type: ignore[attr-defined]

@@ -300,7 +300,7 @@ def test_tls_both_ways(model, tmp_path):
 
 
 def test_where_nothing_can_start_the_code_is_two(model, tmp_path):
-    for to, word in (("ARCHIVE", "AET@host:port"), ("A@127.0.0.1:104", "cannot start")):
+    for to, word in (("ARCHIVE", "AET@host:port"), ("A@127.0.0.1:104", "Cannot use the spool")):
         (tmp_path / "file").touch()
         command = [*COMMAND, "--engine", str(model), "--to", to, "--allow", "X", "--spool"]
         done = subprocess.run([*command, str(tmp_path / "file")], capture_output=True, text=True)
