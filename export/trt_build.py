@@ -96,8 +96,8 @@ def _interruptibly(work: Callable[[], Built | None], monitor: Monitor) -> Built 
         except BaseException as error:  # raised where it is waited for
             done.set_exception(error)
 
-    threading.Thread(target=run, name="TensorRT", daemon=True).start()
     try:
+        threading.Thread(target=run, name="TensorRT", daemon=True).start()
         return done.result()
     except KeyboardInterrupt:
         monitor.cancelled = True

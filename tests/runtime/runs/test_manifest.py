@@ -143,7 +143,7 @@ def test_two_runs_share_a_folder_only_as_shards_of_one_count(tmp_path):
 def test_a_second_command_is_refused_until_the_first_has_died(model, tmp_path):
     for n in range(6):
         scan(tmp_path / "scans" / f"{n}.nii")
-    arguments = ["--engine", model, "--overlap", "0.9", tmp_path / "scans"]
+    arguments = ["--engine", model, "--window", "4x4", "--overlap", "0.9", tmp_path / "scans"]
     out = tmp_path / "scans-sr"
     first = subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
     try:
@@ -187,7 +187,9 @@ def test_shards_run_at_once_and_status_adds_them_up(model, tmp_path):
     pages = {path.name: path.read_text() for path in out.glob("*.html")}
     assert set(pages) == {f"udean-report-{n}-of-3.html" for n in range(3)}
     assert all(sum(f"/{name}</h2>" in page for page in pages.values()) == 1 for name in names)
-    told = udean_run("status", out)
+    told = subprocess.run(
+        [sys.executable, "-m", "udean.runtime.commands.status", out], capture_output=True, text=True
+    )
     assert told.returncode == 1 and "8 done, 1 failed, 0 left" in told.stdout and "an hour" in told.stdout
     assert "Failed: ../scans/bad.nii: " in told.stdout and "not a NIfTI" in told.stdout
     assert {path.name for path in out.glob("*.nii")} == {name.replace(".", "_sr.") for name in names}
