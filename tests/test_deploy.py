@@ -105,7 +105,8 @@ def test_the_metadata_say_what_the_server_takes():
     for parameter in METADATA["parameters"]:
         for value in [v["id"] for v in parameter.get("values", [])] or [True, False]:
             sent = json.dumps({"parameters": {"config": "udean", parameter["id"]: value}})
-            assert getattr(Parameters().updated(sent), parameter["id"]) == value
+            understood, unclear = Parameters().updated(sent)
+            assert getattr(understood, parameter["id"]) == value and not unclear
 
 
 def instructions():
@@ -162,8 +163,9 @@ def test_the_entry_point_serves_and_the_health_check_sees_it(tmp_path):
     try:
         said = "".join(server.stdout.readline() for _ in range(3))
         health, port = re.findall(r"127\.0\.0\.1:(\d+)", said)
-        message = pack_image(np.ones((1, 8, 8), np.uint16), field_of_view=(8, 8, 2))
-        assert len(images(talk(("127.0.0.1", int(port)), message, pack_close()))) == 3
+        plane = np.ones((1, 8, 8), np.uint16)
+        stack = [pack_image(plane, field_of_view=(8, 8, 2), position=(0, 0, 2 * n)) for n in range(2)]
+        assert len(images(talk(("127.0.0.1", int(port)), *stack, pack_close()))) == 6
         python, *rest = exec_form("HEALTHCHECK")
         assert python == "python"
         check_health = [sys.executable, *(part.replace("9003", health) for part in rest)]

@@ -52,9 +52,9 @@ def test_no_room_on_the_disk_is_a_sentence(tmp_path):
 
 
 def test_memory_is_bounded_by_slabs_not_by_the_volume(tmp_path):
-    """From .nii to .nii both volumes stay in their files; twice the slices take no more memory."""
+    """From .nii to .nii both volumes stay in their files; more slices take no more memory."""
     peaks = []
-    for slices in (30, 120):
+    for slices in (240, 600):  # more than what is looked at to tell labels and air from a scan
         source = tmp_path / str(slices) / "lr.nii"
         source.parent.mkdir()
         data = np.random.default_rng(0).integers(0, 900, (96, 96, slices)).astype(np.int16)
@@ -69,4 +69,4 @@ def test_memory_is_bounded_by_slabs_not_by_the_volume(tmp_path):
         assert outcome.status == "written"
         np.testing.assert_array_equal(np.asarray(nib.load(job.target).dataobj), nearest(data, CARD.scale))
     assert peaks[1] < 1.1 * peaks[0]
-    assert peaks[1] < 192 * 192 * 240 * 2  # the output itself
+    assert peaks[1] < 192 * 192 * 1200 * 2  # the output itself
