@@ -7,7 +7,7 @@ import html
 import json
 from typing import Any
 
-from ...runtime.view.report import STYLE
+from ...runtime.view.report import opening
 
 HEADS = (
     "engine", "network GFLOP/s", "of the GEMM's", "s a volume", "speed-up (least to largest)",
@@ -80,14 +80,13 @@ def render(document: dict[str, Any], roofline: bytes) -> str:
     picture = base64.b64encode(roofline).decode()
     figures = html.escape(json.dumps(document, indent=2))
     return (
-        "<!doctype html><html lang='en'><meta charset='utf-8'><title>udean-bench</title>"
-        f"<style>{STYLE}img{{max-width:100%}}</style><body><h1>{html.escape(title(document))}</h1>"
-        f"<p>Against the same network in PyTorch behind MONAI's sliding window, by turns. "
+        f"{opening(title(document))}"
+        "<p>Against the same network in PyTorch behind MONAI's sliding window, by turns. "
         f"<code>{html.escape(document['command'])}</code>, {document['date']}.</p>{beware}"
-        f"<table><tr>{heads}</tr>{rows}</table><p>{told}</p>"
+        f"<div class='box scroll'><table><tr>{heads}</tr>{rows}</table></div><p>{told}</p>"
         f"<h2>Roofline</h2><img alt='roofline' src='data:image/png;base64,{picture}'>"
         f"<details><summary>All figures (JSON)</summary><pre>{figures}</pre></details>"
-        "</body></html>\n"
+        "</html>\n"
     )
 
 

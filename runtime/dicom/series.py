@@ -253,7 +253,7 @@ def _open(path: Path) -> Dataset | None:
             return None
         str(dataset.SeriesInstanceUID)
         return dataset
-    except DiskError:
+    except RunError:  # pydicom is missing, or the disk fails
         raise
     except Exception as error:  # a damaged file may raise anything
         if not _has_preamble(path):

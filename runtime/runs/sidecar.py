@@ -113,6 +113,19 @@ class Sidecar:
         return _text(self.table("request").get("input_sha256"))
 
     @property
+    def warnings(self) -> list[str]:
+        """What the run has said against the result."""
+        said = self.made.get("warnings")
+        return [text for text in said if isinstance(text, str)] if isinstance(said, list) else []
+
+    def profile_mm(self, volume: int) -> float | None:
+        """Width at half maximum of thick slices' profile, None where the scan has told none."""
+        told = self.made.get("slices")
+        told = _table(told[volume]) if isinstance(told, list) and volume < len(told) else {}
+        width = told.get("profile_fwhm_mm")
+        return float(width) if isinstance(width, int | float) and width > 0 else None
+
+    @property
     def is_series(self) -> bool:
         """Whether a 4-D scan was resolved volume by volume."""
         return bool(_table(self.table("request").get("options")).get("series"))

@@ -5,6 +5,8 @@ NumPy only. Volumes are (i, j, k); factors are HR voxels per LR voxel along each
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,15 +37,18 @@ def cubic_weights(size: int, factor: int, grid: Grid) -> NDArray[np.float32]:
     return weights
 
 
-def tricubic_plane(
-    lr: NDArray[Any], factors: Factors, grid: Grid, axis: int, index: int
+def interpolated_plane(
+    volume: NDArray[Any], weights: Sequence[NDArray[np.float32]], axis: int, index: int
 ) -> NDArray[np.float32]:
-    """The HR plane with number `index` across `axis`, of the tricubic interpolation of an LR volume."""
-    across = cubic_weights(lr.shape[axis], factors[axis], grid)[index]
-    taps = np.flatnonzero(across)
-    near = np.take(lr, taps, axis).astype(np.float32)
+    """The plane with number `index` across `axis` of what matrices (fine, coarse) make of a volume, float32.
+
+    weights: one for each axis, such as `cubic_weights` or `regrid.spline_weights`.
+    """
+    across = weights[axis][index]
+    taps = np.flatnonzero(np.abs(across) > 1e-6)  # a spline's prefilter reaches far, but faintly
+    near = np.take(volume, taps, axis).astype(np.float32)
     plane = np.tensordot(near, across[taps], (axis, 0))
-    first, second = (cubic_weights(lr.shape[n], factors[n], grid) for n in range(3) if n != axis)
+    first, second = (weights[n] for n in range(3) if n != axis)
     return first @ plane @ second.T
 
 
@@ -64,6 +69,19 @@ def linear(windows: NDArray[np.float32], scale: int, grid: Grid, axis: int) -> N
             here, there = (slice(0, -1), slice(1, None)) if at > 0 else (slice(1, None), slice(0, -1))
             out[..., phase::scale][..., here] += share * (lr[..., there] - lr[..., here])
     return hr
+
+
+def band_weights(size: int, places: NDArray[np.float64], step: float) -> NDArray[np.float32]:
+    """What the lowest 1/step of the frequencies of `size` samples say at places (n,), as a matrix (n, size).
+
+    For truncation to a grid that no whole number divides: a Fourier series has to end where the samples do,
+    so they go on as their mirror image and cosines take the exponentials' place. step: distance between the
+    places in samples, at least 1.
+    """
+    waves = np.arange(math.ceil(size / step - 1e-9)) * np.pi / size
+    share = np.where(waves == 0, 1.0, 2.0) / size
+    seen = np.cos((places[:, None] + 0.5) * waves) * share
+    return (seen @ np.cos(waves[:, None] * (np.arange(size) + 0.5))).astype(np.float32)
 
 
 def acquired_again(sr: NDArray[Any], factors: Factors, grid: Grid) -> NDArray[np.float32]:

@@ -110,6 +110,10 @@ class Grid:
         """Where in the scan's voxels the centres of its voxels lie along an axis."""
         return self.start[axis] + self.step[axis] * np.arange(self.shape[axis], dtype=np.float64)
 
+    def nearest(self, axis: int, place: float) -> int:
+        """Which of its voxels along an axis lies nearest to a place in the scan's voxels."""
+        return min(max(round((place - self.start[axis]) / self.step[axis]), 0), self.shape[axis] - 1)
+
     def weights(self, axis: int, size: int) -> NDArray[np.float32]:
         """The interpolation along an axis of the scan's `size` voxels, (voxels, size)."""
         return spline_weights(size, self.places(axis), self.step[axis])

@@ -2,42 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RunError
-from ..models.card import Grid, ModelCard
+from ..models.card import ModelCard
+from ..pipeline.through_plane import THINNEST, USUAL
 from ..scans import intensity
-from ..scans.geometry import Factors, slab_axis
-from ..scans.interpolation import acquired_again, tricubic_plane
+from ..scans.geometry import Factors, fine_affine, slab_axis
+from ..scans.interpolation import acquired_again, band_weights, cubic_weights, interpolated_plane
+from ..scans.profile import FWHM, profile_matrix
+from ..scans.regrid import Grid, along
 from ..scans.scan import Scan
 
 ERROR_SHARE = 0.1  # of the intensity unit, at the end of the scale in difference pictures
 BRIGHT = 4.0  # times the intensity unit: training scans do not reach that far
 LOW_SNR = 10.0
 SATURATED = 1e-3  # share of voxels at the largest value
+OFF = 0.01  # voxels by which headers may round
+Matrices = list[NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
 class Comparison:
     """A scan (i, j, k) and its SR scan, planes of both in the scan's units, float32.
 
-    lr, sr: stored voxels. factors: HR voxels per LR voxel along each axis. unit: of the model's intensity
-    rule. difference: acquired again - measured. consistency: its norm over that of the scan; 0 where the SR
-    volume explains all that was measured. snr: of the scan.
+    lr, sr: stored voxels. grid: of the SR scan in the scan's voxels. interpolation, weights: what the scan is
+    interpolated by, and its matrix (fine, coarse) for each axis. unit: of the model's intensity rule.
+    difference: what the SR scan says of what was measured, less that. measurement: what that is, the scan's
+    k-space or, where they are thick, its slices. coarse: the difference's grid in the scan's voxels: the
+    scan's own, but for axes that the SR scan samples more coarsely. consistency: the difference's norm over
+    that of the scan; 0 where the SR scan explains all that was measured. snr: of the scan.
     """
 
     scan: Scan
     fine_scan: Scan
-    grid: Grid
     lr: NDArray[Any]
     sr: NDArray[Any]
-    factors: Factors
+    grid: Grid
+    interpolation: Literal["tricubic", "cubic B-spline"]
+    weights: Matrices
     unit: float
+    measurement: Literal["k-space", "slices"]
+    coarse: Grid
     difference: NDArray[np.float32]
     consistency: float
     snr: float
@@ -52,30 +63,125 @@ class Comparison:
         """A plane of the SR scan."""
         return self.fine_scan.in_units(np.take(self.sr, index, axis))
 
-    def tricubic(self, axis: int, index: int) -> NDArray[np.float32]:
-        """The same plane of the scan's tricubic interpolation."""
-        return self.scan.in_units(tricubic_plane(self.lr, self.factors, self.grid, axis, index))
+    def interpolated(self, axis: int, index: int) -> NDArray[np.float32]:
+        """The same plane of the scan's interpolation."""
+        return self.scan.in_units(interpolated_plane(self.lr, self.weights, axis, index))
 
 
-def compare(scan: Scan, sr: Scan, card: ModelCard, volume: int = 0) -> Comparison:
+def compare(
+    scan: Scan, sr: Scan, card: ModelCard, volume: int = 0, profile_mm: float | None = None
+) -> Comparison:
     """Compare one volume (of a series) with its SR volume; both are read.
 
+    profile_mm: width at half maximum of thick slices' profile, None if the scan could not tell.
     Raises RunError if the SR volume is none of this scan.
     """
     lr, fine = _volume(scan, volume), _volume(sr, volume)
-    i, j, k = (b // a for a, b in zip(lr.shape, fine.shape, strict=True))
-    factors = i, j, k
-    if fine.shape != tuple(n * f for n, f in zip(lr.shape, factors, strict=True)):
-        raise RunError(f"{sr.name} is no multiple of {scan.name} in size: it was made from another scan.")
+    grid = _grid(scan, sr)
     unit = intensity.unit(lr, card.intensity, scan.slope, scan.inter)
-    # Fourier and interpolation are linear: they may run on stored voxels, units come after.
-    again = sr.in_units(acquired_again(fine, factors, card.grid))
     measured = scan.in_units(lr)
-    difference = again - measured
-    consistency = float(np.linalg.norm(difference) / max(float(np.linalg.norm(measured)), 1e-12))
+    factors = _factors(scan, grid, card)
+    # Fourier and interpolation are linear: they may run on stored voxels, units come after.
+    if factors:
+        interpolation, coarse, there = "tricubic", _own(scan), measured
+        weights = [cubic_weights(n, f, card.grid) for n, f in zip(lr.shape, factors, strict=True)]
+        again = acquired_again(fine, factors, card.grid)
+    else:
+        interpolation = "cubic B-spline"
+        weights = [grid.weights(axis, size) for axis, size in enumerate(lr.shape)]
+        coarse = _coarse(scan, grid)
+        there, again = measured, fine
+        for axis, seen in enumerate(_seen(scan, grid, card, profile_mm)):
+            if seen is not None:
+                again = along(seen, again, axis)
+            else:
+                there = along(weights[axis], there, axis)
+    difference = sr.in_units(again) - there
+    consistency = float(np.linalg.norm(difference) / max(float(np.linalg.norm(there)), 1e-12))
     snr = signal_to_noise(np.moveaxis(measured, slab_axis(scan.zooms), 2), unit)
     warnings = [*scan.remarks, *_warnings(lr, measured, unit, snr, card)]
-    return Comparison(scan, sr, card.grid, lr, fine, factors, unit, difference, consistency, snr, warnings)
+    return Comparison(
+        scan,
+        sr,
+        lr,
+        fine,
+        grid,
+        interpolation,
+        weights,
+        unit,
+        "slices" if card.kind == "through-plane" else "k-space",
+        coarse,
+        difference,
+        consistency,
+        snr,
+        warnings,
+    )
+
+
+def _grid(scan: Scan, sr: Scan) -> Grid:
+    """Where the SR scan's voxels lie in the scan's, as both headers say."""
+    matrix = np.linalg.inv(scan.affine) @ sr.affine
+    steps, starts = np.diag(matrix)[:3], matrix[:3, 3]
+    counts, sizes = np.array(scan.shape), np.array(sr.shape)
+    # The ends of both may lie half a voxel apart: of the scan's on its k-space grid, of the SR scan's where
+    # its size divides nothing.
+    slack = np.maximum(steps, 1) / 2 + OFF
+    aligned = np.abs(matrix[:3, :3] - np.diag(steps)).max(0) * sizes < OFF + 0.5
+    within = (np.abs(starts - steps / 2 + 0.5) < slack) & (
+        np.abs(starts + steps * (sizes - 0.5) + 0.5 - counts) < slack
+    )
+    if not (aligned & within & (steps > 0)).all():
+        raise RunError(f"{sr.name} does not lie where {scan.name} does: it was made from another scan.")
+    return Grid(sr.shape, _triple(steps), _triple(starts))
+
+
+def _factors(scan: Scan, grid: Grid, card: ModelCard) -> Factors | None:
+    """HR voxels per LR voxel, if these are whole numbers on the model's own grid; else None."""
+    i, j, k = (b // a for a, b in zip(scan.shape, grid.shape, strict=True))
+    whole = grid.shape == tuple(n * f for n, f in zip(scan.shape, (i, j, k), strict=True))
+    if card.kind != "slab" or not whole:
+        return None
+    own = fine_affine(np.eye(4), (i, j, k), card.grid)
+    return (i, j, k) if np.abs(own - grid.matrix).max() < OFF * 10 else None
+
+
+def _own(scan: Scan) -> Grid:
+    return Grid(scan.shape, (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+
+
+def _coarse(scan: Scan, grid: Grid) -> Grid:
+    """Along each axis, the coarser of the scan's grid and the SR scan's."""
+    parts = [
+        (grid.shape[n], grid.step[n], grid.start[n]) if _is_coarser(grid, n) else (scan.shape[n], 1.0, 0.0)
+        for n in range(3)
+    ]
+    (i, j, k), steps, starts = zip(*parts, strict=True)
+    return Grid((i, j, k), _triple(steps), _triple(starts))
+
+
+def _is_coarser(grid: Grid, axis: int) -> bool:
+    return grid.step[axis] > 1 - OFF
+
+
+def _seen(
+    scan: Scan, grid: Grid, card: ModelCard, profile_mm: float | None
+) -> Iterator[NDArray[np.float32] | None]:
+    """What the scanner would see of the SR scan along each axis, as a matrix; None where that is coarser."""
+    across = max(range(3), key=lambda axis: scan.zooms[axis])
+    for axis, (step, start, size) in enumerate(zip(grid.step, grid.start, grid.shape, strict=True)):
+        centers = (np.arange(scan.shape[axis], dtype=np.float64) - start) / step
+        if _is_coarser(grid, axis):
+            yield None
+        elif card.kind == "through-plane" and axis == across:
+            width = (profile_mm / scan.zooms[axis] if profile_mm else USUAL * FWHM) / step
+            yield profile_matrix("gaussian", max(width, THINNEST), centers, size)
+        else:
+            yield band_weights(size, centers, 1 / step)
+
+
+def _triple(values: Sequence[float] | NDArray[np.floating]) -> tuple[float, float, float]:
+    i, j, k = map(float, values)
+    return i, j, k
 
 
 def signal_to_noise(volume: NDArray[np.float32], unit: float) -> float:

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..runs.sidecar import Sidecar
-from ..scans.scan import Scan
 from .comparison import ERROR_SHARE
+from .facts import facts
 from .files import Opened
+from .pictures import lays
 from .results import Result, printable
 
 
@@ -17,46 +17,31 @@ def details(result: Result, opened: Opened, number: int) -> dict[str, Any]:
     """All of it, ready for JSON.
 
     window: intensities shown as black and white. error: the intensity at the end of the difference scale.
-    volume, volumes: which one of a series. facts: rows of a table. sidecar: as it is.
+    volume, volumes: which one of a series. interpolation: what the scan is interpolated by. measurement: what
+    the last difference is about. error_map: whether there is one. planes: how many of each name the result
+    has, and a picture's width over its height. facts: rows of a table. sidecar: as it is.
     """
-    found = opened.comparison
+    found, sr = opened.comparison, opened.sr
     source = os.path.relpath(result.source, result.root)
-    facts = {"scan": printable(Path(source)), **_facts(opened.sr, "SR")}
-    window, error, warnings = None, None, []
+    window, error, warnings = None, None, result.sidecar.warnings
     if found:
-        facts |= _facts(found.scan, "LR")
-        facts["k-space difference"] = f"{found.consistency:.2%}"
-        facts["signal-to-noise ratio"] = f"{found.snr:.1f}"
         window = [min(0.0, float(found.measured.min())), found.unit]
-        error, warnings = ERROR_SHARE * found.unit, found.warnings
+        error, warnings = ERROR_SHARE * found.unit, [*warnings, *found.warnings]
     return {
         "name": result.name,
         "volume": number,
-        "volumes": opened.sr.volumes,
+        "volumes": sr.volumes,
         "problem": opened.problem,
         "warnings": warnings,
         "window": window,
         "error": error,
-        "facts": facts | _made(result.sidecar),
+        "interpolation": found.interpolation if found else "tricubic",
+        "measurement": found.measurement if found else "k-space",
+        "error_map": result.error_map is not None,
+        "planes": {
+            name: {"count": sr.shape[lay.axis], "aspect": lay.aspect(sr.shape, sr.zooms)}
+            for name, lay in lays(sr.affine).items()
+        },
+        "facts": {"Made from": printable(Path(source)), **facts(sr, found, result.sidecar)},
         "sidecar": result.sidecar.made,
     }
-
-
-def _facts(scan: Scan, what: str) -> dict[str, str]:
-    size = " × ".join(map(str, scan.shape))
-    return {what: f"{size} voxels of {' × '.join(f'{zoom:.3g}' for zoom in scan.zooms)} mm, {scan.dtype}"}
-
-
-def _made(sidecar: Sidecar) -> dict[str, str]:
-    """What the sidecar tells about the run, as far as it does."""
-    timings, engine, card = (sidecar.table(name) for name in ("timings", "engine", "model_card"))
-    seconds = ((name, value) for name, value in timings.items() if type(value) is float)
-    facts = {
-        "model": card.get("name"),
-        "engine": " ".join(
-            str(engine.get(name, "")) for name in ("library", "version", "device", "precision")
-        ),
-        "seconds": ", ".join(f"{name} {value:.2f}" for name, value in seconds),
-        "windows": f"{timings.get('computed')} of {timings.get('windows')} computed",
-    }
-    return {name: str(value) for name, value in facts.items() if value and str(value).strip()}

@@ -69,7 +69,9 @@ def _open(result: Result, number: int) -> Opened:
     if number >= sr.volumes:
         raise RunError(f"{result.name} has {sr.volumes} volumes.")
     try:
-        return Opened(sr, compare(result.open_source(), sr, result.sidecar.card, number), "")
+        sidecar = result.sidecar
+        found = compare(result.open_source(), sr, sidecar.card, number, sidecar.profile_mm(number))
+        return Opened(sr, found, "")
     except RunError as error:
         return Opened(sr, None, str(error))
 
@@ -81,32 +83,40 @@ def volume(opened: Opened, kind: Kind, number: int = 0) -> Volume:
         voxels = opened.sr.voxels()
         if opened.sr.volumes > 1:
             voxels = voxels[..., number]
-        return _file(opened.sr, lambda k: opened.sr.in_units(voxels[:, :, k]))
+        return _on(opened.sr, lambda k: opened.sr.in_units(voxels[:, :, k]))
     if found is None:
         raise RunError(opened.problem)
     if kind == "lr":
-        return _file(found.scan, lambda k: found.scan.in_units(found.lr[:, :, k]))
+        return _on(found.scan, lambda k: found.scan.in_units(found.lr[:, :, k]))
     if kind == "consistency":
-        return _file(found.scan, lambda k: found.difference[:, :, k])
+        affine = found.coarse.affine(found.scan.affine)
+        return _file(found.coarse.shape, affine, lambda k: found.difference[:, :, k])
     if kind == "tricubic":
-        return _file(opened.sr, lambda k: found.tricubic(2, k))
-    return _file(opened.sr, lambda k: found.fine(2, k) - found.tricubic(2, k))
+        return _on(opened.sr, lambda k: found.interpolated(2, k))
+    return _on(opened.sr, lambda k: found.fine(2, k) - found.interpolated(2, k))
 
 
-def _file(scan: Scan, plane: Callable[[int], NDArray[np.float32]]) -> Volume:
-    """A file on a scan's grid, whose planes (i, j) are made one by one."""
-    head = preamble(_header(scan))
-    pieces = (np.asfortranarray(plane(k), "<f4").tobytes("F") for k in range(scan.shape[2]))
-    return Volume(len(head) + 4 * math.prod(scan.shape), itertools.chain([head], pieces))
+Planes = Callable[[int], NDArray[np.float32]]
 
 
-def _header(scan: Scan) -> Header:
+def _on(scan: Scan, plane: Planes) -> Volume:
+    return _file(scan.shape, scan.affine, plane)
+
+
+def _file(shape: tuple[int, int, int], affine: NDArray[np.float64], plane: Planes) -> Volume:
+    """A file on a grid, whose planes (i, j) are made one by one."""
+    head = preamble(_header(shape, affine))
+    pieces = (np.asfortranarray(plane(k), "<f4").tobytes("F") for k in range(shape[2]))
+    return Volume(len(head) + 4 * math.prod(shape), itertools.chain([head], pieces))
+
+
+def _header(shape: tuple[int, int, int], affine: NDArray[np.float64]) -> Header:
     """Geometry and nothing else, as an sform: of two affines, programs differ which they take."""
-    header = nib.Nifti1Header() if max(scan.shape) <= LARGEST else nib.Nifti2Header()
+    header = nib.Nifti1Header() if max(shape) <= LARGEST else nib.Nifti2Header()
     header.set_data_dtype(np.dtype("<f4"))
-    header.set_data_shape(scan.shape)
-    header["pixdim"][1:4] = scan.zooms
-    header.set_xyzt_units("mm")  # as `zooms` and `affine` are, whatever the file counts in
-    header.set_sform(scan.affine, "scanner")
+    header.set_data_shape(shape)
+    header["pixdim"][1:4] = np.linalg.norm(affine[:3, :3], axis=0)
+    header.set_xyzt_units("mm")  # as the affine is, whatever the file counts in
+    header.set_sform(affine, "scanner")
     header.set_slope_inter(1, 0)
     return header

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -10,24 +9,24 @@ from pathlib import Path
 from ..errors import RunError
 from ..system.files import atomic
 from .comparison import Comparison, compare
-from .report import STYLE, png
+from .pictures import data_address, lays, png
+from .report import opening
 from .results import Result, find_results
 
 PAGE, TABLE = "udean-group.html", "udean-group.tsv"
 MISSING = "n/a"
-TITLES = ("scan", "voxels", "size, mm", "signal to noise", "difference to the measured k-space", "remarks")
-GRID = "<style>td img{width:11rem;image-rendering:pixelated;background:#000}</style>"
+TITLES = ("scan", "voxels", "size, mm", "signal to noise", "difference to what was measured", "remarks")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A result. snr: of the scan. k_space_difference: share of what was measured that it misses."""
+    """A result. snr: of the scan. measurement_difference: share of what was measured that it misses."""
 
     filename: str
     shape: str = MISSING
     voxel_size_mm: str = MISSING
     snr: str = MISSING
-    k_space_difference: str = MISSING
+    measurement_difference: str = MISSING
     remarks: str = ""
 
 
@@ -41,21 +40,19 @@ def write_group(root: Path) -> tuple[Path, Path, int]:
         raise RunError(f"{root} holds no results: run the participant level first.")
     page, table, rows = root / PAGE, root / TABLE, []
     with atomic(page) as file:
-        title = f"Super-resolution of {len(results)} scans"
         head = "".join(f"<th>{html.escape(name)}" for name in ("", *TITLES))
+        file.write(opening(f"Super-resolution of {len(results)} scans").encode())
         file.write(
-            f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>".encode()
+            b"<p class=faint>Research only, not for diagnosis: compare every result with its scan.</p>"
         )
-        file.write(
-            f"{GRID}<h1>{title}</h1><p>Research only, not for diagnosis.</p><table><tr>{head}".encode()
-        )
+        file.write(f"<div class='box scroll'><table><tr>{head}".encode())
         for result in results:
             row, picture = _examined(result)
             rows.append(row)
-            image = f'<img alt="middle slice" src="data:image/png;base64,{picture}">' if picture else ""
+            image = f'<img alt="middle slice" src="{picture}">' if picture else ""
             cells = "".join(f"<td>{html.escape(value)}" for value in astuple(row))
             file.write(f"<tr><td>{image}{cells}".encode())
-        file.write(b"</table>")
+        file.write(b"</table></div></html>")
     with atomic(table) as file:
         lines = [[field.name for field in fields(Row)], *map(astuple, rows)]
         file.write("".join("\t".join(cell or MISSING for cell in line) + "\n" for line in lines).encode())
@@ -63,22 +60,25 @@ def write_group(root: Path) -> tuple[Path, Path, int]:
 
 
 def _examined(result: Result) -> tuple[Row, str]:
-    """A result's row, and the middle slice of its SR volume as a PNG in base64."""
+    """A result's row, and the middle slice of its SR volume as a PNG's address."""
     try:
-        found = compare(result.open_source(), result.open(), result.sidecar.card)
+        sidecar = result.sidecar
+        found = compare(result.open_source(), result.open(), sidecar.card, profile_mm=sidecar.profile_mm(0))
     except RunError as error:
         return Row(result.name, remarks=" ".join(str(error).split())), ""
-    sr, scan = found.sr, found.fine_scan
+    scan = found.fine_scan
     row = Row(
         result.name,
         " x ".join(map(str, scan.shape)),
         " x ".join(f"{zoom:.3g}" for zoom in scan.zooms),
         f"{found.snr:.1f}",
         f"{found.consistency:.4f}",
-        " ".join(found.warnings),
+        " ".join([*sidecar.warnings, *found.warnings]),
     )
-    return row, _middle(found, sr.shape[2] // 2)
+    return row, _middle(found)
 
 
-def _middle(found: Comparison, index: int) -> str:
-    return base64.b64encode(png(found.fine(2, index) / found.unit)).decode()
+def _middle(found: Comparison) -> str:
+    lay = lays(found.fine_scan.affine)["axial"]
+    plane = found.fine(lay.axis, found.sr.shape[lay.axis] // 2)
+    return data_address(png(lay.picture(plane / found.unit)))

@@ -6,163 +6,161 @@ that was written just now.
 
 from __future__ import annotations
 
-import base64
 import html
-import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import RunError
 from ..models.card import ModelCard
 from ..pipeline.content import survey
 from ..runs.run import Outcome
 from ..runs.sidecar import Sidecar
-from ..scans.scan import Scan
+from ..scans.scan import Scan, open_scan
 from ..system.files import atomic
-from .comparison import ERROR_SHARE, compare
+from .comparison import ERROR_SHARE, Comparison, compare
+from .facts import facts
+from .pictures import Lay, data_address, lays, png
+from .results import find_error_map
 
-STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:76rem;padding:0 1rem}
-body{background:#111;color:#ddd}
-h1,h2{font-weight:600}h2{margin-top:3rem;border-top:1px solid #444;padding-top:1rem;overflow-wrap:anywhere}
-table{border-collapse:collapse}td,th{padding:.15rem .9rem .15rem 0;text-align:left;vertical-align:top}
-th{font-weight:500;color:#aaa}.grid{display:grid;grid-template-columns:repeat(4,1fr);gap:.4rem}
-.grid img{width:100%;image-rendering:pixelated;background:#000}.grid span{color:#aaa}
-.warning{color:#fc6}.failed{color:#f77}details{margin-top:1rem}summary{cursor:pointer;color:#aaa}
-"""
+STATIC = Path(__file__).with_name("static")
 SELECTIONS = {
     "last": "of the training's last step",
     "consistency": "the best of the training by consistency with LR scans, without truth",
     "truth": "the best of the training by the truth of validation scans",
 }
-STAGES = {  # of a sidecar's timings
-    "read": "reading",
-    "gather": "gathering",
-    "network": "network",
-    "blend": "blending",
-    "write": "writing",
-    "total": "in all",
-}
+STATES = {"written": "restored", "kept": "up to date", "failed": "failed"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What it shows, as a PNG. aspect: width over height."""
+
+    title: str
+    png: bytes
+    aspect: float
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What is said about one scan. pictures: (alt text, PNG, width / height), four to a row.
+    """What is said about one scan. rows: a plane each, what it shows in every picture of the row alike.
 
-    white: the intensity that is white in them, in the scan's units.
+    comparison: all in figures.
     """
 
-    pictures: list[tuple[str, bytes, float]]
-    white: float
-    consistency: float
-    snr: float
-    warnings: list[str]
+    rows: list[list[Picture]]
+    comparison: Comparison
 
 
 def write_report(path: Path, outcomes: Sequence[Outcome], card: ModelCard, series: bool = False) -> None:
-    """Write the page. Raises RunError if it, or a scan, cannot be read or written."""
+    """Write the page. Raises RunError if it, or a scan, cannot be read or written.
+
+    card: of the run's model; each scan's own is in its sidecar.
+    """
     with atomic(path) as file:
-        file.write(f"<!doctype html><meta charset=utf-8><title>udean</title><style>{STYLE}</style>".encode())
-        file.write(f"<h1>Super-resolution by {_text(card.name)}</h1>".encode())
-        counts = ", ".join(
-            f"{sum(o.status == status for o in outcomes)} {status}"
-            for status in ("written", "kept", "failed")
-        )
-        file.write(f"<p>{counts}. {_text(card.intended_use.capitalize())}.</p>".encode())
-        file.write(_details("The model", _told(card)).encode())
-        for outcome in outcomes:
-            for part in _section(outcome, card, series):
-                file.write(part.encode(errors="backslashreplace"))  # odd names
+        for part in _page(outcomes, card, series):
+            file.write(part.encode(errors="backslashreplace"))  # odd names
 
 
-def examine(scan: Scan, sr: Scan, card: ModelCard) -> Findings:
-    """Compare a scan (the first volume of a series) with its SR scan; both are read."""
-    found = compare(scan, sr, card)
-    box, shape, zooms, measured = survey(found.lr).box, found.lr.shape, scan.zooms, found.measured
-    pictures = []
-    for axis in (2, 1, 0):
-        rows, columns = (n for n in range(3) if n != axis)
-        aspect = shape[rows] * zooms[rows] / (shape[columns] * zooms[columns])
-        middle = (box[axis].start + box[axis].stop) // 2
-        across = middle * found.factors[axis]
-        planes = {
-            "scan": np.take(measured, middle, axis),
-            "tricubic": found.tricubic(axis, across),
-            "super-resolution": found.fine(axis, across),
-            "k-space difference": np.abs(np.take(found.difference, middle, axis)) / ERROR_SHARE,
-        }
-        for name, plane in planes.items():
-            pictures.append((f"{name}, plane across {'ijk'[axis]}", png(plane / found.unit), aspect))
-    return Findings(pictures, found.unit, found.consistency, found.snr, found.warnings)
+def _page(outcomes: Sequence[Outcome], card: ModelCard, series: bool) -> Iterator[str]:
+    yield opening(f"Super-resolution of {len(outcomes)} scan{'s' * (len(outcomes) != 1)}")
+    yield f"<p class=faint>By udean {_text(card.toolkit)}, model {_text(card.name)}. "
+    yield f"{_text(card.intended_use.capitalize())}: compare every result with its scan.</p><ul class=counts>"
+    for status, word in STATES.items():
+        count = sum(outcome.status == status for outcome in outcomes)
+        yield f"<li{f' class={status}' if count else ''}><b>{count}</b>{word}"
+    yield "</ul>"
+    if len(outcomes) > 1:
+        yield "<div class='box scroll'><table>"
+        for number, outcome in enumerate(outcomes, 1):
+            yield f'<tr><td><a href="#scan-{number}">{_text(str(outcome.job.source))}</a>'
+            yield f"<td class={outcome.status}>{STATES[outcome.status]}"
+        yield "</table></div>"
+    for number, outcome in enumerate(outcomes, 1):
+        yield f'<section id="scan-{number}"><h2>{_text(str(outcome.job.source))}</h2>'
+        yield from _section(outcome, series)
+        yield "</section>"
+    yield f"<section>{_details('The model', _told(card))}</section></html>"
 
 
-def png(image: NDArray[Any]) -> bytes:
-    """A picture of a plane (first voxel axis to the right, second upwards), 0 black and 1 white."""
-    pixels = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8).T[::-1]
-    height, width = pixels.shape
-    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
-    parts = (
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
-        (b"IDAT", zlib.compress(rows, 9)),
-        (b"IEND", b""),
+def opening(title: str) -> str:
+    """The beginning of a page that needs nothing besides itself."""
+    style = "".join((STATIC / name).read_text("utf-8") for name in ("colours.css", "report.css"))
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width">'
+        f"<title>{_text(title)}</title><style>{style}</style><h1>{_text(title)}</h1>"
     )
-    chunks = (
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in parts
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
-def _section(outcome: Outcome, card: ModelCard, series: bool) -> Iterator[str]:
+def examine(
+    scan: Scan, sr: Scan, card: ModelCard, profile_mm: float | None = None, error_map: Scan | None = None
+) -> Findings:
+    """Compare a scan (the first volume of a series) with its SR scan; all are read."""
+    found = compare(scan, sr, card, profile_mm=profile_mm)
+    return Findings([_row(found, lay, error_map) for lay in lays(scan.affine).values()], found)
+
+
+def _row(found: Comparison, lay: Lay, error_map: Scan | None) -> list[Picture]:
+    """One plane through the middle of the tissue."""
+    axis, box = lay.axis, survey(found.lr).box
+    middle = (box[axis].start + box[axis].stop) // 2
+    across, coarse = (grid.nearest(axis, middle) for grid in (found.grid, found.coarse))
+    planes = [
+        ("scan", np.take(found.measured, middle, axis), found.scan),
+        (found.interpolation, found.interpolated(axis, across), found.fine_scan),
+        ("super-resolution", found.fine(axis, across), found.fine_scan),
+        (
+            f"difference to {found.measurement} × {1 / ERROR_SHARE:.0f}",
+            np.abs(np.take(found.difference, coarse, axis)) / ERROR_SHARE,
+            found.scan,
+        ),
+    ]
+    if error_map:
+        voxels = error_map.voxels()[..., 0] if error_map.volumes > 1 else error_map.voxels()
+        error = error_map.in_units(np.take(voxels, across, axis))
+        planes.append((f"expected error × {1 / ERROR_SHARE:.0f}", error / ERROR_SHARE, error_map))
+    return [
+        Picture(f"{lay.name}, {name}", png(lay.picture(plane / found.unit)), lay.aspect(of.shape, of.zooms))
+        for name, plane, of in planes
+    ]
+
+
+def _section(outcome: Outcome, series: bool) -> Iterator[str]:
     job = outcome.job
-    yield f"<h2>{_text(str(job.source))}</h2>"
     if outcome.status == "failed":
         yield f"<p class=failed>{_text(outcome.message)}</p>"
         return
+    sidecar = Sidecar.read(job.sidecar)
     try:
-        found = examine(job.open(series), job.open_result(series), card)
+        errors = find_error_map(job.target, sidecar)
+        found = examine(
+            job.open(series),
+            job.open_result(series),
+            sidecar.card,
+            sidecar.profile_mm(0),
+            open_scan(errors, series) if errors else None,
+        )
     except RunError as error:
         yield f"<p class=failed>{_text(str(error))}</p>"
         return
-    yield "".join(f"<p class=warning>{_text(warning)}</p>" for warning in found.warnings)
-    yield "<div class=grid>" + "".join(
-        f"<span>{_text(name)}</span>"
-        for name in ("scan", "tricubic", "super-resolution", f"k-space difference × {1 / ERROR_SHARE:.0f}")
-    )
-    for name, picture, aspect in found.pictures:
-        data = base64.b64encode(picture).decode()
-        yield (
-            f'<img alt="{_text(name)}" style="aspect-ratio:{aspect:.4f}" src="data:image/png;base64,{data}">'
-        )
-    yield "</div>"
-    sidecar = Sidecar.read(job.sidecar)
-    engine, took = sidecar.table("engine"), sidecar.table("timings")
-    seconds = (
-        f"{words} {took[name]:.2f} s" for name, words in STAGES.items() if type(took.get(name)) is float
-    )
-    windows, computed = (took.get(name, "unknown") for name in ("windows", "computed"))
-    yield (
-        f"<p>Grey goes from 0 (black) to {found.white:.4g} (white) in the scan's units; the difference to "
-        f"its k-space is white at {found.white * ERROR_SHARE:.4g}.</p>"
-    )
-    yield _table(
-        {
-            "result": f"{job.target} ({outcome.status})",
-            "difference to the scan's k-space": f"{found.consistency:.2%} of its root mean square",
-            "signal-to-noise ratio": f"{found.snr:.1f} times the noise's standard deviation",
-            "engine": " ".join(
-                str(engine.get(name, "")) for name in ("library", "version", "device", "precision")
-            ),
-            "time (stages overlap)": ", ".join(seconds),
-            "windows": f"{windows}, of which the network saw {computed}",
-        }
-    )
+    comparison = found.comparison
+    for warning in (*sidecar.warnings, *comparison.warnings):
+        yield f"<p class=warning>{_text(warning)}</p>"
+    columns = len(found.rows[0])
+    yield f'<div class=grid style="grid-template-columns:repeat({columns},1fr)">'
+    for row in found.rows:
+        for picture in row:
+            title = _text(picture.title)
+            yield f'<figure><img alt="{title}" style="aspect-ratio:{picture.aspect:.4f}" '
+            yield f'src="{data_address(picture.png)}"><figcaption>{title}</figcaption></figure>'
+    yield "</div><p class=faint>The patient’s right is on the left. "
+    yield f"Grey goes from 0 (black) to {comparison.unit:.4g} (white) in the scan’s units; differences and "
+    yield f"errors are white at {comparison.unit * ERROR_SHARE:.4g}.</p>"
+    yield _table({"Written to": f"{job.target}", **facts(comparison.fine_scan, comparison, sidecar)})
 
 
 def _told(card: ModelCard) -> dict[str, str]:
@@ -202,7 +200,7 @@ def _details(title: str, rows: dict[str, Any]) -> str:
 
 def _table(rows: dict[str, Any]) -> str:
     cells = (f"<tr><th>{_text(name)}<td>{_text(str(value))}" for name, value in rows.items())
-    return f"<table>{''.join(cells)}</table>"
+    return f"<div class=scroll><table>{''.join(cells)}</table></div>"
 
 
 def _text(value: str) -> str:

@@ -41,6 +41,12 @@ class Result:
         """What the page calls it."""
         return hashlib.sha256(self.name.encode()).hexdigest()[:16]
 
+    @property
+    def error_map(self) -> Path | None:
+        """The map of expected errors beside it, if there is one."""
+        path = find_error_map(self.target, self.sidecar)
+        return path if path and _within(path, self.root) else None
+
     def open(self) -> Scan:
         """The SR scan, read. Raises RunError if it is damaged or not in the folder."""
         parts = sorted(self.target.iterdir()) if self.target.is_dir() else [self.target]
@@ -96,6 +102,14 @@ def read_result(root: Path, path: Path) -> Result | None:
         return None
     source = source_path(sidecar.source, target, root)
     return Result(root, sidecar, target, printable(target.relative_to(root)), source)
+
+
+def find_error_map(target: Path, sidecar: Sidecar) -> Path | None:
+    """The map of expected errors that a run has left beside a result, on the same grid."""
+    named = sidecar.made.get("error_map")
+    name = named if isinstance(named, str) else target.name.replace("desc-sr", "desc-error")
+    path = target.with_name(Path(name).name)
+    return path if path != target and path.is_file() else None
 
 
 def find_failures(root: Path) -> dict[str, str]:

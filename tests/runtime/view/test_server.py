@@ -217,12 +217,13 @@ def test_details_hold_warnings_measures_and_the_sidecar(viewer, made):
     lr = nib.load(made / "scans/scaled.nii.gz").get_fdata()
     low, high = said["window"]
     assert low <= lr.min() and np.percentile(lr, 99) < high <= lr.max()
-    assert said["error"] == pytest.approx(0.1 * high) and said["facts"]["k-space difference"].endswith("%")
-    assert "20 × 18 × 12 voxels of 1 × 1.5 × 2 mm, int16" in said["facts"]["LR"]
+    assert said["error"] == pytest.approx(0.1 * high)
+    assert "% of its root mean square" in said["facts"]["Difference to the scan's k-space"]
+    assert "20 × 18 × 12 voxels of 1 × 1.5 × 2 mm, int16" in said["facts"]["Scan"]
     assert (
         any("smaller than the windows" in w for w in details(viewer, "free surfer")[1]["warnings"]) is False
     )
-    assert said["facts"]["engine"].startswith("openvino")
+    assert said["facts"]["Computed by"].startswith("openvino")
 
 
 def test_failed_scans_are_listed_with_the_reason(viewer):
