@@ -7,19 +7,20 @@ does (Polyak and Juditsky 1992), and costs a pass over the weights a step.
 from __future__ import annotations
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
 
-from .nets.generators import SuperResolution
+Network = TypeVar("Network", bound=torch.nn.Module)
 
 
-class Average:
+class Average(Generic[Network]):
     """decay: share of the average that a step keeps, 0 <= decay < 1; 0: the network itself, no average.
 
     Early steps keep less, (1 + step) / (10 + step), lest the initial weights linger.
     """
 
-    def __init__(self, network: SuperResolution, decay: float) -> None:
+    def __init__(self, network: Network, decay: float) -> None:
         self.decay = decay
         self.trained = network
         self.network = copy.deepcopy(network).requires_grad_(False) if decay else network

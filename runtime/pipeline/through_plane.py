@@ -191,6 +191,17 @@ def _call(
     planes: Volume, places: NDArray[np.float64], step: float, deviation: float, network: Network
 ) -> Volume:
     """What the network adds to the middle of three planes (N, 3, H, W), H across the slices."""
+    height, width = planes.shape[2:]
+    return network(planes_across(planes, places, step, deviation))[:, 0, :height, :width]
+
+
+def planes_across(
+    planes: Volume, places: NDArray[np.float64], step: float, deviation: float
+) -> NDArray[np.float32]:
+    """What the network sees of three neighbouring planes (N, 3, H, W): (N, 5, H, W), H and W made even.
+
+    places: of the H voxels, in slices. step and deviation of the slice profile in fine voxels.
+    """
     number, _, height, width = planes.shape
     even = height + height % 2, width + width % 2  # the network halves its planes
     windows = np.empty((number, CHANNELS, *even), np.float32)
@@ -199,4 +210,4 @@ def _call(
     distance = np.abs(places - np.rint(places)) * step / DISTANCE
     windows[:, 3] = np.pad(distance, (0, even[0] - height), mode="edge")[:, None]
     windows[:, 4] = deviation / DEVIATION
-    return network(windows)[:, 0, :height, :width]
+    return windows
