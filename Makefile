@@ -28,8 +28,8 @@ quick: install
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest $(QUICK)
 
-QUICK := tests/test_architecture.py tests/test_docs.py tests/runtime/scans tests/runtime/pipeline tests/runtime/system \
-	tests/runtime/runs/test_bids.py tests/runtime/runs/test_find.py tests/runtime/runs/test_manifest.py \
+QUICK := tests/test_architecture.py tests/test_docs.py tests/runtime/scan tests/runtime/pipeline tests/runtime/system \
+	tests/runtime/run/test_bids.py tests/runtime/run/test_find.py tests/runtime/run/test_manifest.py \
 	tests/runtime/mrd/test_messages.py tests/runtime/dicom/test_series.py \
 	tests/trainer/nets tests/trainer/test_config.py tests/trainer/data
 

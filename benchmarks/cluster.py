@@ -31,7 +31,7 @@ import nibabel as nib
 import numpy as np
 import typer
 
-from ..runtime.runs.manifest import lines, manifests
+from ..runtime.run.manifest import lines, manifests
 from ..runtime.system.files import sha256
 from . import common
 

@@ -23,7 +23,7 @@ from scipy import fft
 from ..export.artefacts import export_onnx
 from ..runtime.commands.common import sentences
 from ..runtime.errors import RunError
-from ..runtime.scans.scan import open_scan
+from ..runtime.scan.scan import open_scan
 from ..trainer import checkpoint
 from . import demo
 

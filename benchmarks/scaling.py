@@ -49,8 +49,8 @@ CHILD = """
 import sys
 from pathlib import Path
 from udean.runtime import SuperResolver
-from udean.runtime.runs.run import prepare, run_all
-from udean.runtime.runs.find import find_scans
+from udean.runtime.run.run import prepare, run_all
+from udean.runtime.run.find import find_scans
 def field(name):
     line = next(l for l in open('/proc/self/status') if l.startswith(name))
     return int(line.split()[1]) * 1024

@@ -22,8 +22,8 @@ from scipy import ndimage
 
 from ..runtime.commands.common import sentences
 from ..runtime.resolver import SuperResolver
-from ..runtime.scans.profile import Shape
-from ..runtime.scans.regrid import along, spline_weights
+from ..runtime.scan.profile import Shape
+from ..runtime.scan.regrid import along, spline_weights
 from ..trainer.evaluation.quality import psnr, ssim
 from ..trainer.simulation.thick import Thick, slices_of
 from . import common

@@ -18,7 +18,7 @@ from ..export.graph import serialize, to_onnx, write
 from ..runtime.commands.common import sentences
 from ..runtime.models.card import ModelCard
 from ..runtime.pipeline.through_plane import CHANNELS
-from ..runtime.scans.intensity import RULE
+from ..runtime.scan.intensity import RULE
 from ..trainer.nets.through_plane import ThroughPlane
 from ..trainer.through_plane import NAME
 

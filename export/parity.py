@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..runtime.engines.choose import open_engine
 from ..runtime.models.card import ModelCard, Precision
 from ..runtime.models.kind import model_kind
-from ..runtime.scans import intensity
+from ..runtime.scan import intensity
 from .errors import ExportError
 
 Windows = NDArray[np.float32]

@@ -25,9 +25,9 @@ from onnxruntime.quantization import (
 )
 
 from ..runtime.models.card import ModelCard
-from ..runtime.scans import intensity
-from ..runtime.scans.geometry import slab_axis
-from ..runtime.scans.scan import SUFFIXES, open_scan
+from ..runtime.scan import intensity
+from ..runtime.scan.geometry import slab_axis
+from ..runtime.scan.scan import SUFFIXES, open_scan
 from . import graph, parity
 from .errors import ExportError
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .models.card import CardError, ModelCard
     from .pipeline.engine import Engine, EngineInfo
     from .resolver import SuperResolver
-    from .scans.intensity import Intensities
+    from .scan.intensity import Intensities
 
 __all__ = [
     "CardError",
@@ -30,7 +30,7 @@ _HOMES = {
     "CardError": "models.card",
     "Engine": "pipeline.engine",
     "EngineInfo": "pipeline.engine",
-    "Intensities": "scans.intensity",
+    "Intensities": "scan.intensity",
     "ModelCard": "models.card",
     "RunError": "errors",
     "SuperResolver": "resolver",

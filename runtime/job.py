@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Self, TypeAlias
 
 from .models.card import ModelCard
-from .scans.output import Draft, FileDraft
-from .scans.scan import Scan, open_scan, stem
+from .scan.output import Draft, FileDraft
+from .scan.scan import Scan, open_scan, stem
 from .system.files import real_path, sha256
 
 Stamp: TypeAlias = "tuple[int, int, int] | None"  # size, times of modification and of status change

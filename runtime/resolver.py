@@ -37,17 +37,17 @@ from .pipeline.engine import Engine, EngineInfo, Library, Precision
 from .pipeline.host import HostPipeline, LrVolume, batch_size
 from .pipeline.stream import Band, resolve_stream
 from .pipeline.tiling import Box, Tiling, Weighting, Window, tile_windows
-from .scans import intensity
-from .scans.choice import Choice, choose
-from .scans.foreign import from_itk, from_tensor, is_itk, is_tensor, to_itk, to_tensor
-from .scans.geometry import Factors, fine_affine, slab_axis, voxel_factors
-from .scans.intensity import Intensities
-from .scans.kinds import check_layout, check_voxels
-from .scans.noise import Noise, estimate_noise
-from .scans.output import Room, in_memory
-from .scans.regrid import Asked, Grid, along, spline_weights
-from .scans.rings import rings
-from .scans.scan import Header, Scan, fine_image, image_scan
+from .scan import intensity
+from .scan.choice import Choice, choose
+from .scan.foreign import from_itk, from_tensor, is_itk, is_tensor, to_itk, to_tensor
+from .scan.geometry import Factors, fine_affine, slab_axis, voxel_factors
+from .scan.intensity import Intensities
+from .scan.kinds import check_layout, check_voxels
+from .scan.noise import Noise, estimate_noise
+from .scan.output import Room, in_memory
+from .scan.regrid import Asked, Grid, along, spline_weights
+from .scan.rings import rings
+from .scan.scan import Header, Scan, fine_image, image_scan
 from .system.trace import Stopwatch, Trace, span
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class Look:
 
     unit: the intensity that becomes 1 in the network. air: what need not go through it; see `pipeline.air`.
     noise, rings: where the measured band is to be taken from the scan, else None and no axis; see
-    `scans.noise` and `scans.rings`.
+    `scan.noise` and `scan.rings`.
     """
 
     content: Content

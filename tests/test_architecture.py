@@ -16,13 +16,13 @@ FLOORS = (
     ("errors",),
     ("system",),
     ("models",),
-    ("scans",),
+    ("scan",),
     ("pipeline", "job"),
     ("cuda",),
     ("engines",),
     ("resolver",),
     ("dicom", "mrd"),
-    ("runs",),
+    ("run",),
     ("view", "cluster", "trust"),
     ("commands",),
     ("cli",),  # `python -m udean.runtime.cli`
@@ -36,7 +36,7 @@ RUNTIME += [ROOT / f"runtime/{name}.py" for name in ("cli", "resolver", "job", "
 
 
 def imports(file):
-    """What a file imports of this package, as paths: ("runtime", "scans", "scan", "Scan")."""
+    """What a file imports of this package, as paths: ("runtime", "scan", "scan", "Scan")."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom):
             package = list(file.relative_to(ROOT).parts[:-1])
@@ -99,7 +99,7 @@ def test_the_order_of_the_rooms_can_be_drawn(capsys):
 def test_the_import_reader_sees_what_it_should():
     assert "trainer" in {path[0] for path in imports(ROOT / "runtime/engines/checkpoint.py")}
     assert "runtime" in {path[0] for path in imports(ROOT / "trainer/checkpoint.py")}
-    assert ("runtime", "errors", "RunError") in set(imports(ROOT / "runtime/scans/slices.py"))
+    assert ("runtime", "errors", "RunError") in set(imports(ROOT / "runtime/scan/slices.py"))
 
 
 LIGHT = ["udean", "udean.runtime", "udean.runtime.commands.run", "udean.trainer.simulation.kspace"]

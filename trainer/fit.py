@@ -23,7 +23,7 @@ from .. import __version__
 from ..runtime.errors import RunError
 from ..runtime.models.card import ModelCard
 from ..runtime.pipeline.tiling import OVERLAP
-from ..runtime.scans import intensity
+from ..runtime.scan import intensity
 from . import checkpoint, distributed, machine
 from .averaging import Average
 from .config import MARK, ROUNDING, Config, ConfigError, changed

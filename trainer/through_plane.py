@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from ..runtime.commands.common import sentences
 from ..runtime.errors import RunError
 from ..runtime.pipeline.through_plane import Stack, planes_across
-from ..runtime.scans import intensity
-from ..runtime.scans.profile import Shape, deviation
-from ..runtime.scans.scan import open_scan
+from ..runtime.scan import intensity
+from ..runtime.scan.profile import Shape, deviation
+from ..runtime.scan.scan import open_scan
 from ..runtime.system.files import atomic
 from .averaging import Average
 from .data.scans import find
@@ -38,7 +38,7 @@ Volume = NDArray[np.float32]
 
 SIZE = 96  # HR voxels along the edges of the crop that a sample is made of
 PLANES = 16  # of a sample, from both axes in plane
-STEPS = 1.5, 7.5  # slice spacings, in HR voxels: the range that `scans.choice` promises
+STEPS = 1.5, 7.5  # slice spacings, in HR voxels: the range that `scan.choice` promises
 WIDTHS = 0.7, 1.3  # slice thickness over spacing: gaps of 30 % to as much overlap
 NOISE = 0.03  # most noise, as a share of the intensity unit
 SHAPES: tuple[Shape, ...] = ("gaussian", "box", "slr")
@@ -56,7 +56,7 @@ def sample(volume: Volume, random: np.random.Generator) -> tuple[Volume, Volume]
     """
     starts = [int(random.integers(max(n - SIZE, 0) + 1)) for n in volume.shape]
     crop = volume[tuple(slice(s, s + SIZE) for s in starts)].transpose(random.permutation(3))
-    crop = np.flip(crop, [axis for axis in range(3) if random.random() < 0.5])
+    crop = np.flip(crop, tuple(axis for axis in range(3) if random.random() < 0.5))
     step = float(np.exp(random.uniform(*np.log(STEPS))))
     shape: Shape = SHAPES[int(random.integers(len(SHAPES)))]
     width = max(step * float(random.uniform(*WIDTHS)), 1.0)
@@ -68,7 +68,8 @@ def sample(volume: Volume, random: np.random.Generator) -> tuple[Volume, Volume]
     for axis in (0, 1):  # planes across the slices and this axis
         stacked, target = (np.moveaxis(v, (1 - axis, 2, axis), (0, 1, 2)) for v in (coarse, truth))
         shown = np.flatnonzero(target.max((1, 2)) > 0.1)
-        chosen = random.choice(shown if shown.size else len(target), PLANES // 2)
+        some = shown if shown.size else np.arange(len(target))
+        chosen = some[random.integers(len(some), size=PLANES // 2)]
         near = np.clip(chosen[:, None] + (-1, 0, 1), 0, len(stacked) - 1)
         seen.append(planes_across(stacked[near], stack.places, step, deviation(shape, width)))
         missing.append((target - stacked)[chosen][:, None])

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from ...runtime.errors import RunError
 from ...runtime.resolver import SuperResolver
-from ...runtime.scans.scan import open_scan
+from ...runtime.scan.scan import open_scan
 from ...runtime.system.files import read_json, write_json
 from ...trainer.cli import parse_scale
 from ...trainer.config import ROUNDING, Config, changed, load

@@ -21,8 +21,8 @@ from ..errors import RunError, first_line
 from ..job import Job
 from ..models.card import ModelCard
 from ..models.kind import model_kind
-from ..runs.manifest import Fingerprint, Manifest, Noted, Outcome, Shard
-from ..runs.run import Settings, is_final
+from ..run.manifest import Fingerprint, Manifest, Noted, Outcome, Shard
+from ..run.run import Settings, is_final
 from ..system.files import sweep
 from . import workers
 from .connection import connect, root_cause

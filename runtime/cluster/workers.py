@@ -13,8 +13,8 @@ from ..job import Job
 from ..models.card import ModelCard
 from ..pipeline.engine import EngineInfo
 from ..resolver import SuperResolver
-from ..runs.manifest import Known, Outcome
-from ..runs.run import Loaded, Settings, decode, encode, is_large, restore
+from ..run.manifest import Known, Outcome
+from ..run.run import Loaded, Settings, decode, encode, is_large, restore
 
 Make: TypeAlias = "functools.partial[SuperResolver]"  # opens an engine: SuperResolver's arguments by name
 

@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 import typer
 
 from ..errors import RunError
-from ..runs.bids import DATASET
+from ..run.bids import DATASET
 from ..view.group import write_group
 from . import options
 from .common import command, sentences

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..runs.manifest import Outcome
+from ..run.manifest import Outcome
 
 
 class Board:

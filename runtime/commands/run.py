@@ -21,11 +21,11 @@ from ..job import Job
 from ..pipeline.engine import Library, Precision
 from ..pipeline.tiling import Window
 from ..resolver import Fallback, Output, SuperResolver
-from ..runs.bids import Selection
-from ..runs.cost import Cost, Estimator
-from ..runs.find import find_scans
-from ..runs.manifest import Outcome, Shard
-from ..runs.run import Settings, guarded, prepare, run_all
+from ..run.bids import Selection
+from ..run.cost import Cost, Estimator
+from ..run.find import find_scans
+from ..run.manifest import Outcome, Shard
+from ..run.run import Settings, guarded, prepare, run_all
 from ..system.files import read_json, real_path
 from ..system.trace import Trace
 from ..view.report import write_report

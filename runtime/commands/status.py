@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..runs.status import standing
+from ..run.status import standing
 from . import options
 from .common import command
 

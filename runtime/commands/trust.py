@@ -10,9 +10,9 @@ import typer
 
 from ..errors import RunError
 from ..resolver import SuperResolver
-from ..scans.geometry import slab_axis
-from ..scans.intensity import check_finite
-from ..scans.scan import open_scan
+from ..scan.geometry import slab_axis
+from ..scan.intensity import check_finite
+from ..scan.scan import open_scan
 from ..system.files import atomic, write_json
 from ..trust.examine import SIDE, Volume, examine, lost_lesions
 from ..trust.page import page

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ..pipeline.host import LrVolume, twins
 from ..pipeline.tiling import Tiling
-from ..scans.intensity import LOST, IntensityError, Storage
+from ..scan.intensity import LOST, IntensityError, Storage
 from ..system.trace import Stopwatch
 from .device import GpuError, OutOfMemory
 from .engine import CudaEngine, Slot

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..pipeline.host import KEPT_OUTPUTS, LrVolume
 from ..pipeline.tiling import Axis, Tiling
-from ..scans.intensity import Storage
+from ..scan.intensity import Storage
 from ..system.trace import Stopwatch
 from .clock import StreamClock
 from .engine import CudaEngine, Slot

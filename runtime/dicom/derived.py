@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ... import __version__
 from ..errors import RunError
 from ..models.card import ModelCard
-from ..scans.geometry import fine_affine
+from ..scan.geometry import fine_affine
 from ..system.files import atomic_folder
 from ..system.uid import derived_uid
 from .frame import CLASSIC, MANUFACTURER, Dataset, floats, functional_groups, is_ours, require_pydicom

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DiskError, RunError, first_line
-from ..scans.scan import Scan, image_scan
-from ..scans.slices import even_step
+from ..scan.scan import Scan, image_scan
+from ..scan.slices import even_step
 from .frame import (
     CLASSIC,
     ENHANCED,

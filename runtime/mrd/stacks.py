@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from ..errors import RunError
 from ..models.card import ModelCard
-from ..scans.geometry import Factors, fine_affine, slab_axis, voxel_factors
-from ..scans.slices import check_alone, even_step
+from ..scan.geometry import Factors, fine_affine, slab_axis, voxel_factors
+from ..scan.slices import check_alone, even_step
 from ..system.uid import derived_uid
 from . import messages as mrd
 from .messages import Image

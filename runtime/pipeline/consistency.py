@@ -86,7 +86,7 @@ def hold_measured(
         again at 0 starts afresh. lr_plane(k): LR slice k (rows, columns) in the same range, asked for in
         order, and once.
     shape, scale: LR voxels, and HR voxels per LR voxel, along (row, column, slice). rings: the axes along
-        which the end joins the beginning, see `scans.rings`; along others the volume goes on as its
+        which the end joins the beginning, see `scan.rings`; along others the volume goes on as its
         reflection.
     Yields slabs of the same kind up to 2·REACH LR slices later, and memory is that of as many planes. Where
     the slices are a ring, those near the ends come last.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..scans.intensity import NOT_FINITE, IntensityError
+from ..scan.intensity import NOT_FINITE, IntensityError
 from .tiling import Box
 
 MARGIN = (4, 4, 1)  # LR voxels that count as content around it, since a restored edge reaches further

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RunError
-from ..scans.intensity import LOST, IntensityError, Storage
-from ..scans.interpolation import linear
+from ..scan.intensity import LOST, IntensityError, Storage
+from ..scan.interpolation import linear
 from ..system.threads import ahead
 from ..system.trace import Stopwatch
 from .air import Air, Span, joined, occupied

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RunError
-from ..scans.intensity import IN_THE_NETWORKS_RANGE, Intensities, Storage, check_finite
+from ..scan.intensity import IN_THE_NETWORKS_RANGE, Intensities, Storage, check_finite
 from ..system.trace import Stopwatch
 from .host import LrVolume, Planes, blend_slabs
 from .tiling import Tiling

@@ -3,7 +3,7 @@
 The slices are interpolated onto the target grid. One small 2-D network adds detail to planes across the
 slices, twice: in those along the rows and in those along the columns; the two are averaged. The network is
 told how far each voxel lies from the nearest slice's centre and how wide the slice profile is, which the
-scan itself tells (`scans.profile`). How much of the detail to trust the scan tells as well: its own planes
+scan itself tells (`scan.profile`). How much of the detail to trust the scan tells as well: its own planes
 are made as thick as its slices are, restored, and compared with what they were. Last, the result is held
 to the measurement: seen through the slice profile it gives back the slices.
 """
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..scans.profile import FWHM, estimate_deviation, noise_level, profile_matrix, tissue_of
-from ..scans.regrid import along, spline_weights
+from ..scan.profile import FWHM, estimate_deviation, noise_level, profile_matrix, tissue_of
+from ..scan.regrid import along, spline_weights
 from ..system.trace import Stopwatch
 
 Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ..errors import RunError
 from ..models.card import Grid, ModelCard
-from ..scans.geometry import lr_coordinate
+from ..scan.geometry import lr_coordinate
 
 Weighting = Literal["gaussian", "hann", "constant"]
 # LR rows and columns; those of the volume; as many of those as memory should hold; the card's.

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..models.card import Grid
-from ..scans.geometry import Factors
+from ..scan.geometry import Factors
 from . import phantoms, scanner
 from .lesions import put_lesions, transfer
 

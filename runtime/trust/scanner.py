@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..models.card import Grid
-from ..scans.geometry import Factors
-from ..scans.interpolation import acquired_again, cubic_weights
+from ..scan.geometry import Factors
+from ..scan.interpolation import acquired_again, cubic_weights
 
 Volume = NDArray[Any]
 

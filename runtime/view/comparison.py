@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from ..errors import RunError
 from ..models.card import ModelCard
 from ..pipeline.through_plane import THINNEST, USUAL
-from ..scans import intensity
-from ..scans.geometry import Factors, fine_affine, slab_axis
-from ..scans.interpolation import acquired_again, band_weights, cubic_weights, interpolated_plane
-from ..scans.profile import FWHM, profile_matrix
-from ..scans.regrid import Grid, along
-from ..scans.scan import Scan
+from ..scan import intensity
+from ..scan.geometry import Factors, fine_affine, slab_axis
+from ..scan.interpolation import acquired_again, band_weights, cubic_weights, interpolated_plane
+from ..scan.profile import FWHM, profile_matrix
+from ..scan.regrid import Grid, along
+from ..scan.scan import Scan
 
 ERROR_SHARE = 0.1  # of the intensity unit, at the end of the scale in difference pictures
 BRIGHT = 4.0  # times the intensity unit: training scans do not reach that far

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..runs.sidecar import Sidecar
-from ..scans.scan import Scan
+from ..run.sidecar import Sidecar
+from ..scan.scan import Scan
 from .comparison import Comparison
 
 STAGES = {  # of a sidecar's timings

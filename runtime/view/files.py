@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RunError
-from ..scans.scan import Header, Scan, preamble
+from ..scan.scan import Header, Scan, preamble
 from .comparison import Comparison, compare
 from .results import Result
 

@@ -17,9 +17,9 @@ import numpy as np
 from ..errors import RunError
 from ..models.card import ModelCard
 from ..pipeline.content import survey
-from ..runs.run import Outcome
-from ..runs.sidecar import Sidecar
-from ..scans.scan import Scan, open_scan
+from ..run.run import Outcome
+from ..run.sidecar import Sidecar
+from ..scan.scan import Scan, open_scan
 from ..system.files import atomic
 from .comparison import ERROR_SHARE, Comparison, compare
 from .facts import facts

@@ -16,11 +16,11 @@ from ..dicom.frame import is_dicom
 from ..dicom.series import find_series
 from ..errors import RunError
 from ..job import Job
-from ..runs import manifest
-from ..runs.bids import source_path
-from ..runs.find import find_scans
-from ..runs.sidecar import Sidecar
-from ..scans.scan import Scan, open_scan
+from ..run import manifest
+from ..run.bids import source_path
+from ..run.find import find_scans
+from ..run.sidecar import Sidecar
+from ..scan.scan import Scan, open_scan
 from ..system.files import real_path
 
 KINDS = (".nii.gz", ".nii", "")  # of results; the last is a folder, a DICOM series

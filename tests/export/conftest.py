@@ -15,7 +15,7 @@ import pytest
 import torch
 from udean.export.artefacts import Artefact, export_onnx
 from udean.runtime.models.card import ModelCard
-from udean.runtime.scans.intensity import RULE
+from udean.runtime.scan.intensity import RULE
 from udean.trainer.checkpoint import save
 from udean.trainer.nets.generators import Architecture, parameter_count, super_resolution
 

@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from udean.runtime import RunError, SuperResolver, resolver
-from udean.runtime.scans.scan import open_scan
+from udean.runtime.scan.scan import open_scan
 
 from ..support.fakes import FakeEngine, card, nearest, onnx_model
 

@@ -105,7 +105,7 @@ def test_strict_refuses_what_is_warned_about_otherwise():
 
 
 def _scan(image):
-    from udean.runtime.scans.scan import image_scan
+    from udean.runtime.scan.scan import image_scan
 
     return image_scan(image)
 

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from ... import __version__
 from ...runtime.errors import RunError
-from ...runtime.scans import intensity
-from ...runtime.scans.geometry import voxel_factors
+from ...runtime.scan import intensity
+from ...runtime.scan.geometry import voxel_factors
 from ...runtime.system.files import atomic, cache_folder
 from ..simulation import kspace
 from ..simulation.kspace import Acquisition

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.errors import RunError
-from ...runtime.scans.kinds import check_voxels
-from ...runtime.scans.scan import Scan, open_scan
+from ...runtime.scan.kinds import check_voxels
+from ...runtime.scan.scan import Scan, open_scan
 
 LOG = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.errors import RunError
-from ...runtime.scans.geometry import slab_axis, voxel_factors
+from ...runtime.scan.geometry import slab_axis, voxel_factors
 from ..simulation.kspace import Acquisition, Degradation, Scale
 from ..simulation.variation import Variation
 from .cache import Acquire, Recipe

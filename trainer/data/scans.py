@@ -20,7 +20,7 @@ from glob import glob
 from pathlib import Path
 
 from ...runtime.errors import RunError
-from ...runtime.scans.scan import SUFFIXES, stem
+from ...runtime.scan.scan import SUFFIXES, stem
 from ...runtime.system.files import is_shown, walk
 
 LAYOUTS = {

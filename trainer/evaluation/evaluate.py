@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.errors import RunError
-from ...runtime.scans.geometry import fine_affine, slab_axis
-from ...runtime.scans.intensity import check_finite
-from ...runtime.scans.scan import Scan, open_scan
+from ...runtime.scan.geometry import fine_affine, slab_axis
+from ...runtime.scan.intensity import check_finite
+from ...runtime.scan.scan import Scan, open_scan
 from ...runtime.system.files import atomic, write_json
 from ..data.scans import bare_name, find_scans
 from ..simulation import kspace

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...runtime.scans.interpolation import keys_cubic
+from ...runtime.scan.interpolation import keys_cubic
 
 SLAB = 3  # LR slices a network call sees, as in TS-RCAN
 

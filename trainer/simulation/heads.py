@@ -25,7 +25,7 @@ from scipy import ndimage
 
 from ...runtime.commands.common import sentences
 from ...runtime.errors import RunError
-from ...runtime.scans.scan import open_scan
+from ...runtime.scan.scan import open_scan
 from ..data.scans import find
 
 Array = NDArray[Any]  # float32 (i, j, k) unless said otherwise

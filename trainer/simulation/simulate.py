@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.errors import RunError
-from ...runtime.scans.geometry import slab_axis, voxel_factors
-from ...runtime.scans.intensity import check_finite
-from ...runtime.scans.scan import FREESURFER, Header, Scan, open_scan, stem, write_scan
+from ...runtime.scan.geometry import slab_axis, voxel_factors
+from ...runtime.scan.intensity import check_finite
+from ...runtime.scan.scan import FREESURFER, Header, Scan, open_scan, stem, write_scan
 from ...runtime.system.files import read_json, write_json
 from .kspace import Acquisition, DegradationError, acquire, crop
 from .thick import Slices, lr_grid, slices_of

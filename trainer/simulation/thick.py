@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.errors import RunError
-from ...runtime.scans.profile import Shape, profile_matrix
-from ...runtime.scans.regrid import Grid, along
+from ...runtime.scan.profile import Shape, profile_matrix
+from ...runtime.scan.regrid import Grid, along
 
 FEWEST = 2  # slices
 

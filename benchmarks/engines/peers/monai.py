@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ....runtime.commands.common import sentences
 from ....runtime.pipeline.tiling import OVERLAP, Tiling, tile_windows
-from ....runtime.scans import intensity
+from ....runtime.scan import intensity
 from ....runtime.system.extras import require
 from .network import TorchNetwork, batch_sizes, steps
 

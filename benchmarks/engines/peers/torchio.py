@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....runtime.pipeline.tiling import Tiling
-from ....runtime.scans import intensity
+from ....runtime.scan import intensity
 from ....runtime.system.extras import require
 from .network import TorchNetwork, batch_sizes, steps
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from udean.runtime.runs.manifest import Shard
-from udean.runtime.runs.status import standing
+from udean.runtime.run.manifest import Shard
+from udean.runtime.run.status import standing
 
 from ...support.fakes import card, onnx_model
 from ..commands.test_run import COMMAND, scan, udean_run

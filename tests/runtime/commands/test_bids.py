@@ -9,7 +9,7 @@ import pytest
 import udean
 
 from ...support.fakes import card, onnx_model
-from ..runs.test_bids import dataset  # noqa: F401  (a fixture)
+from ..run.test_bids import dataset  # noqa: F401  (a fixture)
 
 DESCRIPTOR = Path(udean.__file__).parent / "deploy" / "bids" / "udean-bids.json"
 

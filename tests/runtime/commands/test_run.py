@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from ...support.fakes import card, onnx_model
-from ..scans.test_scan import bad_scans
+from ..scan.test_scan import bad_scans
 
 CARD = card((2, 2, 2), 3, (16, 16))
 COMMAND = [sys.executable, "-m", "udean.runtime.commands.run"]

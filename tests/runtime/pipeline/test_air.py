@@ -5,7 +5,7 @@ import pytest
 from udean.runtime.pipeline.air import MARGIN, find_air, joined, occupied
 from udean.runtime.pipeline.host import SEAM, WHOLE, LrVolume, resolve_slabs
 from udean.runtime.pipeline.tiling import tile_windows
-from udean.runtime.scans.interpolation import linear
+from udean.runtime.scan.interpolation import linear
 
 from ...support.fakes import card, nearest
 

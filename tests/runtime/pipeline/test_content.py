@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from udean.runtime.pipeline.content import MARGIN, survey
-from udean.runtime.scans import intensity
+from udean.runtime.scan import intensity
 
 SHAPES = hnp.array_shapes(min_dims=3, max_dims=3, max_side=12)
 ORDERS = st.permutations(range(3))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 from udean.runtime.pipeline.through_plane import CHANNELS, Stack, held_to, restore
-from udean.runtime.scans.profile import deviation, profile_matrix
+from udean.runtime.scan.profile import deviation, profile_matrix
 
 STEP = 4.0
 

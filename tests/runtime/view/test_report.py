@@ -10,13 +10,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 from udean.runtime import RunError, SuperResolver
-from udean.runtime.runs.find import find_scans
-from udean.runtime.runs.run import Settings, prepare, run_all
-from udean.runtime.scans.geometry import fine_affine
-from udean.runtime.scans.interpolation import acquired_again, cubic_weights, interpolated_plane
-from udean.runtime.scans.profile import profile_matrix
-from udean.runtime.scans.regrid import Grid, along
-from udean.runtime.scans.scan import open_scan
+from udean.runtime.run.find import find_scans
+from udean.runtime.run.run import Settings, prepare, run_all
+from udean.runtime.scan.geometry import fine_affine
+from udean.runtime.scan.interpolation import acquired_again, cubic_weights, interpolated_plane
+from udean.runtime.scan.profile import profile_matrix
+from udean.runtime.scan.regrid import Grid, along
+from udean.runtime.scan.scan import open_scan
 from udean.runtime.view.comparison import compare, signal_to_noise
 from udean.runtime.view.pictures import lays, png
 from udean.runtime.view.report import examine, write_report

@@ -4,7 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
-from udean.runtime.scans.scan import open_scan
+from udean.runtime.scan.scan import open_scan
 from udean.trainer.data.cache import Recipe
 from udean.trainer.data.misalignment import Misalign
 from udean.trainer.data.preparation import Preparation

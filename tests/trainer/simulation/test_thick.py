@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from udean.runtime import RunError
-from udean.runtime.scans.regrid import Grid
+from udean.runtime.scan.regrid import Grid
 from udean.trainer.simulation.simulate import simulate
 from udean.trainer.simulation.thick import Slices, Thick, lr_grid, slices_of
 

@@ -7,10 +7,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 from udean.runtime import RunError, SuperResolver
-from udean.runtime.runs.find import find_scans
-from udean.runtime.runs.run import prepare, run_all
-from udean.runtime.scans.output import FileDraft
-from udean.runtime.scans.scan import open_scan
+from udean.runtime.run.find import find_scans
+from udean.runtime.run.run import prepare, run_all
+from udean.runtime.scan.output import FileDraft
+from udean.runtime.scan.scan import open_scan
 
 from ...support.fakes import FakeEngine, card, nearest
 

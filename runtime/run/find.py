@@ -19,7 +19,7 @@ from ..dicom.frame import is_dicom
 from ..dicom.jobs import Format, dicom_jobs
 from ..errors import RunError
 from ..job import Job
-from ..scans.scan import SUFFIXES, stem
+from ..scan.scan import SUFFIXES, stem
 from ..system.files import is_shown, real_path, walk
 from .bids import (
     DATASET,

@@ -2,8 +2,8 @@
 
 import pytest
 from udean.runtime import RunError
-from udean.runtime.scans.choice import choose
-from udean.runtime.scans.regrid import Asked
+from udean.runtime.scan.choice import choose
+from udean.runtime.scan.regrid import Asked
 
 from ...support.fakes import card
 

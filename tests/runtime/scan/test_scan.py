@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from nibabel.nifti1 import Nifti1Extension
 from udean.runtime import RunError
-from udean.runtime.scans.scan import fine_image, image_scan, open_scan, write_scan
+from udean.runtime.scan.scan import fine_image, image_scan, open_scan, write_scan
 
 RANDOM = np.random.default_rng(0)
 OBLIQUE = nib.affines.from_matvec(

@@ -74,7 +74,7 @@ def test_a_folder_inside_that_cannot_be_read_is_named(model, tmp_path):
     (tmp_path / "scans" / "locked").mkdir()
     (tmp_path / "scans" / "locked").chmod(0)
     code = (
-        "import os, sys; from udean.runtime import RunError; from udean.runtime.runs import find\n"
+        "import os, sys; from udean.runtime import RunError; from udean.runtime.run import find\n"
         "os.geteuid() or os.seteuid(65534)\n"
         "try: find.find_scans([sys.argv[1]])\n"
         "except RunError as error: print(error)"

@@ -12,10 +12,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 from udean.runtime import RunError, SuperResolver
-from udean.runtime.runs import run as folder
-from udean.runtime.runs.find import find_scans, result_name
-from udean.runtime.runs.manifest import Known, Shard
-from udean.runtime.runs.run import Settings, prepare, run_all
+from udean.runtime.run import run as folder
+from udean.runtime.run.find import find_scans, result_name
+from udean.runtime.run.manifest import Known, Shard
+from udean.runtime.run.run import Settings, prepare, run_all
 from udean.runtime.system.files import atomic
 
 from ...support.fakes import FakeEngine, card, nearest

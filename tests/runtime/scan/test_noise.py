@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from scipy import ndimage
-from udean.runtime.scans.noise import estimate_noise
-from udean.runtime.scans.rings import rings
+from udean.runtime.scan.noise import estimate_noise
+from udean.runtime.scan.rings import rings
 
 RANDOM = np.random.default_rng(0)
 

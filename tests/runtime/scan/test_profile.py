@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 from udean.runtime import RunError
-from udean.runtime.scans.profile import deviation, estimate_deviation, profile, profile_matrix
+from udean.runtime.scan.profile import deviation, estimate_deviation, profile, profile_matrix
 
 SHAPES = ("gaussian", "box", "slr")
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nibabel.eulerangles import euler2mat
 from udean.runtime import SuperResolver
-from udean.runtime.scans.geometry import coarse_affine, fine_affine, is_singular, slab_axis, voxel_factors
+from udean.runtime.scan.geometry import coarse_affine, fine_affine, is_singular, slab_axis, voxel_factors
 
 from ...support.fakes import FakeEngine, card, interpolation
 

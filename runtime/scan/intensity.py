@@ -70,8 +70,8 @@ class Intensities:
     """What a whole volume says about its intensities, which a stream has to be told before its first slice.
 
     unit: the intensity that becomes 1 inside the network, see `unit`. low, high: smallest and largest voxel;
-    by default those of any magnitude image. noise: standard deviation of a real channel, see `scans.noise`.
-    rings: (row, column, slice) axes whose ends meet, see `scans.rings`. Raises IntensityError for values that
+    by default those of any magnitude image. noise: standard deviation of a real channel, see `scan.noise`.
+    rings: (row, column, slice) axes whose ends meet, see `scan.rings`. Raises IntensityError for values that
     no volume has.
     """
 

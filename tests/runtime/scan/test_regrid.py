@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 from udean.runtime import RunError
-from udean.runtime.scans.regrid import Asked, Grid, along, spline_weights
+from udean.runtime.scan.regrid import Asked, Grid, along, spline_weights
 
 RANDOM = np.random.default_rng(0)
 

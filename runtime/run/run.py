@@ -27,10 +27,10 @@ from ..job import Job, Stamp
 from ..pipeline.engine import Engine
 from ..pipeline.through_plane import Findings
 from ..resolver import Look, Output, Progress, SuperResolver, Timings
-from ..scans.choice import Choice
-from ..scans.output import Draft, check_memory
-from ..scans.profile import FWHM
-from ..scans.scan import Header, Scan
+from ..scan.choice import Choice
+from ..scan.output import Draft, check_memory
+from ..scan.profile import FWHM
+from ..scan.scan import Header, Scan
 from ..system.files import sweep
 from ..system.threads import ahead
 from ..system.trace import span

@@ -9,9 +9,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 from udean.runtime import RunError, SuperResolver
-from udean.runtime.runs.bids import Selection
-from udean.runtime.runs.find import find_scans
-from udean.runtime.runs.run import Settings, prepare, run_all
+from udean.runtime.run.bids import Selection
+from udean.runtime.run.find import find_scans
+from udean.runtime.run.run import Settings, prepare, run_all
 
 from ...support.fakes import FakeEngine, card, nearest
 

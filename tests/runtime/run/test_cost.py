@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from udean.export.graph import serialize, to_onnx
 from udean.runtime import RunError
-from udean.runtime.runs.cost import flop_per_voxel
+from udean.runtime.run.cost import flop_per_voxel
 from udean.trainer.nets.merging import merged
 
 from ...support.fakes import card, onnx_model

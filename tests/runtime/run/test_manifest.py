@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from udean.runtime import RunError, SuperResolver
 from udean.runtime import job as jobs
 from udean.runtime.job import Job
-from udean.runtime.runs.find import find_scans
-from udean.runtime.runs.manifest import Fingerprint, Manifest, Outcome, Shard
-from udean.runtime.runs.run import Settings, prepare, run_all
-from udean.runtime.runs.status import standing
+from udean.runtime.run.find import find_scans
+from udean.runtime.run.manifest import Fingerprint, Manifest, Outcome, Shard
+from udean.runtime.run.run import Settings, prepare, run_all
+from udean.runtime.run.status import standing
 
 from ...support.fakes import FakeEngine, card, nearest, onnx_model
 from ..commands.test_run import COMMAND, udean_run

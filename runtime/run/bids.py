@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from ... import __version__
 from ..errors import RunError
-from ..scans.scan import FREESURFER, stem
+from ..scan.scan import FREESURFER, stem
 from ..system.files import atomic, read_json, real_path, write_json
 
 NAME = re.compile(r"(?P<entities>sub-[A-Za-z0-9]+(_[a-z]+-[A-Za-z0-9+]+)*)_(?P<suffix>[A-Za-z0-9]+)")
