@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # One environment for everything; versions are exactly those of constraints.txt.
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install test installs quick lint docs demo default-model results kernels vendor gpu-check bench bench-full clean
+.PHONY: install test installs quick lint docs demo default-model through-plane-model results kernels vendor gpu-check bench bench-full clean
 
 install: $(INSTALLED)
 
@@ -55,6 +55,15 @@ default-model: install
 	$(BIN)/python -m udean.trainer.simulation.heads $(RUN)/val --labels $(LABELS) --heads 2 --first 28
 	cd $(RUN) && $(CURDIR)/$(BIN)/udean-train --preset compact --config $(CURDIR)/benchmarks/default_model.toml --out run
 	$(BIN)/python -m udean.benchmarks.default_model ship $(RUN)/run
+
+# The embedded through-plane model again: heads from label maps, training (an hour of two cores), export. It goes on
+# where it was cut off. LABELS: as above.
+THROUGH_PLANE ?= runs/through-plane
+through-plane-model: install
+	@test -n "$(LABELS)" || { echo "make through-plane-model LABELS=FOLDER: docs/thick-slices.md says where to get them."; exit 1; }
+	$(BIN)/python -m udean.trainer.simulation.heads $(THROUGH_PLANE)/hr --labels $(LABELS) --heads 48 --first 0
+	$(BIN)/python -m udean.trainer.through_plane $(THROUGH_PLANE) $(THROUGH_PLANE)/hr
+	$(BIN)/python -m udean.benchmarks.through_plane_model $(THROUGH_PLANE)
 
 # RESULTS.md, its plots and the figures in README.md, from the JSON in benchmarks/results/.
 results: install
