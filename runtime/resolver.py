@@ -62,6 +62,10 @@ Progress = Callable[[int, int], None]
 
 Slab = tuple[int, NDArray[Any]]
 
+MEASURES = {  # what the scan is of the result, by the card's word
+    "truncation": "the truncated k-space",
+    "transfer": "the truncated k-space, through the scanner's point spread,",
+}
 log = logging.getLogger("udean")
 
 
@@ -106,7 +110,7 @@ class Info:
             "engine": str(self.engine),
             "windows": f"trained {rows} x {columns}, slabs of {card.slab[0]}; overlap {options.overlap}, "
             f"window {options.window or 'as it fits'}, {options.weighting}",
-            "measured band": f"{options.consistency}; the scan is {card.consistency} of the result"
+            "measured band": f"{options.consistency}; the scan is {MEASURES[card.consistency]} of the result"
             if card.consistency != "off"
             else "left to the network",
             "spacing": options.to or "the model's own factors",
@@ -703,7 +707,7 @@ class SuperResolver:
     def _holds(self) -> bool:
         """Whether the measured band is taken from scans."""
         given = self.options.consistency
-        return given != "off" and (given != "auto" or self.card.consistency == "truncation")
+        return given != "off" and (given != "auto" or self.card.consistency != "off")
 
     def _band(
         self,
@@ -713,7 +717,10 @@ class SuperResolver:
         weight: measured.Weight,
         meet: measured.Rings,
     ) -> Generator[tuple[int, NDArray[np.float32]]]:
-        return measured.hold_measured(slabs, lr_plane, shape, self.card.scale, self.card.grid, weight, meet)
+        card = self.card
+        return measured.hold_measured(
+            slabs, lr_plane, shape, card.scale, card.grid, weight, meet, card.transfer
+        )
 
     def _stream_band(self, known: Intensities) -> Band | None:
         """The measured band of a stream; its slices are no ring, since the first cannot wait for the last."""

@@ -27,7 +27,11 @@ def _train(
     target: Entries = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")] = Path("run"),
     method: Annotated[
-        str | None, typer.Option(help="udean, supervised, zssr, cyclegan, dasr or pseudosr.")
+        str | None, typer.Option(help="udean, parametric, supervised, zssr, cyclegan, dasr or pseudosr.")
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(help="Begin as this checkpoint, with its network; default: the embedded model."),
     ] = None,
     preset: Annotated[
         str | None, typer.Option(help="paper or compact. (default: paper on a GPU, else compact)")
@@ -79,6 +83,7 @@ def _train(
     """
     options: dict[str, Any] = {
         "method": method,
+        "init": init,
         "data": {
             "source": source,
             "target": target,
@@ -102,9 +107,11 @@ def _train(
 
     from . import distributed
     from .config import load
-    from .fit import fit, resolved
+    from .fit import fit, network_of, resolved
 
-    options["network"] = {"scale": parse_scale(scale) if scale else None}
+    options["network"] = network_of(init) if init else {}
+    if scale:
+        options["network"]["scale"] = parse_scale(scale)
     if resume and config is None and (out / "config.toml").exists():
         config = out / "config.toml"
     chosen = resolved(load(preset or _preset(config), config, options))

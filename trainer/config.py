@@ -119,10 +119,15 @@ class Machine:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything a run depends on besides the scans themselves. Of weights, those of the method."""
+    """Everything a run depends on besides the scans themselves. Of weights, those of the method.
+
+    init: what the deployed networks begin as: "" at random, "default" as the embedded model, or as the
+        checkpoint of this path; of the same `network`.
+    """
 
     name: str = "udean"
     method: Name = "udean"
+    init: str = ""
     data: Data = field(default_factory=Data)
     network: Architecture = field(default_factory=Architecture)
     schedule: Schedule = field(default_factory=Schedule)
@@ -228,8 +233,8 @@ def _check(config: Config) -> None:
         (not 0 <= s.average < 1, "average must be at least 0 and less than 1."),
         (config.weights.charbonnier < 0, "charbonnier must not be negative."),
         (
-            s.depth != SLAB and config.method != "supervised",
-            f"depth is for the method supervised: {config.method} sees slabs of {SLAB} slices.",
+            s.depth != SLAB and draws not in ("pairs", "estimated"),
+            f"depth is for supervised learning: {config.method} sees slabs of {SLAB} slices.",
         ),
         (
             s.depth != SLAB and s.depth < least_depth(config.network.scale),
@@ -246,6 +251,10 @@ def _check(config: Config) -> None:
         ),
         (min(machine.devices, machine.nodes) < 1, "devices and nodes must be at least 1."),
         (machine.workers < 0, "workers must be 0 or more."),
+        (
+            draws == "estimated" and len(data.slab_axes) > 1,
+            f"{config.method} estimates a degradation along rows, columns and slices: give one of slab_axes.",
+        ),
         (
             draws == "pairs" and data.pairing == "unpaired",
             f"{config.method} learns from pairs: set data.pairing to 'aligned' or 'misaligned'.",

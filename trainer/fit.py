@@ -7,10 +7,13 @@ the unbroken one would have drawn, and several processes what one would.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +24,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..runtime.errors import RunError
-from ..runtime.models.card import ModelCard
+from ..runtime.models.card import ModelCard, Transfer
 from ..runtime.pipeline.tiling import OVERLAP
 from ..runtime.scan import intensity
 from . import checkpoint, distributed, machine
@@ -30,11 +33,16 @@ from .config import MARK, ROUNDING, Config, ConfigError, changed
 from .data import batches
 from .methods import METHODS, Method, create
 from .methods.method import Batch, Made, Turn
+from .methods.parametric import Parametric
 from .nets import blocks
 from .nets.generators import SuperResolution, parameter_count
 from .nets.interpolation import SLAB, Decimation
+from .simulation import kspace
+from .simulation.estimate import Estimate
+from .simulation.kspace import Degradation
 from .validation import Alarm, Metrics, panel, validate
 
+LOG = logging.getLogger(__name__)
 # Steps in a row that may overflow: in fp16 the gradient scaler leaves such a step out and halves its factor.
 OVERFLOWS = {"32-true": 0, "bf16-mixed": 0, "16-mixed": 20}
 MEASURED = ("validation_psnr", "validation_ssim", "selection")  # what the card tells of the last validation
@@ -69,6 +77,12 @@ def fit(config: Config, run: Path, resume: bool = False, report: Report | None =
         material = batches.gather(config)
 
     method = create(config.method, arch, schedule.patch, config.weights).to(fabric.device)
+    if config.init and not resume:
+        begin(method, config)
+    found = material.estimate
+    if found and isinstance(method, Parametric):
+        method.learn(found.degradation)
+        LOG.info("Estimated from the target scans: %s.", found.degradation.told())
     if config.machine.channels_last:
         method = method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     players = [[Player.of(turn, config, fabric) for turn in method.turns(s)] for s in range(method.stages)]
@@ -118,7 +132,7 @@ def fit(config: Config, run: Path, resume: bool = False, report: Report | None =
         if improved:
             best = values[figure]
         if improved or done % schedule.checkpoint_every == 0 or done == total:
-            card = describe(config, average.network, values, material.described_as)
+            card = describe(config, average.network, values, material.described_as, found)
             state = {
                 "step": done,
                 "best": best,
@@ -251,10 +265,47 @@ def learning_rate(config: Config, step: int) -> float:
     return s.final_rate + (s.learning_rate - s.final_rate) * (1 + math.cos(math.pi * share)) / 2
 
 
+def begin(method: Method, config: Config) -> None:
+    """Give the deployed networks the weights that `config.init` names. Raises ConfigError if they are
+    others."""
+    with initial(config.init) as path:
+        contents = checkpoint.load(path)
+        if checkpoint.architecture(contents) != config.network:
+            raise ConfigError(f"The network of {config.init} is another than that to be trained.")
+        method.deployed().load_state_dict(contents["deployed"])
+
+
+def network_of(init: str) -> dict[str, Any]:
+    """The table `network` of the checkpoint that `config.init` names. Raises CheckpointError."""
+    with initial(init) as path:
+        return dataclasses.asdict(checkpoint.architecture(checkpoint.load(path)))
+
+
+def initial(name: str) -> AbstractContextManager[Path]:
+    """The checkpoint that `config.init` names."""
+    if name == "default":
+        return as_file(files("udean.runtime") / "models" / "default.pt")
+    return nullcontext(Path(name))
+
+
 def describe(
-    config: Config, network: SuperResolution, values: dict[str, float], scans: str = ""
+    config: Config,
+    network: SuperResolution,
+    values: dict[str, float],
+    scans: str = "",
+    found: Estimate | None = None,
 ) -> ModelCard:
-    """The card of a network at this point of its training. scans: in words, if `config` is silent."""
+    """The card of a network at this point of its training. scans: in words, if `config` is silent. found: the
+    degradation that was estimated."""
+    trained_on = config.data.described_as or scans or "scans that nobody has described"
+    consistency, transfer = config.data.consistency, ()
+    if found:
+        degradation = found.degradation
+        trained_on += f"; LR scans made as estimated from the LR group: {degradation.told()}"
+        unscaled = [axis for axis, s in enumerate(config.network.scale) if s == 1]
+        # The runtime holds what is separable, along the axes that are coarser.
+        if not degradation.elliptical and not any(degradation.width[axis] for axis in unscaled):
+            consistency, transfer = "transfer", transfers(degradation)
     return ModelCard(
         name=config.name,
         method=config.method,
@@ -268,9 +319,18 @@ def describe(
         precision="fp32",
         parameters=parameter_count(network),
         toolkit=__version__,
-        trained_on=config.data.described_as or scans or "scans that nobody has described",
-        consistency=config.data.consistency,
+        trained_on=trained_on,
+        consistency=consistency,
+        transfer=transfer,
         quality={k: round(v, 4) for k, v in values.items() if k in MEASURED},
+    )
+
+
+def transfers(degradation: Degradation) -> Transfer:
+    """A degradation's transfer as the card has it."""
+    frequency = np.linspace(0, 0.5, 17)
+    return tuple(
+        tuple(round(float(t), 4) for t in kspace.transfer(degradation, axis, frequency)) for axis in range(3)
     )
 
 

@@ -21,7 +21,8 @@ INTENDED_USE = "research only, not for diagnosis"
 
 Grid = Literal["fft", "center"]
 Precision = Literal["fp32", "fp16", "int8"]
-Consistency = Literal["off", "truncation"]
+Consistency = Literal["off", "truncation", "transfer"]
+Transfer = tuple[tuple[float, ...], ...]
 Kind = Literal["slab", "through-plane"]
 Selection = Literal["last", "consistency", "truth"]
 
@@ -49,7 +50,10 @@ class ModelCard:
     parameters: number of learned values in LR encoder and SR decoder.
     checkpoint: SHA-256 (hex) of the checkpoint file from which the model was exported, "" inside it.
     consistency: what the LR scan is of the HR one, so that its band can be taken from it after the network:
-        "truncation" of k-space, or "off" if that is not known; see `runtime.pipeline.consistency`.
+        "truncation" of k-space, "transfer": truncation and the point spread of `transfer`, or "off" if that
+        is not known; see `runtime.pipeline.consistency`.
+    transfer: what the scanner's point spread leaves of frequencies, along (row, column, slice), evenly spaced
+        from 0 to the LR scan's Nyquist frequency; empty: all of them.
     selection: how these weights were chosen among those of the training: the "last" ones, or the best by
         "consistency" with LR scans, without truth, or by the "truth" of validation scans.
     quality: measured figures by name, such as {"icbm152.psnr": 35.2}.
@@ -71,6 +75,7 @@ class ModelCard:
     kind: Kind = "slab"
     checkpoint: str = ""
     consistency: Consistency = "off"
+    transfer: Transfer = ()
     overlap: tuple[float, float, float] = (0.25, 0.25, 0.25)
     selection: Selection = "last"
     quality: dict[str, float] = field(default_factory=dict)
@@ -91,6 +96,11 @@ class ModelCard:
             )
         if min(*self.scale, *self.slab, *self.window, self.parameters) < 1:
             raise CardError("The model card's scale, slab, window and parameters must be positive.")
+        if (self.consistency == "transfer") != bool(self.transfer):
+            raise CardError("The model card's transfer belongs to the consistency 'transfer'.")
+        right = all(len(line) > 1 and all(0 <= t <= 1 for t in line) for line in self.transfer)
+        if self.transfer and not (right and len(self.transfer) == 3):
+            raise CardError("The model card's transfer is three lists of shares from 0 to 1.")
         if not all(0 <= share < 1 for share in self.overlap):
             raise CardError("The model card's overlap must be at least 0 and less than 1.")
         if self.kind == "through-plane":

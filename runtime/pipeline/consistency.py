@@ -12,6 +12,10 @@ are windowed sincs of REACH LR slices to either side, so that planes go through 
 never has to be held. Only where the slices are a ring, whose first one needs the last one, is the sinc exact,
 if memory allows.
 
+If the card knows the scanner's point spread as well (its `consistency` is "transfer"), D and U both pass what
+the point spread passes: what the scan has hardly seen corrects the network hardly, and its noise is not blown
+up.
+
 w weighs the network's error in the band against the noise of the scan (Wiener). One number for all
 frequencies: a weight for each gained 0.015 dB at 0 to 3 % of noise. Where there is no signal, a magnitude
 image holds rectified noise and ringing, which measure nothing: w falls to 0 in air, of the scan and of the SR
@@ -31,7 +35,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..models.card import Grid
+from ..models.card import Grid, Transfer
+from ..scan.interpolation import passed
 from ..system.threads import cores
 
 Planes = NDArray[np.float32]
@@ -79,6 +84,7 @@ def hold_measured(
     grid: Grid,
     weigh: Weight,
     rings: Rings = (False, False, False),
+    transfer: Transfer = (),
 ) -> Generator[tuple[int, Planes]]:
     """Take the measured band of an SR volume from its LR scan, as the SR planes come.
 
@@ -87,14 +93,14 @@ def hold_measured(
         order, and once.
     shape, scale: LR voxels, and HR voxels per LR voxel, along (row, column, slice). rings: the axes along
         which the end joins the beginning, see `scan.rings`; along others the volume goes on as its
-        reflection.
+        reflection. transfer: of the point spread, see the card.
     Yields slabs of the same kind up to 2·REACH LR slices later, and memory is that of as many planes. Where
     the slices are a ring, those near the ends come last.
     """
     rows, columns, count = shape
-    plane = _Plane((rows, columns), scale[:2], grid, rings[:2])
+    plane = _Plane((rows, columns), scale[:2], grid, rings[:2], transfer[:2])
     exact = rings[2] and rows * columns * count * math.prod(scale) <= WHOLE
-    across = _Across(count, scale[2], grid, rings[2], exact)
+    across = _Across(count, scale[2], grid, rings[2], exact, transfer[2] if transfer else ())
     downs = [across.down(k) for k in range(count)]
     ups = [across.up(z) for z in range(count * scale[2])]
     stage = _Passing(plane, downs, ups, weigh, not rings[2])
@@ -216,10 +222,21 @@ def _sum(taps: tuple[list[int], list[float]], planes: dict[int, Planes]) -> Plan
 
 
 class _Across:
-    """Sincs across the slices, with the LR scan's band edge: windowed, or exact over the whole of a ring."""
+    """Sincs across the slices, with the LR scan's band edge: windowed, or exact over the whole of a ring.
 
-    def __init__(self, count: int, scale: int, grid: Grid, ring: bool, exact: bool) -> None:
-        self._count, self._scale, self._exact = count, scale, exact
+    transfer: of the point spread, which the sincs then carry.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        scale: int,
+        grid: Grid,
+        ring: bool,
+        exact: bool,
+        transfer: tuple[float, ...] = (),
+    ) -> None:
+        self._count, self._scale, self._exact, self._transfer = count, scale, exact, transfer
         self._lr, self._hr = _Ends(count, 1, grid, ring), _Ends(count, scale, grid, ring)
         self._shift = 0.0 if grid == "fft" else (1 / scale - 1) / 2
 
@@ -241,7 +258,14 @@ class _Across:
 
     def _taps(self, numbers: NDArray[np.intp], t: NDArray[np.floating]) -> Taps:
         """Weights of slices at LR distances t, which add up to 1; none twice, none of weight 0."""
-        if self._exact:  # Dirichlet's kernel, without the Nyquist frequency
+        if self._transfer:
+            # A ring has the frequencies k/count; beyond a ring they lie as densely as the window resolves.
+            period = self._count if self._exact else 4 * REACH
+            frequency = np.arange(1, (period + 1) // 2) / period
+            waves = np.cos(2 * np.pi * np.multiply.outer(t, frequency))
+            kernel = (1 + 2 * waves @ passed(self._transfer, frequency)) / period
+            kernel = kernel if self._exact else kernel * _kaiser(t)
+        elif self._exact:  # Dirichlet's kernel, without the Nyquist frequency
             odd, base = self._count - 1 + self._count % 2, self._count * np.sin(np.pi * t / self._count)
             kernel = np.where(
                 np.abs(base) < 1e-9,
@@ -249,11 +273,15 @@ class _Across:
                 np.sin(np.pi * odd * t / self._count) / np.where(base, base, 1),
             )
         else:
-            kernel = np.sinc(t) * np.i0(TAPER * np.sqrt(np.maximum(0, 1 - (t / REACH) ** 2)))
+            kernel = np.sinc(t) * _kaiser(t)
         every, place = np.unique(numbers, return_inverse=True)
         weights = np.bincount(place, kernel / kernel.sum())
         kept = np.abs(weights) > 1e-9
         return every[kept].tolist(), weights[kept].tolist()
+
+
+def _kaiser(t: NDArray[np.floating]) -> NDArray[np.floating]:
+    return np.i0(TAPER * np.sqrt(np.maximum(0, 1 - (t / REACH) ** 2)))
 
 
 def _around(centre: float, reach: int) -> NDArray[np.intp]:
@@ -261,13 +289,21 @@ def _around(centre: float, reach: int) -> NDArray[np.intp]:
 
 
 class _Plane:
-    """Truncation and zero-filling of k-space in a plane. LR (rows, columns) and factors along each."""
+    """Truncation and zero-filling of k-space in a plane. LR (rows, columns) and factors along each.
+
+    transfer: of the point spread along each, or none.
+    """
 
     def __init__(
-        self, shape: tuple[int, int], factors: tuple[int, int], grid: Grid, rings: tuple[bool, bool]
+        self,
+        shape: tuple[int, int],
+        factors: tuple[int, int],
+        grid: Grid,
+        rings: tuple[bool, bool],
+        transfer: Transfer = (),
     ) -> None:
-        axes = zip(shape, factors, rings, (0, 1), strict=True)
-        self._axes = [_PlaneAxis(n, s, grid, ring, axis) for n, s, ring, axis in axes if s > 1]
+        axes = zip(shape, factors, rings, transfer or ((), ()), (0, 1), strict=True)
+        self._axes = [_PlaneAxis(n, s, grid, ring, axis, line) for n, s, ring, line, axis in axes if s > 1]
 
     def down(self, hr: Planes) -> Planes:
         """The LR plane that the centre of the HR plane's k-space gives."""
@@ -285,14 +321,19 @@ class _Plane:
 class _PlaneAxis:
     """One axis of a plane: by FFT, over the ring that the axis is or is made."""
 
-    def __init__(self, size: int, factor: int, grid: Grid, ring: bool, axis: int) -> None:
+    def __init__(
+        self, size: int, factor: int, grid: Grid, ring: bool, axis: int, transfer: tuple[float, ...] = ()
+    ) -> None:
         length = size if ring else _quick(size + MARGIN)
         self._lr, self._hr = _Ends(size, 1, grid, ring, length), _Ends(size, factor, grid, ring, length)
         self._length, self._factor, self._axis = length, factor, axis
         # The Nyquist frequency of an even size has one coefficient for both its signs: it is left out.
         self._kept = tuple(slice(0, (length + 1) // 2) if a == axis else slice(None) for a in (0, 1))
         shift = 0.0 if grid == "fft" else (factor - 1) / 2 / factor  # of LR voxel 0, in LR voxels
-        phase = np.exp(2j * np.pi * shift * np.arange((length + 1) // 2) / length) / factor
+        frequency = np.arange((length + 1) // 2) / length
+        phase = np.exp(2j * np.pi * shift * frequency) / factor
+        if transfer:
+            phase = phase * passed(transfer, frequency)
         self._phase = np.expand_dims(phase.astype(np.complex64), 1 - axis)
 
     def down(self, hr: Planes) -> Planes:

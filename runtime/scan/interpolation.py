@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..models.card import Grid
+from ..models.card import Grid, Transfer
 from .geometry import Factors, lr_coordinate
 
 
@@ -84,29 +84,42 @@ def band_weights(size: int, places: NDArray[np.float64], step: float) -> NDArray
     return (seen @ np.cos(waves[:, None] * (np.arange(size) + 0.5))).astype(np.float32)
 
 
-def acquired_again(sr: NDArray[Any], factors: Factors, grid: Grid) -> NDArray[np.float32]:
+def passed(transfer: tuple[float, ...], frequency: NDArray[np.floating]) -> NDArray[np.floating]:
+    """A line of the card's transfer at frequencies from 0 to 0.5 cycles an LR voxel."""
+    return np.interp(frequency, np.linspace(0, 0.5, len(transfer)), transfer)
+
+
+def acquired_again(
+    sr: NDArray[Any], factors: Factors, grid: Grid, transfer: Transfer = ()
+) -> NDArray[np.float32]:
     """The LR volume that the centre of the SR volume's k-space gives: what the scanner would have seen.
 
-    Read plane by plane, so that a mapped file is not copied; float32.
+    transfer: of its point spread, as in the card, but along (i, j, k). Read plane by plane, so that a mapped
+    file is not copied; float32.
     """
+    first, second, third = transfer or ((), (), ())
     shape = [n // f for n, f in zip(sr.shape, factors, strict=True)]
     thin = np.empty((shape[0], shape[1], sr.shape[2]), np.float32)
     for k in range(sr.shape[2]):
-        plane = _truncate(sr[:, :, k].astype(np.float32), 0, factors[0], grid)
-        thin[:, :, k] = _truncate(plane, 1, factors[1], grid)
+        plane = _truncate(sr[:, :, k].astype(np.float32), 0, factors[0], grid, first)
+        thin[:, :, k] = _truncate(plane, 1, factors[1], grid, second)
     out = np.empty(shape, np.float32)
     for i in range(shape[0]):
-        out[i] = _truncate(thin[i], 1, factors[2], grid)
+        out[i] = _truncate(thin[i], 1, factors[2], grid, third)
     return out
 
 
-def _truncate(volume: NDArray[np.float32], axis: int, factor: int, grid: Grid) -> NDArray[np.float32]:
-    """Keep the lowest 1/factor of the frequencies along one axis."""
-    if factor == 1:
+def _truncate(
+    volume: NDArray[np.float32], axis: int, factor: int, grid: Grid, transfer: tuple[float, ...] = ()
+) -> NDArray[np.float32]:
+    """Keep the lowest 1/factor of the frequencies along one axis, and of these what is passed."""
+    if factor == 1 and not transfer:
         return volume
     fine = volume.shape[axis]
     size = fine // factor
     space = np.moveaxis(np.fft.rfft(volume, axis=axis), axis, -1)[..., : size // 2 + 1]
     if grid == "center":  # LR voxel i lies (factor - 1)/2 HR voxels from HR voxel factor·i
         space = space * np.exp(1j * np.pi * np.arange(size // 2 + 1) * (factor - 1) / fine)
+    if transfer:
+        space = space * passed(transfer, np.arange(size // 2 + 1) / size)
     return np.moveaxis(np.fft.irfft(space, size, axis=-1) / factor, -1, axis).astype(np.float32)

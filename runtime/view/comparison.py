@@ -85,7 +85,10 @@ def compare(
     if factors:
         interpolation, coarse, there = "tricubic", _own(scan), measured
         weights = [cubic_weights(n, f, card.grid) for n, f in zip(lr.shape, factors, strict=True)]
-        again = acquired_again(fine, factors, card.grid)
+        lines = list(card.transfer[:2])
+        if card.transfer:
+            lines.insert(slab_axis(scan.zooms), card.transfer[2])
+        again = acquired_again(fine, factors, card.grid, tuple(lines))
     else:
         interpolation = "cubic B-spline"
         weights = [grid.weights(axis, size) for axis, size in enumerate(lr.shape)]

@@ -22,6 +22,7 @@ from udean.trainer.config import load
 from udean.trainer.machine import Precision
 from udean.trainer.methods import METHODS
 from udean.trainer.nets.interpolation import Decimation
+from udean.trainer.simulation.kspace import Degradation
 from udean.trainer.validation import Alarm, Metrics, validate
 
 PAIRED = {"supervised": "misaligned"}
@@ -302,3 +303,30 @@ def test_auto_is_a_precision_that_the_machine_multiplies_itself(scans):
         assert (chosen == "bf16-mixed") == bool({"avx512_bf16", "amx_bf16"} & set(flags.split()))
     explicit = config(scans, schedule={"precision": "bf16-mixed"})
     assert fit.resolved(explicit) == explicit
+
+
+def test_a_parametric_degradation_is_in_the_card_and_in_the_selection(scans):
+    """Target scans blurred along slices: estimated, undone in training, and told to the runtime."""
+    blurred = {"width": (0.0, 0.0, 1.8), "noise": 0.02}
+    chosen = config(scans, "parametric")
+    chosen = dataclasses.replace(chosen, degradation=Degradation(**blurred))
+    final = fit.fit(chosen, scans / "run")
+    card = checkpoint.load_generator(final)[1]
+    assert card.selection == "consistency" and card.consistency == "transfer"
+    rows, _, slices = card.transfer
+    assert slices[-1] < 0.5 and slices[-1] < rows[-1] and slices[0] == 1
+    assert "LR scans made as estimated" in card.trained_on and "noise" in card.trained_on
+    assert all(float(r["learned_consistency"]) > 0 for r in metrics_of(scans / "run") if r["selection"])
+
+
+def test_a_training_begins_as_the_checkpoint_that_it_is_told(scans):
+    first = fit.fit(config(scans, "supervised"), scans / "first")
+    chosen = dataclasses.replace(config(scans), init=str(first))
+    chosen = dataclasses.replace(
+        chosen, schedule=dataclasses.replace(chosen.schedule, learning_rate=0.0, final_rate=0.0)
+    )
+    second = fit.fit(chosen, scans / "second")
+    before, after = (checkpoint.load(path)["deployed"] for path in (first, second))
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    with pytest.raises(RunError, match="another than that to be trained"):
+        fit.fit(dataclasses.replace(chosen, init="default"), scans / "third")

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from .. import distributed
 from ..config import Config, ConfigError
 from ..methods import METHODS
+from ..simulation.estimate import Estimate
 from ..simulation.variation import Variation
 from .preparation import Preparation, slab_axes, told
 from .scans import find, keep_apart
@@ -32,6 +33,7 @@ class Material:
     none besides. watched_lr and watched_hr: windows (N, slices, rows, columns) that no training sees; without
     validation scans there is no watched_hr and the LR windows are of the target group. described_as: the
     scans in words, for the card. watched_source: HR windows of the source group, None where it has none.
+    estimate: the degradation that a method which asks for it learns from.
     """
 
     source: Group
@@ -40,6 +42,7 @@ class Material:
     watched_hr: Tensor | None
     described_as: str
     watched_source: Tensor | None = None
+    estimate: Estimate | None = None
 
 
 def gather(config: Config) -> Material:
@@ -80,8 +83,14 @@ def gather(config: Config) -> Material:
         config.variation,
         data.any_voxel_size,
     )
-    target = None
-    if draws == "target":
+    target, found = None, None
+    if draws == "estimated":
+        if apart:
+            prepare.check_scale(entries["source"], entries["target"])
+        found = prepare.estimated(entries["source"], entries["target"])
+        made = dataclasses.replace(prepare, simulated=found.degradation, variation=Variation())
+        source = made.pairs(entries["source"], entries["source"])
+    elif draws == "target":
         source = prepare.target_again(entries["target"])
     elif draws == "pairs":
         if apart:
@@ -99,12 +108,13 @@ def gather(config: Config) -> Material:
     if draws != "target":
         hr_windows = torch.from_numpy(source.draw(np.random.default_rng(1), WATCHED, watched)[1])
     if not entries["validation"]:
-        lr = (target or source).draw(rng, WATCHED, watched)[0]
-        return Material(source, target, torch.from_numpy(lr), None, described, hr_windows)
+        watch = prepare.target(entries["target"]) if found else target or source
+        lr = watch.draw(rng, WATCHED, watched)[0]
+        return Material(source, target, torch.from_numpy(lr), None, described, hr_windows, found)
     still = dataclasses.replace(prepare, misaligned=False, registered=False, variation=Variation())
     pairs = still.pairs(entries["validation"], entries["validation LR"] or entries["validation"])
     lr, hr = map(torch.from_numpy, pairs.draw(rng, WATCHED, watched))
-    return Material(source, target, lr, hr, described, hr_windows)
+    return Material(source, target, lr, hr, described, hr_windows, found)
 
 
 def batches(config: Config, material: Material, steps: range) -> Iterator[Slabs]:
@@ -147,8 +157,12 @@ class _Steps(Dataset[Slabs]):
 
     def _draw(self, group: Group, step: int, salt: int) -> Sequence[Tensor]:
         seed, augment = self.config.schedule.seed, self.config.data.augment
+        found = self.material.estimate
+        turns = augment and (found is None or found.degradation.alike_in_plane)
         drawn = [
-            group.draw(np.random.default_rng((seed, step, salt, sample)), 1, _slab(self.config), augment)
+            group.draw(
+                np.random.default_rng((seed, step, salt, sample)), 1, _slab(self.config), augment, turns
+            )
             for sample in self.samples
         ]
         return [torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*drawn, strict=True)]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ...runtime.errors import RunError
 from ...runtime.scan.geometry import slab_axis, voxel_factors
+from ..simulation.estimate import Estimate, Seen, estimate
 from ..simulation.kspace import Acquisition, Degradation, Scale
 from ..simulation.variation import Variation
 from .cache import Acquire, Recipe
@@ -27,6 +28,7 @@ LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 SCALE_TOLERANCE = 1.25  # factor by which real LR scans may be coarser or finer than the scale says
 SCALE_NOTED = 1.05  # from which on that is worth a word
+ESTIMATED = 12  # scans of a group that a degradation is estimated from: more hardly change a mean spectrum
 SIZE_TOLERANCE = 0.1  # by which voxel sizes within a group may differ from their median
 
 
@@ -97,6 +99,31 @@ class Preparation:
             return Aligned(pair, ((1, 1, 1), self.scale))
 
         return self._group(hr, member)
+
+    def estimated(self, hr: Sequence[Entry], lr: Sequence[Entry]) -> Estimate:
+        """The degradation of LR scans, unpaired; of at most `ESTIMATED` scans of each group, as evenly spaced
+        as they are listed. Slabs lie along one axis."""
+        (axis,) = self.axes
+
+        def seen(recipe: Recipe, zooms: Sequence[float]) -> Seen:
+            voxels = np.moveaxis(recipe.prepared().voxels, axis, 2).astype(np.float32)
+            rows, columns, slices = (*(z for a, z in enumerate(zooms) if a != axis), zooms[axis])
+            return Seen(voxels, (rows, columns, slices))
+
+        def of_lr(entry: Entry) -> Seen:
+            zooms = np.asarray(open_along_world(entry.path).zooms)
+            coarser = voxel_factors(self.scale, axis) if self.simulated else (1, 1, 1)
+            return seen(self.lr(entry, axis), (zooms * coarser).tolist())
+
+        return estimate(
+            list(self._each(_spaced(lr), of_lr).values()),
+            list(
+                self._each(
+                    _spaced(hr), lambda e: seen(Recipe(e.path), open_along_world(e.path).zooms)
+                ).values()
+            ),
+            self.scale,
+        )
 
     def hr(self, entry: Entry) -> Recipe:
         recipe = Recipe(entry.path)
@@ -213,6 +240,12 @@ def slab_axes(scale: Scale, source: Sequence[Entry], target: Sequence[Entry]) ->
     error = {a: float(np.abs(np.log(ratios / voxel_factors(scale, a))).max()) for a in first}
     best = min(error.values())
     return (next(axis for axis in first if error[axis] < best + 0.05),)
+
+
+def _spaced(entries: Sequence[Entry]) -> list[Entry]:
+    """At most `ESTIMATED` of them, evenly spaced."""
+    places = np.linspace(0, len(entries) - 1, min(len(entries), ESTIMATED)).round().astype(int)
+    return [entries[n] for n in places]
 
 
 def told(source: Sequence[Entry], target: Sequence[Entry], simulated: bool) -> str:

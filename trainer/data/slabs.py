@@ -32,23 +32,30 @@ class Group:
     members: tuple[Aligned, ...]
 
     def draw(
-        self, rng: np.random.Generator, count: int, slab: tuple[int, int, int], augment: bool = False
+        self,
+        rng: np.random.Generator,
+        count: int,
+        slab: tuple[int, int, int],
+        augment: bool = False,
+        turns: bool = True,
     ) -> tuple[NDArray[Any], ...]:
         """Slabs centred on tissue, float32 (count, slices, rows, columns), one array for each grid.
 
         slab: (rows, columns, slices) on the LR grid. augment: random flips along all axes (across slices, if
-        the scan has more than a slab's) and transposition in plane.
+        the scan has more than a slab's) and, if turns, transposition in plane.
         Every scan must have the voxels that are `needed`.
         """
-        drawn = [self._one(rng, slab, augment) for _ in range(count)]
+        drawn = [self._one(rng, slab, augment, turns) for _ in range(count)]
         return tuple(np.stack(arrays) for arrays in zip(*drawn, strict=True))
 
-    def _one(self, rng: np.random.Generator, slab: tuple[int, int, int], augment: bool) -> list[NDArray[Any]]:
+    def _one(
+        self, rng: np.random.Generator, slab: tuple[int, int, int], augment: bool, turns: bool
+    ) -> list[NDArray[Any]]:
         member = self.members[rng.integers(len(self.members))]
         corner = _tissue_corner(rng, member.volumes[0], needed(slab))
         flips = (rng.random(3) < 0.5) & augment
         flips &= corner + slab < member.volumes[0].shape
-        transpose = augment and slab[0] == slab[1] and rng.random() < 0.5
+        transpose = augment and slab[0] == slab[1] and rng.random() < 0.5 and turns
         patches = []
         for volume, factors in zip(member.volumes, member.factors, strict=True):
             index = []

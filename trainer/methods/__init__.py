@@ -8,14 +8,16 @@ from ..nets.generators import Architecture
 from .cyclegan import CycleGan
 from .dasr import Dasr
 from .method import Method, Weights
+from .parametric import Parametric
 from .pseudosr import PseudoSr
 from .supervised import Supervised
 from .udean import Udean
 from .zssr import Zssr
 
-Name = Literal["udean", "supervised", "zssr", "cyclegan", "dasr", "pseudosr"]
+Name = Literal["udean", "parametric", "supervised", "zssr", "cyclegan", "dasr", "pseudosr"]
 METHODS: dict[Name, type[Method]] = {
     "udean": Udean,
+    "parametric": Parametric,
     "supervised": Supervised,
     "zssr": Zssr,
     "cyclegan": CycleGan,

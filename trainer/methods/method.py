@@ -19,7 +19,7 @@ from ..nets.generators import Architecture, SuperResolution
 
 Terms: TypeAlias = dict[str, Tensor]  # losses by name, "total" among them: the one that is descended
 Made: TypeAlias = dict[str, Tensor]  # detached images and features by name
-Draws = Literal["unpaired", "pairs", "target"]
+Draws = Literal["unpaired", "pairs", "target", "estimated"]
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Batch:
 
     hr: (N, HR slices, s·P, s·P) of the source group.
     coarse: (N, LR slices, P, P), the LR slab under hr: its k-space truncation; for "pairs" the LR scan of
-        the same participant.
-    lr: (N, LR slices, P, P) of the target group, of other anatomy; for "pairs" and "target" it is coarse.
+        the same participant, for "estimated" the one that was made.
+    lr: (N, LR slices, P, P) of the target group, of other anatomy; for methods other than "unpaired" coarse.
     seed: of the step, equal in all processes.
     """
 
@@ -87,7 +87,8 @@ class Method(nn.Module, ABC):
     """A method's networks and losses.
 
     draws: "unpaired": source and target group; "pairs": HR and LR scans of the same participants;
-        "target": LR scans and their own truncation.
+        "target": LR scans and their own truncation; "estimated": HR scans and what the degradation that was
+        estimated from the target scans makes of them.
     stages: how many times the whole schedule is run, each with its own turns.
     weighs: the fields of `Weights` that it looks at.
     """

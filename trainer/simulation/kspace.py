@@ -16,6 +16,7 @@ from scipy import fft, ndimage
 
 from ...runtime.errors import RunError
 
+PEAK = 99.9  # percentile of a volume whose share noise is given as
 Scale = tuple[int, int, int]
 Volume = NDArray[Any]  # float32, real
 
@@ -29,7 +30,10 @@ class Degradation:
     """What an LR scan lacks besides resolution, and how it loses that.
 
     sampling: "truncation" of k-space, or "blur": a Gaussian as wide (FWHM) as an LR voxel, decimated.
-    partial_fourier: acquired share of k-space along columns (phase encoding), 0.5 < share <= 1, zero-filled.
+    width: full widths at half maximum, in LR voxels along (row, column, slice), of a Gaussian by which the
+        image is smoothed before it is sampled, as by a slice profile or relaxation; 0: not. Noise is not.
+    partial_fourier: acquired share of k-space along phase_axis (0 rows, 1 columns, 2 slices), zero-filled;
+        0.5 < share <= 1.
     elliptical: leave out the corners of k-space outside the inscribed ellipsoid.
     filled: share of LR k-space along each axis that is acquired at all; scanners fill the rest with zeros, to
         interpolate. hamming: strength of a Hamming window over k-space, 1 being his 0.54 + 0.46 cos. tukey:
@@ -42,7 +46,9 @@ class Degradation:
     """
 
     sampling: Literal["truncation", "blur"] = "truncation"
+    width: tuple[float, float, float] = (0.0, 0.0, 0.0)
     partial_fourier: float = 1.0
+    phase_axis: Literal[0, 1, 2] = 1
     elliptical: bool = False
     filled: float = 1.0
     hamming: float = 0.0
@@ -58,15 +64,41 @@ class Degradation:
             raise DegradationError("The filled share of k-space is at least 0.5 and at most 1.")
         if not (0 <= self.hamming <= 1 and 0 <= self.tukey <= 1):
             raise DegradationError("The windows hamming and tukey have strengths from 0 to 1.")
-        shaped = self.elliptical or self.hamming or self.tukey or min(self.partial_fourier, self.filled) < 1
+        if not all(0 <= width < 100 for width in self.width):
+            raise DegradationError("The widths of the point spread are zero or positive LR voxels.")
+        shaped = (
+            any(self.width)
+            or self.elliptical
+            or self.hamming
+            or self.tukey
+            or min(self.partial_fourier, self.filled) < 1
+        )
         if self.sampling == "blur" and shaped:
             raise DegradationError(
-                "Partial Fourier, elliptical or zero-filled k-space and its windows need k-space, not a blur."
+                "Widths, partial Fourier, elliptical or zero-filled k-space and its windows need k-space, "
+                "not the sampling 'blur'."
             )
         if not (0 <= self.noise < math.inf and 0 <= self.bias < math.inf):
             raise DegradationError("Noise level and bias are zero or positive.")
         if self.levels < 0:
             raise DegradationError("Grey levels are a number of at least 1, or 0 for none.")
+
+    def told(self) -> str:
+        """The point spread and the noise in words."""
+        widths = " x ".join(f"{width:g}" for width in self.width)
+        words = [f"Gaussian of {widths} LR voxels (FWHM by row, column, slice)"]
+        if self.partial_fourier < 1:
+            axis = ("rows", "columns", "slices")[self.phase_axis]
+            words.append(f"partial Fourier {self.partial_fourier:g} along {axis}")
+        if self.elliptical:
+            words.append("elliptical k-space")
+        return ", ".join([*words, f"noise {self.noise:.2%} of the 99.9th percentile"])
+
+    @property
+    def alike_in_plane(self) -> bool:
+        """Whether rows and columns could change places."""
+        halved = self.partial_fourier < 1 and self.phase_axis != 2
+        return abs(self.width[0] - self.width[1]) < 0.2 and not halved
 
 
 @dataclass(frozen=True)
@@ -99,21 +131,41 @@ def acquire(hr: Volume, acquisition: Acquisition, seed: int = 0) -> Volume:
         hr = hr * np.exp(acquisition.bias * smooth_field(hr.shape, rng))
     noise: Any = 0.0
     if acquisition.noise:
-        level = acquisition.noise * np.percentile(hr, 99.9)
+        level = acquisition.noise * np.percentile(hr, PEAK)
         noise = level * (rng.standard_normal(shape) + 1j * rng.standard_normal(shape))
     if acquisition.sampling == "blur":
         image = blurred(hr, acquisition.scale) + noise
     else:
         space = _resize_centre(_centred_fft(hr), shape) / math.prod(acquisition.scale)
+        for axis, (n, width) in enumerate(zip(shape, acquisition.width, strict=True)):
+            transfer = gaussian_transfer(width, (np.arange(n) - n // 2) / n).astype(np.float32)
+            space *= np.expand_dims(transfer, [a for a in range(3) if a != axis])
         if acquisition.noise:
             space = space + fft.fftshift(fft.fftn(noise))
         space = space * sampling_mask(shape, acquisition) * window(shape, acquisition)
         image = fft.ifftn(fft.ifftshift(space))
     image = np.abs(image).astype(np.float32)
     if acquisition.levels:
-        level = np.float32(np.percentile(image, 99.9) / acquisition.levels) or np.float32(1)
+        level = np.float32(np.percentile(image, PEAK) / acquisition.levels) or np.float32(1)
         image = np.rint(image / level) * level
     return image
+
+
+def gaussian_transfer(width: float, frequency: NDArray[np.floating]) -> NDArray[np.floating]:
+    """What a Gaussian of this full width at half maximum leaves of frequencies, cycles per unit of width."""
+    sigma = width / (2 * math.sqrt(2 * math.log(2)))
+    return np.exp(-2 * (math.pi * sigma * frequency) ** 2)
+
+
+def transfer(degradation: Degradation, axis: int, frequency: NDArray[np.floating]) -> NDArray[np.floating]:
+    """What width and partial Fourier leave of frequencies, 0 to 0.5 cycles an LR voxel, along an axis.
+
+    Of a point whose conjugate partner was not acquired the magnitude keeps about a half.
+    """
+    line = gaussian_transfer(degradation.width[axis], frequency)
+    if degradation.partial_fourier < 1 and axis == degradation.phase_axis:
+        line = np.where(frequency > degradation.partial_fourier - 0.5, line / 2, line)
+    return line
 
 
 def window(shape: tuple[int, ...], acquisition: Acquisition) -> NDArray[np.float32]:
@@ -144,7 +196,9 @@ def sampling_mask(shape: tuple[int, ...], acquisition: Acquisition) -> NDArray[n
             far = np.abs(np.arange(n) - n // 2) > acquisition.filled * n / 2
             mask[(slice(None),) * axis + (far,)] = False
     if acquisition.partial_fourier < 1:
-        mask[:, : shape[1] - round(acquisition.partial_fourier * shape[1])] = False
+        axis = acquisition.phase_axis
+        left_out = slice(shape[axis] - round(acquisition.partial_fourier * shape[axis]))
+        mask[(slice(None),) * axis + (left_out,)] = False
     return mask
 
 

@@ -50,6 +50,7 @@ def play(method, batch, steps, stage=0, rate=5e-3):
 # losses by stage that it brings down whatever its adversary does, and to which part of their start.
 FALLS = {
     "udean": ("cubic", [("image_cycle", "hr_consistency")], 0.4),
+    "parametric": ("none", [("l1", "ssim")], 0.5),
     "supervised": ("none", [("l1", "ssim")], 0.5),
     "zssr": ("none", [("l1", "ssim")], 0.5),
     "cyclegan": ("cubic", [("lr_cycle", "hr_cycle")], 0.7),
