@@ -17,6 +17,7 @@ from ..errors import RunError
 from ..models.card import METADATA_KEY, ModelCard
 from ..pipeline.engine import EngineInfo, Precision
 from ..system.extras import require
+from ..system.threads import cores, quota
 from .fixed import InputSize
 
 
@@ -49,8 +50,8 @@ class OpenVinoEngine:
         settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
         # OpenVINO would bind its threads to the first cores, those of another shard or worker to the same.
         settings["ENABLE_CPU_PINNING"] = False
-        if threads:
-            settings["INFERENCE_NUM_THREADS"] = str(threads)
+        if threads or quota():  # it knows of cores, and nothing of a container's share of their time
+            settings["INFERENCE_NUM_THREADS"] = str(threads or cores())
         try:
             compiled = core.compile_model(edges.build(), "CPU", settings)
         except RuntimeError as error:

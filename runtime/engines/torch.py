@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..errors import RunError
 from ..models.card import ModelCard
 from ..pipeline.engine import EngineInfo, Precision
+from ..system.threads import cores, quota
 from .checkpoint import load_network
 
 
@@ -33,8 +34,8 @@ class TorchEngine:
     def _open(self, file: Path, name: str, sha256: str, precision: Precision, threads: int | None) -> None:
         self._torch, network, self.card = load_network(file)
         precision = "fp32" if precision == "auto" else precision
-        if threads:
-            self._torch.set_num_threads(threads)
+        if threads or quota():  # it knows of cores, and nothing of a container's share of their time
+            self._torch.set_num_threads(threads or cores())
         self._dtype = self._torch.bfloat16 if precision == "bf16" else self._torch.float32
         self._network = network.eval().to(self._dtype, memory_format=self._torch.channels_last)
         self.info = EngineInfo("torch", self._torch.__version__, "cpu", precision, name, sha256)

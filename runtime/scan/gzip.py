@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import math
-import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from ..errors import RunError
+from ..system.threads import cores
 
 INFLATION = 1032  # deflate cannot expand further (RFC 1951: 258 bytes from 2 bits)
 CHUNK = 4 << 20
@@ -72,5 +72,5 @@ def packing(raw: BinaryIO, compress: bool) -> Iterator[BinaryIO]:
     if not compress:
         yield raw
         return
-    with igzip_threaded.open(raw, "wb", compresslevel=1, threads=min(2, os.cpu_count() or 1)) as file:
+    with igzip_threaded.open(raw, "wb", compresslevel=1, threads=min(2, cores())) as file:
         yield cast(BinaryIO, file)

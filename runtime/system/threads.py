@@ -3,20 +3,60 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 import os
 import queue
 import threading
 from collections.abc import Generator, Iterable
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
 def cores() -> int:
-    """The processor's cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """The processor's cores that this process may use: those of its affinity, and no more than a container's
+    share of processor time is worth. More threads than that are stopped for most of each period."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = quota()
+    return here if share is None else max(1, min(here, math.ceil(share)))
+
+
+@functools.cache  # a share that changes while a run goes on is not followed
+def quota(root: Path = Path("/")) -> float | None:
+    """Processors' worth of time that control groups allow this process, the least of all levels; None: no
+    limit. Source: Linux's documentation, cgroup-v2 ("cpu.max") and sched-bwc ("cpu.cfs_quota_us")."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:  # not Linux
+        return None
+    found = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        # In a container its own group is the root of what is mounted there, whatever its path outside.
+        mount = root / "sys/fs/cgroup" / (controllers and "cpu")
+        group = mount / path.lstrip("/")
+        for folder in (group, *group.parents):
+            found.append(_allowed(folder))
+            if folder == mount:
+                break
+    return min((share for share in found if share), default=None)
+
+
+def _allowed(folder: Path) -> float | None:
+    """What one control group allows itself."""
+    try:
+        if (folder / "cpu.max").exists():
+            most, period = (folder / "cpu.max").read_text().split()
+        else:
+            most = (folder / "cpu.cfs_quota_us").read_text().strip()
+            period = (folder / "cpu.cfs_period_us").read_text()
+        return None if most in ("max", "-1") else int(most) / int(period)
+    except (OSError, ValueError):
+        return None
 
 
 def ahead(items: Iterable[T], name: str | None = None) -> Generator[T, None, None]:
