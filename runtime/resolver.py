@@ -43,11 +43,12 @@ from .scan.foreign import from_itk, from_tensor, is_itk, is_tensor, to_itk, to_t
 from .scan.geometry import Factors, fine_affine, slab_axis, voxel_factors
 from .scan.intensity import Intensities
 from .scan.kinds import check_layout, check_voxels
+from .scan.nifti import Header
 from .scan.noise import Noise, estimate_noise
 from .scan.output import Room, in_memory
 from .scan.regrid import Asked, Grid, along, spline_weights
 from .scan.rings import rings
-from .scan.scan import Header, Scan, fine_image, image_scan
+from .scan.scan import Scan, fine_image, image_scan
 from .system.trace import Stopwatch, Trace, span
 
 if TYPE_CHECKING:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from ..errors import RunError
 from ..job import Job, Stamp
 from ..models.card import ModelCard
+from ..scan.nifti import Header
 from ..scan.output import Draft, FileDraft
-from ..scan.scan import Header, Scan
+from ..scan.scan import Scan
 from ..system.files import real_path, sha256
 from .derived import write_derived
 from .series import Series, find_series

@@ -28,9 +28,10 @@ from ..pipeline.engine import Engine
 from ..pipeline.through_plane import Findings
 from ..resolver import Look, Output, Progress, SuperResolver, Timings
 from ..scan.choice import Choice
+from ..scan.nifti import Header
 from ..scan.output import Draft, check_memory
 from ..scan.profile import FWHM
-from ..scan.scan import Header, Scan
+from ..scan.scan import Scan
 from ..system.files import sweep
 from ..system.threads import ahead
 from ..system.trace import span

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from ..errors import RunError
 from ..system.files import atomic
-from .scan import Header, preamble, write_scan
+from .nifti import Header, preamble
+from .scan import write_scan
 
 Room: TypeAlias = Callable[[Header], NDArray[Any]]  # an SR header to the array that takes its voxels
 

@@ -10,13 +10,12 @@ header is made from its scan's by `Scan.fine_header`, so what does not depend on
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -29,18 +28,14 @@ from numpy.typing import NDArray
 from ..errors import RunError
 from ..models.card import Grid
 from ..system.files import atomic
-from .geometry import Factors, coarse_affine, fine_affine, is_singular
-from .gzip import CHUNK, INFLATION, inflate, is_gzip, packing, reading, unpacking
+from .geometry import Factors, coarse_affine, fine_affine
+from .gzip import CHUNK, INFLATION, inflate, is_gzip, packing, reading
+from .nifti import Header, little_endian, mended, preamble, read_header, sform
 from .regrid import Grid as Regrid
-
-Header: TypeAlias = Any  # nibabel's NIfTI-1 or NIfTI-2 header: fields by their standard names
 
 SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
 FREESURFER = (".mgz", ".mgh")
-MAGIC = {(348, b"n+1\0"): nib.Nifti1Header, (540, b"n+2\0\r\n\x1a\n"): nib.Nifti2Header}
 MILLIMETRES = {1: 1e3, 3: 1e-3}  # of a header's metre and micron; all else counts as mm
-UNIT_LENGTH = 1e-3  # by which a quaternion may be longer than 1 by rounding
-HEADER_LIMIT = 64 << 20  # header extensions are kilobytes
 
 
 def stem(path: Path) -> str:
@@ -163,7 +158,7 @@ class Scan:
             for name, value in zip(("qoffset_x", "qoffset_y", "qoffset_z"), origin, strict=True):
                 header[name] = value
         if header["sform_code"] > 0 or header["qform_code"] <= 0:
-            header.set_sform(move(_sform(self.header)))
+            header.set_sform(move(sform(self.header)))
             header["sform_code"] = max(0, int(self.header["sform_code"])) or 2  # any other means "aligned"
         header["slice_start"] = header["slice_end"] = header["slice_duration"] = header["slice_code"] = 0
         header["vox_offset"] = 0  # set when written
@@ -178,24 +173,9 @@ def open_scan(path: Path, series: bool = False) -> Scan:
     """
     if path.name.lower().endswith(FREESURFER):
         return _open_freesurfer(path, series)
-    with reading(path):
-        if not path.is_file():
-            raise RunError(f"{path} does not exist." if not path.exists() else f"{path} is not a file.")
-        packed = is_gzip(path)
-        with unpacking(path) if packed else open(path, "rb") as file:
-            start = file.read(540)
-            header = _parse(start, path)
-            offset = float(header["vox_offset"])
-            offset = max(int(offset) if math.isfinite(offset) else 0, header.sizeof_hdr + 4)
-            if offset > HEADER_LIMIT:
-                raise RunError(f"{path} has a damaged header: its voxels would begin at byte {offset}.")
-            block = start + file.read(max(0, offset - len(start)))
-        header = type(header).from_fileobj(io.BytesIO(block[:offset]), header.endianness, check=False)
-        stored = _stored_dtype(header, path)  # in the file's byte order, unlike the SR volume's header
-        header = _little_endian(header)
-        header["vox_offset"], header["sizeof_hdr"] = offset, header.sizeof_hdr
-        scan = _checked(str(path), header, stored, series, path=path)
-        _check_size(scan, path, offset, packed)
+    found = read_header(path)
+    scan = _checked(str(path), found.header, found.dtype, series, path=path)
+    _check_size(scan, path, int(found.header["vox_offset"]), found.packed)
     return scan
 
 
@@ -227,7 +207,7 @@ def image_scan(image: SpatialImage, series: bool = False) -> Scan:
     nifti = image if isinstance(image, nib.Nifti1Pair) else Nifti1Image.from_image(image)
     proxy: Any = image.dataobj
     name = image.get_filename() or "The image"
-    header = _little_endian(nifti.header)
+    header = little_endian(nifti.header)
     if isinstance(image, nib.MGHImage):  # its world is the scanner's, as FreeSurfer's own NIfTI says too
         header.set_xyzt_units("mm", "msec")
         header.set_sform(image.affine, "scanner")
@@ -255,16 +235,6 @@ def write_scan(path: Path, header: Header, voxels: NDArray[Any]) -> None:
             file.write(flat[start : start + CHUNK])
 
 
-def preamble(header: Header) -> bytes:
-    """What a single NIfTI file has before its voxels: header, extensions, padding."""
-    header = header.copy()
-    header["magic"] = header.single_magic
-    header["vox_offset"] = offset = _data_offset(header)
-    head = io.BytesIO()
-    header.write_to(head)
-    return head.getvalue().ljust(offset, b"\0")
-
-
 def fine_image(header: Header, voxels: NDArray[Any]) -> Nifti1Image:
     """An SR volume as a nibabel image; stored integers with a slope become float32 in the scan's units."""
     slope, inter = header.get_slope_inter()
@@ -277,35 +247,6 @@ def fine_image(header: Header, voxels: NDArray[Any]) -> Nifti1Image:
     image = kind(voxels, header.get_best_affine(), header)
     image.header["scl_slope"], image.header["scl_inter"] = 1, 0
     return image
-
-
-def _little_endian(header: Header) -> Header:
-    """A copy in little-endian order, with the extensions that nibabel's own conversion drops."""
-    swapped = header.as_byteswapped("<")
-    swapped.extensions = type(header.extensions)(header.extensions)
-    return swapped
-
-
-def _parse(start: bytes, path: Path) -> Header:
-    """The header class that fits the first bytes, filled from them."""
-    for (size, magic), kind in MAGIC.items():
-        at = 344 if size == 348 else 4
-        if len(start) >= size and start[at : at + len(magic)] == magic:
-            # nibabel tells the byte order from dim[0], which may be damaged; the size is a constant.
-            orders = {size.to_bytes(4, "little"): "<", size.to_bytes(4, "big"): ">"}
-            return kind(start[:size], orders.get(start[:4]), check=False)
-    if start[344:348] == b"ni1\0":
-        raise RunError(
-            f"{path} is a NIfTI header without its voxels: join the pair into one .nii file first."
-        )
-    raise RunError(f"{path} is not a NIfTI file.")
-
-
-def _stored_dtype(header: Header, path: Path) -> np.dtype[Any]:
-    try:
-        return header.get_data_dtype()
-    except KeyError:
-        raise RunError(f"{path} has a damaged header: its datatype is {header['datatype']}.") from None
 
 
 def _checked(
@@ -341,7 +282,7 @@ def _checked(
             f"{name} has no usable voxel size in its header ({', '.join(map(str, zooms))}): set pixdim."
         )
     header.set_data_shape(shape if volumes == 1 else [*shape, volumes])
-    remarks = tuple(_mended(name, header))
+    remarks = tuple(mended(name, header))
     try:
         slope, inter = header.get_slope_inter()
     except HeaderDataError:
@@ -349,55 +290,3 @@ def _checked(
     i, j, k = shape
     slope = 1.0 if slope is None else slope
     return Scan(name, header, (i, j, k), dtype, slope, inter or 0.0, path, image, volumes, None, remarks)
-
-
-def _mended(name: str, header: Header) -> Iterator[str]:
-    """Mend what can be mended in a header's affines; yields what was done.
-
-    A qfac that is not ±1 counts as the NIfTI-1 standard's reader takes it, a quaternion that is too long by
-    rounding is shortened, and a damaged qform gives way to a sound sform. Raises RunError for a damaged
-    sform, whatever the qform, and for a damaged qform that is alone.
-    """
-    if header["qform_code"] > 0:
-        if (qfac := float(header["pixdim"][0])) not in (-1.0, 1.0):
-            header["pixdim"][0] = -1.0 if qfac < 0 else 1.0
-            yield f"{name} has qfac {qfac:g} in its qform, which is taken for {header['pixdim'][0]:g}."
-        parts = ("quatern_b", "quatern_c", "quatern_d")
-        length = float(np.linalg.norm([float(header[part]) for part in parts]))
-        if 1 < length <= 1 + UNIT_LENGTH:
-            for part in parts:
-                header[part] = float(header[part]) / length * (1 - 1e-7)  # float32 must not round it up again
-    forms = [("sform", "sform_code", _sform), ("qform", "qform_code", _qform)]
-    there = [(form, code, _is_sound(read, header)) for form, code, read in forms if header[code] > 0]
-    damaged = [form for form, _, sound in there if not sound]
-    if not damaged:
-        return
-    if "sform" in damaged or len(there) == 1:
-        raise RunError(
-            f"{name} has a singular or damaged affine ({' and '.join(damaged)}): repair its header first."
-        )
-    sizes = header["pixdim"][1:4].copy()
-    header.set_qform(header.get_sform(), int(header["qform_code"]))  # the nearest without shears
-    header["pixdim"][1:4] = sizes
-    yield f"{name} has a damaged qform: its sform is used instead."
-
-
-def _is_sound(read: Callable[[Header], NDArray[np.float64]], header: Header) -> bool:
-    try:
-        return not is_singular(read(header))
-    except (HeaderDataError, ValueError):
-        return False
-
-
-def _sform(header: Header) -> NDArray[np.float64]:
-    """The sform where one is set, else the affine that nibabel falls back to."""
-    return header.get_sform() if header["sform_code"] > 0 else header.get_best_affine()
-
-
-def _qform(header: Header) -> NDArray[np.float64]:
-    return header.get_qform()
-
-
-def _data_offset(header: Header) -> int:
-    """Bytes of header, flag and extensions, to the next multiple of 16."""
-    return -(-(int(header["sizeof_hdr"]) + 4 + int(header.extensions.get_sizeondisk())) // 16) * 16

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RunError
-from ..scan.scan import Header, Scan, preamble
+from ..scan.nifti import Header, preamble
+from ..scan.scan import Scan
 from .comparison import Comparison, compare
 from .results import Result
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from ...runtime.errors import RunError
 from ...runtime.scan.geometry import slab_axis, voxel_factors
 from ...runtime.scan.intensity import check_finite
-from ...runtime.scan.scan import FREESURFER, Header, Scan, open_scan, stem, write_scan
+from ...runtime.scan.nifti import Header
+from ...runtime.scan.scan import FREESURFER, Scan, open_scan, stem, write_scan
 from ...runtime.system.files import read_json, write_json
 from .kspace import Acquisition, DegradationError, acquire, crop
 from .thick import Slices, lr_grid, slices_of
