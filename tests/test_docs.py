@@ -83,3 +83,13 @@ def test_the_readme_is_short():
 
 
 NAMES = {"udean-manifest", "udean-array", "udean-group"}  # files, not commands
+
+
+def test_files_that_newcomers_are_sent_to_are_there():
+    """A path is the checkout's, or lies in a folder that the same page names."""
+    for page in ("CONTRIBUTING.md", "ARCHITECTURE.md"):
+        text = (ROOT / page).read_text()
+        named = set(re.findall(r"`((?:[a-z_]+/)+(?:[a-z_]+\.(?:py|cu|js|toml))?)`", text))
+        assert len(named) > 5
+        homes = [ROOT, *(ROOT / house for house in ("runtime", "trainer", "export", "benchmarks", "tests"))]
+        assert [path for path in named if not any((home / path).exists() for home in homes)] == [], page

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import distributed
 from ..nets import generators, losses
+from ..nets.discriminators import Discriminator
 from ..nets.generators import Architecture, SuperResolution
 from ..nets.interpolation import Decimation
 from .method import Batch, Made, Method, Terms, Turn, Weights, detached, together, total
@@ -31,8 +32,8 @@ class CycleGan(Method):
         self.generators = nn.ModuleDict({"up": self.up, "down": self.down})
         self.discriminators = nn.ModuleDict(
             {
-                "lr": generators.Discriminator(slab_lr, arch.discriminator, patch),
-                "hr": generators.Discriminator(slab_hr, arch.discriminator, size),
+                "lr": Discriminator(slab_lr, arch.discriminator, patch),
+                "hr": Discriminator(slab_hr, arch.discriminator, size),
             }
         )
         self.decimation = Decimation(arch.scale)

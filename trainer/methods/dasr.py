@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..nets import generators, losses
-from ..nets.generators import Architecture, PatchDiscriminator, SuperResolution
+from ..nets.discriminators import Discriminator, PatchDiscriminator
+from ..nets.generators import Architecture, SuperResolution
 from .method import Batch, Made, Method, Terms, Turn, Weights, detached, together, total
 
 ADVERSARIAL = 0.005
@@ -38,7 +39,7 @@ class Dasr(Method):
         self.down = generators.degrader(arch)
         self.up = generators.super_resolution(arch)
         self.judge_lr = PatchDiscriminator(3 * slab_lr, arch.discriminator)
-        self.judge_hr = generators.Discriminator(3 * slab_hr, arch.discriminator, patch * arch.scale[0] // 2)
+        self.judge_hr = Discriminator(3 * slab_hr, arch.discriminator, patch * arch.scale[0] // 2)
 
     def turns(self, stage: int = 0) -> tuple[Turn, ...]:
         if stage == 0:

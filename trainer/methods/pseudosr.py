@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nets import generators, losses
+from ..nets.discriminators import Discriminator
 from ..nets.generators import Architecture, SuperResolution
 from .method import Batch, Made, Method, Terms, Turn, Weights, detached, together, total
 
@@ -37,9 +38,9 @@ class PseudoSr(Method):
         width = arch.discriminator
         self.discriminators = nn.ModuleDict(
             {
-                "x": generators.Discriminator(slab_lr, width, patch),
-                "y": generators.Discriminator(slab_lr, width, patch),
-                "sr": generators.Discriminator(slab_hr, width, patch * arch.scale[0]),
+                "x": Discriminator(slab_lr, width, patch),
+                "y": Discriminator(slab_lr, width, patch),
+                "sr": Discriminator(slab_hr, width, patch * arch.scale[0]),
             }
         )
 

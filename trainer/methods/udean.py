@@ -17,6 +17,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from ..nets import generators, losses
+from ..nets.discriminators import Discriminator
 from ..nets.generators import Architecture, SuperResolution
 from .method import Batch, Made, Method, Terms, Turn, Weights, detached, together, total
 
@@ -44,9 +45,9 @@ class Udean(Method):
         width = arch.discriminator
         self.discriminators = nn.ModuleDict(
             {
-                "lr": generators.Discriminator(slab_lr, width, patch),
-                "features": generators.Discriminator(arch.channels, width, patch),
-                "hr": generators.Discriminator(slab_hr, width, patch * arch.scale[0]),
+                "lr": Discriminator(slab_lr, width, patch),
+                "features": Discriminator(arch.channels, width, patch),
+                "hr": Discriminator(slab_hr, width, patch * arch.scale[0]),
             }
         )
 

@@ -1,4 +1,4 @@
-"""The networks of UDEAN (Fig. 3): encoders, TS-RCAN decoders, VGG discriminators.
+"""The generators of UDEAN (Fig. 3): encoders and TS-RCAN decoders.
 
 All are 2-D networks over thin slabs: the channels of an image are consecutive slices. An LR slab has
 `slab` slices; the HR slab over it has `slab * scale[2]`. Feature maps lie on the LR grid.
@@ -7,7 +7,6 @@ Spatial scale is the same along rows and columns.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from ...runtime.errors import RunError
-from .. import distributed
 from .interpolation import SLAB, Interpolation
 
 SMALL = 1e-12  # what keeps an empty window's mean from being divided by 0
@@ -269,76 +267,6 @@ def lr_mapping(arch: Architecture, extra: int = 0) -> Mapping:
     """LR slab (and `extra` channels after it) to LR slab."""
     encoder = Encoder(arch.slab[0] + extra, arch.channels, anchored=arch.skip == "cubic")
     return Mapping(_finished(encoder, arch), lr_decoder(arch))
-
-
-class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation over the samples of all processes (equally many each)."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        if distributed.count() == 1 or not self.training:
-            return super().forward(input)
-        x = input.float()
-        mean = distributed.mean(x.mean((0, 2, 3), keepdim=True))
-        variance = distributed.mean(((x - mean) ** 2).mean((0, 2, 3), keepdim=True))
-        with torch.no_grad():
-            n = x.numel() // x.shape[1] * distributed.count()
-            assert self.running_mean is not None and self.running_var is not None
-            self.running_mean.lerp_(mean.flatten(), self.momentum or 0.1)
-            self.running_var.lerp_(variance.flatten() * (n / (n - 1)), self.momentum or 0.1)
-            if self.num_batches_tracked is not None:
-                self.num_batches_tracked += 1
-        scale, shift = self.weight[:, None, None], self.bias[:, None, None]
-        return ((x - mean) * torch.rsqrt(variance + self.eps) * scale + shift).to(input.dtype)
-
-
-def vgg(inputs: int, width: int, factors: tuple[int, ...]) -> tuple[nn.Sequential, int]:
-    """3×3 convolutions to width·factor channels, stride 1 and 2 by turns, and the channels of the last.
-
-    Batch normalisation except on the first, LeakyReLU(0.2).
-    """
-    layers: list[nn.Module] = []
-    channels = inputs
-    for i, factor in enumerate(factors):
-        layers.append(conv(channels, width * factor, 1 + i % 2))
-        channels = width * factor
-        if i:
-            layers.append(BatchNorm(channels))
-        layers.append(nn.LeakyReLU(0.2))
-    return nn.Sequential(*layers), channels
-
-
-class Discriminator(nn.Module):
-    """VGG: ten 3×3 convolutions, stride 1 and 2 by turns, linear to 100, linear to 1; no sigmoid.
-
-    Batch normalisation except on the first, LeakyReLU(0.2). size: rows (= columns) of its input.
-    Input (N, inputs, size, size), output (N,).
-    """
-
-    def __init__(self, inputs: int, width: int, size: int) -> None:
-        super().__init__()
-        self.features, channels = vgg(inputs, width, (1, 1, 2, 2, 4, 4, 8, 8, 8, 8))
-        side = math.ceil(size / 2**5)
-        self.score = nn.Sequential(nn.Linear(channels * side**2, 100), nn.LeakyReLU(0.2), nn.Linear(100, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.score(self.features(x).flatten(1)).squeeze(1)
-
-
-class PatchDiscriminator(nn.Module):
-    """The first four convolutions of `Discriminator` and a 1×1 one: a score for each patch.
-
-    Its receptive field is 13 pixels, every 4. Input (N, inputs, H, W), output (N, 1, H/4, W/4).
-    """
-
-    FIELD, STRIDE = 13, 4
-
-    def __init__(self, inputs: int, width: int) -> None:
-        super().__init__()
-        self.features, channels = vgg(inputs, width, (1, 1, 2, 2))
-        self.score = nn.Conv2d(channels, 1, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.score(self.features(x))
 
 
 def parameter_count(*modules: nn.Module) -> int:

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from udean.trainer.nets.discriminators import Discriminator
 from udean.trainer.nets.generators import (
     Architecture,
     ArchitectureError,
-    Discriminator,
     Interpolation,
     feature_extractor,
     lr_decoder,
