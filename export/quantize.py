@@ -26,7 +26,7 @@ from onnxruntime.quantization import (
 
 from ..runtime.models.card import ModelCard
 from ..runtime.scan import intensity
-from ..runtime.scan.geometry import slab_axis
+from ..runtime.scan.orientation import Orientation
 from ..runtime.scan.scan import SUFFIXES, open_scan
 from . import graph, parity
 from .errors import ExportError
@@ -48,7 +48,7 @@ def scan_windows(paths: Sequence[Path], card: ModelCard, seed: int = 0) -> parit
     drawn: list[parity.Windows] = []
     for index, file in enumerate(files):
         scan = open_scan(file)
-        lr = np.moveaxis(scan.voxels_in_units(), slab_axis(scan.zooms), 2)
+        lr = Orientation.of(scan.affine).turned(scan.voxels_in_units())
         try:
             lr = lr / np.float32(intensity.unit(lr, card.intensity))
         except intensity.IntensityError as error:

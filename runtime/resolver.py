@@ -32,21 +32,21 @@ from .models.card import ModelCard
 from .pipeline import consistency as measured
 from .pipeline import through_plane
 from .pipeline.air import Air, find_air
-from .pipeline.axes import mean_over_axes
 from .pipeline.content import Content, survey
 from .pipeline.engine import Engine, EngineInfo, Library, Precision
 from .pipeline.host import HostPipeline, LrVolume, batch_size
 from .pipeline.stream import Band, resolve_stream
 from .pipeline.tiling import Box, Tiling, Weighting, Window, tile_windows
 from .scan import intensity
-from .scan.choice import Choice, choose, why_one_axis
+from .scan.choice import Choice, choose
 from .scan.foreign import from_itk, from_tensor, is_itk, is_tensor, to_itk, to_tensor
-from .scan.geometry import Factors, fine_affine, slab_axis, voxel_factors
+from .scan.geometry import Factors, fine_affine
 from .scan.intensity import Intensities
 from .scan.kinds import check_layout, check_voxels
 from .scan.nifti import Header
 from .scan.noise import Noise, estimate_noise
-from .scan.output import Room, in_memory, scratch
+from .scan.orientation import Orientation
+from .scan.output import Room, in_memory
 from .scan.regrid import Asked, Grid, along, spline_weights
 from .scan.rings import rings
 from .scan.scan import Scan, fine_image, image_scan
@@ -80,8 +80,7 @@ class Options:
     crop: windows over the content only; constant background around it stays as it is, and noisy air is
     interpolated. consistency: how much of the measured band is taken from the scan, 0 to 1 in tissue; "auto":
     by the scan's noise, where the model's card says by which transfer the scan was made; "off": none. to: the
-    spacing asked for, as `Asked` reads it, None for the model's own factors. best: the mean over slabs along
-    each of the three axes, at three times the cost.
+    spacing asked for, as `Asked` reads it, None for the model's own factors.
     """
 
     overlap: float | tuple[float, float, float] | None = None
@@ -90,7 +89,6 @@ class Options:
     crop: bool = True
     consistency: Consistency = "auto"
     to: str | None = None
-    best: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,6 @@ class Info:
             if card.consistency != "off"
             else "left to the network",
             "spacing": options.to or "the model's own factors",
-            "slabs": "along each of three axes, their mean" if options.best else "along one axis",
             "intended use": card.intended_use,
         }
         return "\n".join(f"{name + ':':<15}{said}" for name, said in lines.items())
@@ -184,7 +181,6 @@ class Task:
     store: how voxels in the network's range become stored ones. tiling: the windows over `lr`.
     slabs: (first HR slice, voxels (rows, columns, slices)), computed as they are asked for: float32 in the
         network's range if `in_range`, else to be stored as they are.
-    best: whether they are to be the mean over three slab axes.
     """
 
     lr: NDArray[Any]
@@ -198,7 +194,6 @@ class Task:
     tiling: Tiling | None = None
     slabs: Iterable[Slab] = ()
     in_range: bool = False
-    best: bool = False
 
     @property
     def volume(self) -> LrVolume:
@@ -218,9 +213,7 @@ class SuperResolver:
     device, precision, threads and library are `choose_engine`'s; overlap, window, weighting, crop and
     consistency `Options`'. to: the spacing wanted, "1mm", "1x1x2mm", "iso" or mm; thick slices then go
     through the embedded through-plane model, on the processor. strict: refuse scans outside the model's
-    range, which are warned about otherwise; see `choice`. best: the mean over slabs along each of the three
-    axes, better at three times the cost, for models of one factor along all axes. fallback: "cpu" to go on
-    without a GPU that fails.
+    range, which are warned about otherwise; see `choice`. fallback: "cpu" to go on without a GPU that fails.
     trace: told when each stage was at work.
     Threads take turns at the engine.
     Leaving a `with` block, or `close`, lets go of the engine and its memory. Raises RunError with what the
@@ -243,7 +236,6 @@ class SuperResolver:
         consistency: Consistency = "auto",
         to: str | float | Sequence[float] | None = None,
         strict: bool = False,
-        best: bool = False,
     ) -> None:
         if not (
             consistency in ("auto", "off") or (isinstance(consistency, int | float) and 0 <= consistency <= 1)
@@ -270,14 +262,8 @@ class SuperResolver:
         self._thick: Engine | None = None
         self._pipeline: HostPipeline | CudaPipeline | None = _pipeline(engine)
         self.card = engine.card
-        if best and (self.card.kind != "slab" or len(set(self.card.scale)) > 1):
-            scale = "x".join(map(str, self.card.scale))
-            raise RunError(
-                f"The mean over three slab axes needs a model of one factor along all axes, and "
-                f"{self.card.name} has {scale}: leave out --best."
-            )
         asked = self._asked and str(self._asked)
-        self.options = Options(overlap, window, weighting, crop, consistency, asked, best)
+        self.options = Options(overlap, window, weighting, crop, consistency, asked)
         self._turn, self._opening = threading.Lock(), threading.Lock()
         self._last = threading.local()
         try:
@@ -319,12 +305,6 @@ class SuperResolver:
         return self._engine
 
     @property
-    def _running(self) -> HostPipeline | CudaPipeline:
-        if self._pipeline is None:
-            raise RunError("This SuperResolver is closed: open another.")
-        return self._pipeline
-
-    @property
     def _on_host(self) -> bool:
         """Whether the processor runs the network."""
         return not isinstance(self._pipeline, CudaPipeline)
@@ -336,47 +316,33 @@ class SuperResolver:
 
     @overload
     def __call__(
-        self,
-        volume: NDArray[Any],
-        dtype: Output = "input",
-        progress: Progress | None = None,
-        zooms: Sequence[float] | None = None,
+        self, volume: NDArray[Any], dtype: Output = "input", progress: Progress | None = None
     ) -> NDArray[Any]: ...
 
     @overload
     def __call__(
-        self,
-        volume: Tensor,
-        dtype: Output = "input",
-        progress: Progress | None = None,
-        zooms: Sequence[float] | None = None,
+        self, volume: Tensor, dtype: Output = "input", progress: Progress | None = None
     ) -> Tensor: ...
 
     def __call__(
-        self,
-        volume: NDArray[Any] | Tensor,
-        dtype: Output = "input",
-        progress: Progress | None = None,
-        zooms: Sequence[float] | None = None,
+        self, volume: NDArray[Any] | Tensor, dtype: Output = "input", progress: Progress | None = None
     ) -> NDArray[Any] | Tensor:
         """Resolve a volume (rows, columns, slices) of any real dtype to (s·rows, s·columns, s·slices).
 
+        An array does not say how it lies in the world, so the network sees it as it is. It was trained on
+        rows, columns and slices that run to the right, to the front and to the head, see `scan.orientation`.
         A tensor gives a tensor on the same device, computed by this resolver's engine.
         dtype: "input" keeps the volume's, integers rounded and clipped to the range of its voxels. A
             magnitude image, which has no negative voxels, gets none whatever the dtype.
-        progress(done, all) counts windows. zooms: voxel sizes (rows, columns, slices), by default as equal as
-            a mean over three slab axes needs them; see `why_one_axis`.
-        Raises RunError for other shapes and dtypes, NaN or Inf.
+        progress(done, all) counts windows. Raises RunError for other shapes and dtypes, NaN or Inf.
         """
         if is_tensor(volume):
-            return to_tensor(self(from_tensor(volume), dtype, progress, zooms), volume, keep=dtype == "input")
+            return to_tensor(self(from_tensor(volume), dtype, progress), volume, keep=dtype == "input")
         _check(volume)
         self._needs_slabs()
         start, watch = time.perf_counter(), Stopwatch(self.trace)
         sr = np.empty(self.tiling(_triple(volume.shape)).fine_shape, _stored_dtype(volume.dtype, dtype), "F")
-        best = self.options.best and self.why_one_axis(zooms) is None
-        look = self._look(volume, 2, 1.0, 0.0)
-        self._resolve(Task(volume, sr, look, watch, progress=progress, best=best))
+        self._resolve(Task(volume, sr, self._look(volume, 1.0, 0.0), watch, progress=progress))
         self._note(start, watch)
         return sr
 
@@ -403,10 +369,6 @@ class SuperResolver:
         shapes or dtypes, NaN or Inf.
         """
         self._needs_slabs()
-        if self.options.best:
-            raise RunError(
-                "The mean over three slab axes needs a whole volume: a stream has slabs along one."
-            )
         if count < 1:
             raise RunError(f"A stream has at least one slice, not {count}.")
         _stored_dtype(np.dtype(np.float32), dtype)  # a dtype that is none is refused now
@@ -434,7 +396,7 @@ class SuperResolver:
         Raises RunError for other shapes and dtypes, NaN or Inf, and for a constant one, which says nothing.
         """
         _check(volume)
-        look = self._look(volume, 2, 1.0, 0.0)
+        look = self._look(volume, 1.0, 0.0)
         if look.content.low == look.content.high:
             raise RunError("A constant volume says nothing about intensities: take one that shows something.")
         low, high = look.content.low.item(), look.content.high.item()
@@ -485,7 +447,8 @@ class SuperResolver:
         try:
             for lr, fine, look in zip(volumes, _volumes(sr), looks, strict=True):
                 if choice.grid is None:
-                    self._resolve(self._task(lr, fine, scan, choice, look, watch, progress))
+                    turn = Orientation.of(scan.affine, choice.axis)
+                    self._resolve(self._task(lr, fine, scan, turn, look, watch, progress))
                 else:
                     found += self._regrid(lr, fine, scan, choice.grid, choice, look, watch, progress)
         except intensity.IntensityError as error:
@@ -499,11 +462,11 @@ class SuperResolver:
 
         Can be done ahead, in any thread.
         """
-        axis, _, _ = self.layout(scan, axis)
-        volumes = _volumes(scan.voxels())
+        turn = Orientation.of(scan.affine, self.choice(scan, axis).axis)
+        volumes = [turn.turned(volume) for volume in _volumes(scan.voxels())]
         check_voxels(scan, volumes[0])
         try:
-            return [self._look(volume, axis, scan.slope, scan.inter) for volume in volumes]
+            return [self._look(volume, scan.slope, scan.inter) for volume in volumes]
         except intensity.IntensityError as error:
             raise RunError(f"{scan.name}: {error}") from None
 
@@ -514,19 +477,13 @@ class SuperResolver:
             raise RunError(f"{scan.name} is refused by --strict: {'; '.join(choice.warnings)}.")
         if choice.grid is not None:
             return scan.header_on(choice.grid, _stored_dtype(scan.dtype, dtype))
-        _, factors, _ = self.layout(scan, axis)
-        return scan.fine_header(factors, self.card.grid, _stored_dtype(scan.dtype, dtype))
+        turn, factors, _ = self.layout(scan, axis)
+        return scan.fine_header(factors, self.card.grid, _stored_dtype(scan.dtype, dtype), turn.flipped)
 
     def choice(self, scan: Scan, axis: int | None = None) -> Choice:
         """Which model restores a scan onto which grid, and what is said against it."""
-        axis, _, _ = self.layout(scan, axis)
-        choice = choose(scan.name, scan.shape, scan.zooms, axis, self.card, self._asked)
-        return choice.along_each_axis(scan.zooms) if self.options.best else choice
-
-    @staticmethod
-    def why_one_axis(zooms: Sequence[float] | None) -> str | None:
-        """Why a volume of these voxel sizes gets no mean over three slab axes; None if it may have it."""
-        return None if zooms is None else why_one_axis(zooms)
+        turn, _, _ = self.layout(scan, axis)
+        return choose(scan.name, scan.shape, scan.zooms, turn.axes, self.card, self._asked)
 
     def model_for(self, scan: Scan, axis: int | None = None) -> Engine | CudaEngine:
         """The engine that restores a scan: the embedded through-plane model's for thick slices."""
@@ -542,8 +499,7 @@ class SuperResolver:
         """The model and what runs it, in one line."""
         scale = "x".join(map(str, self.card.scale))
         held = "" if self._holds else ", measured band left to the network"
-        best = ", mean over three slab axes at three times the cost" if self.options.best else ""
-        return f"{self.card.name} ({self.card.method}, {scale}): {self.engine.info}{held}{best}"
+        return f"{self.card.name} ({self.card.method}, {scale}): {self.engine.info}{held}"
 
     def tiling(self, shape: tuple[int, int, int]) -> Tiling:
         """The windows of an LR volume (rows, columns, slices) that is all content."""
@@ -552,21 +508,13 @@ class SuperResolver:
         window = None if options.window == "auto" and not self._on_host else options.window
         return tile_windows(shape, self.card, options.overlap, window, options.weighting)
 
-    def tilings(self, shape: tuple[int, int, int]) -> list[Tiling]:
-        """The windows of an LR volume (rows, columns, slices) along each slab axis of a mean over three."""
-        rows, columns, slices = shape
-        turned = (columns, slices, rows), (rows, slices, columns), shape
-        return [self.tiling(one) for one in turned]
-
-    def layout(self, scan: Scan, axis: int | None = None) -> tuple[int, Factors, Tiling]:
-        """How a scan will be resolved: slab axis, HR voxels per LR voxel along (i, j, k), windows."""
-        if axis not in (None, 0, 1, 2):
-            raise RunError(f"The axis across the slices is 0, 1 or 2, not {axis}.")
-        axis = slab_axis(scan.zooms) if axis is None else axis
-        factors = voxel_factors(self.card.scale, axis)
+    def layout(self, scan: Scan, axis: int | None = None) -> tuple[Orientation, Factors, Tiling]:
+        """How a scan will be resolved: turned how, HR voxels per LR voxel along (i, j, k), windows."""
+        turn = Orientation.of(scan.affine, axis)
+        factors = turn.by_stored(self.card.scale)
         check_layout(scan, factors)
-        rows, columns, slices = (scan.shape[n] for n in _order(axis))
-        return axis, factors, self.tiling((rows, columns, slices))
+        rows, columns, slices = (scan.shape[n] for n in turn.axes)
+        return turn, factors, self.tiling((rows, columns, slices))
 
     def _resolve(self, task: Task) -> None:
         """Fill the SR voxels of a task.
@@ -588,14 +536,14 @@ class SuperResolver:
         voxels: NDArray[Any],
         sr: NDArray[Any],
         scan: Scan,
-        choice: Choice,
+        turn: Orientation,
         look: Look,
         watch: Stopwatch,
         progress: Progress | None,
     ) -> Task:
-        """A scan's volume, LR and SR voxels (i, j, k), to be restored as chosen."""
-        lr, fine = np.moveaxis(voxels, choice.axis, 2), np.moveaxis(sr, choice.axis, 2)
-        return Task(lr, fine, look, watch, scan.slope, scan.inter, progress, best=choice.best)
+        """A scan's volume, LR and SR voxels (i, j, k) as stored, to be restored as the network knows them."""
+        lr, fine = turn.turned(voxels), turn.turned(sr)
+        return Task(lr, fine, look, watch, scan.slope, scan.inter, progress)
 
     def _regrid(
         self,
@@ -616,33 +564,34 @@ class SuperResolver:
             )
             return []
         store = intensity.storage(sr.dtype, unit, scan.slope, scan.inter, content.low, content.high)
-        found = []
+        found, turn = [], Orientation.of(scan.affine, choice.axis)
         if choice.kind == "slab":
-            factors = voxel_factors(self.card.scale, choice.axis)
+            factors = turn.by_stored(self.card.scale)
             fine = np.empty([n * f for n, f in zip(voxels.shape, factors, strict=True)], np.float32, "F")
-            self._resolve(self._task(voxels, fine, scan, choice, look, watch, progress))
-            to_fine = np.linalg.inv(fine_affine(np.eye(4), factors, self.card.grid)) @ grid.matrix
+            self._resolve(self._task(voxels, fine, scan, turn, look, watch, progress))
+            placed = fine_affine(np.eye(4), factors, self.card.grid, turn.flipped)
+            to_fine = np.linalg.inv(placed) @ grid.matrix
             for axis, (step, start) in enumerate(zip(np.diag(to_fine), to_fine[:3, 3], strict=False)):
                 places = start + step * np.arange(grid.shape[axis])
                 fine = along(spline_weights(fine.shape[axis], places, step), fine, axis)
             fine /= np.float32(unit)
+            fine = turn.turned(fine)
         else:
             lr = voxels * np.float32(scan.slope / unit) + np.float32(scan.inter / unit)
-            in_plane = [axis for axis in range(3) if axis != choice.axis]
-            for axis in in_plane:
+            for axis in turn.axes[:2]:
                 lr = along(grid.weights(axis, lr.shape[axis]), lr, axis)
+            # The grid is the same from either end, so the centres are those of turned slices too.
             step, start = 1 / grid.step[choice.axis], grid.start[choice.axis]
             centers = (np.arange(voxels.shape[choice.axis]) - start) * step
-            stack = through_plane.Stack(
-                np.ascontiguousarray(np.moveaxis(lr, choice.axis, 2)), centers, step, grid.shape[choice.axis]
-            )
+            slices = np.ascontiguousarray(turn.turned(lr))
+            stack = through_plane.Stack(slices, centers, step, grid.shape[choice.axis])
             engine = self.engine if self.card.kind == "through-plane" else self._through_plane()
             assert callable(engine)  # through-plane models are opened for the processor
             with self._turn:
                 fine, told = through_plane.restore(stack, engine, watch, progress)
-            fine, found = np.moveaxis(fine, 2, choice.axis), [told]
+            found = [told]
         with watch.time("blend"):
-            sr[...] = store.restore(fine)
+            turn.turned(sr)[...] = store.restore(fine)
         return found
 
     def _through_plane(self) -> Engine:
@@ -665,8 +614,7 @@ class SuperResolver:
 
     def _pass_slabs(self, task: Task) -> None:
         with contextlib.ExitStack() as opened:
-            restore = self._restore_along_each_axis if task.best else self._restore_windows
-            for stage in (restore, self._hold_measured, self._to_units):
+            for stage in (self._restore_windows, self._hold_measured, self._to_units):
                 task = stage(task)
                 if isinstance(task.slabs, Generator):
                     opened.enter_context(contextlib.closing(task.slabs))
@@ -693,33 +641,17 @@ class SuperResolver:
 
     def _restore_windows(self, task: Task) -> Task:
         """The network, window by window, and the blending of what it answers."""
+        if self._pipeline is None:
+            raise RunError("This SuperResolver is closed: open another.")
         assert task.tiling is not None
         in_range = task.look.noise is not None
         store = intensity.IN_THE_NETWORKS_RANGE if in_range else task.store
-        slabs = self._running.slabs(task.volume, task.tiling, store, task.watch, task.progress)
+        slabs = self._pipeline.slabs(task.volume, task.tiling, store, task.watch, task.progress)
         return task.replace(slabs=slabs, in_range=in_range)
-
-    def _restore_along_each_axis(self, task: Task) -> Task:
-        """The same with slabs along each axis in turn, and their mean."""
-        pipeline, plans = self._running, self.tilings(_triple(task.lr.shape))
-        total, done = sum(map(len, plans)), 0
-
-        def restore(turned: LrVolume) -> Generator[Slab]:
-            nonlocal done
-            plan = self.tiling(_triple(turned.voxels.shape))
-            before, told = done, task.progress
-            progress = told and (lambda n, _: told(before + n, total))
-            yield from pipeline.slabs(turned, plan, intensity.IN_THE_NETWORKS_RANGE, task.watch, progress)
-            done += len(plan)
-
-        slabs = mean_over_axes(
-            task.volume, restore, self.card.scale[0], functools.partial(scratch, sr=task.sr)
-        )
-        return task.replace(slabs=slabs, in_range=True)
 
     def _hold_measured(self, task: Task) -> Task:
         """The measured band from the scan; see `pipeline.consistency`."""
-        weight = self.weight(task.look, task.slope, task.inter, task.best)
+        weight = self.weight(task.look, task.slope, task.inter)
         if weight is None:
             return task
         planes = ((first, np.moveaxis(voxels, 2, 0)) for first, voxels in task.slabs)
@@ -747,25 +679,20 @@ class SuperResolver:
             Task(volume.voxels, sr, look, watch, volume.gain, volume.offset, store=store, tiling=tiling)
         )
 
-    def weight(
-        self, look: Look, slope: float = 1.0, inter: float = 0.0, best: bool = False
-    ) -> measured.Weight | None:
-        """How much of a volume's measured band is taken from it; None if it is left to the network.
-
-        best: by a mean over three slab axes.
-        """
+    def weight(self, look: Look, slope: float = 1.0, inter: float = 0.0) -> measured.Weight | None:
+        """How much of a volume's measured band is taken from it; None if it is left to the network."""
         if look.noise is None:
             return None
         given = self.options.consistency
         share = None if given == "auto" else float(given)
         low = min(look.content.low * slope, look.content.high * slope) + inter
-        return measured.weight(look.noise.sigma / look.unit, low >= 0, share, best)
+        return measured.weight(look.noise.sigma / look.unit, low >= 0, share)
 
-    def measured_band(self, scan: Scan, looks: Sequence[Look], best: bool = False) -> list[MeasuredBand]:
+    def measured_band(self, scan: Scan, looks: Sequence[Look]) -> list[MeasuredBand]:
         """How the measured band of a scan that was looked through is held, by volume; empty if it is not."""
         held = []
         for look in looks:
-            weight = self.weight(look, scan.slope, scan.inter, best)
+            weight = self.weight(look, scan.slope, scan.inter)
             if look.noise and weight:
                 noise = round(look.noise.sigma / look.unit, 5)
                 held.append(MeasuredBand(round(weight.share, 4), noise, look.noise.source, look.rings))
@@ -853,8 +780,8 @@ class SuperResolver:
         log.warning("%s Going on with %s.", error, engine.info)
         return engine, HostPipeline(engine)
 
-    def _look(self, voxels: NDArray[Any], axis: int, slope: float, inter: float) -> Look:
-        lr = np.moveaxis(voxels, axis, 2)
+    def _look(self, lr: NDArray[Any], slope: float, inter: float) -> Look:
+        """Look through an LR volume (rows, columns, slices)."""
         content = survey(lr)
         if not self.options.crop:
             content = dataclasses.replace(content, box=_whole(lr.shape))
@@ -898,11 +825,6 @@ def _pipeline(engine: Engine | CudaEngine) -> HostPipeline | CudaPipeline:
 def _whole(shape: tuple[int, ...]) -> Box:
     rows, columns, slices = (slice(0, n) for n in shape)
     return rows, columns, slices
-
-
-def _order(axis: int) -> list[int]:
-    """Where each of (row, column, slice) lies among the voxel axes."""
-    return [n for n in range(3) if n != axis] + [axis]
 
 
 def _volumes(voxels: NDArray[Any]) -> list[NDArray[Any]]:

@@ -69,7 +69,6 @@ def serve(
     precision: options.Precision = "auto",
     threads: options.Threads = None,
     consistency: options.Consistency = "auto",
-    best: options.Best = False,
     debug: options.Debug = False,
 ) -> None:
     """Restore MR series that arrive, and send the results on. Research only, not for diagnosis."""
@@ -99,7 +98,7 @@ def serve(
     )
     held = options.consistency(consistency)
     with SuperResolver(
-        engine, device, precision, threads=threads, library=library, consistency=held, best=best
+        engine, device, precision, threads=threads, library=library, consistency=held
     ) as resolve:
         node = Node(resolve, settings)
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -52,7 +52,6 @@ def run(
     ] = None,
     engine: options.Model = None,
     device: options.Device = "auto",
-    best: options.Best = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Resolve again what is up to date.")] = False,
     report: Annotated[
         bool, typer.Option("--report", help="Write udean-report.html, with pictures, into the output folder.")
@@ -103,7 +102,10 @@ def run(
     consistency: options.Consistency = "auto",
     slab_axis: Annotated[
         Literal["auto", "i", "j", "k"],
-        typer.Option(help="Voxel axis across the slices; auto: the coarsest.", rich_help_panel=SCANS),
+        typer.Option(
+            help="Voxel axis across the slices; auto: the odd one out, else the coarsest, else foot to head.",
+            rich_help_panel=SCANS,
+        ),
     ] = "auto",
     to: Annotated[
         str | None,
@@ -224,7 +226,6 @@ def run(
         consistency=options.consistency(consistency),
         to=to,
         strict=strict,
-        best=best,
     )
     settings = Settings(dtype, AXES[slab_axis], series, overwrite, debug)
     if dry_run:
@@ -327,13 +328,12 @@ def _told(job: Job, resolve: SuperResolver, settings: Settings, estimate: Estima
     """What a scan would become, and cost."""
     scan = job.open(settings.series)
     header = resolve.header(scan, settings.dtype, settings.axis)
-    across, _, plan = resolve.layout(scan, settings.axis)
+    turn, _, plan = resolve.layout(scan, settings.axis)
     shape = header.get_data_shape()
     coarse = math.prod(scan.shape) * scan.volumes * scan.dtype.itemsize
-    plans = resolve.tilings(plan.shape) if resolve.choice(scan, settings.axis).best else [plan]
-    cost = estimate(plans, scan.volumes, coarse, math.prod(shape) * header.get_data_dtype().itemsize)
+    cost = estimate(plan, scan.volumes, coarse, math.prod(shape) * header.get_data_dtype().itemsize)
     sizes = " x ".join(map(str, scan.shape)) + " to " + " x ".join(map(str, shape))
-    return f"{sizes}, slices along {'ijk'[across]}", cost
+    return f"{sizes}, slices along {'ijk'[turn.axis]}", cost
 
 
 def _per_axis(text: str, kind: Callable[[str], T], what: str) -> T | tuple[T, T, T]:

@@ -10,8 +10,8 @@ import typer
 
 from ..errors import RunError
 from ..resolver import SuperResolver
-from ..scan.geometry import slab_axis
 from ..scan.intensity import check_finite
+from ..scan.orientation import Orientation
 from ..scan.scan import open_scan
 from ..system.files import atomic, write_json
 from ..trust.examine import SIDE, Volume, examine, lost_lesions
@@ -32,7 +32,6 @@ def trust(
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     threads: options.Threads = None,
-    best: options.Best = False,
     debug: options.Debug = False,
 ) -> None:
     """Examine a model beside sinc and tricubic interpolation: OUT/trust.json and OUT/trust.html.
@@ -42,12 +41,11 @@ def trust(
     for name in ("trust.json", "trust.html"):
         if (out / name).exists():
             raise RunError(f"{out / name} is already there: give another folder.")
-    with SuperResolver(engine, device, precision, library=library, threads=threads, best=best) as resolve:
+    with SuperResolver(engine, device, precision, library=library, threads=threads) as resolve:
         card = resolve.card
         hr = None if scan is None else _truth(scan, card.scale)
         tests = examine(resolve, card.scale, card.grid, hr)
         about = {"Model": card.name, "Engine": str(resolve.engine.info), "Trained on": card.trained_on}
-    about["Slabs"] = "along each of three axes, their mean" if best else "along one axis"
     about["Lesions in"] = "a phantom" if scan is None else scan.name
     worse = lost_lesions(tests)
     out.mkdir(parents=True, exist_ok=True)
@@ -68,7 +66,7 @@ def _truth(path: Path, factors: tuple[int, int, int]) -> Volume:
     scan = open_scan(path)
     voxels = scan.voxels_in_units()
     check_finite(voxels, scan.name)
-    voxels = np.moveaxis(voxels, slab_axis(scan.zooms), 2)
+    voxels = Orientation.of(scan.affine).turned(voxels)
     if min(voxels.shape) < SIDE:
         raise RunError(
             f"{scan.name}: the examination needs {SIDE} voxels along each axis, not {voxels.shape}."

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from ... import __version__
 from ..errors import RunError
 from ..models.card import ModelCard
-from ..scan.geometry import fine_affine
+from ..scan.geometry import LPS_TO_RAS, fine_affine, flips_between
 from ..system.files import atomic_folder
 from ..system.uid import derived_uid
 from .frame import CLASSIC, MANUFACTURER, Dataset, floats, functional_groups, is_ours, require_pydicom
-from .series import LPS_TO_RAS, Series
+from .series import Series
 
 NEIGHBOURS = 1  # LR slices on each side of the nearest that an SR slice is derived from: the slab's
 DROPPED = (
@@ -111,7 +111,9 @@ def write_derived(
     pydicom = require_pydicom()
     coarse = series.head.Columns, series.head.Rows, len(series.frames)
     i, j, k = (fine // size for fine, size in zip(header.get_data_shape(), coarse, strict=True))
-    affine = LPS_TO_RAS @ fine_affine(series.affine(), (i, j, k), card.grid)  # the header's are float32
+    measured = series.affine()
+    flipped = flips_between(measured, header.get_best_affine(), (i, j, k))
+    affine = LPS_TO_RAS @ fine_affine(measured, (i, j, k), card.grid, flipped)  # the header's are float32
     row, column = series.frames[0].spacing
     sizes = np.array(
         [column / i, row / j, float(np.linalg.norm(affine[:3, 2]))]

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DiskError, RunError, first_line
+from ..scan.geometry import LPS_TO_RAS
 from ..scan.scan import Scan, image_scan
 from ..scan.slices import even_step
 from .frame import (
@@ -38,7 +39,6 @@ from .frame import (
     read,
 )
 
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 TOLERANCE = 1e-3  # absolute and relative, of cosines, spacings, echo times and b-values: files round them
 SAME_PLACE = 0.01  # mm along the normal
 SAME_SPOT = 0.1  # mm, of slices of two volumes that lie at the same position

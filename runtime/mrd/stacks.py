@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from ..errors import RunError
 from ..models.card import ModelCard
-from ..scan.geometry import Factors, fine_affine, slab_axis, voxel_factors
+from ..scan.geometry import LPS_TO_RAS, Factors, fine_affine
+from ..scan.orientation import Orientation
 from ..scan.slices import check_alone, even_step
 from ..system.uid import derived_uid
 from . import messages as mrd
@@ -51,32 +52,26 @@ DICOM_HEADER = "DicomJson"  # a DICOM header in base64, which a converter's imag
 class Stack:
     """The images of one volume in order of their position, and where it lies.
 
-    affine: (4, 4), voxels (x, y, z) to LPS. axis: which of them is across the slab.
+    affine: (4, 4), voxels (x, y, z) to LPS. turn: how they become those that the network sees.
     """
 
     images: tuple[Image, ...]
     affine: NDArray[np.float64]
-    axis: int
+    turn: Orientation
 
     @property
     def planar(self) -> bool:
         """Whether the volume came slice by slice."""
         return self.images[0].pixels.shape[1] == 1
 
-    @property
-    def zooms(self) -> tuple[float, float, float]:
-        """Voxel sizes along (x, y, z), mm."""
-        x, y, z = map(float, np.linalg.norm(self.affine[:3, :3], axis=0))
-        return x, y, z
-
     def volume(self) -> NDArray[Any]:
-        """The voxels (rows, columns, slices) as the resolver takes them, slices along `axis`."""
+        """The voxels (rows, columns, slices) as the resolver takes them, along the world's axes."""
         planes = np.concatenate([image.pixels[0] for image in self.images])
-        return np.moveaxis(planes.transpose(2, 1, 0), self.axis, 2)
+        return self.turn.turned(planes.transpose(2, 1, 0))
 
     def factors(self, card: ModelCard) -> Factors:
         """HR voxels per LR voxel along (x, y, z)."""
-        return voxel_factors(card.scale, self.axis)
+        return self.turn.by_stored(card.scale)
 
     def fine_shape(self, card: ModelCard) -> tuple[int, int, int]:
         """Voxels (x, y, z) of the SR volume. Raises RunError for more than a header can say, or one slice."""
@@ -162,8 +157,8 @@ def stack(images: tuple[Image, ...], position: Position) -> Stack:
     affine[:3, 3] = places[0]
     if position == "spec":
         affine[:3, 3] -= affine[:3, :3] @ ((shape - 1) / 2)
-    axis = slab_axis(np.linalg.norm(affine[:3, :3], axis=0)) if shape[2] > 1 else 2
-    return Stack(images, affine, axis)
+    turn = Orientation.of(LPS_TO_RAS @ affine, None if shape[2] > 1 else 2)
+    return Stack(images, affine, turn)
 
 
 def fine_images(
@@ -178,9 +173,9 @@ def fine_images(
 
     voxels: (rows, columns, slices) as the resolver gives them, int or float. place: in their series.
     """
-    planes = np.moveaxis(voxels, 2, source.axis).transpose(2, 1, 0)  # z, y, x
+    planes = source.turn.stored(voxels).transpose(2, 1, 0)  # z, y, x
     factors = source.factors(card)
-    affine = fine_affine(source.affine, factors, card.grid)
+    affine = fine_affine(source.affine, factors, card.grid, source.turn.flipped)
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     low, high = float(voxels.min()), float(voxels.max())
     blocks = planes[:, None] if source.planar else planes[None]

@@ -13,13 +13,12 @@ from nibabel.nifti1 import Nifti1Image
 from numpy.typing import NDArray
 
 from ..errors import RunError
+from .geometry import LPS_TO_RAS  # ITK's world points left and back too
 
 if TYPE_CHECKING:
     from SimpleITK import Image
     from torch import Tensor
     from typing_extensions import TypeIs
-
-LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's world points left and back, NIfTI's right and to the front
 
 
 def is_tensor(volume: object) -> TypeIs[Tensor]:
@@ -63,9 +62,9 @@ def from_itk(image: Image) -> Nifti1Image:
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
     voxels = sitk.GetArrayFromImage(image).T
-    made = Nifti1Image(voxels, LPS @ affine, dtype=voxels.dtype)
-    made.set_sform(LPS @ affine, "scanner")
-    made.set_qform(LPS @ affine, "scanner")
+    made = Nifti1Image(voxels, LPS_TO_RAS @ affine, dtype=voxels.dtype)
+    made.set_sform(LPS_TO_RAS @ affine, "scanner")
+    made.set_qform(LPS_TO_RAS @ affine, "scanner")
     made.header.set_xyzt_units("mm")
     return made
 
@@ -75,7 +74,7 @@ def to_itk(image: Nifti1Image) -> Image:
     import SimpleITK as sitk
 
     made = sitk.GetImageFromArray(np.asanyarray(image.dataobj).T)
-    affine = LPS @ np.asarray(image.affine)
+    affine = LPS_TO_RAS @ np.asarray(image.affine)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     made.SetSpacing(spacing.tolist())
     made.SetDirection((affine[:3, :3] / spacing).ravel().tolist())

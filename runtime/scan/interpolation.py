@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..models.card import Grid, Transfer
-from .geometry import Factors, lr_coordinate
+from .geometry import AS_STORED, Factors, Flips, lead, lr_coordinate
 
 
 def keys_cubic(distance: NDArray[np.floating]) -> NDArray[np.floating]:
@@ -23,13 +23,13 @@ def keys_cubic(distance: NDArray[np.floating]) -> NDArray[np.floating]:
     return np.where(t <= 1, near, np.where(t < 2, far, np.zeros_like(t)))
 
 
-def cubic_weights(size: int, factor: int, grid: Grid) -> NDArray[np.float32]:
+def cubic_weights(size: int, factor: int, grid: Grid, flipped: bool = False) -> NDArray[np.float32]:
     """Keys' cubic interpolation along one axis as a matrix (size·factor, size).
 
     Beyond its ends the volume goes on as its last voxels.
     """
     fine = np.arange(size * factor)
-    position = lr_coordinate(fine, factor, grid)
+    position = lr_coordinate(fine, factor, grid, flipped)
     base = np.floor(position).astype(int)
     weights = np.zeros((len(fine), size), np.float32)
     for tap in range(-1, 3):
@@ -90,7 +90,7 @@ def passed(transfer: tuple[float, ...], frequency: NDArray[np.floating]) -> NDAr
 
 
 def acquired_again(
-    sr: NDArray[Any], factors: Factors, grid: Grid, transfer: Transfer = ()
+    sr: NDArray[Any], factors: Factors, grid: Grid, transfer: Transfer = (), flipped: Flips = AS_STORED
 ) -> NDArray[np.float32]:
     """The LR volume that the centre of the SR volume's k-space gives: what the scanner would have seen.
 
@@ -99,27 +99,31 @@ def acquired_again(
     """
     first, second, third = transfer or ((), (), ())
     shape = [n // f for n, f in zip(sr.shape, factors, strict=True)]
+    leads = [lead(f, grid, flip) for f, flip in zip(factors, flipped, strict=True)]
     thin = np.empty((shape[0], shape[1], sr.shape[2]), np.float32)
     for k in range(sr.shape[2]):
-        plane = _truncate(sr[:, :, k].astype(np.float32), 0, factors[0], grid, first)
-        thin[:, :, k] = _truncate(plane, 1, factors[1], grid, second)
+        plane = _truncate(sr[:, :, k].astype(np.float32), 0, factors[0], leads[0], first)
+        thin[:, :, k] = _truncate(plane, 1, factors[1], leads[1], second)
     out = np.empty(shape, np.float32)
     for i in range(shape[0]):
-        out[i] = _truncate(thin[i], 1, factors[2], grid, third)
+        out[i] = _truncate(thin[i], 1, factors[2], leads[2], third)
     return out
 
 
 def _truncate(
-    volume: NDArray[np.float32], axis: int, factor: int, grid: Grid, transfer: tuple[float, ...] = ()
+    volume: NDArray[np.float32], axis: int, factor: int, ahead: float, transfer: tuple[float, ...] = ()
 ) -> NDArray[np.float32]:
-    """Keep the lowest 1/factor of the frequencies along one axis, and of these what is passed."""
+    """Keep the lowest 1/factor of the frequencies along one axis, and of these what is passed.
+
+    LR voxel i lies on HR coordinate factor·i + ahead.
+    """
     if factor == 1 and not transfer:
         return volume
     fine = volume.shape[axis]
     size = fine // factor
     space = np.moveaxis(np.fft.rfft(volume, axis=axis), axis, -1)[..., : size // 2 + 1]
-    if grid == "center":  # LR voxel i lies (factor - 1)/2 HR voxels from HR voxel factor·i
-        space = space * np.exp(1j * np.pi * np.arange(size // 2 + 1) * (factor - 1) / fine)
+    if ahead:
+        space = space * np.exp(2j * np.pi * np.arange(size // 2 + 1) * ahead / fine)
     if transfer:
         space = space * passed(transfer, np.arange(size // 2 + 1) / size)
     return np.moveaxis(np.fft.irfft(space, size, axis=-1) / factor, -1, axis).astype(np.float32)

@@ -13,8 +13,9 @@ from ..errors import RunError
 from ..models.card import ModelCard
 from ..pipeline.through_plane import THINNEST, USUAL
 from ..scan import intensity
-from ..scan.geometry import Factors, fine_affine, slab_axis
+from ..scan.geometry import Factors, Flips, fine_affine, flips_between
 from ..scan.interpolation import acquired_again, band_weights, cubic_weights, interpolated_plane
+from ..scan.orientation import Orientation
 from ..scan.profile import FWHM, profile_matrix
 from ..scan.regrid import Grid, along
 from ..scan.scan import Scan
@@ -80,15 +81,15 @@ def compare(
     grid = _grid(scan, sr)
     unit = intensity.unit(lr, card.intensity, scan.slope, scan.inter)
     measured = scan.in_units(lr)
-    factors = _factors(scan, grid, card)
+    own, turn = _factors(scan, sr, grid, card), Orientation.of(scan.affine)
     # Fourier and interpolation are linear: they may run on stored voxels, units come after.
-    if factors:
+    if own:
+        factors, flips = own
         interpolation, coarse, there = "tricubic", _own(scan), measured
-        weights = [cubic_weights(n, f, card.grid) for n, f in zip(lr.shape, factors, strict=True)]
-        lines = list(card.transfer[:2])
-        if card.transfer:
-            lines.insert(slab_axis(scan.zooms), card.transfer[2])
-        again = acquired_again(fine, factors, card.grid, tuple(lines))
+        axes = zip(lr.shape, factors, flips, strict=True)
+        weights = [cubic_weights(n, f, card.grid, flip) for n, f, flip in axes]
+        lines = turn.by_stored(card.transfer) if card.transfer else ()
+        again = acquired_again(fine, factors, card.grid, lines, flips)
     else:
         interpolation = "cubic B-spline"
         weights = [grid.weights(axis, size) for axis, size in enumerate(lr.shape)]
@@ -101,7 +102,7 @@ def compare(
                 there = along(weights[axis], there, axis)
     difference = sr.in_units(again) - there
     consistency = float(np.linalg.norm(difference) / max(float(np.linalg.norm(there)), 1e-12))
-    snr = signal_to_noise(np.moveaxis(measured, slab_axis(scan.zooms), 2), unit)
+    snr = signal_to_noise(turn.turned(measured), unit)
     warnings = [*scan.remarks, *_warnings(lr, measured, unit, snr, card)]
     return Comparison(
         scan,
@@ -138,14 +139,16 @@ def _grid(scan: Scan, sr: Scan) -> Grid:
     return Grid(sr.shape, _triple(steps), _triple(starts))
 
 
-def _factors(scan: Scan, grid: Grid, card: ModelCard) -> Factors | None:
-    """HR voxels per LR voxel, if these are whole numbers on the model's own grid; else None."""
+def _factors(scan: Scan, sr: Scan, grid: Grid, card: ModelCard) -> tuple[Factors, Flips] | None:
+    """HR voxels per LR voxel, if these are whole numbers on the model's own grid, and axes that the network
+    has seen the other way round; else None."""
     i, j, k = (b // a for a, b in zip(scan.shape, grid.shape, strict=True))
     whole = grid.shape == tuple(n * f for n, f in zip(scan.shape, (i, j, k), strict=True))
     if card.kind != "slab" or not whole:
         return None
-    own = fine_affine(np.eye(4), (i, j, k), card.grid)
-    return (i, j, k) if np.abs(own - grid.matrix).max() < OFF * 10 else None
+    flips = flips_between(scan.affine, sr.affine, (i, j, k))
+    own = fine_affine(np.eye(4), (i, j, k), card.grid, flips)
+    return ((i, j, k), flips) if np.abs(own - grid.matrix).max() < OFF * 10 else None
 
 
 def _own(scan: Scan) -> Grid:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.errors import RunError
-from ...runtime.scan.geometry import fine_affine, slab_axis
+from ...runtime.scan.geometry import AS_STORED, Flips, fine_affine, flips_between, slab_axis
 from ...runtime.scan.intensity import check_finite
 from ...runtime.scan.scan import Scan, open_scan
 from ...runtime.system.files import atomic, write_json
@@ -29,6 +29,8 @@ INTERPOLATIONS: dict[str, Callable[[NDArray[Any], kspace.Scale], NDArray[Any]]] 
     "tricubic": kspace.tricubic,
     "sinc": kspace.zero_fill,
 }
+Place = tuple[int, int, int]
+BEYOND = 8  # HR voxels that the LR grid may have dropped along an axis
 APART = 0.05  # HR voxels by which corners on one grid may lie apart: headers store rounded float32
 NAMES = tuple(f.name for f in dataclasses.fields(Figures))
 TITLES = {
@@ -202,14 +204,14 @@ def compare(
     mask: Scan | None = None,
 ) -> Figures:
     """Figures of one SR scan; axis, mask: see `evaluate`. Raises RunError if scans do not lie on one grid."""
-    _on_one_grid(sr, sr.shape, sr.affine, hr)
-    low = None
+    first = _on_one_grid(sr, sr.shape, sr.affine, hr)
+    low, flips = None, AS_STORED
     if lr is not None:
-        scale, _ = _factors(lr, hr)
+        scale, *_ = _factors(lr, hr)
         axis = _across(lr, scale) if axis is None else axis
-        low = _voxels(lr)
+        low, flips = _voxels(lr), flips_between(lr.affine, sr.affine, scale)
     axis = slab_axis(sr.zooms) if axis is None else axis
-    return _measured(_voxels(sr), low, axis, slab, sr, hr, mask)
+    return _measured(_voxels(sr), low, axis, slab, sr, hr, mask, first, flips)
 
 
 def _interpolated(
@@ -220,10 +222,11 @@ def _interpolated(
     axis: int | None,
     mask: Scan | None,
 ) -> Figures:
-    scale, _ = _factors(lr, hr)
+    scale, first, flips = _factors(lr, hr)
     low = _voxels(lr)
     axis = _across(lr, scale) if axis is None else axis
-    return _measured(interpolation(low, scale), low, axis, slab, hr, hr, mask)
+    sr = _flipped(interpolation(_flipped(low, flips), scale), flips)
+    return _measured(sr, low, axis, slab, hr, hr, mask, first, flips)
 
 
 def _by_name(groups: Sequence[Path]) -> list[dict[str, Path]]:
@@ -245,16 +248,17 @@ def _by_name(groups: Sequence[Path]) -> list[dict[str, Path]]:
     return named
 
 
-def _factors(lr: Scan, hr: Scan) -> tuple[kspace.Scale, tuple[int, ...]]:
-    """HR voxels per LR voxel along (i, j, k), and the shape of what is restored from the LR scan."""
+def _factors(lr: Scan, hr: Scan) -> tuple[kspace.Scale, Place, Flips]:
+    """HR voxels per LR voxel along (i, j, k), and where what is restored from the LR scan lies."""
     i, j, k = (round(a / b) for a, b in zip(lr.zooms, hr.zooms, strict=True))
     shape = tuple(n * s for n, s in zip(lr.shape, (i, j, k), strict=True))
     if min(i, j, k) < 1 or max(i, j, k) == 1:
         raise RunError(
             f"{lr.name} is no LR scan of {hr.name}: their voxels are {lr.zooms} and {hr.zooms} mm."
         )
-    _on_one_grid(lr, shape, fine_affine(lr.affine, (i, j, k), "fft"), hr)
-    return (i, j, k), shape
+    flips = flips_between(lr.affine, hr.affine, (i, j, k))
+    first = _on_one_grid(lr, shape, fine_affine(lr.affine, (i, j, k), "fft", flips), hr)
+    return (i, j, k), first, flips
 
 
 def _across(lr: Scan, factors: kspace.Scale) -> int:
@@ -262,16 +266,23 @@ def _across(lr: Scan, factors: kspace.Scale) -> int:
     return slab_axis(factors if len(set(factors)) == 2 else lr.zooms)
 
 
-def _on_one_grid(scan: Scan, shape: tuple[int, ...], affine: NDArray[Any], hr: Scan) -> None:
-    """Raise RunError if a volume on the FFT grid of a scan does not lie on that of the HR scan."""
-    fits = all(0 <= h - n <= 8 for n, h in zip(shape, hr.shape, strict=True))
+def _on_one_grid(scan: Scan, shape: tuple[int, ...], affine: NDArray[Any], hr: Scan) -> Place:
+    """The HR voxel on which the first voxel of a volume lies, made from a scan on its FFT grid.
+
+    Raises RunError if the volume does not lie on the HR grid.
+    """
+    i, j, k = np.rint(np.linalg.solve(hr.affine, affine)[:3, 3]).astype(int).tolist()
+    fits = all(0 <= h - n <= BEYOND for n, h in zip(shape, hr.shape, strict=True))
+    fits &= max(map(abs, (i, j, k))) <= BEYOND
     corners = np.array([(*corner, 1) for corner in itertools.product(*((0, n - 1) for n in shape))])
-    moved = np.linalg.norm((corners @ (affine - hr.affine).T)[:, :3], axis=1).max() / min(hr.zooms)
+    there = np.add(corners, (i, j, k, 0)) if fits else corners
+    moved = np.linalg.norm((corners @ affine.T - there @ hr.affine.T)[:, :3], axis=1).max() / min(hr.zooms)
     if not fits or moved > APART:
         raise RunError(
             f"{scan.name} and {hr.name} do not lie on one grid: shapes {shape} and {hr.shape}, corners up to "
             f"{moved:.2f} voxels apart."
         )
+    return i, j, k
 
 
 def _measured(
@@ -282,16 +293,33 @@ def _measured(
     scan: Scan,
     hr: Scan,
     mask: Scan | None,
+    first: Place,
+    flips: Flips,
 ) -> Figures:
-    """Figures of SR voxels against those HR voxels that they are to be. scan: whose name an error has."""
-    inside = tuple(map(slice, sr.shape))
-    where = None if mask is None else _tissue(mask, hr)[inside]
+    """Figures of SR voxels against those HR voxels that they are to be. scan: whose name an error has.
+
+    first: HR voxel of the first SR voxel. flips: axes that were seen the other way round. LR voxels whose SR
+    voxels reach beyond the HR scan are left out.
+    """
+    where = None if mask is None else _tissue(mask, hr)
     try:
-        if lr is not None:
-            factors(sr.shape, lr.shape)
-        return measure(sr, _voxels(hr)[inside], lr, axis, slab, where)
+        scale = (1, 1, 1) if lr is None else factors(sr.shape, lr.shape)
+        blocks, inside, truth = [], [], []
+        for n, h, s, at in zip(sr.shape, hr.shape, scale, first, strict=True):
+            low, high = -(min(at, 0) // s), min(n, h - at) // s
+            blocks.append(slice(low, high))
+            inside.append(slice(low * s, high * s))
+            truth.append(slice(at + low * s, at + high * s))
+        lr = None if lr is None else _flipped(lr[tuple(blocks)], flips)
+        where = None if where is None else _flipped(where[tuple(truth)], flips)
+        fine = _flipped(_voxels(hr)[tuple(truth)], flips)
+        return measure(_flipped(sr[tuple(inside)], flips), fine, lr, axis, slab, where)
     except ValueError as error:
         raise RunError(f"{scan.name}: {error}") from None
+
+
+def _flipped(volume: NDArray[Any], flips: Flips) -> NDArray[Any]:
+    return volume[tuple(slice(None, None, -1 if flip else None) for flip in flips)]
 
 
 def _tissue(mask: Scan, hr: Scan) -> NDArray[np.bool_]:

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.errors import RunError
-from ...runtime.scan.geometry import slab_axis, voxel_factors
 from ...runtime.scan.intensity import check_finite
 from ...runtime.scan.nifti import Header
+from ...runtime.scan.orientation import Orientation
 from ...runtime.scan.scan import FREESURFER, Scan, open_scan, stem, write_scan
 from ...runtime.system.files import read_json, write_json
 from .kspace import Acquisition, DegradationError, acquire, crop
@@ -77,7 +77,7 @@ def simulate(
 ) -> Path:
     """Acquire an HR scan anew at low resolution; writes OUT/NAME and its sidecar, returns the scan's path.
 
-    axis: that across the slices, by default that of `geometry.slab_axis`. name: by default the scan's own.
+    axis: that across the slices, by default that of `Orientation.of`. name: by default the scan's own.
     Noise and bias field depend on seed and name, so every scan has its own. Integers are rounded.
     Raises RunError for a scan that cannot be read or is too small, for noise or bias beyond all numbers, and
     for a file that cannot be written or is there already and not made by this.
@@ -91,15 +91,14 @@ def simulate(
     scan = open_scan(path)
     for remark in scan.remarks:
         log.warning("%s", remark)
-    axis = slab_axis(scan.zooms) if axis is None else axis
+    turn = Orientation.of(scan.affine, axis)
     voxels = scan.voxels_in_units()
     check_finite(voxels, str(path))
     dtype = scan.dtype.newbyteorder("=")
     own = zlib.crc32(os.fsencode(name.as_posix())) ^ seed
-    hr = np.moveaxis(voxels, axis, 2)
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # judged below
-            lr, header = _acquired(scan, hr, axis, acquisition, own, dtype)
+            lr, header = _acquired(scan, voxels, turn, acquisition, own, dtype)
     except (DegradationError, RunError) as error:
         raise RunError(f"{path}: {error}") from None
     if not np.isfinite(lr).all():
@@ -107,28 +106,30 @@ def simulate(
         raise RunError(
             f"{path}: noise {acquisition.noise:g}{bias} give voxels beyond all numbers: take less."
         )
-    lr = np.moveaxis(lr, 2, axis)
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
         lr = np.clip(np.rint((lr - scan.inter) / scan.slope), limits.min, limits.max)
     write_scan(target, header, lr.astype(dtype))
-    record = {"source": path.name, "slab_axis": axis, "seed": seed, **dataclasses.asdict(acquisition)}
+    record = {"source": path.name, "slab_axis": turn.axis, "seed": seed, **dataclasses.asdict(acquisition)}
     write_json(sidecar, record)
     return target
 
 
 def _acquired(
     scan: Scan,
-    hr: NDArray[np.float32],
-    axis: int,
+    voxels: NDArray[np.float32],
+    turn: Orientation,
     acquisition: Acquisition | Slices,
     seed: int,
     dtype: np.dtype[Any],
 ) -> tuple[NDArray[np.float32], Header]:
-    """The LR volume (rows, columns, slices) of an HR one, and the LR scan's header."""
+    """The LR voxels (i, j, k) of HR ones, and the LR scan's header."""
     if isinstance(acquisition, Slices):
-        thick = acquisition.of(scan.zooms[axis])
-        grid = lr_grid(scan.shape, axis, thick.step)
-        return slices_of(hr, thick, seed)[0], scan.header_on(grid, dtype)
-    lr = acquire(crop(hr, acquisition.scale).astype(np.float32), acquisition, seed=seed)
-    return lr, scan.coarse_header(voxel_factors(acquisition.scale, axis), "fft", dtype)
+        thick = acquisition.of(scan.zooms[turn.axis])
+        grid = lr_grid(scan.shape, turn.axis, thick.step)
+        slices = slices_of(np.moveaxis(voxels, turn.axis, 2), thick, seed)[0]
+        return np.moveaxis(slices, 2, turn.axis), scan.header_on(grid, dtype)
+    hr = crop(turn.turned(voxels), acquisition.scale)
+    lr = acquire(hr.astype(np.float32), acquisition, seed=seed)
+    header = scan.coarse_header(turn.by_stored(acquisition.scale), "fft", dtype, turn.flipped)
+    return turn.stored(lr), header

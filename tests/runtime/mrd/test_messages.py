@@ -111,7 +111,7 @@ def test_every_header_makes_a_stack_or_a_sentence():
                 try:
                     stack = stacks.stack(group, "spec")
                     x, y, z = stack.fine_shape(model)
-                    volume = np.moveaxis(np.ones((x, y, z), np.float32), stack.axis, 2)
+                    volume = stack.turn.turned(np.ones((x, y, z), np.float32))
                     found = stacks.fine_images(
                         stack, volume, model, "spec", stacks.Place(7, 1, "1.2"), "test"
                     )

@@ -11,7 +11,8 @@ SLAB = card((2, 2, 2), 3, (8, 8))
 
 
 def chosen(zooms, to=None, axis=2, shape=(64, 64, 20)):
-    return choose("scan", shape, zooms, axis, SLAB, None if to is None else Asked.parse(to))
+    axes = [*(n for n in range(3) if n != axis), axis]
+    return choose("scan", shape, zooms, axes, SLAB, None if to is None else Asked.parse(to))
 
 
 def test_without_a_spacing_the_slab_model_restores_and_thick_slices_are_named():

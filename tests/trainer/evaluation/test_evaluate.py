@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import fft, ndimage
 from udean.runtime.errors import RunError
+from udean.runtime.scan.geometry import fine_affine
 from udean.trainer.evaluation import quality
 from udean.trainer.evaluation.evaluate import Summary, evaluate
 from udean.trainer.evaluation.quality import measure
@@ -135,3 +136,33 @@ def test_tables_hold_every_scan_and_mean_and_sd(folders):
     assert "mean ± sd" in (folders / "q.md").read_text()
     unknown = Summary.of({"a": measure(*[np.arange(27 * 64.0, dtype=np.float32).reshape(12, 12, 12)] * 2)})
     assert "consistency" not in unknown.names
+
+
+def test_figures_do_not_depend_on_how_scans_are_stored(folders):
+    name = "sub-0_T1w.nii"
+    plain = evaluate("sinc", folders / "hr" / name, folders / "lr" / name).mean
+    for side in ("hr", "lr"):
+        scan = nib.load(folders / side / name).as_reoriented(np.array([[0, -1], [1, 1], [2, -1]]))
+        nib.save(scan, folders / f"{side}-{name}")
+    turned = evaluate("sinc", folders / f"hr-{name}", folders / f"lr-{name}").mean
+    assert turned.psnr == pytest.approx(plain.psnr, abs=1e-3)
+    assert turned.consistency == pytest.approx(plain.consistency, rel=1e-3)
+
+
+def test_a_result_may_lie_a_whole_voxel_off_the_truth(folders):
+    """LR voxel i on stored HR voxel 2i, though that axis runs to the left."""
+    hr, lr = (nib.load(folders / side / "sub-0_T1w.nii") for side in ("hr", "lr"))
+    mirror = np.diag([-1, 1, 1, 1])
+    truth = np.asarray(hr.dataobj)
+    affine = fine_affine(mirror @ lr.affine, (2, 2, 2), "fft", (True, False, False))
+    for path, volume, where in (
+        ("t.nii", truth, mirror @ hr.affine),
+        ("l.nii", np.asarray(lr.dataobj), mirror @ lr.affine),
+        ("s.nii", np.roll(truth, 1, 0)[:48], affine),
+    ):
+        nib.save(nib.Nifti1Image(volume, where), folders / path)
+    for found in (
+        evaluate(folders / "s.nii", folders / "t.nii").mean,
+        evaluate(folders / "s.nii", folders / "t.nii", folders / "l.nii").mean,
+    ):
+        assert found.psnr == np.inf and found.ssim == 1

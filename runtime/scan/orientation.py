@@ -1,0 +1,76 @@
+"""How stored voxels turn to the one orientation in which networks see every scan, and were trained.
+
+A network is no function that flips and transposes with its input, so a scan is restored along the world's
+axes, however its file stores it: rows, columns and slices run to the right, to the front or to the head
+(RAS+), and slabs are stacked across the slices or, where all voxel sizes are equal, from foot to head. Of an
+oblique scan the nearest axes count. All of it is views; no voxel is copied or interpolated.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import RunError
+from .geometry import Flips, slab_axis
+
+T = TypeVar("T", bound=np.generic)
+V = TypeVar("V")
+
+# A turn by half a degree before the nearest axes are looked for. Planes are prescribed at 45 degrees, where
+# two axes are as near as each other and rounding would choose, and not at 45.5.
+TILT = np.eye(3) + np.cross(np.eye(3), np.array([1.0, 2.0, 3.0]) * 0.0025)
+
+
+@dataclass(frozen=True)
+class Orientation:
+    """Which stored axes become (row, column, slice), and which stored axes are turned round."""
+
+    axes: tuple[int, int, int]
+    flipped: Flips
+
+    @classmethod
+    def of(cls, affine: NDArray[np.floating], axis: int | None = None) -> Orientation:
+        """The orientation of voxels with this (4, 4) affine to RAS+, mm.
+
+        axis: the stored one across the slices, by default that of `geometry.slab_axis` among the world's.
+        Raises RunError for an axis that is none.
+        """
+        if axis not in (None, 0, 1, 2):
+            raise RunError(f"The axis across the slices is 0, 1 or 2, not {axis}.")
+        linear = np.asarray(affine, np.float64)[:3, :3]
+        zooms = np.linalg.norm(linear, axis=0)
+        cosines = TILT @ (linear / zooms)
+        nearest = max(
+            itertools.permutations(range(3)), key=lambda axes: np.abs(cosines[range(3), axes]).sum()
+        )
+        if axis is None:
+            axis = nearest[slab_axis([zooms[n] for n in nearest])]
+        flipped = [bool(cosines[nearest.index(n), n] < 0) for n in range(3)]
+        first, second = (n for n in nearest if n != axis)
+        return cls((first, second, axis), (flipped[0], flipped[1], flipped[2]))
+
+    @property
+    def axis(self) -> int:
+        """The stored axis across the slices."""
+        return self.axes[2]
+
+    def turned(self, voxels: NDArray[T]) -> NDArray[T]:
+        """A view (rows, columns, slices) of stored voxels (i, j, k), of any grid along the same axes."""
+        flips = tuple(slice(None, None, -1 if flip else None) for flip in self.flipped)
+        return voxels[flips].transpose(self.axes)
+
+    def stored(self, voxels: NDArray[T]) -> NDArray[T]:
+        """A view (i, j, k), as they are stored, of voxels (rows, columns, slices); undoes `turned`."""
+        flips = tuple(slice(None, None, -1 if self.flipped[n] else None) for n in self.axes)
+        return voxels[flips].transpose([self.axes.index(n) for n in range(3)])
+
+    def by_stored(self, values: Sequence[V]) -> tuple[V, V, V]:
+        """What is given by (row, column, slice), such as a card's factors, by stored axis."""
+        i, j, k = (values[self.axes.index(n)] for n in range(3))
+        return i, j, k
