@@ -82,13 +82,12 @@ vendor:
 	npm ci --prefix runtime/view/vendor --omit=optional --ignore-scripts --no-audit --no-fund
 	node runtime/view/vendor/vendor.mjs
 
-# All that needs a GPU, in one call: the tests, then the benchmarks, results with the device's name.
-# Each step has a limit, and one that fails does not keep the next from running.
-# For a Python that has PyCUDA or cuda-bindings, and any of TensorRT, onnxruntime-gpu and PyTorch for CUDA: make gpu-check GPU_PYTHON=...
-GPU_PYTHON ?= $(BIN)/python
+# All that needs a GPU, in one call of at most 14 minutes: a limit for each step, and results after each, with the
+# device's name. It needs no installation: for any Python that has what benchmarks/gpu_check.py names.
+# GPU_CHECK="--device cpu --out bench" rehearses it on a processor.
+GPU_PYTHON ?= python3
 gpu-check:
-	-timeout 300 $(GPU_PYTHON) -m pytest tests/runtime/cuda/test_gpu.py -rs
-	timeout 500 $(GPU_PYTHON) -m udean.benchmarks.engines.command --device cuda --model paper --scans 50 --json benchmarks/results/ --plot benchmarks/results/ --html bench/
+	$(GPU_PYTHON) benchmarks/gpu_check.py $(GPU_CHECK)
 
 # Every engine against the PyTorch path, tables and a page in bench/: minutes on two cores.
 bench: install

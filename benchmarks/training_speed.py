@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -65,8 +66,9 @@ def main(
     warmup: Annotated[int, typer.Option(min=1, help="Steps before; compiling takes place here.")] = 5,
     batch: Annotated[int | None, typer.Option(help="LR patches a step, by default the preset's.")] = None,
     compiled: Annotated[bool, typer.Option("--compiled/--no-compiled", help="torch.compile too.")] = True,
+    out: Annotated[Path, typer.Option(help="Folder for the result.")] = common.RESULTS,
 ) -> None:
-    """Time a training step in every variant; writes benchmarks/results/training-speed-….json."""
+    """Time a training step in every variant; writes training-speed-….json."""
     variants = [v for v in VARIANTS if compiled or not v.compile]
     results = []
     context = multiprocessing.get_context("spawn")  # a process each: peak memory is a process's
@@ -85,7 +87,7 @@ def main(
     about = {"preset": preset, "method": method, "steps": steps, "device": device()}
     found = [dataclasses.asdict(r) for r in results]
     place = "" if about["device"] == "cpu" else about["device"]
-    common.record(common.slug(f"training-speed {preset} {place}"), about | {"variants": found})
+    common.record(common.slug(f"training-speed {preset} {place}"), about | {"variants": found}, out)
 
 
 def measure(

@@ -139,18 +139,20 @@ def bench(
         "rows": [row.as_dict() for row in rows],
         "warnings": warnings(rows, windows, load / cores, repeats),
     }
+    if json_path:  # before all that could fail
+        write_json(_into(json_path, document, ".json"), document)
+    _show(document)
+    if not (plot or html):
+        return
     reached: dict[str, Any] = {
         r.name: (r.contender.precision, layers[r.name], r.batch or 1, r.figures["gflops"] * 1e9)
         for r in measured
     }
     title = f"{models.card.name} on {document['device'] if gpu else document['processor']}, {threads} threads"
     picture = roofline.draw(roofs, reached, title)
-    _show(document)
     if plot:
         with atomic(_into(plot, document, ".png")) as file:
             file.write(picture)
-    if json_path:
-        write_json(_into(json_path, document, ".json"), document)
     if html:
         with atomic(_into(html, document, ".html")) as file:
             file.write(page.render(document, picture).encode())

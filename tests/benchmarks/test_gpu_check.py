@@ -1,0 +1,66 @@
+"""The call for a lent GPU: nothing is lost by a step that fails, hangs or does not fit into the time."""
+
+import json
+import sys
+
+import pytest
+from udean.benchmarks import gpu_check
+from udean.benchmarks.gpu_check import Outcome, Step
+
+
+@pytest.fixture
+def check(tmp_path, monkeypatch, capsys):
+    """Runs these steps instead of the real ones: the exit code, the JSON after each, and what was printed."""
+
+    def call(*steps, minutes=1.0):
+        monkeypatch.setattr(gpu_check, "steps", lambda device, out: list(steps))
+        monkeypatch.setattr(gpu_check, "LEAST", 2.0)
+        arguments = ["--device", "cpu", "--out", str(tmp_path), "--minutes", str(minutes)]
+        monkeypatch.setattr(sys, "argv", ["gpu_check.py", *arguments])
+        code = gpu_check.main()
+        return code, json.loads((tmp_path / "gpu-check-cpu.json").read_text()), capsys.readouterr().out
+
+    return call
+
+
+def step(name, code, limit=30.0):
+    return Step(name, limit, ("-c", code))
+
+
+def test_a_step_that_fails_or_hangs_keeps_no_other_from_running(check):
+    code, found, said = check(
+        step("bad", "print('why 1'); raise SystemExit(3)"),
+        step("hangs", "import time; print('begun 2', flush=True); time.sleep(600)", limit=6.0),
+        step("good", "import udean.runtime; print('psnr 42.0 dB')"),
+    )
+    assert code == 1
+    assert [s["state"] for s in found["steps"]] == ["failed (3)", "out of time after 6 s", "done"]
+    assert [s["told"] for s in found["steps"]] == [["why 1"], ["begun 2"], ["psnr 42.0 dB"]]
+    for text in ("why 1", "begun 2", "psnr 42.0 dB", "numpy"):
+        assert text in said or text in found
+
+
+def test_what_does_not_fit_into_the_time_is_not_begun(check):
+    code, found, _ = check(step("late", "print(1)"), minutes=0.02)
+    assert code == 1 and found["steps"][0]["state"].startswith("not begun")
+
+
+def test_the_summary_is_short_whatever_was_printed():
+    outcomes = [
+        Outcome(f"step {n}", "done", 1.0, [f"figure {m} of {n}" for m in range(50)]) for n in range(5)
+    ]
+    lines = gpu_check.summary({"gpu": "Some GPU"}, outcomes)
+    assert len(lines) <= 40 and lines[0].startswith("Some GPU")
+    assert all(any(f"step {n}" in line for line in lines) for n in range(5))
+    assert any("figure 49 of 4" in line for line in lines)
+
+
+def test_the_real_steps_are_commands_that_there_are(tmp_path):
+    for device in ("cuda", "cpu"):
+        steps = gpu_check.steps(device, tmp_path)
+        assert sum(s.limit for s in steps) < 20 * 60 and len({s.name for s in steps}) == len(steps)
+        for s in steps:
+            files = [a for a in s.arguments if a.endswith(".py")]
+            modules = [b for a, b in zip(s.arguments, s.arguments[1:], strict=False) if a == "-m"]
+            assert all((gpu_check.ROOT / file).is_file() for file in files)
+            assert modules and all(m == "pytest" or m.startswith("udean.benchmarks.") for m in modules)
