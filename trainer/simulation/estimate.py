@@ -40,7 +40,8 @@ SHARES = (0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)  # partial Fourier that is
 # without it, its step made the misfit 1.07 times as large at least; on heads with it, 1.0 times at most.
 STEP = 1.03
 EMPTY = 0.35  # power in k-space's corners over what is expected there, below which they were not acquired
-WIDEST = 4.0  # FWHM in LR voxels
+WIDEST, SHARPEST = 4.0, 1.5  # FWHM in LR voxels, and by how much people may be sharper than the HR scans
+USUAL = 0.45  # standard deviation of people's squared widths, where fewer than three HR scans tell none
 
 
 @dataclass(frozen=True)
@@ -67,16 +68,18 @@ def estimate(lr: Sequence[Seen], hr: Sequence[Seen], scale: Scale) -> Estimate:
     """
     zooms = cast(Zooms, tuple(np.median([scan.zooms for scan in lr], axis=0)))
     found = _mean([spectrum(scan.volume, scan.zooms, zooms) for scan in lr])
-    natural = _mean([spectrum(scan.volume, scan.zooms, zooms) for scan in hr])
+    natural_ones = [spectrum(scan.volume, scan.zooms, zooms) for scan in hr]
+    natural = _mean(natural_ones)
     fits = [_fitted(found, natural, None, 1.0)]
     for axis, share in itertools.product(range(3), SHARES):
         fits.append(_fitted(found, natural, axis, share))
     plain, best = fits[0], min(fits, key=lambda fit: fit.cost)
     chosen = best if best.cost < STEP * plain.cost else plain
+    squares = _beyond_chance(chosen.squares, natural_ones, len(lr))
     corners = (RADIUS > 0.5) & (RADIUS < 0.62)
     expected = chosen.power(natural)[corners]
     degradation = Degradation(
-        width=tuple(round(float(w), 2) if w > 0.1 else 0.0 for w in chosen.widths),  # type: ignore[arg-type]
+        width=tuple(round(float(w), 2) for w in np.sqrt(squares)),  # type: ignore[arg-type]
         partial_fourier=chosen.share,
         phase_axis=1 if chosen.axis is None else chosen.axis,  # type: ignore[arg-type]
         elliptical=bool(np.median(found[corners] / expected) < EMPTY),
@@ -118,7 +121,7 @@ RADIUS = np.sqrt(sum(np.square(np.meshgrid(FREQUENCY, FREQUENCY, FREQUENCY, inde
 
 @dataclass(frozen=True)
 class _Fit:
-    """parameters: log gain, widths, log noise power."""
+    """parameters: log gain, squared widths (negative: sharper than the HR scans), log noise power."""
 
     parameters: NDArray[np.float64]
     axis: int | None
@@ -127,14 +130,14 @@ class _Fit:
     misfit: float = 0.0
 
     @property
-    def widths(self) -> NDArray[np.float64]:
-        return np.abs(self.parameters[1:4])
+    def squares(self) -> NDArray[np.float64]:
+        return self.parameters[1:4]
 
     def power(self, natural: NDArray[np.float64]) -> NDArray[np.float64]:
         """The LR spectrum that these parameters predict."""
         power, noise = np.exp(self.parameters[0]) * natural, np.exp(self.parameters[4])
-        for axis, width in enumerate(self.widths):
-            line = gaussian_transfer(float(width), FREQUENCY) ** 2
+        for axis, square in enumerate(self.squares):
+            line = np.exp(square * np.log(gaussian_transfer(1.0, FREQUENCY) ** 2))
             power = power * np.expand_dims(line, [a for a in range(3) if a != axis])
         if self.axis is not None:  # the real part keeps a half of a point without its partner
             lost = np.expand_dims(self.share - 0.5 < FREQUENCY, [a for a in range(3) if a != self.axis])
@@ -148,12 +151,32 @@ def _fitted(found: NDArray[Any], natural: NDArray[Any], axis: int | None, share:
     def residuals(parameters: NDArray[np.float64]) -> NDArray[np.float64]:
         return (np.log(found) - np.log(_Fit(parameters, axis, share).power(natural)))[inside]
 
-    start = np.array([0.0, 0.6, 0.6, 0.6, np.log(found[RADIUS > 0.7].mean())])
+    start = np.array([0.0, 0.4, 0.4, 0.4, np.log(found[RADIUS > 0.7].mean())])
     bounds = [np.full(5, -np.inf), np.full(5, np.inf)]
-    bounds[0][1:4], bounds[1][1:4] = 0.0, WIDEST
+    bounds[0][1:4], bounds[1][1:4] = -(SHARPEST**2), WIDEST**2
     solved = optimize.least_squares(residuals, start, bounds=tuple(bounds), loss="soft_l1", f_scale=SPREAD)
     rms = float(np.sqrt(np.mean(residuals(solved.x) ** 2)))
     return _Fit(solved.x, axis, share, float(solved.cost), float(10 / np.log(10) * rms))
+
+
+def _beyond_chance(
+    squares: NDArray[np.float64], natural: Sequence[NDArray[np.float64]], count: int
+) -> NDArray[np.float64]:
+    """Squared widths, brought nearer to 0 the less they exceed what people differ by (as a Wiener filter).
+
+    natural: the HR scans' spectra, each held against the others'. count: of LR scans. To sharpen what is soft
+    by nature costs more than to leave a blur.
+    """
+    spread = np.full(3, USUAL)
+    if len(natural) > 2:
+        apart = [
+            _fitted(one, _mean([*natural[:i], *natural[i + 1 :]]), None, 1.0).squares
+            for i, one in enumerate(natural)
+        ]
+        spread = np.maximum(np.std(apart, axis=0), USUAL / 2)
+    error = spread**2 * (1 / count + 1 / len(natural))
+    kept = np.maximum(squares, 0.0)
+    return kept * kept**2 / (kept**2 + error)
 
 
 def _mean(spectra: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
