@@ -1,0 +1,289 @@
+"""The command `udean-adapt`: the embedded model, tuned to the user's own LR scans.
+
+The degradation is estimated from the scans, unpaired (`trainer.simulation.estimate`); the network goes on
+learning from HR scans of other people, or from drawn heads, that were degraded so; the result is kept only if
+`judge` finds it better than what it began as.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import shutil
+import time
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+from ..runtime.commands.common import command
+from ..runtime.errors import RunError
+
+if TYPE_CHECKING:
+    from ..runtime.scan.scan import Scan
+    from ..trainer.config import Config
+    from ..trainer.data.orientation import AlongWorld
+    from ..trainer.data.scans import Entry
+
+HEADS = 5  # that are drawn where the user has no HR scans; the last is judged by
+TRAINS = 0.7  # share of the time that is training; the rest estimates, judges and draws
+FEWEST, MOST = 20, 4000  # steps
+OFFERED = (2, 2, 2)  # the embedded model's scale
+DRAWN = 1.0  # mm, of the heads that are drawn without label maps
+
+
+def adapt(
+    scans: Annotated[list[str], typer.Argument(help="Your LR scans, all of one kind: one is enough.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The model to write.")] = Path("adapted.onnx"),
+    source: Annotated[
+        list[str] | None,
+        typer.Option(help="HR scans of other people, of voxels half as large; default: drawn heads."),
+    ] = None,
+    labels: Annotated[
+        list[str] | None, typer.Option(help="Label maps that heads are drawn from, instead of ICBM152's.")
+    ] = None,
+    minutes: Annotated[float, typer.Option(min=0.1, help="How long it may take.")] = 25.0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback for errors.")] = False,
+) -> None:
+    """Tune the embedded model to your scans, whose degradation nobody has to know: OUT and a page, OUT.html.
+
+    The same command goes on where it was stopped. The exit code is 1 if the result is not better than the
+    embedded model, and therefore not written.
+    """
+    if out.suffix != ".onnx":
+        raise RunError(f"The model is an .onnx file, not {out}.")
+    if out.exists():
+        raise RunError(f"{out} is there already: give another name with -o.")
+
+    from ..runtime.resolver import SuperResolver
+    from ..runtime.scan.geometry import slab_axis
+    from ..runtime.scan.scan import open_scan, write_scan
+    from ..trainer.cli import Lines
+    from ..trainer.data.batches import gather
+    from ..trainer.data.orientation import open_along_world
+    from ..trainer.data.scans import find
+    from ..trainer.fit import fit, transfers
+    from ..trainer.simulation.kspace import Acquisition
+    from . import graph
+    from .artefacts import export_onnx
+    from .before_after import write_page
+    from .judge import figures, worse
+
+    start = time.monotonic()
+    entries = find(scans)
+    work = out.with_name(out.stem + ".adapting")
+    axis, voxels, swapped = _lie(entries)
+    hr = _sources(source, labels, tuple(v / 2 for v in voxels), work / "heads", seed)
+    training, judged = (hr[:-1], hr[-1]) if len(hr) > 1 else (hr, hr[0])
+    run = work / "run"
+    resumed = (run / "checkpoint.pt").exists()
+    steps = _steps_before(run) if resumed else 0
+    if not steps:
+        left = 60 * minutes * TRAINS - (time.monotonic() - start)
+        steps = int(np.clip(left / _seconds_a_step(), FEWEST, MOST))
+    config = _config([e.path for e in entries], training, axis, steps, seed)
+    lines = Lines("Adapting", every=30)
+
+    def report(step: int, total: int, values: dict[str, float]) -> None:
+        name, value = next(iter(values.items()))
+        lines.tell(step, total, f"{name} {value:.4f}")
+
+    final = fit(config, run, resumed, report)
+    estimate = gather(config).estimate
+    assert estimate is not None
+    found = estimate.degradation
+    (exported, *_) = export_onnx(final, work)
+    card = exported.card
+    if swapped and card.transfer:
+        rows, columns, slices = card.transfer
+        model, own = graph.read(exported.path)
+        graph.write(graph.serialize(model, own.replace(transfer=(columns, rows, slices))), exported.path)
+    degradation = found.turned() if swapped else found
+    acquisition, spread = Acquisition(OFFERED, **vars(degradation)), transfers(degradation)
+    head = _volume(open_along_world(judged), axis, swapped)
+    before, after = SuperResolver(), SuperResolver(exported.path)
+    scan = entries[0].path
+    own_scan = open_scan(scan)
+    lr = _volume(own_scan, slab_axis(own_scan.zooms))
+    told, results = [], []
+    for name, resolve, model in (("before", before, None), ("after", after, exported.path)):
+        typer.echo(f"Judging the model {name}", err=True)
+        with SuperResolver(model, consistency="off") as alone:
+            told.append(figures(resolve, alone, head, acquisition, lr, spread))
+        header, voxels = resolve.scan(own_scan)
+        results.append(work / f"{name}.nii.gz")
+        write_scan(results[-1], header, voxels)
+    refused = worse(*told)
+    page = out.with_suffix(".html")
+    write_page(
+        page, scan, (results[0], results[1]), (before, after), degradation.told(), told[0], told[1], refused
+    )
+    if refused:
+        print(f"Not written: {refused}. {page} shows both.")
+        shutil.rmtree(work)
+        raise typer.Exit(1)
+    shutil.copyfile(exported.path, out)
+    shutil.rmtree(work)
+    gain = told[1].psnr - told[0].psnr
+    print(f"{out}: {gain:+.2f} dB in tissue of a head acquired as your scans seem to be")
+    print(f"Read off your scans: {degradation.told()}")
+    print(f"{page} shows before and after. Use it with: udean-run --engine {out}")
+
+
+def _volume(scan: Scan | AlongWorld, axis: int, swapped: bool = False) -> NDArray[np.float32]:
+    """A scan as (rows, columns, slices), slices being stacked along an axis; without negative voxels."""
+    voxels = np.moveaxis(np.maximum(scan.voxels_in_units(), 0), axis, 2)
+    return np.ascontiguousarray(voxels.swapaxes(0, 1) if swapped else voxels)
+
+
+def _lie(entries: Sequence[Entry]) -> tuple[int, tuple[float, float, float], bool]:
+    """The world's axis across the slices, voxel sizes along the world's axes, mm, and whether a scan stores
+    columns before rows, as seen from the world's axes. Raises RunError if scans differ in that."""
+    from ..runtime.scan.geometry import slab_axis
+    from ..trainer.data.orientation import open_along_world
+
+    lies = {}
+    for entry in entries:
+        scan = open_along_world(entry.path)
+        across = slab_axis(scan.scan.zooms)
+        order = [int(scan.turn[a][0]) for a in range(3)]
+        rows, columns = (order[a] for a in range(3) if a != across)
+        lies.setdefault((order[across], rows > columns), []).append((entry, scan.zooms))
+    if len(lies) > 1:
+        first, second = (group[0][0].path for group in list(lies.values())[:2])
+        raise RunError(
+            f"{first} and {second} lie in other planes: adapt to scans of one kind, one model for each."
+        )
+    ((axis, swapped), group), *_ = lies.items()
+    voxels = tuple(float(v) for v in np.median([zooms for _, zooms in group], axis=0))
+    return axis, cast(tuple[float, float, float], voxels), swapped
+
+
+def _sources(
+    source: list[str] | None,
+    labels: list[str] | None,
+    zooms: tuple[float, ...],
+    folder: Path,
+    seed: int,
+) -> list[Path]:
+    """HR scans: the user's, or heads drawn at these voxel sizes, mm; kept in the folder."""
+    from ..trainer.data.scans import find
+
+    if source:
+        return [entry.path for entry in find(source)]
+    folder.mkdir(parents=True, exist_ok=True)
+    maps = [entry.path for entry in find(labels)] if labels else []
+    made = []
+    for number in range(HEADS):
+        file = folder / f"head-{number}.nii.gz"
+        if not file.exists():
+            typer.echo(f"Drawing head {number + 1} of {HEADS}", err=True)
+            _draw(file, maps, zooms, number, seed)
+        made.append(file)
+    return made
+
+
+def _draw(file: Path, maps: list[Path], zooms: tuple[float, ...], number: int, seed: int) -> None:
+    import nibabel as nib
+    from scipy import ndimage
+
+    from ..runtime.system.files import atomic
+    from ..trainer.simulation import atlas_heads, heads
+
+    own = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+    axes = np.eye(3)
+    if maps:
+        drawn = heads.head(maps[number % len(maps)], own, float(np.prod(zooms) ** (1 / 3)))
+        image, spacing, axes = drawn.image, drawn.spacing, drawn.axes
+    else:
+        image, spacing = atlas_heads.head(own)[0], DRAWN
+    sizes = np.abs(axes.T) @ np.asarray(zooms)  # along the head's own axes
+    coarser = np.maximum(1, sizes / spacing)  # finer than it is drawn, a head is a smaller one
+    if coarser.max() > 1.01:
+        image = ndimage.gaussian_filter(image, 0.4 * np.where(coarser > 1.01, coarser, 0))
+        image = ndimage.zoom(image, 1 / coarser, order=1)
+    affine = np.eye(4)
+    affine[:3, :3] = axes * sizes
+    nifti = nib.Nifti1Image((image * 1000).round().astype(np.int16), affine)
+    with atomic(file) as stream:
+        stream.write(gzip.compress(nifti.to_bytes(), 1))
+
+
+def _config(lr: Sequence[Path], hr: Sequence[Path], axis: int, steps: int, seed: int) -> Config:
+    from ..trainer.config import load
+    from ..trainer.fit import network_of, resolved
+
+    options: dict[str, Any] = {
+        "name": "udean-adapted",
+        "method": "parametric",
+        "init": "default",
+        "data": {
+            "source": [str(path) for path in hr],
+            "target": [str(path) for path in lr],
+            "slab_axes": [axis],
+            "any_voxel_size": True,
+            "pairing": "misaligned",  # people in both groups are no harm: nothing is paired
+        },
+        "network": network_of("default"),
+        "schedule": {
+            "steps": steps,
+            "batch": 2,
+            "patch": 24,
+            "depth": 6,
+            "learning_rate": 5e-4,
+            "beta2": 0.99,
+            "average": 0.99,
+            "validate_every": max(1, steps // 4),
+            "checkpoint_every": max(1, min(100, steps // 4)),
+            "seed": seed,
+        },
+        "weights": {"ssim": 0.0, "charbonnier": 0.02, "low_band": 1.0},
+        "machine": {"workers": 0},
+    }
+    return resolved(load("compact", None, options))
+
+
+def _seconds_a_step() -> float:
+    """What a step of the training takes here, measured."""
+    import torch
+
+    from ..trainer.config import load
+    from ..trainer.fit import network_of, resolved
+    from ..trainer.methods import create
+    from ..trainer.methods.method import Batch
+
+    config = resolved(load("compact", None, {"network": network_of("default")}))
+    method = create("parametric", config.network, 24, dataclasses.replace(config.weights, ssim=0.0))
+    lr = torch.rand(2, 6, 24, 24)
+    batch = Batch(torch.rand(2, 12, 48, 48), lr, lr)
+    mixed = torch.autocast("cpu", torch.bfloat16, enabled=config.schedule.precision == "bf16-mixed")
+    took = []
+    for _ in range(4):
+        begin = time.monotonic()
+        with mixed:
+            terms, _ = method.turns()[0].losses(batch, {})
+        terms["total"].backward()
+        took.append(time.monotonic() - begin)
+    return float(np.median(took[1:]))
+
+
+def _steps_before(run: Path) -> int:
+    """The steps of the training that is gone on with."""
+    return int(tomllib.loads((run / "config.toml").read_text("utf-8"))["schedule"]["steps"])
+
+
+main = command(
+    adapt,
+    "udean-adapt",
+    "udean-adapt scans/ -o mine.onnx",
+    "udean-adapt scan.nii.gz --source hr-scans/ --minutes 10 -o mine.onnx",
+    extra="train",
+)
+
+if __name__ == "__main__":
+    main()

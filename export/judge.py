@@ -1,0 +1,89 @@
+"""Whether an adapted model is better than the one it began as, by what a user has: no truth of his scans.
+
+A head that the training has not seen is acquired as was estimated from the user's scans: its truth is known.
+And of the user's own scan: how well the SR volume, seen by the estimated scanner, explains it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..runtime.models.card import Transfer
+from ..runtime.scan.interpolation import acquired_again
+from ..runtime.trust.lesions import put_lesions, transfer
+from ..trainer.evaluation.tissue import PEAK, in_tissue, tissue_mask
+from ..trainer.simulation.kspace import Acquisition, acquire
+
+Volume = NDArray[Any]  # float32 (rows, columns, slices)
+Restore = Callable[[Volume], Volume]
+BLOCK = 96  # HR voxels along each side of a head's middle that are judged
+WORSE = 0.05  # dB in tissue, and share of a lesion's contrast, that is no mere rounding
+UNEXPLAINED = 1.1  # times the noise: how much more of a scan may go unexplained
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of one model. psnr: dB in tissue of the head. lesions: share of contrast left, by radius in HR voxels.
+    residual: RMS over the user's scan in tissue of what the SR volume does not explain, and noise: that of
+    the scan, both as shares of its 99.9th percentile."""
+
+    psnr: float
+    lesions: dict[float, float]
+    residual: float
+    noise: float
+
+
+def figures(
+    restore: Restore, alone: Restore, hr: Volume, acquisition: Acquisition, scan: Volume, lines: Transfer
+) -> Figures:
+    """restore: LR to SR volume as the runtime does it; alone: by the network alone, which explains the scan
+    by itself. hr: a head. scan: of the user. lines: the estimated point spread along (row, column, slice)."""
+    hr = hr * np.float32(1000 / np.percentile(hr, PEAK))
+    factors = acquisition.scale
+    box = tuple(slice((n - b) // 2 // 4 * 4, (n - b) // 2 // 4 * 4 + b) for n, b in _middle(hr))
+    low = tuple(slice(p.start // f, p.stop // f) for p, f in zip(box, factors, strict=True))
+    truth = hr[box]
+    added, found = put_lesions(truth)
+    ill = hr.copy()
+    ill[box] = truth + added
+    well = restore(acquire(hr, acquisition)[low])
+    sick = restore(acquire(np.maximum(ill, 0), acquisition)[low])
+    kept = {radius: shares["all"] for radius, shares in transfer(added, found, sick, well).items()}
+    psnr = in_tissue(well, truth, mask=tissue_mask(hr)[box]).psnr_tissue or 0.0
+
+    again = acquired_again(alone(scan), factors, "fft", lines)
+    unit = float(np.percentile(scan, PEAK)) or 1.0
+    tissue = tissue_mask(scan)
+    residual = float(np.sqrt(np.mean((again - scan)[tissue].astype(np.float64) ** 2))) / unit
+    return Figures(psnr, kept, residual, acquisition.noise)
+
+
+def worse(before: Figures, after: Figures) -> str | None:
+    """Why the model must not take the place of that which it began as, in a sentence; None if it may."""
+    if after.psnr < before.psnr + WORSE:
+        return (
+            f"in tissue of a head acquired as your scans seem to be it has {after.psnr:.2f} dB, "
+            f"where the model that it began as has {before.psnr:.2f} dB"
+        )
+    for radius, share in after.lesions.items():
+        if share < before.lesions.get(radius, share) - WORSE:
+            return (
+                f"lesions of radius {radius:g} voxels keep {share:.2f} of their contrast, "
+                f"where they kept {before.lesions[radius]:.2f}"
+            )
+    if after.residual > max(before.residual, UNEXPLAINED * after.noise) + 0.1 * after.noise:
+        return (
+            f"it leaves {after.residual:.2%} of your scan unexplained, where the model that it began as left "
+            f"{before.residual:.2%}, and the scan's noise is {after.noise:.2%}"
+        )
+    return None
+
+
+def _middle(hr: Volume) -> list[tuple[int, int]]:
+    """Sizes, and those of the block in the middle: multiples of 4."""
+    return [(n, min(BLOCK, n // 4 * 4)) for n in hr.shape]

@@ -1,0 +1,95 @@
+"""Tuning to a user's scans, end to end and tiny; and what is refused, in one sentence."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy import ndimage
+from udean.export import judge
+from udean.export.graph import read
+from udean.trainer.simulation.kspace import Acquisition, Degradation, acquire, transfer
+
+COMMAND = Path(sys.executable).parent / "udean-adapt"
+
+
+def person(seed, shape=(72, 72, 72)):
+    """A body of a few sharp tissues in air, 0 to 1."""
+    rng = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij"))
+    body = (grid**2).sum(0) < 0.7
+    field = ndimage.gaussian_filter(rng.standard_normal(shape), 3)
+    level = np.digitize(field / field.std(), (-0.8, 0.2, 1.0))
+    return (body * np.asarray((0.3, 0.55, 0.75, 1.0))[level]).astype(np.float32)
+
+
+def save(path, voxels, size):
+    path.parent.mkdir(exist_ok=True)
+    nib.save(nib.Nifti1Image(np.rint(1000 * voxels).astype(np.int16), np.diag([size, size, size, 1.0])), path)
+
+
+@pytest.fixture
+def scans(tmp_path):
+    for seed in range(2):
+        save(tmp_path / "hr" / f"p{seed}.nii.gz", person(seed), 1.0)
+    blurred = Acquisition(width=(0.0, 0.0, 1.8), noise=0.02)
+    save(tmp_path / "lr" / "mine.nii.gz", acquire(person(9), blurred), 2.0)
+    return tmp_path
+
+
+def adapt(folder, *arguments):
+    return subprocess.run(
+        [COMMAND, *arguments], cwd=folder, capture_output=True, text=True, timeout=500,
+        env={"XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1", "HOME": str(folder)},
+    )  # fmt: skip
+
+
+def test_one_scan_and_two_hr_scans_give_a_model_that_knows_the_blur(scans):
+    done = adapt(scans, "lr", "--source", "hr", "--minutes", "0.5", "-o", "mine.onnx")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "dB in tissue" in done.stdout and "Adapting: step" in done.stderr
+    page = (scans / "mine.html").read_text()
+    assert "Kept" in page and page.count("<img") == 12
+    card = read(scans / "mine.onnx")[1]
+    rows, _, slices = card.transfer
+    assert card.consistency == "transfer" and slices[-1] < 0.6 * rows[-1]
+    assert not list(scans.glob("*.adapting"))
+    again = adapt(scans, "lr", "-o", "mine.onnx")
+    assert again.returncode == 2 and "is there already" in again.stderr
+
+
+def test_mistakes_are_said_in_one_sentence(scans):
+    turned = nib.load(scans / "lr" / "mine.nii.gz")
+    flat = nib.Nifti1Image(np.asarray(turned.dataobj)[:, ::2], np.diag([2.0, 4.0, 2.0, 1.0]))
+    (scans / "mixed").mkdir()
+    nib.save(turned, scans / "mixed" / "a.nii.gz")
+    nib.save(flat, scans / "mixed" / "b.nii.gz")
+    for arguments, sentence in (
+        (["nowhere"], "holds no .nii"),
+        (["lr", "-o", "mine.plan"], "is an .onnx file"),
+        (["mixed", "--source", "hr"], "lie in other planes"),
+        (["lr", "--source", "lr"], "are no finer than the target scans"),
+    ):
+        done = adapt(scans, *arguments)
+        assert done.returncode == 2 and sentence in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr and not (scans / "adapted.onnx").exists()
+
+
+def test_what_is_worse_in_any_respect_is_refused():
+    before = judge.Figures(30.0, {1.0: 0.5, 2.0: 0.9}, 0.02, 0.01)
+    better = judge.Figures(30.6, {1.0: 0.55, 2.0: 0.9}, 0.012, 0.01)
+    assert judge.worse(before, better) is None
+    assert "30.00 dB" in judge.worse(before, judge.Figures(30.0, before.lesions, 0.01, 0.01))
+    assert "radius 2" in judge.worse(before, judge.Figures(31.0, {1.0: 0.6, 2.0: 0.8}, 0.01, 0.01))
+    assert "unexplained" in judge.worse(before, judge.Figures(31.0, before.lesions, 0.03, 0.01))
+
+
+def test_rows_and_columns_change_places():
+    one = Degradation(width=(1.0, 2.0, 3.0), partial_fourier=0.75, phase_axis=0)
+    frequency = np.linspace(0, 0.5, 9)
+    for axis, other in ((0, 1), (1, 0), (2, 2)):
+        np.testing.assert_array_equal(
+            transfer(one, axis, frequency), transfer(one.turned(), other, frequency)
+        )
