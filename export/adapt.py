@@ -14,7 +14,7 @@ import time
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -24,7 +24,6 @@ from ..runtime.commands.common import command
 from ..runtime.errors import RunError
 
 if TYPE_CHECKING:
-    from ..runtime.scan.scan import Scan
     from ..trainer.config import Config
     from ..trainer.data.orientation import AlongWorld
     from ..trainer.data.scans import Entry
@@ -61,7 +60,6 @@ def adapt(
         raise RunError(f"{out} is there already: give another name with -o.")
 
     from ..runtime.resolver import SuperResolver
-    from ..runtime.scan.geometry import slab_axis
     from ..runtime.scan.scan import open_scan, write_scan
     from ..trainer.cli import Lines
     from ..trainer.data.batches import gather
@@ -69,7 +67,6 @@ def adapt(
     from ..trainer.data.scans import find
     from ..trainer.fit import fit, transfers
     from ..trainer.simulation.kspace import Acquisition
-    from . import graph
     from .artefacts import export_onnx
     from .before_after import write_page
     from .judge import figures, worse
@@ -77,7 +74,7 @@ def adapt(
     start = time.monotonic()
     entries = find(scans)
     work = out.with_name(out.stem + ".adapting")
-    axis, voxels, swapped = _lie(entries)
+    axis, voxels = _lie(entries)
     hr = _sources(source, labels, tuple(v / 2 for v in voxels), work / "heads", seed)
     training, judged = (hr[:-1], hr[-1]) if len(hr) > 1 else (hr, hr[0])
     run = work / "run"
@@ -96,20 +93,14 @@ def adapt(
     final = fit(config, run, resumed, report)
     estimate = gather(config).estimate
     assert estimate is not None
-    found = estimate.degradation
+    degradation = estimate.degradation
     (exported, *_) = export_onnx(final, work)
-    card = exported.card
-    if swapped and card.transfer:
-        rows, columns, slices = card.transfer
-        model, own = graph.read(exported.path)
-        graph.write(graph.serialize(model, own.replace(transfer=(columns, rows, slices))), exported.path)
-    degradation = found.turned() if swapped else found
     acquisition, spread = Acquisition(OFFERED, **vars(degradation)), transfers(degradation)
-    head = _volume(open_along_world(judged), axis, swapped)
+    head = _volume(open_along_world(judged), axis)
     before, after = SuperResolver(), SuperResolver(exported.path)
     scan = entries[0].path
     own_scan = open_scan(scan)
-    lr = _volume(own_scan, slab_axis(own_scan.zooms))
+    lr = _volume(open_along_world(scan), axis)
     told, results = [], []
     for name, resolve, model in (("before", before, None), ("after", after, exported.path)):
         typer.echo(f"Judging the model {name}", err=True)
@@ -135,33 +126,29 @@ def adapt(
     print(f"{page} shows before and after. Use it with: udean-run --engine {out}")
 
 
-def _volume(scan: Scan | AlongWorld, axis: int, swapped: bool = False) -> NDArray[np.float32]:
-    """A scan as (rows, columns, slices), slices being stacked along an axis; without negative voxels."""
-    voxels = np.moveaxis(np.maximum(scan.voxels_in_units(), 0), axis, 2)
-    return np.ascontiguousarray(voxels.swapaxes(0, 1) if swapped else voxels)
+def _volume(scan: AlongWorld, axis: int) -> NDArray[np.float32]:
+    """A scan as (rows, columns, slices), as the runtime sees it, without negative voxels."""
+    return np.ascontiguousarray(np.moveaxis(np.maximum(scan.voxels_in_units(), 0), axis, 2))
 
 
-def _lie(entries: Sequence[Entry]) -> tuple[int, tuple[float, float, float], bool]:
-    """The world's axis across the slices, voxel sizes along the world's axes, mm, and whether a scan stores
-    columns before rows, as seen from the world's axes. Raises RunError if scans differ in that."""
+def _lie(entries: Sequence[Entry]) -> tuple[int, tuple[float, float, float]]:
+    """The world's axis across the slices, and voxel sizes along the world's axes, mm. Raises RunError if
+    scans differ in the axis."""
     from ..runtime.scan.geometry import slab_axis
     from ..trainer.data.orientation import open_along_world
 
-    lies = {}
+    lies: dict[int, list[tuple[Path, tuple[float, float, float]]]] = {}
     for entry in entries:
-        scan = open_along_world(entry.path)
-        across = slab_axis(scan.scan.zooms)
-        order = [int(scan.turn[a][0]) for a in range(3)]
-        rows, columns = (order[a] for a in range(3) if a != across)
-        lies.setdefault((order[across], rows > columns), []).append((entry, scan.zooms))
+        zooms = open_along_world(entry.path).zooms
+        lies.setdefault(slab_axis(zooms), []).append((entry.path, zooms))
     if len(lies) > 1:
-        first, second = (group[0][0].path for group in list(lies.values())[:2])
+        (first, _), (second, _) = (group[0] for group in list(lies.values())[:2])
         raise RunError(
             f"{first} and {second} lie in other planes: adapt to scans of one kind, one model for each."
         )
-    ((axis, swapped), group), *_ = lies.items()
-    voxels = tuple(float(v) for v in np.median([zooms for _, zooms in group], axis=0))
-    return axis, cast(tuple[float, float, float], voxels), swapped
+    ((axis, group),) = lies.items()
+    i, j, k = (float(v) for v in np.median([zooms for _, zooms in group], axis=0))
+    return axis, (i, j, k)
 
 
 def _sources(

@@ -10,7 +10,7 @@ import pytest
 from scipy import ndimage
 from udean.export import judge
 from udean.export.graph import read
-from udean.trainer.simulation.kspace import Acquisition, Degradation, acquire, transfer
+from udean.trainer.simulation.kspace import Acquisition, acquire
 
 COMMAND = Path(sys.executable).parent / "udean-adapt"
 
@@ -84,12 +84,3 @@ def test_what_is_worse_in_any_respect_is_refused():
     assert "30.00 dB" in judge.worse(before, judge.Figures(30.0, before.lesions, 0.01, 0.01))
     assert "radius 2" in judge.worse(before, judge.Figures(31.0, {1.0: 0.6, 2.0: 0.8}, 0.01, 0.01))
     assert "unexplained" in judge.worse(before, judge.Figures(31.0, before.lesions, 0.03, 0.01))
-
-
-def test_rows_and_columns_change_places():
-    one = Degradation(width=(1.0, 2.0, 3.0), partial_fourier=0.75, phase_axis=0)
-    frequency = np.linspace(0, 0.5, 9)
-    for axis, other in ((0, 1), (1, 0), (2, 2)):
-        np.testing.assert_array_equal(
-            transfer(one, axis, frequency), transfer(one.turned(), other, frequency)
-        )

@@ -7,7 +7,7 @@ lies exactly on HR voxel scale·i (grid "fft"). Odd sizes are cropped to a multi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -82,12 +82,6 @@ class Degradation:
             raise DegradationError("Noise level and bias are zero or positive.")
         if self.levels < 0:
             raise DegradationError("Grey levels are a number of at least 1, or 0 for none.")
-
-    def turned(self) -> Degradation:
-        """The same of scans whose rows are these columns."""
-        first, second, third = self.width
-        phase: dict[int, Literal[0, 1, 2]] = {0: 1, 1: 0, 2: 2}
-        return replace(self, width=(second, first, third), phase_axis=phase[self.phase_axis])
 
     def told(self) -> str:
         """The point spread and the noise in words."""
