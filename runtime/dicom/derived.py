@@ -109,15 +109,8 @@ def write_derived(
     written.
     """
     pydicom = require_pydicom()
-    coarse = series.head.Columns, series.head.Rows, len(series.frames)
-    i, j, k = (fine // size for fine, size in zip(header.get_data_shape(), coarse, strict=True))
-    measured = series.affine()
-    flipped = flips_between(measured, header.get_best_affine(), (i, j, k))
-    affine = LPS_TO_RAS @ fine_affine(measured, (i, j, k), card.grid, flipped)  # the header's are float32
-    row, column = series.frames[0].spacing
-    sizes = np.array(
-        [column / i, row / j, float(np.linalg.norm(affine[:3, 2]))]
-    )  # cosines are rounded, these not
+    affine, sizes, nearest = _place(series, header, card)
+    before = voxels.shape[2] * series.result.before // len(series.frames)
     normal = np.cross(affine[:3, 0], affine[:3, 1]) / (sizes[0] * sizes[1])
     _check_ours(folder)
     with atomic_folder(folder) as partial:
@@ -127,12 +120,12 @@ def write_derived(
         for number in range(voxels.shape[2]):
             dataset = copy.deepcopy(template)
             dataset.SOPInstanceUID = derived_uid(f"{uid} {number}")
-            dataset.InstanceNumber = k * series.result.before + number + 1
+            dataset.InstanceNumber = before + number + 1
             position = affine[:3] @ [0, 0, number, 1]
             dataset.ImagePositionPatient = [_decimal(v) for v in position]
             dataset.SliceLocation = _decimal(position @ normal)
-            dataset.SourceImageSequence = _sources(series, number // k)
-            frame = series.frames[number // k]
+            dataset.SourceImageSequence = _sources(series, nearest[number])
+            frame = series.frames[nearest[number]]
             if series.enhanced:
                 _flatten(dataset, functional_groups(series.head, frame.number))
             if window := frame.window:
@@ -149,6 +142,31 @@ def write_derived(
                 file.flush()
                 os.fsync(file.fileno())
     return sorted(folder.iterdir())
+
+
+def _place(
+    series: Series, header: Any, card: ModelCard
+) -> tuple[NDArray[np.float64], NDArray[np.float64], list[int]]:
+    """Where the SR volume lies, voxels to LPS in mm (4, 4), its voxel sizes along (i, j, k), and of each of
+    its slices the LR slice in or nearest to which it lies.
+
+    A header holds float32 and the slices hold decimals: if its grid is that of whole factors, it is computed
+    from them.
+    """
+    coarse = series.head.Columns, series.head.Rows, len(series.frames)
+    shape, found, measured = header.get_data_shape(), header.get_best_affine(), series.affine()
+    if not any(fine % size for fine, size in zip(shape, coarse, strict=True)):
+        i, j, k = (fine // size for fine, size in zip(shape, coarse, strict=True))
+        exact = fine_affine(measured, (i, j, k), card.grid, flips_between(measured, found, (i, j, k)))
+        if np.allclose(exact, found, atol=1e-3):
+            affine = LPS_TO_RAS @ exact
+            row, column = series.frames[0].spacing  # cosines are rounded, these not
+            sizes = np.array([column / i, row / j, float(np.linalg.norm(affine[:3, 2]))])
+            return affine, sizes, [number // k for number in range(shape[2])]
+    slices = np.linalg.inv(measured) @ found
+    nearest = np.rint(slices[2, 2] * np.arange(shape[2]) + slices[2, 3]).clip(0, coarse[2] - 1)
+    sizes = np.linalg.norm(found[:3, :3], axis=0).round(5)
+    return LPS_TO_RAS @ found, sizes, nearest.astype(int).tolist()
 
 
 def _check_ours(folder: Path) -> None:
@@ -260,8 +278,9 @@ def _template(
     dataset.ImageType = ["DERIVED", "SECONDARY", *(given[2:] or ["OTHER"])]
     dataset.SeriesNumber = series.result.number
     dataset.SeriesDescription = f"{str(dataset.get('SeriesDescription', ''))[:54]} UDEAN SR".strip()
+    size = " x ".join(f"{v:.4g}" for v in (sizes[1], sizes[0], sizes[2]))
     derivation = (
-        f"Super-resolution {'x'.join(map(str, card.scale))} by udean {__version__}, model {card.name} "
+        f"Super-resolution to {size} mm by udean {__version__}, model {card.name} "
         f"({card.checkpoint[:16] or 'no checkpoint'}), {card.intended_use}"
     )[:1024]
     dataset.DerivationDescription = _joined(dataset.get("DerivationDescription"), derivation, 1024)

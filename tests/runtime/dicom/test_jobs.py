@@ -11,7 +11,7 @@ import pydicom
 import pytest
 
 from ...support.fakes import card, nearest, onnx_model
-from .test_series import change, classic, enhanced
+from .test_series import change, classic, enhanced, find_series
 
 COMMAND = [sys.executable, "-m", "udean.runtime.commands.run", "--precision", "fp32"]
 
@@ -134,3 +134,32 @@ def test_a_file_may_be_a_whole_series_and_a_dry_run_writes_nothing(model, tmp_pa
     assert len(derived) == 12
     # a folder with results in it is not resolved twice
     assert "0 written, 1 kept" in udean_run("--engine", model, "-o", tmp_path / "sr", tmp_path).stdout
+
+
+@pytest.mark.parametrize("to", ["1mm", "iso", "0.9x0.8x2mm"])
+def test_a_spacing_asked_for_is_that_of_the_derived_series_and_lies_as_nifti_does(tmp_path, to):
+    """Thick slices, by the embedded models: the same voxels at the same places in both forms."""
+    source = tmp_path / "in"
+    classic(source, shape=(9, 26, 24), spacing=(1.2, 1.0), thickness=4.0, SeriesDescription="t2 tra")
+    made = {}
+    for form in ("dicom", "nifti"):
+        done = udean_run("--to", to, "--format", form, "-o", tmp_path / form, source)
+        assert done.returncode == 0, done.stderr
+    image = nib.load(tmp_path / "nifti" / "series-003_sr.nii.gz")
+    (series,) = find_series(sorted((tmp_path / "dicom" / "series-003").iterdir()), tmp_path, ours=True)
+    made = series.scan()
+    np.testing.assert_allclose(made.affine, image.affine, atol=1e-4)
+    assert np.array_equal(made.voxels(), np.asarray(image.dataobj.get_unscaled()))
+    head = pydicom.dcmread(tmp_path / "dicom" / "series-003" / "00001.dcm")
+    wanted = {"1mm": (1, 1, 1), "iso": (1, 1, 1), "0.9x0.8x2mm": (0.8, 0.9, 2)}[to]
+    assert [*map(float, head.PixelSpacing), float(head.SliceThickness)] == pytest.approx(wanted, abs=1e-5)
+    assert float(head.SpacingBetweenSlices) == pytest.approx(wanted[2], abs=1e-5)
+    assert f"{wanted[0]:g} x {wanted[1]:g} x {wanted[2]:g} mm" in head.DerivationDescription
+    # Each SR slice names the slices about it: the first and the last those at the ends of the stack.
+    given = {str(d.SOPInstanceUID): d.ImagePositionPatient for d in map(pydicom.dcmread, source.iterdir())}
+    for name in (1, len(series.frames)):
+        sr = pydicom.dcmread(tmp_path / "dicom" / "series-003" / f"{name:05}.dcm")
+        named = [given[str(item.ReferencedSOPInstanceUID)] for item in sr.SourceImageSequence]
+        gaps = [np.linalg.norm(np.subtract(sr.ImagePositionPatient, place)) for place in given.values()]
+        nearest = min(given.values(), key=lambda p: np.linalg.norm(np.subtract(sr.ImagePositionPatient, p)))
+        assert nearest in named and min(gaps) < 4.5
