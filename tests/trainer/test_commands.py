@@ -195,3 +195,27 @@ def test_simulate_never_writes_among_its_inputs(cohort):
     for out in ("hr", "."):  # one of several folders; the one above them
         done = run("udean-simulate", "hr", "other", "-o", out, cwd=cohort)
         assert done.returncode == 2 and "another folder" in done.stderr
+
+
+def test_resume_needs_no_argument_again(trained):
+    shutil.copytree(trained / "run", trained / "bare")
+    done = run("udean-train", "--resume", "--out", "bare", "--steps", "8", cwd=trained)
+    assert done.returncode == 0, done.stderr
+    assert checkpoint.load(trained / "bare" / "checkpoint.pt")["training"]["step"] == 8
+
+
+def test_a_configuration_of_the_users_own_is_not_replaced(cohort):
+    own = cohort / "own" / "config.toml"
+    own.parent.mkdir()
+    own.write_text(TINY)
+    done = run("udean-train", *GROUPS, "--config", "own/config.toml", "--out", "own", cwd=cohort)
+    assert done.returncode == 2 and "not of udean-train" in done.stderr
+    assert own.read_text() == TINY and list(own.parent.iterdir()) == [own]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the paper's preset is the default")
+def test_without_a_gpu_the_compact_preset_is_taken_and_said(cohort):
+    done = run("udean-train", "--source", "nowhere", "--target", "lr", cwd=cohort)
+    assert done.returncode == 2 and "weeks: taking --preset compact" in done.stderr
+    done = run("udean-train", "--source", "nowhere", "--target", "lr", "--preset", "paper", cwd=cohort)
+    assert done.returncode == 2 and "--preset compact" not in done.stderr

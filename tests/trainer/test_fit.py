@@ -152,6 +152,27 @@ def test_selection_sees_blur_and_what_does_not_explain_the_scan():
     assert scores[0] > scores[1] + 3 and scores[0] > scores[2] + 3
 
 
+def test_a_training_killed_after_its_first_best_weights_resumes(scans, monkeypatch):
+    """Between best.pt and the checkpoint that says so there is one to go on from, and nothing is lost."""
+    chosen = config(scans)
+    fit.fit(chosen, scans / "whole")
+    save = checkpoint.save
+
+    def once(path, *arguments):
+        save(path, *arguments)
+        if path.name == "best.pt":
+            raise Killed
+
+    monkeypatch.setattr(fit.checkpoint, "save", once)
+    with pytest.raises(Killed):
+        fit.fit(chosen, scans / "cut")
+    monkeypatch.setattr(fit.checkpoint, "save", save)
+    fit.fit(chosen, scans / "cut", resume=True)
+    assert_same(state(scans / "whole"), state(scans / "cut"))
+    whole, cut = (checkpoint.load(scans / name / "best.pt")["deployed"] for name in ("whole", "cut"))
+    assert all(torch.equal(value, cut[name]) for name, value in whole.items())
+
+
 def test_averaged_weights_are_deployed_and_resumed_bit_by_bit(scans):
     chosen = config(scans, schedule={"average": 0.9})
     fit.fit(chosen, scans / "whole")

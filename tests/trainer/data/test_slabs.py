@@ -9,7 +9,7 @@ from udean.runtime.errors import RunError
 from udean.trainer.data import slabs
 from udean.trainer.data.cache import Recipe
 from udean.trainer.data.preparation import Preparation
-from udean.trainer.data.scans import CohortError, find
+from udean.trainer.data.scans import CohortError, Entry, find
 from udean.trainer.simulation import kspace
 from udean.trainer.simulation.kspace import Acquisition, Degradation
 from udean.trainer.simulation.variation import Variation
@@ -176,3 +176,30 @@ def test_varied_scans_differ_along_each_axis_and_from_scan_to_scan_but_not_from_
 def test_heads_of_many_voxel_sizes_are_a_group_on_request(tmp_path, head):
     paths = [save(tmp_path / f"{i}.nii", head(i), zoom) for i, zoom in enumerate((0.7, 1.0, 1.2))]
     assert len(Preparation((2, 2, 2), any_voxel_size=True).target(find(paths)).members) == 3
+
+
+@pytest.mark.parametrize("codes", ["LPI", "PIR", "SAL"])
+def test_scans_of_one_group_may_be_stored_in_other_orientations_than_the_others(tmp_path, head, codes):
+    """The LR scan of a pair is stored as another scanner would: the pair's slabs are the same."""
+    save(tmp_path / "hr" / "a.nii", head(0))
+    straight = Preparation((2, 2, 2), (1,), Degradation())
+    lr = straight.lr(Entry(tmp_path / "hr" / "a.nii", "a"), 1).prepared()
+    voxels = np.asarray(lr.voxels, np.float32) * lr.unit
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    for name, to in (("ras", "RAS"), ("other", codes)):
+        image = nib.Nifti1Image(voxels, affine)
+        turn = nib.orientations.ornt_transform(
+            nib.io_orientation(affine), nib.orientations.axcodes2ornt(tuple(to))
+        )
+        (tmp_path / name).mkdir()
+        nib.save(image.as_reoriented(turn), tmp_path / name / "a.nii")
+    prepare = Preparation((2, 2, 2), (1,))
+    hr = [Entry(tmp_path / "hr" / "a.nii", "a")]
+    drawn = [
+        prepare.pairs(hr, [Entry(tmp_path / name / "a.nii", "a")]).draw(
+            np.random.default_rng(0), 4, (8, 8, 3)
+        )
+        for name in ("ras", "other")
+    ]
+    for one, other in zip(*drawn, strict=True):
+        np.testing.assert_array_equal(one, other)
