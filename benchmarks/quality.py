@@ -40,6 +40,7 @@ Volume = NDArray[Any]  # float32
 SEED = 0  # of noise and bias fields
 FIRST = 1000  # number of the first synthetic head; trainings take those below
 IN_TISSUE = "whole heads, in tissue"
+BEST = "sr, mean of three"  # slab axes: --best
 MARGIN = 3  # LR slices restored on each side of those that are measured, so that no slab is cut short
 CONDITIONS: dict[str, dict[str, Any]] = {
     "truncation": {},
@@ -85,6 +86,9 @@ def measure(
 ) -> dict[str, Any]:
     """All figures of a model's float32 and half-precision artefacts. wholes: to be measured in tissue."""
     resolve = SuperResolver(full, "cpu")
+    restorers: dict[str, tissue.Restore] = {"sr": resolve}
+    if resolve.card.kind == "slab" and len(set(resolve.card.scale)) == 1:
+        restorers[BEST] = SuperResolver(full, "cpu", best=True)
     bar = progress.add_task("", total=3 + len(wholes) + (1 + heads) * len(CONDITIONS))
 
     def step(what: str) -> None:
@@ -93,7 +97,7 @@ def measure(
     by_head: dict[str, Any] = {}
     for name, read in wholes.items():
         step(f"{name}, tissue")
-        by_head[name] = tissue.measure(read(), resolve)
+        by_head[name] = tissue.measure(read(), restorers)
     step("ICBM152 T1, whole")
     brain = template()[0]
     table: dict[str, dict[str, dict[str, float]]] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..runtime.errors import RunError
-from ..runtime.resolver import SuperResolver
 from ..runtime.trust import lesions
 from ..trainer.data.scans import find_scans
 from ..trainer.evaluation.evaluate import INTERPOLATIONS
@@ -56,13 +55,13 @@ def heads(more: Path | None = None) -> Iterator[tuple[str, Callable[[], Volume]]
         yield path.name.partition(".")[0], lambda path=path: _head(path)
 
 
-def measure(hr: Volume, resolve: SuperResolver) -> dict[str, dict[str, dict[str, float]]]:
-    """Figures by noise and method, lesions' transfer by radius among them."""
+def measure(hr: Volume, restorers: Mapping[str, Restore]) -> dict[str, dict[str, dict[str, float]]]:
+    """Figures by noise and method, lesions' transfer by radius among them. restorers: by name."""
     added, found = lesions.put_lesions(hr)
     methods: dict[str, Restore] = {
         name: lambda lr, method=method: method(lr, SCALE) for name, method in INTERPOLATIONS.items()
     }
-    methods["sr"] = resolve
+    methods |= restorers
     table: dict[str, dict[str, dict[str, float]]] = {}
     for condition, noise in NOISE.items():
         # Digitised as scanners do it; the same noise with lesions and without.
@@ -81,9 +80,9 @@ def measure(hr: Volume, resolve: SuperResolver) -> dict[str, dict[str, dict[str,
     return table
 
 
-def gain(rows: dict[str, dict[str, float]]) -> float:
+def gain(rows: dict[str, dict[str, float]], method: str = "sr") -> float:
     """What SR is better in tissue than the better interpolation, in dB."""
-    return rows["sr"]["tissue dB"] - max(rows[name]["tissue dB"] for name in INTERPOLATIONS)
+    return rows[method]["tissue dB"] - max(rows[name]["tissue dB"] for name in INTERPOLATIONS)
 
 
 def _row(figures: TissueFigures) -> dict[str, float]:

@@ -32,13 +32,14 @@ from .models.card import ModelCard
 from .pipeline import consistency as measured
 from .pipeline import through_plane
 from .pipeline.air import Air, find_air
+from .pipeline.axes import mean_over_axes
 from .pipeline.content import Content, survey
 from .pipeline.engine import Engine, EngineInfo, Library, Precision
 from .pipeline.host import HostPipeline, LrVolume, batch_size
 from .pipeline.stream import Band, resolve_stream
 from .pipeline.tiling import Box, Tiling, Weighting, Window, tile_windows
 from .scan import intensity
-from .scan.choice import Choice, choose
+from .scan.choice import Choice, choose, why_one_axis
 from .scan.foreign import from_itk, from_tensor, is_itk, is_tensor, to_itk, to_tensor
 from .scan.geometry import Factors, fine_affine
 from .scan.intensity import Intensities
@@ -46,7 +47,7 @@ from .scan.kinds import check_layout, check_voxels
 from .scan.nifti import Header
 from .scan.noise import Noise, estimate_noise
 from .scan.orientation import Orientation
-from .scan.output import Room, in_memory
+from .scan.output import Room, in_memory, scratch
 from .scan.regrid import Asked, Grid, along, spline_weights
 from .scan.rings import rings
 from .scan.scan import Scan, fine_image, image_scan
@@ -80,7 +81,8 @@ class Options:
     crop: windows over the content only; constant background around it stays as it is, and noisy air is
     interpolated. consistency: how much of the measured band is taken from the scan, 0 to 1 in tissue; "auto":
     by the scan's noise, where the model's card says by which transfer the scan was made; "off": none. to: the
-    spacing asked for, as `Asked` reads it, None for the model's own factors.
+    spacing asked for, as `Asked` reads it, None for the model's own factors. best: the mean over slabs along
+    each of the three axes, at three times the cost.
     """
 
     overlap: float | tuple[float, float, float] | None = None
@@ -89,6 +91,7 @@ class Options:
     crop: bool = True
     consistency: Consistency = "auto"
     to: str | None = None
+    best: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,7 @@ class Info:
             if card.consistency != "off"
             else "left to the network",
             "spacing": options.to or "the model's own factors",
+            "slabs": "along each of three axes, their mean" if options.best else "along one axis",
             "intended use": card.intended_use,
         }
         return "\n".join(f"{name + ':':<15}{said}" for name, said in lines.items())
@@ -181,6 +185,7 @@ class Task:
     store: how voxels in the network's range become stored ones. tiling: the windows over `lr`.
     slabs: (first HR slice, voxels (rows, columns, slices)), computed as they are asked for: float32 in the
         network's range if `in_range`, else to be stored as they are.
+    best: whether they are to be the mean over three slab axes.
     """
 
     lr: NDArray[Any]
@@ -194,6 +199,7 @@ class Task:
     tiling: Tiling | None = None
     slabs: Iterable[Slab] = ()
     in_range: bool = False
+    best: bool = False
 
     @property
     def volume(self) -> LrVolume:
@@ -213,7 +219,9 @@ class SuperResolver:
     device, precision, threads and library are `choose_engine`'s; overlap, window, weighting, crop and
     consistency `Options`'. to: the spacing wanted, "1mm", "1x1x2mm", "iso" or mm; thick slices then go
     through the embedded through-plane model, on the processor. strict: refuse scans outside the model's
-    range, which are warned about otherwise; see `choice`. fallback: "cpu" to go on without a GPU that fails.
+    range, which are warned about otherwise; see `choice`. best: the mean over slabs along each of the three
+    axes, better at three times the cost, for models of one factor along all axes. fallback: "cpu" to go on
+    without a GPU that fails.
     trace: told when each stage was at work.
     Threads take turns at the engine.
     Leaving a `with` block, or `close`, lets go of the engine and its memory. Raises RunError with what the
@@ -236,6 +244,7 @@ class SuperResolver:
         consistency: Consistency = "auto",
         to: str | float | Sequence[float] | None = None,
         strict: bool = False,
+        best: bool = False,
     ) -> None:
         if not (
             consistency in ("auto", "off") or (isinstance(consistency, int | float) and 0 <= consistency <= 1)
@@ -262,8 +271,14 @@ class SuperResolver:
         self._thick: Engine | None = None
         self._pipeline: HostPipeline | CudaPipeline | None = _pipeline(engine)
         self.card = engine.card
+        if best and (self.card.kind != "slab" or len(set(self.card.scale)) > 1):
+            scale = "x".join(map(str, self.card.scale))
+            raise RunError(
+                f"The mean over three slab axes needs a model of one factor along all axes, and "
+                f"{self.card.name} has {scale}: leave out --best."
+            )
         asked = self._asked and str(self._asked)
-        self.options = Options(overlap, window, weighting, crop, consistency, asked)
+        self.options = Options(overlap, window, weighting, crop, consistency, asked, best)
         self._turn, self._opening = threading.Lock(), threading.Lock()
         self._last = threading.local()
         try:
@@ -305,6 +320,12 @@ class SuperResolver:
         return self._engine
 
     @property
+    def _running(self) -> HostPipeline | CudaPipeline:
+        if self._pipeline is None:
+            raise RunError("This SuperResolver is closed: open another.")
+        return self._pipeline
+
+    @property
     def _on_host(self) -> bool:
         """Whether the processor runs the network."""
         return not isinstance(self._pipeline, CudaPipeline)
@@ -316,16 +337,28 @@ class SuperResolver:
 
     @overload
     def __call__(
-        self, volume: NDArray[Any], dtype: Output = "input", progress: Progress | None = None
+        self,
+        volume: NDArray[Any],
+        dtype: Output = "input",
+        progress: Progress | None = None,
+        zooms: Sequence[float] | None = None,
     ) -> NDArray[Any]: ...
 
     @overload
     def __call__(
-        self, volume: Tensor, dtype: Output = "input", progress: Progress | None = None
+        self,
+        volume: Tensor,
+        dtype: Output = "input",
+        progress: Progress | None = None,
+        zooms: Sequence[float] | None = None,
     ) -> Tensor: ...
 
     def __call__(
-        self, volume: NDArray[Any] | Tensor, dtype: Output = "input", progress: Progress | None = None
+        self,
+        volume: NDArray[Any] | Tensor,
+        dtype: Output = "input",
+        progress: Progress | None = None,
+        zooms: Sequence[float] | None = None,
     ) -> NDArray[Any] | Tensor:
         """Resolve a volume (rows, columns, slices) of any real dtype to (s·rows, s·columns, s·slices).
 
@@ -334,15 +367,19 @@ class SuperResolver:
         A tensor gives a tensor on the same device, computed by this resolver's engine.
         dtype: "input" keeps the volume's, integers rounded and clipped to the range of its voxels. A
             magnitude image, which has no negative voxels, gets none whatever the dtype.
-        progress(done, all) counts windows. Raises RunError for other shapes and dtypes, NaN or Inf.
+        progress(done, all) counts windows. zooms: voxel sizes (rows, columns, slices), by default as equal as
+            a mean over three slab axes needs them; see `why_one_axis`.
+        Raises RunError for other shapes and dtypes, NaN or Inf.
         """
         if is_tensor(volume):
-            return to_tensor(self(from_tensor(volume), dtype, progress), volume, keep=dtype == "input")
+            return to_tensor(self(from_tensor(volume), dtype, progress, zooms), volume, keep=dtype == "input")
         _check(volume)
         self._needs_slabs()
         start, watch = time.perf_counter(), Stopwatch(self.trace)
         sr = np.empty(self.tiling(_triple(volume.shape)).fine_shape, _stored_dtype(volume.dtype, dtype), "F")
-        self._resolve(Task(volume, sr, self._look(volume, 1.0, 0.0), watch, progress=progress))
+        best = self.options.best and self.why_one_axis(zooms) is None
+        look = self._look(volume, 1.0, 0.0)
+        self._resolve(Task(volume, sr, look, watch, progress=progress, best=best))
         self._note(start, watch)
         return sr
 
@@ -369,6 +406,10 @@ class SuperResolver:
         shapes or dtypes, NaN or Inf.
         """
         self._needs_slabs()
+        if self.options.best:
+            raise RunError(
+                "The mean over three slab axes needs a whole volume: a stream has slabs along one."
+            )
         if count < 1:
             raise RunError(f"A stream has at least one slice, not {count}.")
         _stored_dtype(np.dtype(np.float32), dtype)  # a dtype that is none is refused now
@@ -448,7 +489,7 @@ class SuperResolver:
             for lr, fine, look in zip(volumes, _volumes(sr), looks, strict=True):
                 if choice.grid is None:
                     turn = Orientation.of(scan.affine, choice.axis)
-                    self._resolve(self._task(lr, fine, scan, turn, look, watch, progress))
+                    self._resolve(self._task(lr, fine, scan, turn, choice, look, watch, progress))
                 else:
                     found += self._regrid(lr, fine, scan, choice.grid, choice, look, watch, progress)
         except intensity.IntensityError as error:
@@ -483,7 +524,13 @@ class SuperResolver:
     def choice(self, scan: Scan, axis: int | None = None) -> Choice:
         """Which model restores a scan onto which grid, and what is said against it."""
         turn, _, _ = self.layout(scan, axis)
-        return choose(scan.name, scan.shape, scan.zooms, turn.axes, self.card, self._asked)
+        choice = choose(scan.name, scan.shape, scan.zooms, turn.axes, self.card, self._asked)
+        return choice.along_each_axis(scan.zooms) if self.options.best else choice
+
+    @staticmethod
+    def why_one_axis(zooms: Sequence[float] | None) -> str | None:
+        """Why a volume of these voxel sizes gets no mean over three slab axes; None if it may have it."""
+        return None if zooms is None else why_one_axis(zooms)
 
     def model_for(self, scan: Scan, axis: int | None = None) -> Engine | CudaEngine:
         """The engine that restores a scan: the embedded through-plane model's for thick slices."""
@@ -499,7 +546,8 @@ class SuperResolver:
         """The model and what runs it, in one line."""
         scale = "x".join(map(str, self.card.scale))
         held = "" if self._holds else ", measured band left to the network"
-        return f"{self.card.name} ({self.card.method}, {scale}): {self.engine.info}{held}"
+        best = ", mean over three slab axes at three times the cost" if self.options.best else ""
+        return f"{self.card.name} ({self.card.method}, {scale}): {self.engine.info}{held}{best}"
 
     def tiling(self, shape: tuple[int, int, int]) -> Tiling:
         """The windows of an LR volume (rows, columns, slices) that is all content."""
@@ -507,6 +555,12 @@ class SuperResolver:
         # A GPU has places of one size for its windows, and a plan may take no other.
         window = None if options.window == "auto" and not self._on_host else options.window
         return tile_windows(shape, self.card, options.overlap, window, options.weighting)
+
+    def tilings(self, shape: tuple[int, int, int]) -> list[Tiling]:
+        """The windows of an LR volume (rows, columns, slices) along each slab axis of a mean over three."""
+        rows, columns, slices = shape
+        turned = (columns, slices, rows), (rows, slices, columns), shape
+        return [self.tiling(one) for one in turned]
 
     def layout(self, scan: Scan, axis: int | None = None) -> tuple[Orientation, Factors, Tiling]:
         """How a scan will be resolved: turned how, HR voxels per LR voxel along (i, j, k), windows."""
@@ -537,13 +591,14 @@ class SuperResolver:
         sr: NDArray[Any],
         scan: Scan,
         turn: Orientation,
+        choice: Choice,
         look: Look,
         watch: Stopwatch,
         progress: Progress | None,
     ) -> Task:
-        """A scan's volume, LR and SR voxels (i, j, k) as stored, to be restored as the network knows them."""
+        """A scan's volume, LR and SR voxels (i, j, k) as stored, to be restored as chosen."""
         lr, fine = turn.turned(voxels), turn.turned(sr)
-        return Task(lr, fine, look, watch, scan.slope, scan.inter, progress)
+        return Task(lr, fine, look, watch, scan.slope, scan.inter, progress, best=choice.best)
 
     def _regrid(
         self,
@@ -568,7 +623,7 @@ class SuperResolver:
         if choice.kind == "slab":
             factors = turn.by_stored(self.card.scale)
             fine = np.empty([n * f for n, f in zip(voxels.shape, factors, strict=True)], np.float32, "F")
-            self._resolve(self._task(voxels, fine, scan, turn, look, watch, progress))
+            self._resolve(self._task(voxels, fine, scan, turn, choice, look, watch, progress))
             placed = fine_affine(np.eye(4), factors, self.card.grid, turn.flipped)
             to_fine = np.linalg.inv(placed) @ grid.matrix
             for axis, (step, start) in enumerate(zip(np.diag(to_fine), to_fine[:3, 3], strict=False)):
@@ -614,7 +669,8 @@ class SuperResolver:
 
     def _pass_slabs(self, task: Task) -> None:
         with contextlib.ExitStack() as opened:
-            for stage in (self._restore_windows, self._hold_measured, self._to_units):
+            restore = self._restore_along_each_axis if task.best else self._restore_windows
+            for stage in (restore, self._hold_measured, self._to_units):
                 task = stage(task)
                 if isinstance(task.slabs, Generator):
                     opened.enter_context(contextlib.closing(task.slabs))
@@ -641,17 +697,33 @@ class SuperResolver:
 
     def _restore_windows(self, task: Task) -> Task:
         """The network, window by window, and the blending of what it answers."""
-        if self._pipeline is None:
-            raise RunError("This SuperResolver is closed: open another.")
         assert task.tiling is not None
         in_range = task.look.noise is not None
         store = intensity.IN_THE_NETWORKS_RANGE if in_range else task.store
-        slabs = self._pipeline.slabs(task.volume, task.tiling, store, task.watch, task.progress)
+        slabs = self._running.slabs(task.volume, task.tiling, store, task.watch, task.progress)
         return task.replace(slabs=slabs, in_range=in_range)
+
+    def _restore_along_each_axis(self, task: Task) -> Task:
+        """The same with slabs along each axis in turn, and their mean."""
+        pipeline, plans = self._running, self.tilings(_triple(task.lr.shape))
+        total, done = sum(map(len, plans)), 0
+
+        def restore(turned: LrVolume) -> Generator[Slab]:
+            nonlocal done
+            plan = self.tiling(_triple(turned.voxels.shape))
+            before, told = done, task.progress
+            progress = told and (lambda n, _: told(before + n, total))
+            yield from pipeline.slabs(turned, plan, intensity.IN_THE_NETWORKS_RANGE, task.watch, progress)
+            done += len(plan)
+
+        slabs = mean_over_axes(
+            task.volume, restore, self.card.scale[0], functools.partial(scratch, sr=task.sr)
+        )
+        return task.replace(slabs=slabs, in_range=True)
 
     def _hold_measured(self, task: Task) -> Task:
         """The measured band from the scan; see `pipeline.consistency`."""
-        weight = self.weight(task.look, task.slope, task.inter)
+        weight = self.weight(task.look, task.slope, task.inter, task.best)
         if weight is None:
             return task
         planes = ((first, np.moveaxis(voxels, 2, 0)) for first, voxels in task.slabs)
@@ -679,20 +751,25 @@ class SuperResolver:
             Task(volume.voxels, sr, look, watch, volume.gain, volume.offset, store=store, tiling=tiling)
         )
 
-    def weight(self, look: Look, slope: float = 1.0, inter: float = 0.0) -> measured.Weight | None:
-        """How much of a volume's measured band is taken from it; None if it is left to the network."""
+    def weight(
+        self, look: Look, slope: float = 1.0, inter: float = 0.0, best: bool = False
+    ) -> measured.Weight | None:
+        """How much of a volume's measured band is taken from it; None if it is left to the network.
+
+        best: by a mean over three slab axes.
+        """
         if look.noise is None:
             return None
         given = self.options.consistency
         share = None if given == "auto" else float(given)
         low = min(look.content.low * slope, look.content.high * slope) + inter
-        return measured.weight(look.noise.sigma / look.unit, low >= 0, share)
+        return measured.weight(look.noise.sigma / look.unit, low >= 0, share, best)
 
-    def measured_band(self, scan: Scan, looks: Sequence[Look]) -> list[MeasuredBand]:
+    def measured_band(self, scan: Scan, looks: Sequence[Look], best: bool = False) -> list[MeasuredBand]:
         """How the measured band of a scan that was looked through is held, by volume; empty if it is not."""
         held = []
         for look in looks:
-            weight = self.weight(look, scan.slope, scan.inter)
+            weight = self.weight(look, scan.slope, scan.inter, best)
             if look.noise and weight:
                 noise = round(look.noise.sigma / look.unit, 5)
                 held.append(MeasuredBand(round(weight.share, 4), noise, look.noise.source, look.rings))

@@ -54,6 +54,7 @@ def bids(
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     threads: options.Threads = None,
+    best: options.Best = False,
     debug: options.Debug = False,
 ) -> None:
     """Restore a BIDS dataset as a BIDS-App. Research only, not for diagnosis."""
@@ -76,6 +77,7 @@ def bids(
         device=device,
         precision=precision,
         threads=threads,
+        best=best,
         debug=debug,
     )
 

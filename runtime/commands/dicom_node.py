@@ -69,6 +69,7 @@ def serve(
     precision: options.Precision = "auto",
     threads: options.Threads = None,
     consistency: options.Consistency = "auto",
+    best: options.Best = False,
     debug: options.Debug = False,
 ) -> None:
     """Restore MR series that arrive, and send the results on. Research only, not for diagnosis."""
@@ -98,7 +99,7 @@ def serve(
     )
     held = options.consistency(consistency)
     with SuperResolver(
-        engine, device, precision, threads=threads, library=library, consistency=held
+        engine, device, precision, threads=threads, library=library, consistency=held, best=best
     ) as resolve:
         node = Node(resolve, settings)
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -26,6 +26,13 @@ Consistency = Annotated[
         "0 to 1.",
     ),
 ]
+Best = Annotated[
+    bool,
+    typer.Option(
+        "--best",
+        help="Mean of three results, with slabs along each axis: better, at three times the cost.",
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 

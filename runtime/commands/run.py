@@ -52,6 +52,7 @@ def run(
     ] = None,
     engine: options.Model = None,
     device: options.Device = "auto",
+    best: options.Best = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Resolve again what is up to date.")] = False,
     report: Annotated[
         bool, typer.Option("--report", help="Write udean-report.html, with pictures, into the output folder.")
@@ -226,6 +227,7 @@ def run(
         consistency=options.consistency(consistency),
         to=to,
         strict=strict,
+        best=best,
     )
     settings = Settings(dtype, AXES[slab_axis], series, overwrite, debug)
     if dry_run:
@@ -331,7 +333,8 @@ def _told(job: Job, resolve: SuperResolver, settings: Settings, estimate: Estima
     turn, _, plan = resolve.layout(scan, settings.axis)
     shape = header.get_data_shape()
     coarse = math.prod(scan.shape) * scan.volumes * scan.dtype.itemsize
-    cost = estimate(plan, scan.volumes, coarse, math.prod(shape) * header.get_data_dtype().itemsize)
+    plans = resolve.tilings(plan.shape) if resolve.choice(scan, settings.axis).best else [plan]
+    cost = estimate(plans, scan.volumes, coarse, math.prod(shape) * header.get_data_dtype().itemsize)
     sizes = " x ".join(map(str, scan.shape)) + " to " + " x ".join(map(str, shape))
     return f"{sizes}, slices along {'ijk'[turn.axis]}", cost
 

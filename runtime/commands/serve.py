@@ -28,6 +28,7 @@ def serve(
     precision: options.Precision = "auto",
     threads: options.Threads = None,
     consistency: options.Consistency = "auto",
+    best: options.Best = False,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="TCP port; 0 takes a free one.")] = 9002,
     metrics_port: Annotated[
@@ -54,7 +55,7 @@ def serve(
         signal.signal(number, lambda *_: stop.set())
     held = options.consistency(consistency)
     with SuperResolver(
-        engine, device, precision, threads=threads, library=library, consistency=held
+        engine, device, precision, threads=threads, library=library, consistency=held, best=best
     ) as resolve:
         limits = Limits(max_message * MIB, max_memory * MIB, max_connections, idle_timeout, total_timeout)
         server = Server(resolve, host, port, limits, Parameters(originals, position, dtype))

@@ -32,6 +32,7 @@ def trust(
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     threads: options.Threads = None,
+    best: options.Best = False,
     debug: options.Debug = False,
 ) -> None:
     """Examine a model beside sinc and tricubic interpolation: OUT/trust.json and OUT/trust.html.
@@ -41,11 +42,12 @@ def trust(
     for name in ("trust.json", "trust.html"):
         if (out / name).exists():
             raise RunError(f"{out / name} is already there: give another folder.")
-    with SuperResolver(engine, device, precision, library=library, threads=threads) as resolve:
+    with SuperResolver(engine, device, precision, library=library, threads=threads, best=best) as resolve:
         card = resolve.card
         hr = None if scan is None else _truth(scan, card.scale)
         tests = examine(resolve, card.scale, card.grid, hr)
         about = {"Model": card.name, "Engine": str(resolve.engine.info), "Trained on": card.trained_on}
+    about["Slabs"] = "along each of three axes, their mean" if best else "along one axis"
     about["Lesions in"] = "a phantom" if scan is None else scan.name
     worse = lost_lesions(tests)
     out.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -174,7 +175,9 @@ class Session:
         self._say("INFO", f"udean {__version__}, model {card.name}: {card.intended_use}.")
         try:
             kept, others = self._receive()
-            model = f"{self._resolve.engine.info.sha256} {__version__} {self._parameters}"
+            model = (
+                f"{self._resolve.engine.info.sha256} {__version__} {self._parameters} {self._resolve.options}"
+            )
             numbers = SeriesNumbers([*kept, *others], model)
             for images in stacks.group(kept):
                 try:
@@ -245,7 +248,7 @@ class Session:
         self._connection.claim(size)
         try:
             start = time.perf_counter()
-            sr, network = self._worker.submit(self._network, lr).result()
+            sr, network = self._worker.submit(self._network, lr, source.zooms).result()
             images = stacks.fine_images(source, sr, card, parameters.position, place, __version__)
             for image in images:
                 self._connection.send(image.parts())
@@ -254,7 +257,7 @@ class Session:
             self._say(
                 "INFO",
                 f"Series {place.series} is series {given['image_series_index']} restored to {shape} voxels "
-                f"in {seconds:.2f} s: {card.intended_use}.",
+                f"in {seconds:.2f} s{self._slabs(source)}: {card.intended_use}.",
             )
             self._connection.flush()
         finally:
@@ -264,7 +267,14 @@ class Session:
         self._metrics.add("volumes", outcome="restored")
         self._metrics.add("images", len(images), direction="sent")
 
-    def _network(self, lr: NDArray[Any]) -> tuple[NDArray[Any], float]:
+    def _slabs(self, source: Stack) -> str:
+        """What became of the mean over three slab axes, if that is asked for."""
+        if not self._resolve.options.best:
+            return ""
+        why = self._resolve.why_one_axis(source.zooms)
+        return f", along one slab axis, not three ({why})" if why else ", mean over three slab axes"
+
+    def _network(self, lr: NDArray[Any], zooms: Sequence[float]) -> tuple[NDArray[Any], float]:
         """In the worker: the SR voxels, and the seconds that the network took."""
 
         def progress(*_: int) -> None:
@@ -273,7 +283,7 @@ class Session:
         self._connection.check()
         if not np.isfinite(lr).all():
             raise RunError("A volume has NaN or infinite voxels.")
-        sr = self._resolve(lr, self._parameters.dtype, progress)
+        sr = self._resolve(lr, self._parameters.dtype, progress, zooms)
         timings = self._resolve.timings
         return sr, timings.network if timings else 0.0
 

@@ -64,6 +64,12 @@ class Stack:
         """Whether the volume came slice by slice."""
         return self.images[0].pixels.shape[1] == 1
 
+    @property
+    def zooms(self) -> tuple[float, float, float]:
+        """Voxel sizes along (x, y, z), mm."""
+        x, y, z = map(float, np.linalg.norm(self.affine[:3, :3], axis=0))
+        return x, y, z
+
     def volume(self) -> NDArray[Any]:
         """The voxels (rows, columns, slices) as the resolver takes them, along the world's axes."""
         planes = np.concatenate([image.pixels[0] for image in self.images])

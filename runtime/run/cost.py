@@ -7,7 +7,7 @@ buffers, github.com/onnx/onnx/blob/main/onnx/onnx.proto) as tells a convolution'
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,15 +49,20 @@ class Estimator:
         self._flop = flop_per_voxel(model)
         self._seconds: dict[tuple[int, int], float] = {}
 
-    def __call__(self, plan: Tiling, volumes: int, coarse: int, fine: int) -> Cost:
-        """volumes: of this plan in a series. coarse, fine: bytes of all LR and SR voxels."""
-        size = plan.rows.window, plan.columns.window
-        windows = len(plan) * volumes
-        flop = None if self._flop is None else self._flop * math.prod(size) * windows
-        if size not in self._seconds:
-            self._seconds[size] = self._resolve.seconds_per_window(plan)
-        nbytes = coarse + fine + buffer_nbytes(plan)
-        return Cost(windows, flop, nbytes, windows * self._seconds[size])
+    def __call__(self, plans: Sequence[Tiling], volumes: int, coarse: int, fine: int) -> Cost:
+        """plans: windows that a volume goes through, for each slab axis. volumes: of a series. coarse, fine:
+        bytes of all LR and SR voxels."""
+        voxels, seconds = 0, 0.0
+        for plan in plans:
+            size = plan.rows.window, plan.columns.window
+            if size not in self._seconds:
+                self._seconds[size] = self._resolve.seconds_per_window(plan)
+            voxels += math.prod(size) * len(plan) * volumes
+            seconds += self._seconds[size] * len(plan) * volumes
+        flop = None if self._flop is None else self._flop * voxels
+        held = 4 * math.prod(plans[0].fine_shape) * (len(plans) - 1)  # float32 along the other axes
+        nbytes = coarse + fine + held + max(map(buffer_nbytes, plans))
+        return Cost(sum(map(len, plans)) * volumes, flop, nbytes, seconds)
 
 
 def flop_per_voxel(model: Path | None) -> float | None:

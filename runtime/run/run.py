@@ -241,10 +241,12 @@ def _write(resolved: Resolved, resolve: SuperResolver) -> Outcome:
         stamp = job.stamps()[1]
         digest = job.result_digest()
         choice, scan = loaded.choice, loaded.scan
-        held = [] if resolved.found else resolve.measured_band(scan, loaded.looks)
+        held = [] if resolved.found else resolve.measured_band(scan, loaded.looks, choice.best)
         told: dict[str, Any] = {
             "measured_band": [dataclasses.asdict(band) for band in held] or resolve.why_unheld
         }
+        if choice.best:
+            told["mean"] = "over slabs along each of three axes"
         if choice.warnings:
             told["warnings"] = list(choice.warnings)
         if resolved.found:
@@ -253,6 +255,8 @@ def _write(resolved: Resolved, resolve: SuperResolver) -> Outcome:
         write_sidecar(job, loaded.request, digest, loaded.engine, timings, choice.asked, told)
     coarse, fine = loaded.scan.shape, loaded.header.get_data_shape()
     size = " x ".join(map(str, coarse)) + " to " + " x ".join(map(str, fine))
+    if choice.best:
+        size += ", mean over three slab axes"
     if held:
         size += f", {held[0]}"
     if choice.warnings:

@@ -7,6 +7,7 @@ were made for is named.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ class Choice:
 
     kind: of the model. axis: that across the slices. grid: the target, None for the slab model's own.
     asked: what was asked for, or chosen, mm; None with the slab model's own grid. warnings: sentences that
-    say what is outside the model's range.
+    say what is outside the model's range, or not done. best: the mean over three slab axes.
     """
 
     kind: Kind
@@ -34,6 +35,24 @@ class Choice:
     grid: Grid | None
     asked: Spacing | None
     warnings: tuple[str, ...]
+    best: bool = False
+
+    def along_each_axis(self, zooms: Sequence[float]) -> Choice:
+        """The same with the mean over three slab axes, or a warning that says why not."""
+        why = "thick slices lie along one axis" if self.kind != "slab" else why_one_axis(zooms)
+        if why is None:
+            return dataclasses.replace(self, best=True)
+        return dataclasses.replace(
+            self, warnings=(*self.warnings, f"it is restored along one slab axis, not three: {why}")
+        )
+
+
+def why_one_axis(zooms: Sequence[float]) -> str | None:
+    """Why voxels of these sizes are not restored with slabs along each axis; None if they may be."""
+    if max(zooms) <= UNEVEN * (1 + SLACK) * min(zooms):
+        return None
+    size = " x ".join(f"{zoom:.3g}" for zoom in zooms) + " mm"
+    return f"voxels of {size} are longer along one than {UNEVEN} times another"
 
 
 def choose(

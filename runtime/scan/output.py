@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -12,7 +13,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import RunError
+from ..errors import DiskError, RunError
 from ..system.files import atomic
 from .nifti import Header, preamble
 from .scan import write_scan
@@ -71,10 +72,7 @@ class FileDraft:
         try:
             file.write(start)
             file.flush()
-            # Taken now, since a map on a full disk would kill the process later.
-            getattr(os, "posix_fallocate", lambda handle, _, size: os.truncate(handle, size))(
-                file.fileno(), 0, size
-            )
+            _allocate(file.fileno(), size)
             self._voxels = voxels = np.memmap(file.name, dtype, "r+", len(start), shape, order="F")
         except OSError as error:
             self.discard()
@@ -110,12 +108,48 @@ def in_memory(name: str) -> Room:
     return room
 
 
+def scratch(shape: tuple[int, ...], sr: NDArray[Any]) -> NDArray[np.float32]:
+    """Room for a float32 volume that an SR volume is made from: in memory, or where that one is mapped, in a
+    file without a name in the same folder, gone with the array.
+
+    Raises RunError if there is no room for it, DiskError if that is in the folder.
+    """
+    size = 4 * math.prod(shape)
+    if not isinstance(sr, np.memmap) or sr.filename is None:
+        if size > _memory():
+            raise RunError(
+                f"This machine's memory does not hold the {size / 2**30:.0f} GiB of a volume along another "
+                "slab axis: leave out the mean over three axes, or give the scan as .nii."
+            )
+        return np.empty(shape, np.float32)
+    folder = Path(sr.filename).parent
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            _allocate(file.fileno(), size)
+            return np.memmap(file, np.float32, "r+", shape=shape)
+    except OSError as error:
+        raise DiskError(
+            f"{folder} has no room for {size / 2**30:.1f} GiB of a volume along another slab axis: "
+            f"{error.strerror or error}."
+        ) from error
+
+
+def _allocate(handle: int, size: int) -> None:
+    """Take the space of a file now, since a map on a full disk would kill the process later."""
+    getattr(os, "posix_fallocate", lambda handle, _, size: os.truncate(handle, size))(handle, 0, size)
+
+
+def _memory() -> float:
+    """Bytes of this machine's memory, infinite where it does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return math.inf
+
+
 def check_memory(name: str, header: Header) -> None:
     """Raise RunError if the machine's memory cannot hold the volume of this SR header."""
-    try:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return
+    memory = _memory()
     shape, dtype = header.get_data_shape(), header.get_data_dtype()
     size = math.prod(shape) * dtype.itemsize
     if size > memory:

@@ -8,7 +8,7 @@ from typing import Any
 
 from .comparison import ERROR_SHARE
 from .facts import facts
-from .files import Opened
+from .files import Opened, grey
 from .pictures import lays
 from .results import Result, printable
 
@@ -25,7 +25,7 @@ def details(result: Result, opened: Opened, number: int) -> dict[str, Any]:
     source = os.path.relpath(result.source, result.root)
     window, error, warnings = None, None, result.sidecar.warnings
     if found:
-        window = [min(0.0, float(found.measured.min())), found.unit]
+        window = grey(found)
         error, warnings = ERROR_SHARE * found.unit, [*warnings, *found.warnings]
     return {
         "name": result.name,
@@ -37,7 +37,7 @@ def details(result: Result, opened: Opened, number: int) -> dict[str, Any]:
         "error": error,
         "interpolation": found.interpolation if found else "tricubic",
         "measurement": found.measurement if found else "k-space",
-        "error_map": result.error_map is not None,
+        "error_map": opened.error_map is not None,
         "planes": {
             name: {"count": sr.shape[lay.axis], "aspect": lay.aspect(sr.shape, sr.zooms)}
             for name, lay in lays(sr.affine).items()

@@ -1,4 +1,4 @@
-"""What the panes show, as NIfTI files made on demand: one volume, float32 in the scan's units.
+"""What the panes show, made on demand: one volume as NIfTI, float32 in the scan's units, or a plane as PNG.
 
 The tricubic volume and the differences are computed plane by plane while they are sent, so that nothing
 larger than the two scans is held. Headers hold the geometry and nothing about a patient.
@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from ..errors import RunError
 from ..scan.nifti import Header, preamble
 from ..scan.scan import Scan
-from .comparison import Comparison, compare
+from .comparison import ERROR_SHARE, Comparison, compare
+from .pictures import Name, lays, png
 from .results import Result
 
-Kind = Literal["lr", "tricubic", "sr", "difference", "consistency"]
+Kind = Literal["lr", "tricubic", "sr", "error", "difference", "consistency"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 LARGEST = 32767  # voxels along an axis of NIfTI-1
 
@@ -38,10 +39,15 @@ class Volume:
 
 @dataclass(frozen=True)
 class Opened:
-    """A result beside its scan. comparison: None where the scan cannot be shown, and `problem` says why."""
+    """A result beside its scan.
+
+    comparison: None where the scan cannot be shown, and `problem` says why. error_map: of the size of the
+    result, if there is one.
+    """
 
     sr: Scan
     comparison: Comparison | None
+    error_map: Scan | None
     problem: str
 
 
@@ -69,42 +75,75 @@ def _open(result: Result, number: int) -> Opened:
     sr = result.open()
     if number >= sr.volumes:
         raise RunError(f"{result.name} has {sr.volumes} volumes.")
+    errors = result.open_error_map()
+    if errors and errors.shape != sr.shape:
+        raise RunError(f"{errors.name} is of another size than {sr.name}: run udean-run again.")
     try:
         sidecar = result.sidecar
         found = compare(result.open_source(), sr, sidecar.card, number, sidecar.profile_mm(number))
-        return Opened(sr, found, "")
+        return Opened(sr, found, errors, "")
     except RunError as error:
-        return Opened(sr, None, str(error))
+        return Opened(sr, None, errors, str(error))
 
 
 def volume(opened: Opened, kind: Kind, number: int = 0) -> Volume:
     """One of the volumes that are shown; `number` of a series. Raises RunError if there is none."""
-    found = opened.comparison
-    if kind == "sr":
-        voxels = opened.sr.voxels()
-        if opened.sr.volumes > 1:
-            voxels = voxels[..., number]
-        return _on(opened.sr, lambda k: opened.sr.in_units(voxels[:, :, k]))
+    scan, planes = _planes(opened, kind, number)
+    if kind == "consistency" and (found := opened.comparison):
+        return _file(found.coarse.shape, found.coarse.affine(found.scan.affine), lambda k: planes(2, k))
+    return _file(scan.shape, scan.affine, lambda k: planes(2, k))
+
+
+def still(opened: Opened, kind: Kind, name: Name, index: int, number: int = 0) -> bytes:
+    """A plane of the result, by name and number, or what the others say of the same place, as PNG.
+
+    For browsers that cannot draw volumes. Raises RunError if there is none.
+    """
+    sr, found = opened.sr, opened.comparison
+    lay = lays(sr.affine)[name]
+    if index >= sr.shape[lay.axis]:
+        raise RunError(f"There are {sr.shape[lay.axis]} {name} planes.")
+    scan, planes = _planes(opened, kind, number)
+    if found and kind == "lr":
+        place = found.grid.start[lay.axis] + found.grid.step[lay.axis] * index
+        index = min(max(round(place), 0), scan.shape[lay.axis] - 1)
+    plane = planes(lay.axis, index)
+    low, high = grey(found) if found else (float(plane.min()), float(plane.max()))
+    if kind == "error":
+        low, high = 0.0, ERROR_SHARE * high
+    return png(lay.picture(plane - low) / max(high - low, 1e-12))
+
+
+def grey(found: Comparison) -> tuple[float, float]:
+    """The intensities that are shown black and white."""
+    return min(0.0, float(found.measured.min())), found.unit
+
+
+def _planes(
+    opened: Opened, kind: Kind, number: int
+) -> tuple[Scan, Callable[[int, int], NDArray[np.float32]]]:
+    """What a kind shows: the scan on whose grid it lies, and its planes by axis and index."""
+    found, stored = opened.comparison, {"sr": opened.sr, "error": opened.error_map}.get(kind)
+    if stored:
+        voxels = stored.voxels()
+        voxels = voxels[..., number] if stored.volumes > 1 else voxels
+        return stored, lambda axis, index: stored.in_units(np.take(voxels, index, axis))
+    if kind == "error":
+        raise RunError("There is no map of expected errors.")
     if found is None:
         raise RunError(opened.problem)
     if kind == "lr":
-        return _on(found.scan, lambda k: found.scan.in_units(found.lr[:, :, k]))
+        return found.scan, lambda axis, index: found.scan.in_units(np.take(found.lr, index, axis))
     if kind == "consistency":
-        affine = found.coarse.affine(found.scan.affine)
-        return _file(found.coarse.shape, affine, lambda k: found.difference[:, :, k])
+        return found.scan, lambda axis, index: np.take(found.difference, index, axis)
     if kind == "tricubic":
-        return _on(opened.sr, lambda k: found.interpolated(2, k))
-    return _on(opened.sr, lambda k: found.fine(2, k) - found.interpolated(2, k))
+        return opened.sr, found.interpolated
+    return opened.sr, lambda axis, index: found.fine(axis, index) - found.interpolated(axis, index)
 
 
-Planes = Callable[[int], NDArray[np.float32]]
-
-
-def _on(scan: Scan, plane: Planes) -> Volume:
-    return _file(scan.shape, scan.affine, plane)
-
-
-def _file(shape: tuple[int, int, int], affine: NDArray[np.float64], plane: Planes) -> Volume:
+def _file(
+    shape: tuple[int, int, int], affine: NDArray[np.float64], plane: Callable[[int], NDArray[np.float32]]
+) -> Volume:
     """A file on a grid, whose planes (i, j) are made one by one."""
     head = preamble(_header(shape, affine))
     pieces = (np.asfortranarray(plane(k), "<f4").tobytes("F") for k in range(shape[2]))

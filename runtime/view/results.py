@@ -41,12 +41,6 @@ class Result:
         """What the page calls it."""
         return hashlib.sha256(self.name.encode()).hexdigest()[:16]
 
-    @property
-    def error_map(self) -> Path | None:
-        """The map of expected errors beside it, if there is one."""
-        path = find_error_map(self.target, self.sidecar)
-        return path if path and _within(path, self.root) else None
-
     def open(self) -> Scan:
         """The SR scan, read. Raises RunError if it is damaged or not in the folder."""
         parts = sorted(self.target.iterdir()) if self.target.is_dir() else [self.target]
@@ -58,6 +52,13 @@ class Result:
         if not series:
             raise RunError(f"{self.target} holds no MR series.")
         return series[0].scan().loaded()
+
+    def open_error_map(self) -> Scan | None:
+        """The map of expected errors beside it, read, if there is one. Raises RunError if it is damaged."""
+        path = find_error_map(self.target, self.sidecar)
+        if not path or not _within(path, self.root):
+            return None
+        return open_scan(path, self.sidecar.is_series).loaded()
 
     def open_source(self) -> Scan:
         """The scan it was made from, read. Raises RunError if that is gone or has changed."""

@@ -25,22 +25,24 @@ from urllib.parse import urlsplit
 
 from ..errors import RunError
 from .details import details
-from .files import KINDS, Kind, Shelf, volume
+from .files import KINDS, Kind, Shelf, still, volume
 from .marks import Marks
+from .pictures import NAMES, Name
 from .results import Result, find_failures, find_results, printable, read_result
 
 STATIC = Path(__file__).with_name("static")
 HOSTS = ("127.0.0.1", "localhost", "::1")
 BODY = 16 << 10  # bytes of a request's body
 PATIENCE = 30  # seconds for a request to come, or for a reader to take some bytes
+SCRIPTS = ("view", "page", "server", "list", "panes", "still", "layout", "window", "marks")
 PAGE = {  # address: file, type
     "": ("index.html", "text/html; charset=utf-8"),
-    "view.css": ("view.css", "text/css; charset=utf-8"),
-    "view.js": ("view.js", "text/javascript; charset=utf-8"),
-    "panes.js": ("panes.js", "text/javascript; charset=utf-8"),
+    **{name: (name, "text/css; charset=utf-8") for name in ("colours.css", "view.css")},
+    **{name: (name, "text/javascript; charset=utf-8") for name in (f"{part}.js" for part in SCRIPTS)},
     "niivue.js": ("niivue.js.gz", "text/javascript; charset=utf-8"),
 }
 SCAN = re.compile(r"scans/(?P<key>[0-9a-f]{16})/(?P<number>[0-9]{1,6})")
+STILL = re.compile(rf"/(?P<kind>{'|'.join(KINDS)})-(?P<name>{'|'.join(NAMES)})-(?P<index>[0-9]{{1,6}})\.png")
 POLICY = (  # NiiVue carries its font and textures as data: addresses
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "connect-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -164,11 +166,18 @@ class Handler(BaseHTTPRequestHandler):
             raise Refusal(HTTPStatus.NOT_FOUND, "There is nothing here.")
 
     def _get_scan(self, result: Result, number: int, what: str) -> None:
-        if what and what not in [f"/{kind}.nii" for kind in KINDS]:
+        picture = STILL.fullmatch(what)
+        if what and not picture and what not in [f"/{kind}.nii" for kind in KINDS]:
             raise Refusal(HTTPStatus.NOT_FOUND, "There is nothing here.")
         opened = self.server.shelf.open(result, number)
         if not what:
             self._send_json(details(result, opened, number))
+            return
+        if picture:
+            kind, name = cast(Kind, picture["kind"]), cast(Name, picture["name"])
+            data = still(opened, kind, name, int(picture["index"]), number)
+            self._start("image/png", len(data))
+            self.wfile.write(data)
             return
         kind = cast(Kind, what.removeprefix("/").removesuffix(".nii"))
         found = volume(opened, kind, number)

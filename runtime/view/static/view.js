@@ -1,101 +1,54 @@
-// The page: a list of scans, three panes, what is known about the scan in hand, and the reader's mark.
-// Everything from the server goes into the page as text, never as markup.
+// The page: one scan at a time in its panes, what is known about it, and the keys.
 
-import { compact, openPanes, PLANES } from "./panes.js";
+import { choosePlanes, compare, flip, lay, showSlice } from "./layout.js";
+import { drawer, list, neighbour, point } from "./list.js";
+import { rate, saveNote, showMark, unmark } from "./marks.js";
+import { $, compact, element, say, state, warn } from "./page.js";
+import { ask } from "./server.js";
+import { plot, setWindow } from "./window.js";
 
-const $ = (id) => document.getElementById(id);
-const BINS = 128;
-const REACH = 1.25; // of the window's white, where the histogram ends
-const PAUSE = 800; // ms without a key after which a note is saved
-const FLOOR = 0.03; // of it, below which is background
+const SHOWN = ["lr", "tricubic", "sr"];
 
-let scans = []; // {key, name, mark}
-let current = null; // {scan, details}
-let loading = new AbortController();
-let saving = Promise.resolve();
-let typing = 0;
-export const panes = await openPanes(document.querySelectorAll("#panes figure"));
+const Pane = document.createElement("canvas").getContext("webgl2")
+  ? (await import("./panes.js")).Pane
+  : (await import("./still.js")).Still;
+export const { panes } = state;
 
-async function ask(address, options) {
-  const answer = await fetch(address, options);
-  if (answer.ok) return answer;
-  const said = await answer.json().catch(() => ({}));
-  throw new Error(said.error ?? `The server answered ${answer.status}.`);
+// A pane in a figure; opened when it is first needed.
+async function open(id) {
+  if (panes[id]) return panes[id];
+  const pane = await Pane.open($(id));
+  const value = $(id).querySelector("output");
+  pane.onLocationChange = ({ values, mm }) => {
+    value.textContent = values?.[0] ? compact(values[0].value) : "";
+    if (id !== "sr") return;
+    showSlice();
+    $("place").textContent = mm ? `${[...mm].slice(0, 3).map((part) => part.toFixed(1)).join(", ")} mm` : "";
+  };
+  pane.onIntensityChange = ({ cal_min: low, cal_max: high }) => {
+    if (id !== "error") setWindow([low / pane.gain, high / pane.gain]);
+  };
+  panes[id] = pane;
+  for (const one of Object.values(panes)) one.peers = Object.values(panes).filter((other) => other !== one);
+  return pane;
 }
-
-function element(tag, text, properties = {}) {
-  return Object.assign(document.createElement(tag), { textContent: text }, properties);
-}
-
-// ---- the list
-
-async function list() {
-  const found = await (await ask("scans")).json();
-  scans = found.scans;
-  const rows = scans.map((scan) => {
-    const row = element("li", scan.name, { tabIndex: 0 });
-    row.dataset.key = scan.key;
-    row.addEventListener("click", () => show(scan));
-    row.addEventListener("keydown", (event) => event.key === "Enter" && show(scan));
-    return row;
-  });
-  for (const [name, why] of Object.entries(found.failed)) {
-    const row = element("li", name, { className: "failed" });
-    row.append(element("small", why));
-    rows.push(row);
-  }
-  $("scans").replaceChildren(...rows);
-  document.title = `udean: ${found.folder}`;
-  document.querySelector("h1").title = found.folder;
-  scans.forEach(paint);
-  tally();
-  return found.problem;
-}
-
-function row(scan) {
-  return $("scans").querySelector(`[data-key="${scan.key}"]`);
-}
-
-function paint(scan) {
-  row(scan).className = scan.mark?.rating ?? "";
-}
-
-function tally() {
-  const marked = scans.filter((scan) => scan.mark?.rating).length;
-  $("tally").textContent = `${marked} of ${scans.length} marked`;
-}
-
-function filter() {
-  const words = $("filter").value.toLowerCase().split(/\s+/);
-  for (const row of $("scans").children) {
-    row.hidden = !words.every((word) => row.textContent.toLowerCase().includes(word));
-  }
-}
-
-function neighbour(step) {
-  const shown = scans.filter((scan) => !row(scan).hidden);
-  const at = shown.indexOf(current?.scan);
-  const next = shown[at < 0 ? 0 : at + step];
-  if (next) show(next);
-}
-
-// ---- one scan
 
 export async function show(scan, volume = 0) {
-  loading.abort();
-  const mine = (loading = new AbortController());
-  const signal = mine.signal;
-  if (current?.scan !== scan) saveNote();
-  const before = panes.sr.ready ? panes.sr.scene.crosshairPos : [0.5, 0.5, 0.5];
-  current = { scan, details: null };
+  state.loading.abort();
+  const { signal } = (state.loading = new AbortController());
+  if (state.current?.scan !== scan) {
+    saveNote();
+    remove();
+  }
+  const sight = panes.sr.sight;
+  state.current = { scan, details: null };
   document.body.dataset.state = "loading";
-  for (const row of $("scans").querySelectorAll("[aria-current]")) row.removeAttribute("aria-current");
-  row(scan).setAttribute("aria-current", "true");
-  row(scan).scrollIntoView({ block: "nearest" });
+  point(scan);
   history.replaceState(null, "", `#${scan.key}`);
   $("name").textContent = scan.name;
   showMark();
   for (const [id, pane] of Object.entries(panes)) {
+    if (id === "other") continue;
     pane.clear();
     say(id, "…");
   }
@@ -103,29 +56,28 @@ export async function show(scan, volume = 0) {
   $("facts").replaceChildren();
   $("histogram").replaceChildren();
   try {
-    const details = await (await ask(`scans/${scan.key}/${volume}`, { signal })).json();
-    current.details = details;
+    const address = `scans/${scan.key}/${volume}`;
+    const details = await (await ask(address, { signal })).json();
+    state.current.details = details;
     describe(details);
-    if (details.window) {
-      $("low").value = position(details.window[0]);
-      $("high").value = position(details.window[1]);
-    }
-    await Promise.all(Object.entries(panes).map(async ([id, pane]) => {
-      if (id !== "sr" && details.problem) {
+    $("error").hidden = !details.error_map;
+    lay();
+    const wanted = details.error_map ? [...SHOWN, "error"] : SHOWN;
+    await Promise.all(wanted.map(async (id) => {
+      if ((id === "lr" || id === "tricubic") && details.problem) {
         say(id, details.problem);
         return;
       }
-      const buffer = await read(id, id, signal);
-      if (signal.aborted) return;
-      await pane.show(buffer, `${id}.nii`, details.window ?? [NaN, NaN]);
-      say(id, "");
+      const pane = await open(id);
+      await pane.load(`${address}/${id}`, details, signal, (share) => say(id, `${Math.floor(100 * share)} %`));
+      if (!signal.aborted) say(id, "");
     }));
     if (signal.aborted) return;
+    lay();
     for (const pane of Object.values(panes)) if (pane.ready) pane.align(panes.sr);
-    panes.sr.scene.crosshairPos = before;
-    panes.sr.drawScene();
-    panes.sr.createOnLocationChange();
-    if (details.window) plot();
+    setWindow(details.window ?? []);
+    panes.sr.look(sight);
+    if (Pane.draws && details.window) plot();
     await cover();
     if (!signal.aborted) document.body.dataset.state = "shown";
   } catch (error) {
@@ -136,187 +88,45 @@ export async function show(scan, volume = 0) {
   }
 }
 
-async function read(what, pane, signal) {
-  const { scan, details } = current;
-  const answer = await ask(`scans/${scan.key}/${details.volume}/${what}.nii`, { signal });
-  const data = new Uint8Array(Number(answer.headers.get("Content-Length")));
-  let filled = 0;
-  for await (const piece of pieces(answer.body.getReader())) {
-    data.set(piece, filled);
-    filled += piece.length;
-    if (panes[pane].ready === false) say(pane, `${Math.floor((100 * filled) / data.length)} %`);
-  }
-  if (filled < data.length) throw new Error("The server broke off: is it still running?");
-  return data.buffer;
-}
-
-async function* pieces(reader) {
-  for (let part = await reader.read(); !part.done; part = await reader.read()) yield part.value;
-}
-
-function say(id, text) {
-  $(id).querySelector("p").textContent = text;
-}
-
-function warn(text, problem) {
-  $("warnings").append(element("p", text, { className: problem ? "problem" : "" }));
-}
-
 function describe(details) {
   if (details.problem) warn(details.problem, true);
-  for (const warning of details.warnings) warn(warning, false);
-  $("facts").replaceChildren(...Object.entries(details.facts).map(([name, value]) => {
-    const line = element("tr", "");
-    line.append(element("th", name), element("td", value));
-    return line;
-  }));
+  for (const warning of [...details.warnings, ...state.remarks]) warn(warning, false);
+  const facts = Object.entries(details.facts);
+  $("facts").replaceChildren(...facts.flatMap(([name, value]) => [element("dt", name), element("dd", value)]));
   $("sidecar").textContent = JSON.stringify(details.sidecar, null, 2);
   $("series").hidden = details.volumes === 1;
   $("volume").max = details.volumes;
   $("volume").value = details.volume + 1;
   $("volumes").textContent = details.volumes;
+  const interpolation = details.interpolation[0].toUpperCase() + details.interpolation.slice(1);
+  for (const name of document.querySelectorAll(".interpolation")) {
+    name.textContent = name.tagName === "B" ? interpolation : interpolation.split(" ").at(-1);
+  }
+  $("overlay").options[1].textContent = `SR − ${details.interpolation}`;
+  $("overlay").options[2].textContent = `SR’s ${details.measurement} − scan’s`;
+  document.querySelector("#error .ramp").textContent = details.error ? `0 – ${compact(details.error)}` : "";
+  for (const [id, pane] of Object.entries(panes)) {
+    pane.canvas.setAttribute("aria-label", `${$(id).querySelector("b").textContent} of ${details.name}`);
+  }
 }
-
-// ---- difference, window, histogram
 
 async function cover() {
   const what = $("overlay").value;
-  const { details } = current ?? {};
+  const { scan, details } = state.current ?? {};
   panes.sr.uncover();
   panes.lr.uncover();
   $("scale").hidden = !what || !details?.error;
   if ($("scale").hidden) return;
   $("least").textContent = compact(-details.error);
   $("most").textContent = `+${compact(details.error)}`;
-  const id = what === "difference" ? "sr" : "lr";
-  const { signal } = loading;
-  const buffer = await read(what, id, signal);
-  if (!signal.aborted && $("overlay").value === what) await panes[id].lay(buffer, `${what}.nii`, details.error);
+  const pane = panes[what === "difference" ? "sr" : "lr"];
+  const { signal } = state.loading;
+  const address = `scans/${scan.key}/${details.volume}/${what}`;
+  await pane.lay(address, details.error, signal, () => $("overlay").value === what);
 }
 
-function range() {
-  const [low, high] = current.details.window;
-  return [low, low + (high - low) * REACH];
-}
-
-function position(value) {
-  const [low, high] = range();
-  return Math.round(((value - low) / (high - low)) * 1000);
-}
-
-function chosen() {
-  const [low, high] = range();
-  return ["low", "high"].map((id) => low + ((high - low) * $(id).value) / 1000);
-}
-
-function setWindow() {
-  if (!current?.details?.window) return;
-  if (Number($("low").value) >= Number($("high").value)) $("low").value = $("high").value - 1;
-  for (const pane of Object.values(panes)) pane.window(...chosen());
-  shade();
-}
-
-function plot() {
-  const [low, high] = range();
-  const floor = low + FLOOR * (high - low);
-  const lines = Object.entries(panes).filter(([, pane]) => pane.ready)
-    .map(([id, pane]) => [id, pane.histogram(floor, high, BINS)]);
-  const top = Math.max(...lines.flatMap(([, counts]) => [...counts])) || 1;
-  const start = 256 * FLOOR;
-  $("histogram").replaceChildren(svg("rect", { y: 0, height: 80 }), ...lines.map(([id, counts]) => svg("polyline", {
-    class: id,
-    points: [...counts].map((count, n) => {
-      const x = start + ((n + 0.5) / BINS) * (256 - start);
-      return `${x.toFixed(1)},${(77 - 74 * Math.sqrt(count / top)).toFixed(1)}`;
-    }).join(" "),
-  })));
-  shade();
-}
-
-function shade() {
-  const [low, high] = ["low", "high"].map((id) => 0.256 * $(id).value);
-  const rect = $("histogram").querySelector("rect");
-  rect?.setAttribute("x", low);
-  rect?.setAttribute("width", high - low);
-  document.querySelector("#legend output").textContent = chosen().map(compact).join(" – ");
-}
-
-function svg(tag, attributes) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  return made;
-}
-
-// ---- the mark
-
-function showMark() {
-  const mark = current.scan.mark;
-  for (const button of $("ratings").children) {
-    button.setAttribute("aria-pressed", String(button.dataset.rating === mark?.rating));
-  }
-  if (document.activeElement !== $("note")) $("note").value = mark?.note ?? "";
-  $("saved").className = "";
-  $("saved").textContent = mark ? `saved ${mark.timestamp.replace("T", " ").replace("Z", " UTC")}` : "";
-}
-
-function posted(scan, change, more = {}) {
-  const { rating = "", note = "" } = { ...scan.mark, ...change };
-  return ask(`scans/${scan.key}/0/mark`, {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ rating, note }),
-    ...more,
-  });
-}
-
-// One after the other, each a change of what is saved by then: a click on Good ends a note and rates at once.
-function save(scan, change) {
-  saving = saving.then(async () => {
-    const answer = await posted(scan, change);
-    scan.mark = (await answer.json()).mark;
-    paint(scan);
-    tally();
-    if (current.scan === scan) showMark();
-  }).catch((error) => {
-    $("saved").className = "problem";
-    $("saved").textContent = `${scan.name} is not marked. ${error.message}`;
-  });
-}
-
-function rate(rating) {
-  if (current) save(current.scan, { rating, note: $("note").value });
-}
-
-function noted() {
-  return current && $("note").value.trim() !== (current.scan.mark?.note ?? "");
-}
-
-function saveNote() {
-  clearTimeout(typing);
-  if (noted()) save(current.scan, { note: $("note").value });
-}
-
-function typed() {
-  clearTimeout(typing);
-  typing = setTimeout(saveNote, PAUSE);
-}
-
-// The page is going: nothing that waits would be heard.
-function leave() {
-  if (noted()) posted(current.scan, { note: $("note").value }, { keepalive: true }).catch(() => {});
-}
-
-// ---- hands
-
-function planes(name) {
-  for (const button of $("slices").children) {
-    button.setAttribute("aria-pressed", String(button.dataset.planes === name));
-  }
-  for (const pane of Object.values(panes)) pane.setSliceType(PLANES[name]);
-}
-
-function smooth() {
-  for (const pane of Object.values(panes)) pane.setInterpolation(!$("smooth").checked);
+function covered() {
+  cover().catch((error) => error.name !== "AbortError" && warn(error.message, true));
 }
 
 function cycle() {
@@ -325,79 +135,131 @@ function cycle() {
   covered();
 }
 
-function covered() {
-  cover().catch((error) => error.name !== "AbortError" && warn(error.message, true));
+// ---- a file of the reader's
+
+export async function add(file) {
+  if (!file || !Pane.draws || !panes.sr.ready) return;
+  const title = $("other").querySelector("b");
+  title.textContent = file.name;
+  $("other").hidden = false;
+  const pane = await open("other");
+  lay();
+  say("other", "…");
+  try {
+    const said = await pane.read(file, panes.sr, state.current.details.window?.[1] ?? NaN);
+    say("other", "");
+    state.remarks = said.map((remark) => `${file.name}: ${remark}`);
+    for (const remark of state.remarks) warn(remark, false);
+    pane.align(panes.sr);
+    setWindow();
+    lay();
+    panes.sr.look(panes.sr.sight);
+  } catch {
+    pane.clear();
+    say("other", `${file.name} is no volume that this page can read.`);
+  }
+}
+
+function remove() {
+  panes.other?.clear();
+  state.remarks = [];
+  $("other").hidden = true;
+  $("file").value = "";
+}
+
+function dragged(event) {
+  if (!event.dataTransfer?.types.includes("Files")) return;
+  event.preventDefault();
+  $("drop").hidden = event.type !== "dragover";
+  if (event.type === "drop") add(event.dataTransfer.files[0]);
+}
+
+// ---- hands
+
+function go(step) {
+  const scan = neighbour(step);
+  if (scan) show(scan);
+}
+
+function step(slices) {
+  panes.sr.goto(panes.sr.slice.index + slices);
+}
+
+function smooth() {
+  for (const pane of Object.values(panes)) pane.smooth($("smooth").checked);
+}
+
+function mirror() {
+  if (!Pane.draws) return;
+  const on = !panes.sr.opts.isRadiologicalConvention;
+  for (const pane of Object.values(panes)) {
+    pane.opts.sagittalNoseLeft = on;
+    pane.setRadiologicalConvention(on);
+  }
 }
 
 const KEYS = {
-  n: () => neighbour(1), ArrowRight: () => neighbour(1),
-  p: () => neighbour(-1), ArrowLeft: () => neighbour(-1),
-  ArrowUp: () => panes.sr.ready && panes.sr.step(1),
-  ArrowDown: () => panes.sr.ready && panes.sr.step(-1),
+  n: () => go(1), ArrowRight: () => go(1),
+  p: () => go(-1), ArrowLeft: () => go(-1),
+  ArrowUp: () => step(1), ArrowDown: () => step(-1),
   g: () => rate("good"), b: () => rate("bad"), u: () => rate("unsure"),
-  x: () => { $("note").value = ""; rate(""); },
+  x: unmark,
   m: () => $("note").focus(),
-  d: cycle,
+  d: () => Pane.draws && cycle(),
   s: () => $("smooth").click(),
-  1: () => planes("axial"), 2: () => planes("coronal"), 3: () => planes("sagittal"), 4: () => planes("all"),
+  1: () => choosePlanes("axial"), 2: () => choosePlanes("coronal"), 3: () => choosePlanes("sagittal"),
+  4: () => choosePlanes("all"),
+  a: () => compare(""), l: () => compare("lr"), t: () => compare("tricubic"), " ": flip,
+  o: () => $("file").click(),
+  r: mirror,
   "+": () => panes.sr.zoom(1.25), "=": () => panes.sr.zoom(1.25), "-": () => panes.sr.zoom(0.8),
   0: () => panes.sr.zoom(0),
-  "/": () => $("filter").focus(),
+  "/": () => {
+    drawer(true);
+    $("filter").focus();
+  },
   "?": () => $("keys").showModal(),
 };
 
 document.addEventListener("keydown", (event) => {
-  if (event.target === $("note") && event.key === "Enter" && !event.shiftKey) {
+  const { key, target } = event;
+  if (target === $("note") && key === "Enter" && !event.shiftKey) {
     event.preventDefault();
     $("note").blur();
-  } else if (event.key === "Escape") {
+  } else if (key === "Escape") {
     document.activeElement.blur();
+    drawer(false);
   }
-  if (event.target.matches("textarea, select, input:not([type=checkbox])") || $("keys").open) return;
-  if (event.target.matches("canvas")) event.stopPropagation(); // NiiVue has keys of its own
-  if (event.ctrlKey || event.metaKey || event.altKey || !Object.hasOwn(KEYS, event.key)) return;
+  if (target.matches("textarea, select, input:not([type=checkbox])") || $("keys").open) return;
+  if (target.matches("canvas")) event.stopPropagation(); // NiiVue has keys of its own
+  if (key === " " && target.matches("button, input, summary")) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || !Object.hasOwn(KEYS, key)) return;
   event.preventDefault();
-  KEYS[event.key]();
+  KEYS[key]();
 }, true);
 
-for (const pane of Object.values(panes)) {
-  pane.canvas.addEventListener("wheel", (event) => {
-    if (!event.ctrlKey) return;
-    event.preventDefault();
-    event.stopImmediatePropagation();
-    pane.zoom(event.deltaY < 0 ? 1.1 : 1 / 1.1);
-  }, { capture: true, passive: false });
-  pane.onIntensityChange = ({ cal_min: low, cal_max: high }) => {
-    if (!current?.details?.window) return;
-    $("low").value = position(low);
-    $("high").value = position(high);
-    setWindow();
-  };
-}
-const showPlace = panes.sr.onLocationChange;
-panes.sr.onLocationChange = (location) => {
-  showPlace(location);
-  $("place").textContent = `${[...location.mm].slice(0, 3).map((mm) => mm.toFixed(1)).join(", ")} mm`;
-};
-$("scans").addEventListener("keydown", (event) => event.key === "Enter" && event.stopPropagation());
-$("filter").addEventListener("input", filter);
-$("note").addEventListener("blur", saveNote);
-$("note").addEventListener("input", typed);
-window.addEventListener("pagehide", leave);
 $("overlay").addEventListener("change", covered);
 $("smooth").addEventListener("change", smooth);
-$("low").addEventListener("input", setWindow);
-$("high").addEventListener("input", setWindow);
-$("volume").addEventListener("change", () => show(current.scan, $("volume").valueAsNumber - 1 || 0));
+$("volume").addEventListener("change", () => show(state.current.scan, $("volume").valueAsNumber - 1 || 0));
 $("help").addEventListener("click", () => $("keys").showModal());
-$("keys").addEventListener("click", () => $("keys").close());
-for (const button of $("ratings").children) button.addEventListener("click", () => rate(button.dataset.rating));
-for (const button of $("slices").children) button.addEventListener("click", () => planes(button.dataset.planes));
+$("open").addEventListener("click", () => $("file").click());
+$("file").addEventListener("change", () => add($("file").files[0]));
+$("remove").addEventListener("click", () => {
+  remove();
+  lay();
+});
+for (const kind of ["dragover", "dragleave", "drop"]) document.addEventListener(kind, dragged);
 
-planes("all");
+if (!Pane.draws) {
+  $("still").hidden = false;
+  document.querySelector("main").classList.add("still");
+  for (const id of ["overlay", "intensities", "open"]) $(id).hidden = true;
+}
 try {
-  const problem = await list();
-  const wanted = scans.find((scan) => `#${scan.key}` === location.hash) ?? scans[0];
+  for (const id of SHOWN) await open(id);
+  lay();
+  const problem = await list(show);
+  const wanted = state.scans.find((scan) => `#${scan.key}` === location.hash) ?? state.scans[0];
   if (wanted) await show(wanted);
   if (problem) warn(problem, true);
 } catch (error) {

@@ -22,6 +22,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import udean
+from PIL import Image
 from udean.runtime import RunError
 from udean.runtime.view.marks import COLUMNS, Marks
 from udean.runtime.view.server import BODY, PAGE, Viewer
@@ -81,7 +82,24 @@ def made(tmp_path_factory):
         [*run, "--engine", model, "-o", folder / "out", scans], capture_output=True, text=True
     )
     assert done.returncode == 1 and "5 written" in done.stdout, done.stdout + done.stderr
+    with_error_map(folder, [*run, "--engine", model, "-o", folder / "out", "--to", "0.9mm"])
     return folder
+
+
+def with_error_map(folder, run):
+    """A result on a grid that no whole number divides, and a map of expected errors beside it."""
+    (folder / "thin").mkdir()
+    affine = np.diag([1.5, 1.5, 1.5, 1.0])
+    nib.save(nib.Nifti1Image(np.rint(smooth(seed=6)).astype(np.int16), affine), folder / "thin/thin.nii.gz")
+    done = subprocess.run([*run, folder / "thin"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    fine = nib.load(folder / "out/thin_sr.nii.gz")
+    errors = np.linspace(0, 90, fine.shape[0], dtype=np.float32)[:, None, None] * np.ones(fine.shape, "f4")
+    nib.save(nib.Nifti1Image(errors, fine.affine), folder / "out/thin_error.nii.gz")
+    path = folder / "out/thin_sr.json"
+    sidecar = json.loads(path.read_bytes())
+    sidecar["udean"]["error_map"] = "thin_error.nii.gz"
+    path.write_text(json.dumps(sidecar))
 
 
 @pytest.fixture
@@ -190,6 +208,60 @@ def test_tricubic_and_differences_lie_on_their_grids(viewer):
     again = kspace.acquire(sr.get_fdata().astype(np.float32), kspace.Acquisition((2, 2, 2)))
     off = left.get_fdata() - (again - lr.get_fdata())  # of magnitudes, which differ where values are negative
     assert np.linalg.norm(off) < 0.05 * np.linalg.norm(left.get_fdata())
+
+
+def test_a_result_of_another_spacing_and_its_error_map_lie_on_its_own_grid(viewer, made):
+    status, said = details(viewer, "thin")
+    assert status == 200 and said["interpolation"] == "cubic B-spline" and said["error_map"]
+    assert said["planes"]["axial"]["count"] == 20 and not details(viewer, "scaled")[1]["error_map"]
+    sr, spline, errors, left = (
+        image(viewer, "thin", kind) for kind in ("sr", "tricubic", "error", "consistency")
+    )
+    assert sr.shape == spline.shape == errors.shape == (34, 30, 20)
+    np.testing.assert_allclose(spline.affine, sr.affine, atol=1e-5)
+    np.testing.assert_allclose(left.affine, np.diag([1.5, 1.5, 1.5, 1]), atol=1e-5)
+    assert errors.get_fdata().max() == pytest.approx(90)
+    inside = np.s_[4:-4, 4:-4, 4:-4]  # the fake network repeats voxels, so it is off by half a fine one
+    assert np.abs(sr.get_fdata() - spline.get_fdata())[inside].mean() < 0.1 * spline.get_fdata().mean()
+    address = f"scans/{key(viewer, 'scaled')}/0/error.nii"
+    status, body, _ = ask(viewer, address)
+    assert status == 422 and b"no map of expected errors" in body
+
+
+def test_an_error_map_of_another_size_is_refused(out):
+    nib.save(nib.Nifti1Image(np.zeros((3, 3, 3), "f4"), np.eye(4)), out / "thin_error.nii.gz")
+    with serving(out) as viewer:
+        status, said = details(viewer, "thin")
+        assert status == 422 and "another size" in said["error"]
+
+
+@pytest.mark.parametrize("name", ["scaled", "thin"])
+def test_planes_come_as_pictures_too(viewer, name):
+    """For browsers that draw no volumes; laid as a radiologist expects them."""
+    sr = nib.as_closest_canonical(image(viewer, name, "sr"))
+    said = details(viewer, name)[1]
+    low, high = said["window"]
+    for axis, plane in enumerate(("sagittal", "coronal", "axial")):
+        count = said["planes"][plane]["count"]
+        assert count == sr.shape[axis]
+        for kind in ("lr", "tricubic", "sr"):
+            status, body, headers = ask(
+                viewer, f"scans/{key(viewer, name)}/0/{kind}-{plane}-{count // 2}.png"
+            )
+            assert status == 200 and headers["Content-Type"] == "image/png"
+            picture = np.asarray(Image.open(io.BytesIO(body)))
+            assert picture.std() > 5
+        if name == "thin":  # its voxel axes run to the right, the front and the head
+            wanted = np.take(sr.get_fdata(), count // 2, axis).T[::-1, ::-1]
+            wanted = np.clip((wanted - low) / (high - low), 0, 1) * 255
+            assert np.abs(picture - wanted).max() <= 1
+    for wrong, status in (
+        ("sr-axial-99", 422),
+        ("sr-oblique-1", 404),
+        ("sr-axial--1", 404),
+        ("x-axial-1", 404),
+    ):
+        assert ask(viewer, f"scans/{key(viewer, name)}/0/{wrong}.png")[0] == status
 
 
 def test_each_volume_of_a_series_is_shown(viewer, made):
@@ -504,7 +576,7 @@ def test_pages_forbid_everything_from_elsewhere(viewer):
         assert "frame-ancestors 'none'" in policy and "http" not in policy
         assert headers["X-Content-Type-Options"] == "nosniff" and headers["Cache-Control"] == "no-store"
         assert headers["Referrer-Policy"] == "no-referrer" and "Access-Control-Allow-Origin" not in headers
-        if address in ("", "view.js", "panes.js", "view.css"):
+        if address in PAGE and address != "niivue.js":
             assert not re.search(rb"(src|href|import|url)[^\n]{0,9}https?:", body)
             assert b"innerHTML" not in body and b"insertAdjacent" not in body
 
