@@ -65,12 +65,15 @@ OBLIQUE, DIAGONAL = (0.1, -0.2, 0.15), (0, 0, np.pi / 4)  # the latter as near o
         ((1.0, 1.2, 1.1), OBLIQUE, "center", None, 7),
         ((1.0, 1.2, 1.2), DIAGONAL, "fft", "0.7mm", 7),
         ((1, 1, 1), DIAGONAL, "fft", None, 7),
+        ((1, 1, 1), OBLIQUE, "fft", "best", 7),
         ((1.6, 1.1, 1.1), (np.pi / 4, 0, 0), "fft", None, 7),
         ((4, 1, 1), OBLIQUE, "fft", "iso", 7),  # thick slices, by the model for them
     ],
 )
 def test_all_48_ways_to_store_a_scan_give_one_picture_in_one_place(zooms, turn, grid, to, every):
-    resolve = SuperResolver(FakeEngine(headed, card((2, 2, 2), 3, (16, 16), grid)), consistency=0.7, to=to)
+    best = to == "best"
+    engine = FakeEngine(headed, card((2, 2, 2), 3, (16, 16), grid))
+    resolve = SuperResolver(engine, consistency=0.7, to=None if best else to, best=best)
     image = head(zooms=zooms, turn=turn)
     wanted = resolve.image(image)
     for ornt in ORNTS[::every]:
