@@ -70,6 +70,14 @@ def serve(
     threads: options.Threads = None,
     consistency: options.Consistency = "auto",
     best: options.Best = False,
+    spacing: Annotated[
+        str | None,
+        typer.Option(help="Voxel size wanted: 1mm, 1x1x2mm or iso, as `udean-run --to`; for thick slices."),
+    ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Set series outside the model's range aside, instead of a warning."),
+    ] = False,
     debug: options.Debug = False,
 ) -> None:
     """Restore MR series that arrive, and send the results on. Research only, not for diagnosis."""
@@ -99,7 +107,15 @@ def serve(
     )
     held = options.consistency(consistency)
     with SuperResolver(
-        engine, device, precision, threads=threads, library=library, consistency=held, best=best
+        engine,
+        device,
+        precision,
+        threads=threads,
+        library=library,
+        consistency=held,
+        best=best,
+        to=spacing,
+        strict=strict,
     ) as resolve:
         node = Node(resolve, settings)
         for number in (signal.SIGTERM, signal.SIGINT):

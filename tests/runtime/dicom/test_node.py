@@ -166,6 +166,31 @@ def test_attempts_while_the_archive_is_away_are_no_refusals(model, tmp_path):
     assert len(got) == 5
 
 
+def test_thick_slices_reach_the_archive_at_the_spacing_asked_for(model, tmp_path):
+    files = classic(tmp_path / "in", shape=(5, 26, 24), spacing=(1.2, 1.0), thickness=4.0)
+    with archive() as (port, got), running(model, tmp_path / "spool", port, "--spacing", "1mm") as (_, mine):
+        assert send(mine, files) == [0] * 5
+        wait(lambda: len(got) == 20)
+    assert {(*map(float, d.PixelSpacing), float(d.SpacingBetweenSlices)) for d in got} == {(1.0, 1.0, 1.0)}
+    places = sorted(np.array(d.ImagePositionPatient, float) @ normal(d) for d in got)
+    np.testing.assert_allclose(np.diff(places), 1, atol=1e-4)
+
+
+def test_what_a_model_was_not_made_for_is_set_aside_if_asked(model, tmp_path):
+    files = classic(tmp_path / "in", shape=(5, 26, 24), spacing=(1.2, 1.0), thickness=4.0)
+    with archive() as (port, _), running(model, tmp_path / "spool", port, "--strict") as (_, mine):
+        assert send(mine, files) == [0] * 5
+        wait(lambda: list((tmp_path / "spool" / "quarantine").glob("*/reason.txt")))
+    (reason,) = (tmp_path / "spool" / "quarantine").glob("*/reason.txt")
+    assert "times as thick" in reason.read_text()
+
+
+def normal(dataset):
+    """The slice normal, in LPS."""
+    cosines = np.array(dataset.ImageOrientationPatient, float)
+    return np.cross(cosines[:3], cosines[3:])
+
+
 def test_an_archive_of_implicit_vr_alone_is_served(model, tmp_path):
     files = classic(tmp_path / "in", shape=(3, 12, 10))
     syntax = pydicom.uid.ImplicitVRLittleEndian
