@@ -148,12 +148,6 @@ def starts(made: Install) -> None:
         assert (done.returncode == 0 and "Usage" in said and "Example" in said) or lacks, f"{name}: {said}"
 
 
-def base(made: Install) -> None:
-    made.scans("scans", 12)
-    made.refuses("cpu", "udean-run", "scans")
-    made.refuses("eval", "udean-simulate", "scans", "-o", "lr")
-
-
 def types(made: Install) -> None:
     """What checks a user's program finds the types, and the one mistake in it."""
     (made.work / "consumer.py").write_text(CONSUMER)
@@ -169,8 +163,14 @@ def types(made: Install) -> None:
         assert found == [str(wrong)], said
 
 
-def cpu(made: Install) -> None:
+def base(made: Install) -> None:
     types(made)
+    made.scans("scans", 12)
+    made.refuses("cpu", "udean-run", "scans")
+    made.refuses("eval", "udean-simulate", "scans", "-o", "lr")
+
+
+def cpu(made: Install) -> None:
     made.scans("scans", 24)
     made("udean-run", "scans", says="1 written")
     code = "import nibabel as n; print(n.load('scans-sr/sub-0_sr.nii.gz').shape)"
@@ -222,7 +222,7 @@ def mrd(made: Install) -> None:
 
 
 def training(made: Install) -> None:
-    made.scans("hr", 32, 2)
+    made.scans("hr", 40, 2)
     made("udean-simulate", "hr", "-o", "lr")
     (made.work / "c.toml").write_text(CONFIG)
     groups = ("--source", "hr/sub-0.nii.gz", "--target", "lr/sub-1.nii.gz")

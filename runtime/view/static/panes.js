@@ -7,7 +7,7 @@ const PLANES = {
   axial: SLICE_TYPE.AXIAL, coronal: SLICE_TYPE.CORONAL, sagittal: SLICE_TYPE.SAGITTAL, all: SLICE_TYPE.MULTIPLANAR,
 };
 const AXES = { sagittal: 0, coronal: 1, axial: 2 };
-const LINE = 1.6; // pixels
+const LINE = 1.2; // pixels
 const SOLID = 0.5; // of the difference scale, from where its colours hide what is below
 const FADING = 1; // of NiiVue's kinds of colour maps: below cal_min the more transparent, the closer to 0
 const MILLIMETRES = { 1: 1e3, 3: 1e-3 }; // of a header's metre and micron, which NiiVue takes for millimetres
