@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from ..export.artefacts import export_onnx
+from ..export.trust import examined
 from ..runtime.commands.common import sentences
 from ..runtime.errors import RunError
 from ..runtime.scan.scan import open_scan
@@ -92,7 +93,8 @@ def ship(
     kept = MODELS / "default.pt"
     architecture = checkpoint.architecture(contents)
     checkpoint.save(kept, card.replace(quality=card.quality | quality), architecture, network)
-    (model, *_) = export_onnx(kept, run)
+    figures, _ = examined(kept)
+    (model, *_) = export_onnx(kept, run, quality=figures)
     shutil.copy(model.path, MODELS)
     DOCS.mkdir(exist_ok=True)
     shutil.copy(out / "report.png", DOCS / "demo.png")

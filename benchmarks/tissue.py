@@ -75,7 +75,7 @@ def measure(hr: Volume, restorers: Mapping[str, Restore]) -> dict[str, dict[str,
             row = _row(in_tissue(sr, hr, lr.shape))
             row["SSIM 3-D"] = round(ssim(sr, hr, float(np.percentile(hr, PEAK))), 3)
             kept = lesions.transfer(added, found, restore(ill), sr) if found else {}
-            row |= {f"lesions r = {radius:g}": round(share["all"], 2) for radius, share in kept.items()}
+            row |= {f"lesions r = {radius}": round(share["all"], 2) for radius, share in kept.items()}
             table[condition][name] = row
     return table
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,18 +44,19 @@ def export_onnx(
     folder: Path,
     scans: Sequence[Path] = (),
     tell: Tell = lambda _: None,
+    quality: Mapping[str, float] | None = None,
 ) -> list[Artefact]:
     """Write NAME.onnx, NAME.fp16.onnx and, with scans to calibrate on, NAME.int8.onnx into the folder.
 
     tell: hears of each file, or of why it was refused, as it happens. A refused precision is not written and
-    not in the result. Raises ExportError, RunError or CheckpointError if
-    nothing can start.
+    not in the result. quality: figures for the cards, beside the checkpoint's own. Raises ExportError,
+    RunError or CheckpointError if nothing can start.
     """
     from ..trainer.checkpoint import load_generator
     from ..trainer.nets.merging import merged
 
     network, card = load_generator(checkpoint)
-    card = card.replace(checkpoint=sha256(checkpoint))
+    card = card.replace(checkpoint=sha256(checkpoint), quality={**card.quality, **(quality or {})})
     calibration = quantize.scan_windows(scans, card) if scans else None
     windows = parity.probe_windows(card)
     expected, largest = reference(network, windows)

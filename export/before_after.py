@@ -44,7 +44,7 @@ def write_page(
     }
     for radius, share in before.lesions.items():
         kept = after.lesions.get(radius, float("nan"))
-        rows[f"contrast left of lesions of radius {radius:g}"] = (f"{share:.2f}", f"{kept:.2f}")
+        rows[f"contrast left of lesions of radius {radius}"] = (f"{share:.2f}", f"{kept:.2f}")
     cells = (f"<tr><th>{_text(k)}<td>{_text(a)}<td>{_text(b)}" for k, (a, b) in rows.items())
     parts.append(f"<div class=scroll><table>{''.join(cells)}</table></div></section>")
     parts.append('<section><div class=grid style="grid-template-columns:repeat(4,1fr)">')

@@ -32,6 +32,13 @@ def export(
     int8: Annotated[
         list[Path] | None, typer.Option(help="Also an int8 model, calibrated on this LR scan or folder.")
     ] = None,
+    allow_untrusted: Annotated[
+        bool,
+        typer.Option(
+            "--allow-untrusted",
+            help="Export a 2x2x2 model too that loses small lesions, or draws detail that is not there.",
+        ),
+    ] = False,
     trt: Annotated[bool, typer.Option("--trt", help="Also a TensorRT plan for this machine's GPU.")] = False,
     rtx: Annotated[
         bool,
@@ -117,8 +124,11 @@ def export(
 
     if checkpoint is not None:
         from .artefacts import export_onnx
+        from .trust import examined
 
-        models = export_onnx(checkpoint, out or checkpoint.parent, int8 or [], tell)
+        figures, remark = examined(checkpoint, allow_untrusted)
+        print(f"{checkpoint}: {remark}")
+        models = export_onnx(checkpoint, out or checkpoint.parent, int8 or [], tell, figures)
         source = next((a.path for a in models if a.card.precision == "fp16"), None) if plans else None
         if plans and source is None:
             tell(ExportError("No plan is built, since it is made of the fp16 model."))

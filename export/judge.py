@@ -28,12 +28,12 @@ UNEXPLAINED = 1.1  # times the noise: how much more of a scan may go unexplained
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one model. psnr: dB in tissue of the head. lesions: share of contrast left, by radius in HR voxels.
-    residual: RMS over the user's scan in tissue of what the SR volume does not explain, and noise: that of
-    the scan, both as shares of its 99.9th percentile."""
+    """Of one model. psnr: dB in tissue of the head. lesions: share of contrast left, by radius in HR voxels,
+    "1.5". residual: RMS over the user's scan in tissue of what the SR volume does not explain, and noise:
+    that of the scan, both as shares of its 99.9th percentile."""
 
     psnr: float
-    lesions: dict[float, float]
+    lesions: dict[str, float]
     residual: float
     noise: float
 
@@ -73,7 +73,7 @@ def worse(before: Figures, after: Figures) -> str | None:
     for radius, share in after.lesions.items():
         if share < before.lesions.get(radius, share) - WORSE:
             return (
-                f"lesions of radius {radius:g} voxels keep {share:.2f} of their contrast, "
+                f"lesions of radius {radius} voxels keep {share:.2f} of their contrast, "
                 f"where they kept {before.lesions[radius]:.2f}"
             )
     if after.residual > max(before.residual, UNEXPLAINED * after.noise) + 0.1 * after.noise:

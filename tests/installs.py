@@ -227,7 +227,7 @@ def training(made: Install) -> None:
     (made.work / "c.toml").write_text(CONFIG)
     groups = ("--source", "hr/sub-0.nii.gz", "--target", "lr/sub-1.nii.gz")
     made("udean-train", *groups, "--config", "c.toml", "--preset", "compact", "--out", "run")
-    made("udean-export", "run/checkpoint.pt", says=r"checkpoint\.onnx")
+    made("udean-export", "--allow-untrusted", "run/checkpoint.pt", says=r"checkpoint\.onnx")
     made("udean-run", "--engine", "run/checkpoint.onnx", "--ray", "lr", says="2 written")
 
 

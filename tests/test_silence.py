@@ -99,7 +99,10 @@ def test_export_and_training_call_nobody(scans, tmp_path):
     groups = ("--source", "scans/one.nii.gz", "--target", "scans/two.nii.gz", "--target-simulated")
     train = ("udean-train", *groups, "--config", "c.toml", "--preset", "compact", "--out", "run")
     assert traced(tmp_path, *train) == ([], [])
-    assert traced(tmp_path, "udean-export", "run/checkpoint.pt", "-o", "models") == ([], [])
+    assert traced(tmp_path, "udean-export", "run/checkpoint.pt", "-o", "models", "--allow-untrusted") == (
+        [],
+        [],
+    )
 
 
 def test_workers_of_a_cluster_call_nobody(scans, tmp_path):

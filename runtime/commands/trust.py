@@ -14,7 +14,7 @@ from ..scan.intensity import check_finite
 from ..scan.orientation import Orientation
 from ..scan.scan import open_scan
 from ..system.files import atomic, write_json
-from ..trust.examine import SIDE, Volume, examine, lost_lesions
+from ..trust.examine import SIDE, Volume, against, examine
 from ..trust.page import page
 from . import options
 from .common import command
@@ -37,7 +37,8 @@ def trust(
 ) -> None:
     """Examine a model beside sinc and tricubic interpolation: OUT/trust.json and OUT/trust.html.
 
-    The exit code is 1 if lesions lose more of their contrast than under sinc interpolation, else 0.
+    The exit code is 1 if lesions lose more of their contrast than under sinc interpolation, or more detail is
+    drawn than there is; else 0.
     """
     for name in ("trust.json", "trust.html"):
         if (out / name).exists():
@@ -49,9 +50,9 @@ def trust(
         about = {"Model": card.name, "Engine": str(resolve.engine.info), "Trained on": card.trained_on}
     about["Slabs"] = "along each of three axes, their mean" if best else "along one axis"
     about["Lesions in"] = "a phantom" if scan is None else scan.name
-    worse = lost_lesions(tests)
+    worse = against(tests)
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "trust.json", {"about": about, "worse than sinc": worse, "tests": tests})
+    write_json(out / "trust.json", {"about": about, "against it": worse, "tests": tests})
     with atomic(out / "trust.html") as file:
         file.write(page(about, tests, worse).encode())
     for sentence in worse:

@@ -14,76 +14,98 @@ from numpy.typing import NDArray
 
 from ..models.card import Grid
 from ..scan.geometry import Factors
+from ..scan.interpolation import acquired_again
 from . import phantoms, scanner
 from .lesions import put_lesions, transfer
+from .low_contrast import spokes_seen
+from .resolution import edge_spread, two_points
 
 Volume = NDArray[Any]
 Restore = Callable[[Volume], Volume]
 Figures = dict[str, dict[str, Any]]  # by method
-NOISE = 0.02  # of what is bright
+NOISE, MUCH = 0.02, 0.05  # of what is bright; the second beyond what models are trained for
 ALLOWED = 0.02  # of lesion transfer below sinc's
+OVERDRAWN = 0.8  # best factor of the added detail, below which too much of it is drawn
 SIDE, WHOLE_SIDE = 48, 72  # LR voxels along an axis of a phantom, and along one that stays as it is
 
 
 def examine(resolve: Restore, factors: Factors, grid: Grid, hr: Volume | None = None) -> dict[str, Figures]:
-    """All figures by test and method. resolve: LR to SR volume. hr: the user's volume for lesions and
-    sensitivity, its shape a multiple of the factors; by default a phantom."""
+    """All figures by test and method. resolve: LR to SR volume. hr: the user's volume in place of the head
+    phantom, its shape a multiple of the factors."""
     methods: dict[str, Restore] = {
         "sr": resolve,
         "sinc": partial(scanner.sinc, factors=factors, grid=grid),
         "tricubic": partial(scanner.tricubic, factors=factors, grid=grid),
     }
     scan = partial(scanner.acquire, factors=factors, grid=grid)
-    shape = tuple((SIDE if f > 1 else WHOLE_SIDE) * f for f in factors)
+    shape = phantom_shape(factors)
     hr = phantoms.head(shape) if hr is None else hr
+    peak = float(np.percentile(hr, 99.9))
     added, found = put_lesions(hr)
-    ill, well, noisy = scan(hr + added), scan(hr), scan(hr, noise=NOISE * float(np.percentile(hr, 99.9)))
+    cortical, placed = put_lesions(hr, "boundary")
+    well, noisy = scan(hr), scan(hr, noise=NOISE * peak)
     edge, depth = phantoms.edge(shape)
-    tests: dict[str, Figures] = {"lesions": {}, "edge": {}, "noise": {}, "nothing": {}, "sensitivity": {}}
+    points, pairs = phantoms.pairs(shape)
+    faint, plain, disks = phantoms.low_contrast(shape)
+    faint, plain = (scan(v, noise=NOISE * phantoms.BRIGHT, seed=n) for n, v in enumerate((faint, plain)))
+    tests: dict[str, Figures] = {}
+
+    def note(test: str, method: str, figures: dict[str, Any]) -> None:
+        tests.setdefault(test, {})[method] = figures
+
     for name, method in methods.items():
-        restored = method(well)
-        kept = transfer(added, found, method(ill), restored)
-        tests["lesions"][name] = {f"{radius:g}": shares for radius, shares in kept.items()}
-        tests["edge"][name] = edge_spread(method(scan(edge)), depth)
-        tests["noise"][name] = {"gain": noise_gain(method(noisy), restored, noisy, well, hr)}
-        tests["nothing"][name] = out_of_nothing(method, methods["sinc"], scan, shape)
-        tests["sensitivity"][name] = sensitivity(method, scan, hr, restored, factors, grid)
+        restored, dim = method(well), method(noisy)
+        ill, spotted = method(scan(hr + added)), method(scan(hr + added, noise=NOISE * peak))
+        note("lesions", name, transfer(added, found, ill, restored))
+        note("lesions in noise", name, transfer(added, found, spotted, dim))
+        note("lesions at boundaries", name, transfer(cortical, placed, method(scan(hr + cortical)), restored))
+        note("high band", name, high_band(restored, hr, factors, grid))
+        note("edge", name, edge_spread(method(scan(edge)), depth))
+        note("two points", name, two_points(method(scan(points)), pairs))
+        note("low contrast", name, {"spokes of 40": spokes_seen(method(faint), method(plain), disks)})
+        note("noise", name, {"gain": noise_gain(dim, restored, noisy, well, hr)})
+        note("nothing", name, out_of_nothing(method, scan, factors, grid))
+        note("sensitivity", name, sensitivity(method, scan, hr, restored, factors, grid))
+        note("range", name, out_of_range(method, scan, hr, restored))
     return tests
 
 
-def lost_lesions(tests: dict[str, Figures]) -> list[str]:
-    """A sentence for each radius at which SR keeps less of a lesion than sinc does."""
-    sr, sinc = tests["lesions"]["sr"], tests["lesions"]["sinc"]
-    return [
-        f"Lesions of radius {radius} voxels keep {shares['all']:.2f} of their contrast, where sinc "
-        f"interpolation keeps {sinc[radius]['all']:.2f}."
-        for radius, shares in sr.items()
-        if shares["all"] < sinc[radius]["all"] - ALLOWED
-    ]
+def phantom_shape(factors: Factors) -> tuple[int, ...]:
+    """HR voxels of the phantoms for a model of these factors."""
+    return tuple((SIDE if f > 1 else WHOLE_SIDE) * f for f in factors)
 
 
-def edge_spread(sr: Volume, depth: Volume) -> dict[str, float]:
-    """Of a slanted edge (as in ISO 12233): the distance from 10 to 90 %, in HR voxels, overshoot and
-    undershoot as shares of the step, and the frequency at which the MTF is one half, in cycles a voxel."""
-    middle = tuple(slice(n // 3, n - n // 3) for n in sr.shape[1:])
-    bins = np.arange(-10, 10, 0.25)
-    near = depth[(slice(None), *middle)]
-    place = np.digitize(near, bins)
-    profile = np.array(
-        [sr[(slice(None), *middle)][place == n].mean(dtype=np.float64) for n in range(1, len(bins))]
-    )
-    dark, bright = profile[:8].mean(), profile[-8:].mean()
-    step = (profile - dark) / (bright - dark)
-    rise = [float(np.interp(level, np.maximum.accumulate(step), bins[:-1])) for level in (0.1, 0.9)]
-    line = np.diff(step) * np.hanning(len(step) - 1)
-    response = np.abs(np.fft.rfft(line, 1024))
-    half = int(np.argmax(response < response[0] / 2))
-    return {
-        "10 to 90 %, voxels": rise[1] - rise[0],
-        "overshoot": float(step.max() - 1),
-        "undershoot": float(-step.min()),
-        "MTF 50 %, cycles a voxel": half / 1024 / 0.25,
-    }
+def against(tests: dict[str, Figures]) -> list[str]:
+    """A sentence for all that speaks against a model: lesions that lose more of their contrast than by sinc
+    interpolation, and detail that is drawn too strongly."""
+    sr, sinc = ({r: kept["all"] for r, kept in tests["lesions"][name].items()} for name in ("sr", "sinc"))
+    lost = [radius for radius, kept in sr.items() if kept < sinc[radius] - ALLOWED]
+    said = []
+    if lost:
+        radii, here, there = (
+            ", ".join(parts)
+            for parts in (lost, [f"{sr[r]:.2f}" for r in lost], [f"{sinc[r]:.2f}" for r in lost])
+        )
+        said.append(
+            f"Lesions of radius {radii} voxels keep {here} of their contrast, where sinc interpolation keeps "
+            f"{there}."
+        )
+    factor = tests["high band"]["sr"].get("factor", 1.0)
+    if factor < OVERDRAWN:
+        said.append(f"Too much detail is drawn: {factor:.2f} of it would come nearest the truth.")
+    return said
+
+
+def high_band(sr: Volume, hr: Volume, factors: Factors, grid: Grid) -> dict[str, float]:
+    """Of the detail that the LR scan cannot hold, in tissue: the factor by which it would have to be
+    multiplied to come nearest the truth (1 is right, less: too much was drawn), and its correlation with the
+    truth. Nothing for a method that adds none."""
+    tissue = hr > 0.05 * np.percentile(hr, 99.9)
+    drawn, true = (detail(v, factors, grid)[tissue].astype(np.float64) for v in (sr, hr))
+    power, common = float(drawn @ drawn), float(drawn @ true)
+    if power < 0.03 * float(true @ true):
+        return {}
+    return {"factor": common / power, "correlation": common / float(np.sqrt(power * (true @ true)))}
 
 
 def noise_gain(noisy: Volume, clean: Volume, noisy_lr: Volume, clean_lr: Volume, hr: Volume) -> float:
@@ -94,28 +116,40 @@ def noise_gain(noisy: Volume, clean: Volume, noisy_lr: Volume, clean_lr: Volume,
 
 
 def out_of_nothing(
-    method: Restore, sinc: Restore, scan: Callable[..., Volume], shape: tuple[int, ...]
+    method: Restore, scan: Callable[..., Volume], factors: Factors, grid: Grid
 ) -> dict[str, float]:
-    """What is drawn where nothing is. noise: RMS of what the scan of pure noise cannot hold, over the RMS of
-    that scan; empty: the largest voxel of an empty scan; ramp: RMS error of a smooth ramp, as a share of it.
+    """What is drawn where nothing is. noise: see `drawn_in_noise`; empty: the largest voxel of an empty scan;
+    ramp: RMS error of a smooth ramp, as a share of it.
     """
-    noise = scan(np.zeros(shape, np.float32), noise=NOISE * phantoms.BRIGHT)
-    drawn, held = method(noise), sinc(noise)
+    shape = phantom_shape(factors)
     smooth = phantoms.ramp(shape)
     inner = tuple(slice(n // 8, n - n // 8) for n in shape)
     error = (method(scan(smooth)) - smooth)[inner]
     return {
-        "noise": float(np.sqrt(np.mean((drawn - held) ** 2)) / np.sqrt(np.mean((noise - noise.mean()) ** 2))),
+        "noise": drawn_in_noise(method, scan, factors, grid),
         "empty": float(np.abs(method(scan(np.zeros(shape, np.float32)))).max()),
         "ramp": float(np.sqrt(np.mean(error**2)) / (0.8 * phantoms.BRIGHT)),
     }
+
+
+def drawn_in_noise(method: Restore, scan: Callable[..., Volume], factors: Factors, grid: Grid) -> float:
+    """RMS of the detail that is drawn beyond what the scan of pure noise can hold, over the noise's own."""
+    noise = scan(np.zeros(phantom_shape(factors), np.float32), noise=NOISE * phantoms.BRIGHT)
+    drawn = detail(method(noise), factors, grid)
+    return float(np.sqrt(np.mean(drawn**2)) / noise.std())
+
+
+def detail(volume: Volume, factors: Factors, grid: Grid) -> Volume:
+    """What is in an HR volume beyond the band that its LR scan holds."""
+    return volume - scanner.sinc(acquired_again(volume, factors, grid), factors, grid)
 
 
 def sensitivity(
     method: Restore, scan: Callable[..., Volume], hr: Volume, restored: Volume, factors: Factors, grid: Grid
 ) -> dict[str, float]:
     """What should change nothing: RMS difference in tissue, as a share of the peak, after the LR scan is
-    flipped along an axis and its SR volume flipped back, and after the truth is moved by one HR voxel."""
+    flipped along an axis and its SR volume flipped back, after the truth is moved by one HR voxel, and after
+    the scan is given in other units."""
     peak = float(np.percentile(hr, 99.9))
     tissue = hr > 0.05 * peak
     lr = scan(hr)
@@ -124,7 +158,7 @@ def sensitivity(
         apart = (other - restored[here])[tissue[here]].astype(np.float64)
         return float(np.sqrt(np.mean(apart**2)) / peak)
 
-    found = {}
+    found, whole = {}, (slice(None),) * 3
     for axis, name in enumerate(("rows", "columns", "slices")):
         # On the FFT grid the last voxels have no LR voxel beyond them: flipped, they are others.
         last = hr.shape[axis] - (factors[axis] - 1 if grid == "fft" else 0)
@@ -132,5 +166,26 @@ def sensitivity(
         flipped = method(np.ascontiguousarray(np.flip(lr, axis)))
         found[f"{name} flipped"] = difference(np.flip(flipped[here], axis), here)
     moved = method(scan(np.roll(hr, 1, 0)))
-    found["moved by a voxel"] = difference(np.roll(moved, -1, 0), (slice(None),) * 3)
+    found["moved by a voxel"] = difference(np.roll(moved, -1, 0), whole)
+    for name, unit in (("a quarter as bright", 0.25), ("four times as bright", 4.0)):
+        found[name] = difference(method(lr * np.float32(unit)) / np.float32(unit), whole)
     return found
+
+
+def out_of_range(
+    method: Restore, scan: Callable[..., Volume], hr: Volume, restored: Volume
+) -> dict[str, float]:
+    """PSNR in tissue, dB, peak the 99.9th percentile: of the scan as it is, with more noise than models are
+    trained for, and under a coil's sensitivity that falls to a fifth along the rows."""
+    peak = float(np.percentile(hr, 99.9))
+    tissue = hr > 0.05 * peak
+    fall = (hr * np.linspace(1, 0.2, hr.shape[0])[:, None, None]).astype(np.float32)
+
+    def psnr(sr: Volume, truth: Volume) -> float:
+        return float(10 * np.log10(peak**2 / np.mean(np.square((sr - truth)[tissue], dtype=np.float64))))
+
+    return {
+        "as it is, dB": psnr(restored, hr),
+        f"noise {MUCH:.0%}, dB": psnr(method(scan(hr, noise=MUCH * peak)), hr),
+        "falling sensitivity, dB": psnr(method(scan(fall)), fall),
+    }

@@ -1,17 +1,17 @@
 """Lesions of known size and contrast put into a volume, and how much of their contrast is left of them.
 
-Balls are added to the truth in homogeneous bright tissue (white matter in T1), bright and dark ones in turn.
-The difference of what is restored with them and without is the lesion as the model has kept it; its
-projection on the true lesion is the transfer: 1 where all is kept, 0 where nothing is. It is the
-signal-known-exactly task of detectability studies (Barrett and Myers, Foundations of Image Science, 2004,
-ch. 13) with a linear template.
+Balls are added to the truth in homogeneous bright tissue (white matter in T1) or where tissues meet, as at
+the cortex, bright and dark ones in turn. The difference of what is restored with them and without is the
+lesion as the model has kept it; its projection on the true lesion is the transfer: 1 where all is kept, 0
+where nothing is. It is the signal-known-exactly task of detectability studies (Barrett and Myers, Foundations
+of Image Science, 2004, ch. 13) with a linear template.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ REACH = 6  # HR voxels around a lesion's centre in which it is looked for
 APART = 16  # HR voxels between centres, along one axis at least
 BOX = 9  # HR voxels along each side of the cube that has to be homogeneous
 EVEN, BRIGHT = 0.08, 0.5  # largest spread over mean of such a cube, least mean over the 99th percentile
+UNEVEN = 0.15, 0.5  # spread over mean of one where tissues meet
+Where = Literal["inside", "boundary"]
 
 
 @dataclass(frozen=True)
@@ -35,16 +37,19 @@ class Lesion:
     place: tuple[slice, slice, slice]
 
 
-def put_lesions(hr: Volume, seed: int = 0) -> tuple[Volume, list[Lesion]]:
+def put_lesions(hr: Volume, where: Where = "inside", seed: int = 0) -> tuple[Volume, list[Lesion]]:
     """Lesions for a volume (HR grid), as a volume to be added, float64, and where they are.
 
-    There may be none, where no tissue is homogeneous.
+    where: in homogeneous tissue, or at its boundaries. There may be none, where there is no such place.
     """
     rng = np.random.default_rng(seed)
     hr = hr.astype(np.float64)
     mean = _box_mean(hr)
     spread = np.sqrt(np.maximum(_box_mean(hr * hr) - mean * mean, 0))
-    fit = (spread < EVEN * mean) & (mean > BRIGHT * np.percentile(hr, 99))
+    level = mean if where == "inside" else hr
+    fit = level > BRIGHT * np.percentile(hr, 99)
+    least, most = (0, EVEN) if where == "inside" else UNEVEN
+    fit &= (least * mean <= spread) & (spread < most * mean)
     edge = 2 * REACH
     inside = np.zeros(hr.shape, bool)
     inside[(slice(edge, -edge),) * 3] = True
@@ -58,7 +63,7 @@ def put_lesions(hr: Volume, seed: int = 0) -> tuple[Volume, list[Lesion]]:
             continue
         radius, sign = RADII[len(found) % len(RADII)], 1 - 2 * (len(found) // len(RADII) % 2)
         i, j, k = (slice(int(n) - REACH, int(n) + REACH + 1) for n in q)
-        added[i, j, k] += np.clip(radius + 0.5 - distance, 0, 1) * sign * CONTRAST * mean[tuple(q)]
+        added[i, j, k] += np.clip(radius + 0.5 - distance, 0, 1) * sign * CONTRAST * level[tuple(q)]
         found.append(Lesion(radius, sign, (i, j, k)))
         centres.append(q)
     return added, found
@@ -66,8 +71,8 @@ def put_lesions(hr: Volume, seed: int = 0) -> tuple[Volume, list[Lesion]]:
 
 def transfer(
     added: Volume, lesions: list[Lesion], with_them: Volume, without: Volume
-) -> dict[float, dict[str, float]]:
-    """The share of contrast left, by radius: the median of "all", of "bright" and of "dark" lesions."""
+) -> dict[str, dict[str, float]]:
+    """The share of contrast left, by radius ("1.5"): the median of "all", "bright" and "dark" lesions."""
     kept: dict[float, list[tuple[int, float]]] = {}
     for lesion in lesions:
         true = added[lesion.place]
@@ -81,7 +86,7 @@ def transfer(
         "dark": lambda sign: sign < 0,
     }
     return {
-        radius: {
+        f"{radius:g}": {
             kind: float(np.median(shares))
             for kind, wanted in kinds.items()
             if (shares := [share for sign, share in found if wanted(sign)])

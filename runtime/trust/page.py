@@ -11,7 +11,28 @@ TITLES = {
         "Lesions",
         "The share of a lesion's contrast (±30 %) that is left, by radius in HR voxels: 1 is all.",
     ),
+    "lesions in noise": (
+        "Lesions in noise",
+        "The same in a scan of 2 % noise.",
+    ),
+    "lesions at boundaries": (
+        "Lesions where tissues meet",
+        "The same at boundaries, as at the cortex; without noise.",
+    ),
+    "high band": (
+        "Detail",
+        "What the scan cannot hold: the factor by which it would have to be multiplied to come nearest the "
+        "truth (1 is right, below 0.8 too much is drawn), and its correlation with the truth.",
+    ),
     "edge": ("A slanted edge", "Its width and ringing, as in ISO 12233; the sharpest has the least width."),
+    "two points": (
+        "Two points",
+        "The distance in HR voxels from which they are told apart, by Rayleigh's criterion.",
+    ),
+    "low contrast": (
+        "Little contrast",
+        "Spokes of an ACR-like phantom that are seen in 2 % noise, of 40.",
+    ),
     "noise": ("Noise", "Standard deviation of the noise that comes out over that which goes in."),
     "nothing": (
         "Out of nothing",
@@ -19,7 +40,12 @@ TITLES = {
     ),
     "sensitivity": (
         "What should change nothing",
-        "RMS difference in tissue, as a share of the peak, after a flip or a move of the scan.",
+        "RMS difference in tissue, as a share of the peak, after a flip or a move of the scan, or in other "
+        "units.",
+    ),
+    "range": (
+        "Out of range",
+        "PSNR in tissue: as it is, with 5 % noise, and where the coil's sensitivity falls to a fifth.",
     ),
 }
 NAMES = {"sr": "this model", "sinc": "sinc", "tricubic": "tricubic"}
@@ -38,7 +64,11 @@ def page(about: dict[str, str], tests: dict[str, Any], worse: Sequence[str]) -> 
     parts += ["<h1>What this model does to a scan</h1>"]
     parts += [f"<p>{html.escape(k)}: {html.escape(v)}</p>" for k, v in about.items()]
     verdict = [f"<li>{html.escape(sentence)}</li>" for sentence in worse]
-    parts += [f"<ul>{''.join(verdict)}</ul>" if verdict else "<p>It keeps lesions as well as sinc does.</p>"]
+    parts += [
+        f"<ul>{''.join(verdict)}</ul>"
+        if verdict
+        else "<p>It keeps lesions as well as sinc does, and draws no more detail than there is.</p>"
+    ]
     for name, by_method in tests.items():
         title, meaning = TITLES[name]
         parts += [f"<h2>{title}</h2><p>{meaning}</p>", _table(by_method)]
@@ -53,11 +83,15 @@ def _table(by_method: dict[str, dict[str, Any]]) -> str:
     head = "".join(f"<th>{NAMES[method]}</th>" for method in flat)
     rows = [
         f"<tr><td>{html.escape(name)}</td>"
-        + "".join(f"<td>{figures[name]:.3g}</td>" for figures in flat.values())
+        + "".join(f"<td>{_number(figures.get(name))}</td>" for figures in flat.values())
         + "</tr>"
         for name in names
     ]
     return f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
 
 
 def _flat(figures: dict[str, Any], before: str = "") -> dict[str, float]:

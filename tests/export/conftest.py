@@ -103,7 +103,7 @@ class Exported:
 def paper(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     folder = tmp_path_factory.mktemp("paper")
     write_checkpoint(folder / "paper.pt", Architecture(), window=(64, 64))
-    command = [Path(sys.executable).with_name("udean-export"), folder / "paper.pt"]
+    command = [Path(sys.executable).with_name("udean-export"), folder / "paper.pt", "--allow-untrusted"]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, capture_output=True, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

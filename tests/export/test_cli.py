@@ -31,7 +31,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     """The command in this process: exit code, stdout, stderr."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["udean-export", *map(str, arguments)])
+        untrained = any(str(argument).endswith(".pt") for argument in arguments[:1])
+        options = ["--allow-untrusted"] if untrained else []
+        monkeypatch.setattr(sys, "argv", ["udean-export", *map(str, arguments), *options])
         with pytest.raises(SystemExit) as end:
             cli.main()
         out, err = capsys.readouterr()

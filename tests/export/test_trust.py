@@ -1,0 +1,58 @@
+"""A model that loses lesions is not exported unless that is asked for; its card says what it does."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from udean.export import cli
+from udean.export.errors import ExportError
+from udean.export.graph import read
+from udean.export.trust import examined
+from udean.runtime.engines import choose as engines
+
+from .conftest import Artefact
+
+DEFAULT = Path(engines.__file__).parents[1] / "models" / "default.pt"
+
+
+def test_an_untrained_model_is_refused_in_a_sentence_with_figures(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def export(*options: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["udean-export", str(checkpoint), "-o", str(tmp_path), *options])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return int(end.value.code or 0), *capsys.readouterr()
+
+    code, _, err = export()
+    assert code == 2 and not list(tmp_path.iterdir())
+    assert "where sinc interpolation keeps 0.55, 0.82, 0.92, 0.93" in err and "--allow-untrusted" in err
+    code, out, _ = export("--allow-untrusted")
+    assert code == 0 and "untrusted: Lesions of radius 1, 1.5, 2, 3 voxels keep" in out
+    for name in ("tiny.onnx", "tiny.fp16.onnx"):
+        quality = read(tmp_path / name)[1].quality
+        assert quality["trust.lesions.1"] < quality["trust.lesions.1.sinc"] - 0.1
+
+
+def test_other_factors_are_not_examined_and_it_is_said(
+    of_scale: Callable[[str], tuple[Path, dict[str, Artefact]]],
+) -> None:
+    figures, remark = examined(of_scale("2x2x1")[0])
+    assert figures == {} and "not examined" in remark
+
+
+@pytest.mark.skipif(not DEFAULT.exists(), reason="the embedded model is made by `make default-model`")
+def test_the_embedded_model_passes_and_carries_its_figures() -> None:
+    _, card = read(DEFAULT.with_suffix(".onnx"))
+    for radius in ("1", "1.5", "2", "3"):
+        assert card.quality[f"trust.lesions.{radius}"] >= card.quality[f"trust.lesions.{radius}.sinc"] - 0.02
+    assert 0.8 <= card.quality["trust.high_band.factor"] <= 1.25
+    try:
+        figures, _ = examined(DEFAULT)
+    except ExportError as error:
+        pytest.fail(str(error))
+    for name, value in figures.items():
+        assert card.quality[name] == pytest.approx(value, abs=0.011)  # rounded to 0.01
