@@ -88,7 +88,11 @@ def main(
                 kept[row]["figures"][head] = _measured(path, degradation, row, model)
             write_json(table, found)
             print(name, row, kept[row]["figures"], flush=True)
-    common.record("adaptation", {"steps": steps, "seed": seed, "targets": found})
+    # The places of a user's scans are his own.
+    options = ["--source", "HR", "--target", "HR", "--test", "HR", "--steps", str(steps), "--seed", str(seed)]
+    command = ["python", "-m", "udean.benchmarks.adaptation", "OUT", *options, "--rows", rows]
+    result = {"steps": steps, "seed": seed, "targets": found}
+    write_json(common.RESULTS / "adaptation.json", {**common.circumstances(command), **result})
 
 
 def _say(step: int, total: int, values: dict[str, float]) -> None:

@@ -230,8 +230,25 @@ def speed(found: Mapping[str, Result]) -> str:
     return "\n".join(lines).strip() or "`make bench` measures your machine; no result is committed yet."
 
 
+def adapted(found: Mapping[str, Result]) -> str:
+    """What adapting to unknown degradations is worth, in tissue: a table."""
+    rows = []
+    for target, by_row in found["adaptation"]["targets"].items():
+        for head, interpolated in by_row["interpolations"]["figures"].items():
+            figures = {
+                name: next(iter(by_row[name]["figures"][head].values()))  # as the runtime does it
+                for name in ("embedded", "adapted", "bound")
+            }
+            shown = [max(interpolated.values()), *figures.values()]
+            gain = figures["adapted"] - figures["embedded"]
+            rows.append([target, head, *(f"{value:.2f}" for value in shown), f"{gain:+.2f}"])
+    heads = ["degradation", "head", "interpolated", "embedded", "adapted", "told the truth", "gain"]
+    return "\n".join(table(heads, rows))
+
+
 FIGURES: dict[str, Callable[[Mapping[str, Result]], str]] = {
     "quality": how_good,
+    "adaptation": adapted,
     "seconds": seconds,
     "fastest": fastest,
     "degradations": how_steady,
