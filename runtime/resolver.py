@@ -490,6 +490,9 @@ class SuperResolver:
                 if choice.grid is None:
                     turn = Orientation.of(scan.affine, choice.axis)
                     self._resolve(self._task(lr, fine, scan, turn, choice, look, watch, progress))
+                    if self.card.grid == "fft":
+                        with watch.time("blend"):
+                            turn.settle(fine, turn.by_stored(self.card.scale))
                 else:
                     found += self._regrid(lr, fine, scan, choice.grid, choice, look, watch, progress)
         except intensity.IntensityError as error:
@@ -518,8 +521,8 @@ class SuperResolver:
             raise RunError(f"{scan.name} is refused by --strict: {'; '.join(choice.warnings)}.")
         if choice.grid is not None:
             return scan.header_on(choice.grid, _stored_dtype(scan.dtype, dtype))
-        turn, factors, _ = self.layout(scan, axis)
-        return scan.fine_header(factors, self.card.grid, _stored_dtype(scan.dtype, dtype), turn.flipped)
+        _, factors, _ = self.layout(scan, axis)
+        return scan.fine_header(factors, self.card.grid, _stored_dtype(scan.dtype, dtype))
 
     def choice(self, scan: Scan, axis: int | None = None) -> Choice:
         """Which model restores a scan onto which grid, and what is said against it."""

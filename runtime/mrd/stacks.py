@@ -177,11 +177,14 @@ def fine_images(
 ) -> list[Image]:
     """The SR images of a volume: slices if it came as slices, else one 3-D image.
 
-    voxels: (rows, columns, slices) as the resolver gives them, int or float. place: in their series.
+    voxels: (rows, columns, slices) as the resolver gives them, int or float; they may be moved. place: in
+    their series.
     """
-    planes = source.turn.stored(voxels).transpose(2, 1, 0)  # z, y, x
     factors = source.factors(card)
-    affine = fine_affine(source.affine, factors, card.grid, source.turn.flipped)
+    if card.grid == "fft":
+        source.turn.settle(source.turn.stored(voxels), factors)
+    planes = source.turn.stored(voxels).transpose(2, 1, 0)  # z, y, x
+    affine = fine_affine(source.affine, factors, card.grid)
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     low, high = float(voxels.min()), float(voxels.max())
     blocks = planes[:, None] if source.planar else planes[None]

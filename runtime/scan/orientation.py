@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,7 +70,33 @@ class Orientation:
         flips = tuple(slice(None, None, -1 if self.flipped[n] else None) for n in self.axes)
         return voxels[flips].transpose([self.axes.index(n) for n in range(3)])
 
+    def settle(self, sr: NDArray[Any], factors: Sequence[int]) -> None:
+        """Move an SR volume (i, j, k), in place, to the "fft" grid of the scan as it is stored.
+
+        A network that sees an axis turned round puts LR voxel i on HR voxel s·i + s - 1 of it; the grid's
+        contract is s·i, the same origin. factors: s along (i, j, k). What lies beyond the last LR voxel
+        there has not been restored, and goes on as its reflection, as windows do at the rim.
+        """
+        lags = [(s - 1) * flip for s, flip in zip(factors, self.flipped, strict=True)]
+        if not any(lags):
+            return
+        last = sr.shape[2] - 1 - lags[2]
+        for n in range(sr.shape[2]):
+            if n > last:
+                sr[:, :, n] = sr[:, :, max(2 * last - n, 0)]
+            else:
+                sr[:, :, n] = _ahead(_ahead(sr[:, :, n + lags[2]], 0, lags[0]), 1, lags[1])
+
     def by_stored(self, values: Sequence[V]) -> tuple[V, V, V]:
         """What is given by (row, column, slice), such as a card's factors, by stored axis."""
         i, j, k = (values[self.axes.index(n)] for n in range(3))
         return i, j, k
+
+
+def _ahead(plane: NDArray[T], axis: int, lag: int) -> NDArray[T]:
+    """A plane's voxels `lag` further on along an axis, and reflected where there are none."""
+    if not lag:
+        return plane
+    last = plane.shape[axis] - 1 - lag
+    beyond = [max(last - t, 0) + lag for t in range(1, lag + 1)]
+    return plane.take([*range(lag, plane.shape[axis]), *beyond], axis)

@@ -129,7 +129,8 @@ def _acquired(
         grid = lr_grid(scan.shape, turn.axis, thick.step)
         slices = slices_of(np.moveaxis(voxels, turn.axis, 2), thick, seed)[0]
         return np.moveaxis(slices, 2, turn.axis), scan.header_on(grid, dtype)
-    hr = crop(turn.turned(voxels), acquisition.scale)
+    # As it is stored: the "fft" grid has LR voxel i on HR voxel s·i, in whichever direction an axis runs.
+    hr = crop(voxels.transpose(turn.axes), acquisition.scale)
     lr = acquire(hr.astype(np.float32), acquisition, seed=seed)
-    header = scan.coarse_header(turn.by_stored(acquisition.scale), "fft", dtype, turn.flipped)
-    return turn.stored(lr), header
+    header = scan.coarse_header(turn.by_stored(acquisition.scale), "fft", dtype)
+    return np.moveaxis(lr, range(3), turn.axes), header
