@@ -67,8 +67,9 @@ def adapt(
     from ..trainer.data.scans import find
     from ..trainer.fit import fit, transfers
     from ..trainer.simulation.kspace import Acquisition
-    from .artefacts import export_onnx
+    from .artefacts import Artefact, export_onnx
     from .before_after import write_page
+    from .errors import ExportError
     from .judge import figures, worse
 
     start = time.monotonic()
@@ -94,7 +95,11 @@ def adapt(
     estimate = gather(config).estimate
     assert estimate is not None
     degradation = estimate.degradation
-    (exported, *_) = export_onnx(final, work)
+    heard: list[Artefact | ExportError] = []
+    export_onnx(final, work, tell=heard.append)
+    exported = heard[0]  # in float32
+    if isinstance(exported, ExportError):
+        raise exported
     acquisition, spread = Acquisition(OFFERED, **vars(degradation)), transfers(degradation)
     head = _volume(open_along_world(judged), axis)
     before, after = SuperResolver(), SuperResolver(exported.path)
