@@ -133,7 +133,12 @@ def run(
     ] = False,
     dtype: Annotated[Output, typer.Option(help="Of the SR scan's voxels.", rich_help_panel=SCANS)] = "input",
     form: Annotated[
-        Format, typer.Option("--format", help="Of DICOM series' results.", rich_help_panel=SCANS)
+        Format,
+        typer.Option(
+            "--format",
+            help="Of DICOM series' results; enhanced: one multi-frame file of each multi-frame scan.",
+            rich_help_panel=SCANS,
+        ),
     ] = "dicom",
     participants: Annotated[
         list[str] | None,

@@ -1,8 +1,9 @@
 """SR volumes as derived DICOM series: same patient, study and frame of reference, all else told apart.
 
 Source: DICOM PS3.3, C.7.6.1.1.2 (image type), C.12.1 (SOP common: contributing equipment), C.7.6.1.1.4
-(source images), PS3.5, B.2 (UIDs derived from a UUID). A series from an enhanced file becomes a classic
-one. Private attributes are left out: they would describe the scan's geometry and not this one's.
+(source images), PS3.5, B.2 (UIDs derived from a UUID). A series from an enhanced file becomes a classic one,
+or on request an enhanced one (`multiframe`). Private attributes are left out: they would describe the scan's
+geometry and not this one's.
 """
 
 from __future__ import annotations
@@ -24,7 +25,19 @@ from ..models.card import ModelCard
 from ..scan.geometry import LPS_TO_RAS, fine_affine, flips_between
 from ..system.files import atomic_folder
 from ..system.uid import derived_uid
-from .frame import CLASSIC, MANUFACTURER, Dataset, floats, functional_groups, is_ours, require_pydicom
+from .frame import (
+    CLASSIC,
+    ENHANCED,
+    MANUFACTURER,
+    Dataset,
+    Frame,
+    floats,
+    functional_groups,
+    is_ours,
+    read,
+    require_pydicom,
+)
+from .multiframe import LIMIT, multi_frame
 from .series import Series
 
 NEIGHBOURS = 1  # LR slices on each side of the nearest that an SR slice is derived from: the slab's
@@ -99,24 +112,32 @@ def write_derived(
     model: str,
     folder: Path,
     note: str = "",
+    enhanced: bool = False,
 ) -> list[Path]:
     """Write an SR volume as one classic MR file a slice; the folder appears when all are there.
 
     header: NIfTI, of the SR volume. voxels: integers as stored, (i, j, k). model: the model file's SHA-256.
-    note: a sentence that the images must say of themselves.
+    note: a sentence that the images must say of themselves. enhanced: one multi-frame file instead, if the
+    scan is an enhanced one.
     The new UIDs follow from it, the sources' and the result itself: the same again is the same series, and
     nothing else is. Raises RunError if the folder holds what is not udean's, DiskError if it cannot be
     written.
     """
-    pydicom = require_pydicom()
     affine, sizes, nearest = _place(series, header, card)
     before = voxels.shape[2] * series.result.before // len(series.frames)
     normal = np.cross(affine[:3, 0], affine[:3, 1]) / (sizes[0] * sizes[1])
     _check_ours(folder)
+    enhanced = enhanced and str(series.head.SOPClassUID) == ENHANCED[0]
+    if enhanced and voxels.nbytes > LIMIT:
+        raise RunError(
+            f"{series.name}: one multi-frame file holds less than 4 GiB of voxels: --format dicom."
+        )
+    template = _template(series, card, sizes, voxels, note)
+    uid = _uid_root(series, affine, voxels, model)
+    template.SeriesInstanceUID = derived_uid(_series_root(series, voxels, model) or uid)
+    files = _Files(series)
+    groups, slices = [], []
     with atomic_folder(folder) as partial:
-        template = _template(series, card, sizes, voxels, note)
-        uid = _uid_root(series, affine, voxels, model)
-        template.SeriesInstanceUID = derived_uid(_series_root(series, voxels, model) or uid)
         for number in range(voxels.shape[2]):
             dataset = copy.deepcopy(template)
             dataset.SOPInstanceUID = derived_uid(f"{uid} {number}")
@@ -127,21 +148,49 @@ def write_derived(
             dataset.SourceImageSequence = _sources(series, nearest[number])
             frame = series.frames[nearest[number]]
             if series.enhanced:
-                _flatten(dataset, functional_groups(series.head, frame.number))
+                _flatten(dataset, functional_groups(files.of(frame), frame.number))
             if window := frame.window:
                 dataset.WindowCenter, dataset.WindowWidth = ([_decimal(v) for v in ends] for ends in window)
-            plane = np.ascontiguousarray(voxels[:, :, number].T)
-            dataset.add_new("PixelData", "OB" if plane.itemsize == 1 else "OW", plane.tobytes())
-            meta = pydicom.dataset.FileMetaDataset()
-            meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-            meta.MediaStorageSOPClassUID = CLASSIC
-            meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-            dataset.file_meta = meta
-            with open(partial / f"{number + 1:05}.dcm", "wb") as file:
-                dataset.save_as(file, enforce_file_format=True)
-                file.flush()
-                os.fsync(file.fileno())
+            if enhanced:
+                slices.append(dataset)
+                groups.append(files.of(frame).PerFrameFunctionalGroupsSequence[frame.number])
+            else:
+                _write(partial / f"{number + 1:05}.dcm", dataset, voxels[:, :, number])
+        if enhanced:
+            whole = multi_frame(series.head, slices, groups, max(series.part, 1))
+            _write(partial / f"{1:05}.dcm", whole, voxels)
     return sorted(folder.iterdir())
+
+
+def _write(path: Path, dataset: Dataset, voxels: NDArray[Any]) -> None:
+    """Write a data set with its voxels, (i, j) or (i, j, k) of a multi-frame one, to the disk."""
+    pydicom = require_pydicom()
+    pixels = np.ascontiguousarray(voxels.T)
+    if pixels.nbytes % 2:
+        pixels = np.append(pixels, np.zeros(1, pixels.dtype))
+    dataset.add_new("PixelData", "OB" if pixels.itemsize == 1 else "OW", pixels.tobytes())
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    dataset.file_meta = meta
+    with open(path, "wb") as file:
+        dataset.save_as(file, enforce_file_format=True)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+class _Files:
+    """The multi-frame files of a series: its frames may lie in several."""
+
+    def __init__(self, series: Series) -> None:
+        self._heads = {series.frames[0].path: series.head}
+
+    def of(self, frame: Frame) -> Dataset:
+        """The data set that a frame lies in, without voxels."""
+        if frame.path not in self._heads:
+            self._heads[frame.path] = read(frame.path, voxels=False)
+        return self._heads[frame.path]
 
 
 def _place(
@@ -226,6 +275,8 @@ def _flatten(dataset: Dataset, at: dict[str, Any]) -> None:
     for name in (*RENAMED, *KEPT):
         if (values := _values(at.get(name))) != ():
             target = RENAMED.get(name, name)
+            if target == "InversionTime" and at.get("InversionRecovery") == "NO":
+                continue
             single = target != "DiffusionGradientOrientation"
             setattr(dataset, target, values[0] if single else list(values))
     for directions in at.get("DiffusionGradientDirectionSequence", ()):

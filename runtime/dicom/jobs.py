@@ -23,18 +23,19 @@ from ..system.files import real_path, sha256
 from .derived import write_derived
 from .series import Series, find_series
 
-Format = Literal["dicom", "nifti"]
+Format = Literal["dicom", "enhanced", "nifti"]  # files of a slice each; as multi-frame as the scan
 
 
 @dataclass(frozen=True)
 class DicomJob(Job):
     """One volume of a series. source: the folder or file where it was found. target: a folder, or NIfTI.
 
-    note: a sentence that the result must say of itself.
+    note: a sentence that the result must say of itself. enhanced: whether it is multi-frame if the scan is.
     """
 
     series: Series = field(compare=False)
     note: str = field(default="", kw_only=True, compare=False)
+    enhanced: bool = field(default=False, kw_only=True, compare=False)
 
     @property
     def identity(self) -> Path:
@@ -106,7 +107,16 @@ class DicomDraft:
         """Write the series, whole. Raises RunError if it cannot be written."""
         assert self._voxels is not None
         job = self._job
-        write_derived(job.series, self._header, self._voxels, self._card, self._model, job.target, job.note)
+        write_derived(
+            job.series,
+            self._header,
+            self._voxels,
+            self._card,
+            self._model,
+            job.target,
+            job.note,
+            job.enhanced,
+        )
         self.discard()
 
     def discard(self) -> None:
@@ -131,8 +141,8 @@ def dicom_jobs(
         name = f"series-{series.number:03}" + (f"-{series.part}" if series.part else "")
         if names[series.number, series.part] > 1:  # of other studies
             name += "-" + hashlib.sha256(series.uid.encode()).hexdigest()[:8]
-        target = root / (name if form == "dicom" else f"{name}_sr.nii.gz")
-        jobs.append(DicomJob(source, target, root, series, note=note))
+        target = root / (f"{name}_sr.nii.gz" if form == "nifti" else name)
+        jobs.append(DicomJob(source, target, root, series, note=note, enhanced=form == "enhanced"))
     return jobs
 
 

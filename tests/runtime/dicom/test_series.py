@@ -117,11 +117,11 @@ def enhanced(path, shape=(6, 20, 18), spacing=(1.2, 1.0), thickness=3.0, echoes=
     return save(path, dataset, ENHANCED[0])
 
 
-def restored(series, folder, network=None):
+def restored(series, folder, network=None, enhanced=False):
     """The SR series' data sets, read strictly."""
     resolve = SuperResolver(FakeEngine(network or interpolation((2, 2, 2), "fft"), CARD), crop=False)
     header, sr = resolve.scan(series.scan())
-    files = write_derived(series, header, sr, CARD, "f" * 64, folder)
+    files = write_derived(series, header, sr, CARD, "f" * 64, folder, enhanced=enhanced)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         datasets = [pydicom.dcmread(file) for file in files]
@@ -500,17 +500,19 @@ def test_a_real_file_goes_all_the_way(tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy (dicom3tools) is not installed")
-@pytest.mark.parametrize("kind", ["classic", "enhanced", "vendor"])
+@pytest.mark.parametrize("kind", ["classic", "enhanced", "multi-frame", "vendor"])
 def test_dciodvfy_finds_no_error_that_the_source_does_not_have(tmp_path, kind):
     make = {
         "classic": classic,
+        "multi-frame": lambda f: [enhanced(f.with_suffix(".e"))],
         "enhanced": lambda f: [enhanced(f.with_suffix(".e"))],
         "vendor": lambda f: vendor_stack(tmp_path),
     }
     files = make[kind](tmp_path / "in")
     (series,) = find_series(files, tmp_path)
-    restored(series, tmp_path / "out")
-    done = subprocess.run(["dciodvfy", tmp_path / "out" / "00003.dcm"], capture_output=True, text=True)
+    restored(series, tmp_path / "out", enhanced=kind == "multi-frame")
+    made = sorted((tmp_path / "out").iterdir())[0]
+    done = subprocess.run(["dciodvfy", made], capture_output=True, text=True)
     source = subprocess.run(["dciodvfy", files[0]], capture_output=True, text=True)
     errors = {line for line in done.stderr.splitlines() if line.startswith("Error")}
     assert errors <= set(source.stderr.splitlines())
@@ -527,6 +529,51 @@ def test_a_single_slice_is_left(tmp_path):
     for series in found:
         with pytest.raises(RunError, match="single slice"):
             restored(series, tmp_path / "out")
+
+
+def test_an_enhanced_file_becomes_an_enhanced_one_on_request(tmp_path):
+    source = enhanced(tmp_path / "scan", echoes=2)
+    scans = {}
+    for form in (False, True):
+        for series in find_series([source], tmp_path):
+            resolve = SuperResolver(FakeEngine(headed, CARD))
+            folder = tmp_path / f"{form}{series.part}"
+            write_derived(series, *resolve.scan(series.scan()), CARD, "f" * 64, folder, enhanced=form)
+            (found,) = find_series(sorted(folder.iterdir()), folder, ours=True)
+            scans.setdefault(series.part, []).append(found)
+    for part, (classic_one, whole) in scans.items():
+        np.testing.assert_array_equal(whole.scan().voxels(), classic_one.scan().voxels())
+        np.testing.assert_allclose(whole.scan().affine, classic_one.scan().affine, atol=1e-6)
+        assert whole.uid == classic_one.uid and whole.head.InstanceNumber == part
+        dataset = whole.head
+        assert list(dataset.ImageType)[:2] == ["DERIVED", "PRIMARY"]
+        assert dataset.ContentQualification == "RESEARCH" and "research only" in dataset.ImageComments
+        assert dataset.NumberOfFrames == 12 == len(dataset.PerFrameFunctionalGroupsSequence)
+        for number, frame in enumerate(dataset.PerFrameFunctionalGroupsSequence, 1):
+            assert frame.MREchoSequence[0].EffectiveEchoTime == 9 + part
+            assert list(frame.FrameContentSequence[0].DimensionIndexValues) == [1, number]
+            derivation = frame.DerivationImageSequence[0]
+            used = {s.ReferencedFrameNumber for s in derivation.SourceImageSequence}
+            assert 2 <= len(used) <= 3 and "research only" in derivation.DerivationDescription
+    assert len({whole.uid for _, whole in scans.values()}) == 2  # echoes are series of their own
+
+
+def test_frames_of_several_files_take_the_attributes_of_their_own(tmp_path):
+    whole = pydicom.dcmread(enhanced(tmp_path / "whole"))
+    files = []
+    for start, stop in ((0, 2), (2, 6)):  # the first slice may lie in the shorter one
+        part = pydicom.dcmread(tmp_path / "whole")
+        part.PerFrameFunctionalGroupsSequence = whole.PerFrameFunctionalGroupsSequence[start:stop]
+        for number, frame in enumerate(part.PerFrameFunctionalGroupsSequence, start):
+            frame.MRTimingAndRelatedParametersSequence = [Dataset()]
+            frame.MRTimingAndRelatedParametersSequence[0].RepetitionTime = 500.0 + number
+        part.NumberOfFrames = stop - start
+        part.PixelData = whole.pixel_array[start:stop].tobytes()
+        files.append(save(tmp_path / f"part{start}", part, ENHANCED[0]))
+    for order in (files, files[::-1]):
+        (series,) = find_series(order, tmp_path)
+        times = [float(d.RepetitionTime) for d in restored(series, tmp_path / "out")]
+        assert sorted(times) == sorted([500.0 + n for n in range(6)] * 2)
 
 
 def test_copies_of_a_file_are_taken_once(tmp_path):
