@@ -1,4 +1,4 @@
-"""udean: super-resolution of MRI: trained on pairs or without, exported, run. See README.md and ARCHITECTURE.md."""
+"""udean: super-resolution of MRI, from training to scanner. See README.md and ARCHITECTURE.md."""
 
 import os
 import sys

@@ -11,7 +11,7 @@ import urllib.request
 import numpy as np
 import pytest
 
-from ...support.fakes import card, nearest, onnx_model
+from ...support.fakes import card, onnx_model
 from ...support.mrd_client import Client, images, pack_close, pack_image, talk, texts
 
 COMMAND = [sys.executable, "-m", "udean.runtime.commands.serve"]
@@ -49,8 +49,8 @@ def test_a_stack_is_restored_health_is_told_and_the_end_is_graceful(process):
     back, sr = images(got)[:5], images(got)[5:]
     assert [m.raw for m in back] == messages and len(sr) == 10
     volume = np.stack([m.pixels[0, 0] for m in sr])
-    wanted = nearest(np.concatenate([brain(n) for n in range(5)]), (2, 2, 2))
-    np.testing.assert_array_equal(volume, wanted)
+    # Where LR voxels lie, whichever way the network saw them.
+    np.testing.assert_array_equal(volume[::2, ::2, ::2], np.concatenate([brain(n) for n in range(5)]))
     assert urllib.request.urlopen(f"http://127.0.0.1:{metrics}/health").read().startswith(b"ok test")
 
     with Client(address) as late:

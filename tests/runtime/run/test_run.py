@@ -315,7 +315,7 @@ def test_freesurfers_scans_become_nifti(tmp_path, resolve):
         assert outcomes[name].status == "written", outcomes[name].message
         sr = nib.load(outcomes[name].job.target)
         assert sr.shape == (18, 16, 10)
-        np.testing.assert_array_equal(np.asarray(sr.dataobj)[::2, ::2, ::2], data)  # whatever lies between
+        np.testing.assert_array_equal(np.asarray(sr.dataobj)[::2, ::2, ::2], data)
         np.testing.assert_allclose(sr.affine, affine @ np.diag([0.5, 0.5, 0.5, 1]))
     for name in ("cut.mgz", "short.mgh", "bad.mgz"):
         assert outcomes[name].status == "failed" and name in outcomes[name].message, outcomes[name].message

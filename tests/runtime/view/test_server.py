@@ -195,8 +195,7 @@ def test_volumes_are_the_scans_in_their_units_where_they_lie(viewer, made, name)
 
 def test_tricubic_and_differences_lie_on_their_grids(viewer):
     lr, tricubic, sr, difference, left = (
-        nib.as_closest_canonical(image(viewer, "scaled", kind))  # as the network has seen the scan
-        for kind in ("lr", "tricubic", "sr", "difference", "consistency")
+        image(viewer, "scaled", kind) for kind in ("lr", "tricubic", "sr", "difference", "consistency")
     )
     np.testing.assert_allclose(tricubic.affine, sr.affine, atol=1e-5)
     np.testing.assert_allclose(difference.affine, sr.affine, atol=1e-5)
@@ -208,7 +207,7 @@ def test_tricubic_and_differences_lie_on_their_grids(viewer):
     np.testing.assert_allclose(tricubic.get_fdata()[::2, ::2, ::2], lr.get_fdata(), rtol=1e-4)
     again = kspace.acquire(sr.get_fdata().astype(np.float32), kspace.Acquisition((2, 2, 2)))
     off = left.get_fdata() - (again - lr.get_fdata())  # of magnitudes, which differ where values are negative
-    assert np.linalg.norm(off) < 0.1 * np.linalg.norm(left.get_fdata())
+    assert np.linalg.norm(off) < 0.05 * np.linalg.norm(left.get_fdata())
 
 
 def test_a_result_of_another_spacing_and_its_error_map_lie_on_its_own_grid(viewer, made):
