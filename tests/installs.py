@@ -7,6 +7,7 @@ shows --help or says in one sentence which extra it needs, and what the README p
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -14,13 +15,15 @@ import sys
 import tarfile
 import tempfile
 import time
+import tomllib
 import urllib.request
 import venv
 from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = "run status serve view dicom-node simulate train eval export demo bench doctor completion"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+COMMANDS = list(PROJECT["entry-points"]["udean.commands"])
 SCANS = """
 import sys, numpy as np, nibabel as nib
 from pathlib import Path
@@ -109,15 +112,19 @@ class Install:
         self.bin, self.work, self.extras = folder / "venv" / "bin", folder / "work", extras
         self.work.mkdir(parents=True)
         venv.create(folder / "venv")
-        wanted = f"{package}[{extras}]" if extras else str(package)
+        self.add(f"{package}[{extras}]" if extras else str(package))
+
+    def add(self, package: str) -> None:
         # This environment's pip, and no byte code of what is never imported: half of the time goes there.
         pip = [sys.executable, "-m", "pip", "--python", self.bin / "python", "install", "-q", "--no-compile"]
-        subprocess.run([*pip, "-c", ROOT / "constraints.txt", wanted], check=True, cwd=self.work)
+        subprocess.run([*pip, "-c", ROOT / "constraints.txt", package], check=True, cwd=self.work)
 
     def __call__(self, program: str, *arguments: object, code: int = 0, says: str = "") -> str:
         """Run a program; its output, once the exit code is right and a pattern is found in what it says."""
         line = [str(self.bin / program), *map(str, arguments)]
-        done = subprocess.run(line, cwd=self.work, capture_output=True, text=True, timeout=900)
+        path = f"{self.bin}{os.pathsep}{os.environ['PATH']}"  # as in an environment that is activated
+        env = os.environ | {"PATH": path}
+        done = subprocess.run(line, cwd=self.work, env=env, capture_output=True, text=True, timeout=900)
         said = done.stdout + done.stderr
         shown = f"{program} {' '.join(map(str, arguments))[:80]}: exit code {done.returncode}\n{said[-2000:]}"
         assert done.returncode == code, shown
@@ -138,7 +145,7 @@ def starts(made: Install) -> None:
     """Every command says its version, and shows its help or names the extra that it lacks."""
     made("udean", "--version", says=r"udean \d+\.\d+\.\d+ \(Python")
     made("python", "-m", "udean", says="Usage")
-    for name in COMMANDS.split():
+    for name in COMMANDS:
         made("udean", name, "--version", says=r"\d+\.\d+\.\d+")
         program = made.bin / f"udean-{name}"
         line = [program] if program.exists() else [made.bin / "udean", name]
@@ -183,6 +190,17 @@ def cpu(made: Install) -> None:
     (made.work / "series" / "1.dcm").write_bytes(bytes(128) + b"DICM")
     made.refuses("dicom", "udean-run", "series")
     made.refuses("train", "udean-train", "--source", "scans", "--target", "scans")
+
+
+def nipype(made: Install) -> None:
+    """The recipe of docs/nipype.md, as a program of its own."""
+    made.scans("scans", 24)
+    page = (ROOT / "docs" / "nipype.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    program = "\n".join([*blocks, "print(restored)"]).replace("scan.nii.gz", "scans/sub-0.nii.gz")
+    (made.work / "workflow.py").write_text(program)
+    made.add("nipype")
+    made("python", "workflow.py", says=r"sub-0_sr\.nii\.gz|desc-sr")
 
 
 def evaluation(made: Install) -> None:
@@ -238,6 +256,7 @@ MATRIX: dict[str, tuple[str, Callable[[Install], None]]] = {
     "export": ("export", export),
     "dicom": ("cpu,dicom", dicom),
     "mrd": ("cpu,mrd", mrd),
+    "nipype": ("cpu", nipype),
     "train": ("cpu,train,export,cluster", training),
 }
 

@@ -40,6 +40,10 @@ def connect(address: str | None) -> Any:
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
     except (ConnectionError, RuntimeError, OSError, ValueError) as error:
+        if address == "local":
+            raise RunError(
+                f"Ray does not start here ({first_line(error)}): leave out --ray, or name a running cluster."
+            ) from error
         raise RunError(
             f"No Ray cluster answers at {address} ({first_line(error)}): start one with 'ray start --head', "
             "or leave out the address."
