@@ -3,6 +3,7 @@
 Source: ISMRMRD 1.x, "MR Data Streaming" and `ismrmrd.h`. Little-endian throughout.
 """
 
+import contextlib
 import socket
 import struct
 import types
@@ -124,7 +125,8 @@ class Client:
         messages = []
         while (message := self.receive()).kind != 4:
             messages.append(message)
-        self.socket.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):  # the server may have ended already
+            self.socket.shutdown(socket.SHUT_WR)
         assert self.socket.recv(1) == b""
         return messages
 
