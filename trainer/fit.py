@@ -91,6 +91,8 @@ def fit(config: Config, run: Path, resume: bool = False, report: Report | None =
     start, best = 0, -math.inf
     if resume:
         start, best = _restore(run / "checkpoint.pt", method, players, average, fabric)
+        if (run / "best.pt").exists():  # a kill may have come between it and the checkpoint that knows of it
+            best = max(best, checkpoint.load(run / "best.pt")["training"].get("best", -math.inf))
         if start > total:
             raise ConfigError(f"{run} has been trained for {start} steps already: {total} are fewer.")
     metrics, alarm = None, Alarm()
@@ -147,7 +149,7 @@ def fit(config: Config, run: Path, resume: bool = False, report: Report | None =
                 )
             if improved:  # first: what a checkpoint says is best must be there
                 chosen = card.replace(selection=selection)
-                checkpoint.save(run / "best.pt", chosen, arch, average.network)
+                checkpoint.save(run / "best.pt", chosen, arch, average.network, {"best": best})
             checkpoint.save(run / "checkpoint.pt", card, arch, average.network, state)
     if metrics:
         metrics.close()
