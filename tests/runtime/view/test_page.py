@@ -11,6 +11,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
+from udean.runtime.scan import intensity
+from udean.runtime.scan.scan import open_scan
 
 from .test_server import EVIL, STATIC, made, serving  # noqa: F401  (made is a fixture)
 
@@ -240,7 +242,11 @@ def test_a_file_of_the_readers_lies_where_it_belongs(page, made, tmp_path, unit,
     choose(page, "scaled")
     truth = nib.load(made / "out/scaled_sr.nii.gz")
     affine = np.diag([1 / size] * 3 + [1]) @ truth.affine
-    image = nib.Nifti1Image((truth.get_fdata() * 40).astype(np.float32), affine)
+    # 40 times as bright as the scan, in whose window it is shown: what is restored is a little brighter.
+    scan, voxels = open_scan(made / "scans/scaled.nii.gz"), np.sort(truth.get_fdata().ravel())
+    white = intensity.unit(scan.voxels(), intensity.RULE, scan.slope, scan.inter)
+    gain = 40 * white / voxels[int(0.999 * (voxels.size - 1))]
+    image = nib.Nifti1Image((truth.get_fdata() * gain).astype(np.float32), affine)
     image.header.set_xyzt_units(unit)
     nib.save(image, tmp_path / "truth.nii.gz")
     page.find_element("id", "file").send_keys(str(tmp_path / "truth.nii.gz"))
