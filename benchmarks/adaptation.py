@@ -25,6 +25,7 @@ import torch
 import typer
 from numpy.typing import NDArray
 
+from ..export.adapt import fine_tuning
 from ..export.artefacts import export_onnx
 from ..runtime.commands.common import sentences
 from ..runtime.pipeline import consistency
@@ -34,7 +35,7 @@ from ..runtime.system.files import read_json, write_json
 from ..trainer.config import Config, load
 from ..trainer.evaluation.evaluate import INTERPOLATIONS
 from ..trainer.evaluation.tissue import PEAK, in_tissue, tissue_mask
-from ..trainer.fit import fit, network_of
+from ..trainer.fit import fit
 from ..trainer.simulation.kspace import Acquisition, Degradation, acquire
 from . import common, tissue
 
@@ -128,25 +129,10 @@ def _config(
     seed: int,
 ) -> Config:
     options: dict[str, Any] = {
+        **fine_tuning(steps, seed),
         "name": f"adaptation-{row}",
         "method": {"adapted": "parametric", "bound": "supervised", "udean": "udean"}[row],
-        "init": "default",
         "data": {"source": list(source), "target": list(lr), "slab_axes": [2], "any_voxel_size": True},
-        "network": network_of("default"),
-        "schedule": {
-            "steps": steps,
-            "batch": 2,
-            "patch": 24,
-            "depth": 6,
-            "learning_rate": 5e-4,
-            "beta2": 0.99,
-            "average": 0.99,
-            "validate_every": max(1, steps // 4),
-            "checkpoint_every": 50,
-            "seed": seed,
-        },
-        "weights": {"ssim": 0.0, "charbonnier": 0.02, "low_band": 1.0},
-        "machine": {"workers": 0},
     }
     if row == "bound":
         options["data"] |= {"target": list(source), "target_simulated": True, "pairing": "aligned"}

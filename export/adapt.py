@@ -206,21 +206,12 @@ def _draw(file: Path, maps: list[Path], zooms: tuple[float, ...], number: int, s
         stream.write(gzip.compress(nifti.to_bytes(), 1))
 
 
-def _config(lr: Sequence[Path], hr: Sequence[Path], axis: int, steps: int, seed: int) -> Config:
-    from ..trainer.config import load
-    from ..trainer.fit import network_of, resolved
+def fine_tuning(steps: int, seed: int) -> dict[str, Any]:
+    """The options, but for names, method and data, by which the embedded model goes on learning."""
+    from ..trainer.fit import network_of
 
-    options: dict[str, Any] = {
-        "name": "udean-adapted",
-        "method": "parametric",
+    return {
         "init": "default",
-        "data": {
-            "source": [str(path) for path in hr],
-            "target": [str(path) for path in lr],
-            "slab_axes": [axis],
-            "any_voxel_size": True,
-            "pairing": "misaligned",  # people in both groups are no harm: nothing is paired
-        },
         "network": network_of("default"),
         "schedule": {
             "steps": steps,
@@ -236,6 +227,24 @@ def _config(lr: Sequence[Path], hr: Sequence[Path], axis: int, steps: int, seed:
         },
         "weights": {"ssim": 0.0, "charbonnier": 0.02, "low_band": 1.0},
         "machine": {"workers": 0},
+    }
+
+
+def _config(lr: Sequence[Path], hr: Sequence[Path], axis: int, steps: int, seed: int) -> Config:
+    from ..trainer.config import load
+    from ..trainer.fit import resolved
+
+    options: dict[str, Any] = {
+        **fine_tuning(steps, seed),
+        "name": "udean-adapted",
+        "method": "parametric",
+        "data": {
+            "source": [str(path) for path in hr],
+            "target": [str(path) for path in lr],
+            "slab_axes": [axis],
+            "any_voxel_size": True,
+            "pairing": "misaligned",  # people in both groups are no harm: nothing is paired
+        },
     }
     return resolved(load("compact", None, options))
 

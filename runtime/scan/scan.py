@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from ..errors import RunError
 from ..models.card import Grid
 from ..system.files import atomic
-from .geometry import AS_STORED, Factors, Flips, coarse_affine, fine_affine
+from .geometry import Factors, coarse_affine, fine_affine
 from .gzip import CHUNK, INFLATION, inflate, is_gzip, packing, reading
 from .nifti import Header, little_endian, mended, preamble, read_header, sform
 from .regrid import Grid as Regrid
@@ -113,29 +113,19 @@ class Scan:
         """This scan with its voxels read."""
         return dataclasses.replace(self, array=self.voxels())
 
-    def fine_header(
-        self, factors: Factors, grid: Grid, dtype: np.dtype[Any], flipped: Flips = AS_STORED
-    ) -> Header:
+    def fine_header(self, factors: Factors, grid: Grid, dtype: np.dtype[Any]) -> Header:
         """The header of the SR volume whose voxels are stored as `dtype`; see `_regridded`."""
         shape = [n * f for n, f in zip(self.shape, factors, strict=True)]
-        move = partial(fine_affine, factors=factors, grid=grid, flipped=flipped)
-        return self._regridded(shape, move, dtype)
+        return self._regridded(shape, partial(fine_affine, factors=factors, grid=grid), dtype)
 
     def header_on(self, grid: Regrid, dtype: np.dtype[Any]) -> Header:
         """The header of a volume on another grid over this scan's field of view; see `_regridded`."""
         return self._regridded(list(grid.shape), grid.affine, dtype)
 
-    def coarse_header(
-        self, factors: Factors, grid: Grid, dtype: np.dtype[Any], flipped: Flips = AS_STORED
-    ) -> Header:
-        """The header of an LR volume made from this scan; see `_regridded`.
-
-        Voxels that are no multiple of the factors are left out at that end of an axis which is seen last.
-        """
+    def coarse_header(self, factors: Factors, grid: Grid, dtype: np.dtype[Any]) -> Header:
+        """The header of an LR volume made from this scan; see `_regridded`."""
         shape = [n // f for n, f in zip(self.shape, factors, strict=True)]
-        first = np.eye(4)
-        first[:3, 3] = [n % f * flip for n, f, flip in zip(self.shape, factors, flipped, strict=True)]
-        return self._regridded(shape, lambda a: coarse_affine(a @ first, factors, grid, flipped), dtype)
+        return self._regridded(shape, partial(coarse_affine, factors=factors, grid=grid), dtype)
 
     def _regridded(
         self,
