@@ -50,7 +50,7 @@ Report = Callable[[int, int, dict[str, float]], None]
 
 
 class DivergenceError(RunError):
-    """The losses are no longer finite."""
+    """The losses or their gradients are no longer finite."""
 
 
 def fit(config: Config, run: Path, resume: bool = False, report: Report | None = None) -> Path:
@@ -114,7 +114,9 @@ def fit(config: Config, run: Path, resume: bool = False, report: Report | None =
         average.update(step)
         infinite = 0 if all(map(math.isfinite, values.values())) else infinite + 1
         if infinite > OVERFLOWS[schedule.precision]:
-            raise DivergenceError(f"The losses are not finite at step {step}: {values}; lower learning_rate.")
+            raise DivergenceError(
+                f"Losses or gradients are not finite at step {step}: {values}; lower learning_rate."
+            )
         done = step + 1
         if not first:
             continue
@@ -240,8 +242,10 @@ def to_batch(slabs: batches.Slabs, step: int, config: Config, fabric: Fabric) ->
 def take_step(
     fabric: Fabric, method: Method, players: list[Player], batch: Batch, rate: float
 ) -> dict[str, float]:
-    """Every part's turn; the losses by name, means over all processes."""
+    """Every part's turn; the losses by name, means over all processes, and the norm of all gradients:
+    it can be infinite where no loss is."""
     made: Made = {}
+    gradients: list[Tensor] = []
     shown: dict[str, Tensor] = {}
     for player in players:
         # Losses pass through the parts that stand still without asking for their gradients.
@@ -254,8 +258,11 @@ def take_step(
         player.optimiser.zero_grad(set_to_none=True)
         fabric.backward(terms["total"])
         distributed.average_gradients(player.turn.trains.parameters())
+        gradients += [p.grad for p in player.turn.trains.parameters() if p.grad is not None]
         player.scaled.step()
         shown |= {name: term.detach() for name, term in terms.items() if name != "total"}
+    if fabric.strategy.precision.precision != "16-mixed":  # there they are scaled, and the scaler minds them
+        shown["gradient"] = torch.nn.utils.get_total_norm(gradients)
     values = distributed.mean(torch.stack(list(shown.values()))).tolist()
     return dict(zip(shown, values, strict=True))
 

@@ -279,6 +279,22 @@ def test_losses_that_are_not_finite_stop_the_run(scans):
         fit.fit(config(scans, schedule={"learning_rate": 1e30}), scans / "run")
 
 
+def test_gradients_that_are_not_finite_stop_the_run_and_spoil_no_checkpoint(scans, monkeypatch):
+    """As a faulty kernel makes them: every loss of that step is finite."""
+    calls = iter(range(1000))
+
+    def spoil(parameters):
+        if next(calls) == 4:  # the third step's first turn, of two a step
+            next(p.grad for p in parameters if p.grad is not None).fill_(math.nan)
+
+    monkeypatch.setattr(fit.distributed, "average_gradients", spoil)
+    with pytest.raises(fit.DivergenceError, match="gradients are not finite at step 2"):
+        fit.fit(config(scans, schedule={"checkpoint_every": 1}), scans / "run")
+    assert state(scans / "run")["step"] == 2
+    deployed = checkpoint.load(scans / "run" / "checkpoint.pt")["deployed"]
+    assert all(weight.isfinite().all() for weight in deployed.values())
+
+
 def test_participants_in_two_groups_stop_the_run(scans):
     options = config(scans)
     leaked = load("paper", options={"data": {"source": options.data.source, "target": options.data.source}})

@@ -57,11 +57,17 @@ class Discriminator(nn.Module):
     def __init__(self, inputs: int, width: int, size: int) -> None:
         super().__init__()
         self.features, channels = vgg(inputs, width, (1, 1, 2, 2, 4, 4, 8, 8, 8, 8))
+        # The last convolution then sees one voxel, and of kernel taps that meet padding alone oneDNN leaves
+        # the gradient in bfloat16 uninitialised (seen with torch 2.13).
+        self.float32 = size <= 2**4
         side = math.ceil(size / 2**5)
         self.score = nn.Sequential(nn.Linear(channels * side**2, 100), nn.LeakyReLU(0.2), nn.Linear(100, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.score(self.features(x).flatten(1)).squeeze(1)
+        with torch.autocast(
+            x.device.type, enabled=torch.is_autocast_enabled(x.device.type) and not self.float32
+        ):
+            return self.score(self.features(x).flatten(1)).squeeze(1)
 
 
 class PatchDiscriminator(nn.Module):
