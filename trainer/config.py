@@ -42,7 +42,8 @@ class Data:
     """Scans by group; each entry is a file, a folder, a glob, a CSV list or a layout: see `scans`.
 
     pairing: "unpaired": no participant is in both source and target; "misaligned" or "aligned": the same
-        ones are. Validation scans are always of other participants, and watch the training only.
+        ones are, and those that are aligned lie where their headers say. Validation scans are always of other
+        participants, aligned, and watch the training only.
     target_simulated: target (and validation_lr, by default the validation_hr) entries are HR scans that are
         degraded as the tables `degradation` and, target entries, `variation` say.
     misalign: move and shrink the source scans first, as the paper does. register: of pairs, bring the HR scan

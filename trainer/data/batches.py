@@ -82,6 +82,7 @@ def gather(config: Config) -> Material:
         slab,
         config.variation,
         data.any_voxel_size,
+        data.pairing == "aligned",
     )
     target, found = None, None
     if draws == "estimated":
@@ -111,7 +112,9 @@ def gather(config: Config) -> Material:
         watch = prepare.target(entries["target"]) if found else target or source
         lr = watch.draw(rng, WATCHED, watched)[0]
         return Material(source, target, torch.from_numpy(lr), None, described, hr_windows, found)
-    still = dataclasses.replace(prepare, misaligned=False, registered=False, variation=Variation())
+    still = dataclasses.replace(
+        prepare, misaligned=False, registered=False, variation=Variation(), aligned=True
+    )
     pairs = still.pairs(entries["validation"], entries["validation LR"] or entries["validation"])
     lr, hr = map(torch.from_numpy, pairs.draw(rng, WATCHED, watched))
     return Material(source, target, lr, hr, described, hr_windows, found)

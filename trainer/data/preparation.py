@@ -8,13 +8,13 @@ import os
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.errors import RunError
-from ...runtime.scan.geometry import slab_axis, voxel_factors
+from ...runtime.scan.geometry import Factors, slab_axis, voxel_factors
 from ..simulation.estimate import Estimate, Seen, estimate
 from ..simulation.kspace import Acquisition, Degradation, Scale
 from ..simulation.variation import Variation
@@ -29,6 +29,9 @@ T = TypeVar("T")
 SCALE_TOLERANCE = 1.25  # factor by which real LR scans may be coarser or finer than the scale says
 SCALE_NOTED = 1.05  # from which on that is worth a word
 ESTIMATED = 12  # scans of a group that a degradation is estimated from: more hardly change a mean spectrum
+OFF_GRID = (
+    0.25  # HR voxels that an LR voxel may lie off one: headers round, and a "center" grid of 2 is 0.5 off
+)
 SIZE_TOLERANCE = 0.1  # by which voxel sizes within a group may differ from their median
 
 
@@ -44,6 +47,7 @@ class Preparation:
     slab: LR voxels (rows, columns, slices) that will be drawn.
     variation: of simulated scans around `simulated`, drawn for each scan and slab axis.
     any_voxel_size: scans of a group may differ in their voxel sizes.
+    aligned: the scans of a pair lie where their headers say, and show the same there.
     """
 
     scale: Scale
@@ -56,6 +60,7 @@ class Preparation:
     slab: tuple[int, int, int] = (1, 1, 1)
     variation: Variation = field(default_factory=Variation)
     any_voxel_size: bool = False
+    aligned: bool = True
 
     def source(self, entries: Sequence[Entry]) -> Group:
         """HR scans, each with its k-space truncation on the LR grid: (truncated, hr)."""
@@ -75,7 +80,11 @@ class Preparation:
         return self._group(entries, lambda entry, axis: self._truncated(self.lr(entry, axis), axis))
 
     def pairs(self, hr: Sequence[Entry], lr: Sequence[Entry]) -> Group:
-        """LR and HR scans of the same participants, in units of the LR scan: (lr, hr)."""
+        """LR and HR scans of the same participants, in units of the LR scan: (lr, hr).
+
+        What is aligned is cut so that LR voxel i lies on HR voxel s·i along the world's axes; scans that were
+        stored the other way round are some voxels from that. Raises CohortError for pairs that do not fit.
+        """
         by_name = {entry.participant: entry for entry in lr}
         if len(by_name) != len(lr) or {e.participant for e in hr} != set(by_name) or len(hr) != len(lr):
             lonely = {e.participant for e in hr} ^ set(by_name)
@@ -95,10 +104,41 @@ class Preparation:
                     f"{partner.path} {low.voxels.shape} is not {entry.path} {high.shape} "
                     f"at scale {self.scale}."
                 )
-            pair = (np.moveaxis(low.voxels, axis, 2), np.moveaxis(high, axis, 2))
+            coarse = low.voxels
+            if self.aligned and not self.registered:
+                coarse, high = self._on_one_grid(partner, entry, coarse, high, factors)
+            pair = (np.moveaxis(coarse, axis, 2), np.moveaxis(high, axis, 2))
             return Aligned(pair, ((1, 1, 1), self.scale))
 
         return self._group(hr, member)
+
+    def _on_one_grid(
+        self, lr: Entry, hr: Entry, coarse: NDArray[Any], fine: NDArray[Any], factors: Factors
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The voxels of both that the other covers, LR voxel i on HR voxel factors·i, by their headers."""
+        low, high = (open_along_world(entry.path).affine for entry in (lr, hr))
+        if self.simulated:
+            low = low @ np.diag([*factors, 1])
+        between = np.linalg.solve(high, low)  # LR voxels to HR voxels
+        first = np.rint(between[:3, 3]).astype(int)
+        ends = np.array([*np.ndindex(2, 2, 2)]) * (np.array(coarse.shape) - 1)
+        wanted = ends * factors + first
+        off = float(np.abs(ends @ between[:3, :3].T + between[:3, 3] - wanted).max())
+        if not off <= OFF_GRID:
+            raise CohortError(
+                f"{lr.path} does not lie on the grid of {hr.path} at scale {self.scale}: by their headers "
+                f"its first voxel is HR voxel {_by(between[:3, 3])}, and its ends are up to {off:.2g} HR "
+                "voxels off. Resample one of them; pairs to train on may also be registered (--register), or "
+                "data.pairing be 'misaligned'."
+            )
+        cuts = []
+        for n, h, s, d in zip(coarse.shape, fine.shape, factors, first.tolist(), strict=True):
+            begin, end = max(0, -(d // s)), min(n, (h - d) // s)
+            if begin >= end:
+                raise CohortError(f"{lr.path} and {hr.path} do not overlap, as their headers say.")
+            cuts.append((slice(begin, end), slice(s * begin + d, s * end + d)))
+        of_lr, of_hr = (tuple(cut[n] for cut in cuts) for n in (0, 1))
+        return coarse[of_lr], fine[of_hr]
 
     def estimated(self, hr: Sequence[Entry], lr: Sequence[Entry]) -> Estimate:
         """The degradation of LR scans, unpaired; of at most `ESTIMATED` scans of each group, as evenly spaced

@@ -54,7 +54,9 @@ def test_augmented_pairs_stay_on_the_fft_grid(tmp_path, scale):
     shape = tuple(20 * s for s in scale)
     hr = np.random.default_rng(0).integers(1, 1000, shape).astype(np.int16)
     save(tmp_path / "hr" / "a.nii", hr)
-    save(tmp_path / "lr" / "a.nii", np.ascontiguousarray(hr[tuple(slice(None, None, s) for s in scale)]))
+    save(
+        tmp_path / "lr" / "a.nii", np.ascontiguousarray(hr[tuple(slice(None, None, s) for s in scale)]), scale
+    )
     group = Preparation(scale).pairs(find([tmp_path / "hr"]), find([tmp_path / "lr"]))
     lr, fine = group.draw(np.random.default_rng(0), 24, (16, 16, 3), augment=True)
     s, through = scale[0], scale[2]
@@ -151,6 +153,47 @@ def test_pairs_need_both_scans_of_every_participant(tmp_path, head):
     lr = find([save(tmp_path / "lr" / f"{name}.nii", head(0)) for name in "bc"])
     with pytest.raises(CohortError, match="a is in one only"):
         Preparation((2, 2, 2)).pairs(hr, lr)
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "ALI"])
+@pytest.mark.parametrize("shape", [(40, 44, 36), (41, 45, 37)])
+def test_pairs_that_were_simulated_in_any_orientation_lie_on_one_grid(tmp_path, codes, shape):
+    """udean-simulate puts LR voxel i on HR voxel s·i as they are stored, networks along the world's axes."""
+    hr = np.random.default_rng(0).integers(1, 1000, shape).astype(np.int16)
+    for name, voxels, zoom in (("hr", hr, 1.0), ("lr", hr[:-1:2, :-1:2, :-1:2], 2.0)):
+        turn = nib.orientations.axcodes2ornt(tuple(codes))
+        affine = nib.orientations.inv_ornt_aff(turn, voxels.shape) @ np.diag([zoom, zoom, zoom, 1])
+        affine[:3, 3] = 7.0  # stored voxel 0 of both
+        (tmp_path / name).mkdir()
+        nib.save(nib.Nifti1Image(np.ascontiguousarray(voxels), affine), tmp_path / name / "a.nii")
+    group = Preparation((2, 2, 2)).pairs(find([tmp_path / "hr"]), find([tmp_path / "lr"]))
+    (member,) = group.members
+    lr, fine = member.volumes
+    assert min(lr.shape) >= 17
+    np.testing.assert_allclose(fine[::2, ::2, ::2], lr, rtol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda a: a[:3, 3].__iadd__(0.5), "first voxel is HR voxel 0.5 x 0.5 x 0.5"),
+        (lambda a: a[:3, :2].__imul__([1.01, 1.01]), "HR voxels off"),
+        (lambda a: a[2, 3:].__iadd__(60), "do not overlap"),
+    ],
+    ids=["half a voxel", "other voxels", "elsewhere"],
+)
+def test_pairs_whose_headers_disagree_are_refused_or_said_to_be_misaligned(tmp_path, head, change, why):
+    fine = head(0)
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    change(affine)
+    hr = find([save(tmp_path / "hr" / "a.nii", fine)])
+    (tmp_path / "lr").mkdir()
+    nib.save(nib.Nifti1Image(np.ascontiguousarray(fine[::2, ::2, ::2]), affine), tmp_path / "lr" / "a.nii")
+    lr = find([tmp_path / "lr"])
+    with pytest.raises(CohortError, match=why):
+        Preparation((2, 2, 2)).pairs(hr, lr)
+    (member,) = Preparation((2, 2, 2), aligned=False).pairs(hr, lr).members
+    assert member.volumes[0].shape == (24, 24, 24)
 
 
 def test_varied_scans_differ_along_each_axis_and_from_scan_to_scan_but_not_from_run_to_run(tmp_path, head):
