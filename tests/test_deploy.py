@@ -1,11 +1,16 @@
 """What is deployed: metadata as OpenRecon reads it, a Dockerfile without known faults, its entry point."""
 
+import base64
 import dataclasses
+import importlib.util
+import io
 import json
 import re
 import shlex
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -19,83 +24,125 @@ from .support.mrd_client import images, pack_close, pack_image, talk
 ROOT = Path(udean.__file__).parent
 OPENRECON = ROOT / "deploy" / "openrecon"
 METADATA = json.loads((OPENRECON / "metadata.json").read_text())
-LABEL = "com.siemens-healthineers.magneticresonance.openrecon.metadata:1.1.0"
 
 
-def text(value):
-    return isinstance(value, dict) and isinstance(value.get("en"), str) and bool(value["en"])
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def string(value):
-    return isinstance(value, str)
+archive = load(OPENRECON / "archive.py")
 
 
-def count(value):
-    return type(value) is int and value >= 0
-
-
-def flag(value):
-    return isinstance(value, bool)
-
-
-REGULATORY = [
-    "device_trade_name",
-    "production_identifier",
-    "manufacturer_address",
-    "made_in",
-    "manufacture_date",
-    "material_number",
-    "gtin",
-    "udi",
-    "safety_advices",
-    "special_operating_instructions",
-    "additional_relevant_information",
-]
-# Field by field what the label's schema, version 1.1.0, asks for; all of these have to be there.
-SCHEMA = {
-    "general": {
-        "name": text,
-        "version": lambda v: re.fullmatch(r"(0|[1-9]\d*)(\.(0|[1-9]\d*)){2}(-[0-9A-Za-z.-]+)?", v),
-        "vendor": string,
-        "information": text,
-        "id": string,
-        "regulatory_information": dict.fromkeys(REGULATORY, string),
-    },
-    "reconstruction": {
-        "transfer_protocol": {"protocol": "ISMRMRD".__eq__, "version": "1.4.1".__eq__},
-        "port": count,
-        "emitter": "image".__eq__,
-        "injector": "image".__eq__,
-        "can_process_adjustment_data": flag,
-        "can_use_gpu": flag,
-        "min_count_required_gpus": count,
-        "min_required_gpu_memory": count,
-        "min_required_memory": count,
-        "min_count_required_cpu_cores": count,
-        "content_qualification_type": "RESEARCH".__eq__,
-    },
-    "parameters": lambda v: isinstance(v, list) and len(v) <= 14,
-}
-PARAMETER = {"id": lambda v: re.fullmatch("[A-Za-z0-9]+", v), "label": text, "information": text}
-BOOLEAN = PARAMETER | {"type": "boolean".__eq__, "default": flag}
-CHOICE = PARAMETER | {"type": "choice".__eq__, "default": string, "values": lambda v: len(v) > 0}
-
-
-def check(value, schema, place=""):
-    if callable(schema):
-        assert schema(value), f"{place}: {value!r}"
-        return
-    assert set(value) == set(schema), place
-    for name in schema:
-        check(value[name], schema[name], f"{place}.{name}")
+def changed(path, value):
+    """The metadata with another value at a place such as "general.version", without it if it is None."""
+    made = json.loads(json.dumps(METADATA))
+    inner = made
+    *folders, last = [int(part) if part.isdecimal() else part for part in path.split(".")]
+    for folder in folders:
+        inner = inner[folder]
+    if value is None:
+        del inner[last]
+    else:
+        inner[last] = value
+    return made
 
 
 def test_the_metadata_fit_the_label_schema():
-    check(METADATA, SCHEMA)
-    for parameter in METADATA["parameters"]:
-        check(parameter, BOOLEAN if parameter["type"] == "boolean" else CHOICE, parameter["id"])
-        for value in parameter.get("values", []):
-            check(value, {"id": string, "name": text}, parameter["id"])
+    archive.check_metadata(METADATA)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "why"),
+    [
+        ("general.version", "1.0", "general.version is '1.0'"),
+        ("general.vendor", "my_lab", "general.vendor"),
+        ("general.name", "UDEAN", "general.name"),
+        ("general.regulatory_information.udi", None, "missing or too many: udi"),
+        ("reconstruction.port", 99999, "reconstruction.port"),
+        ("reconstruction.can_use_gpu", 0, "can_use_gpu"),
+        ("reconstruction.more", 1, "missing or too many: more"),
+        ("parameters", [METADATA["parameters"][0]] * 15, "metadata.parameters"),
+        ("parameters", [METADATA["parameters"][0]] * 2, "twice"),
+        ("parameters.0.id", "send_originals", "send_originals"),
+        ("parameters.0.default", "yes", "default"),
+        ("parameters.1.default", "corner", "not one of its values"),
+        ("parameters.1.values", [], "values"),
+        ("parameters.2.type", "slider", "slider"),
+    ],
+)
+def test_metadata_that_a_host_would_refuse_are_refused(path, value, why):
+    with pytest.raises(archive.Fault, match=re.escape(why)):
+        archive.check_metadata(changed(path, value))
+
+
+def saved_image(path, layout="docker-archive", name="openrecon_udean_udean:v0.1.0", **changes):
+    """A tiny image as `docker save` of Docker 24 writes it, or of Docker 25: a layer with one file."""
+    label = base64.b64encode(json.dumps(METADATA).encode()).decode()
+    run = {"Labels": {archive.LABEL: label}, "User": "65534:65534", "ExposedPorts": {"9002/tcp": {}}}
+    config = {"os": "linux", "architecture": "amd64", "config": run | changes.pop("run", {})} | changes
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w") as tar:
+        add(tar, "etc/hostname", b"udean")
+    place = f"{'a' * 64}/layer.tar" if layout == "docker-archive" else f"blobs/sha256/{'a' * 64}"
+    manifest = [{"Config": f"{'b' * 64}.json", "RepoTags": [name], "Layers": [place]}]
+    with tarfile.open(path, "w") as tar:
+        add(tar, "manifest.json", json.dumps(manifest).encode())
+        add(tar, f"{'b' * 64}.json", json.dumps(config).encode())
+        add(tar, place, layer.getvalue())
+        if layout == "oci":
+            add(tar, "oci-layout", b'{"imageLayoutVersion": "1.0.0"}')
+    return path
+
+
+def add(tar, name, content):
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))
+
+
+def test_a_saved_image_and_the_manual_become_one_archive(tmp_path):
+    pytest.importorskip("matplotlib", reason="the manual's pages are drawn by matplotlib")
+    image = saved_image(tmp_path / "image.tar")
+    command = [sys.executable, OPENRECON / "archive.py", "--image", image, "-o", tmp_path / "out"]
+    subprocess.run(command, check=True, capture_output=True)
+    (made,) = (tmp_path / "out").iterdir()
+    assert made.name == "OpenRecon_udean_udean_V0.1.0.zip"
+    with zipfile.ZipFile(made) as zipped:
+        assert zipped.namelist() == [made.stem + ".tar", made.stem + ".pdf"]
+        assert zipped.read(made.stem + ".tar") == image.read_bytes()
+        manual = zipped.read(made.stem + ".pdf")
+        assert manual.startswith(b"%PDF-") and manual.rstrip().endswith(b"%%EOF")
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"layout": "oci"}, "layout of Docker 25"),
+        ({"name": "udean:latest"}, "not openrecon_udean_udean:v0.1.0"),
+        ({"architecture": "arm64"}, "linux/arm64"),
+        ({"run": {"User": ""}}, "does not run as a user"),
+        ({"run": {"User": "0"}}, "does not run as a user"),
+        ({"run": {"Labels": {}}}, "no label"),
+        ({"run": {"ExposedPorts": {}}}, "port 9002"),
+        ({"run": {"Env": ["CUDA_VERSION=12.4.1"]}}, "CUDA 12.4"),
+    ],
+)
+def test_an_image_that_a_host_cannot_run_makes_no_archive(tmp_path, change, why):
+    image = saved_image(tmp_path / "image.tar", **change)
+    command = [sys.executable, OPENRECON / "archive.py", "--image", image, "-o", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and why in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_not_an_image_makes_no_archive(tmp_path):
+    (tmp_path / "image.tar").write_bytes(b"no image")
+    with pytest.raises(archive.Fault, match="docker save"):
+        archive.check_image(tmp_path / "image.tar", METADATA)
+    archive.check_image(saved_image(tmp_path / "gpu.tar", run={"Env": ["CUDA_VERSION=11.8.0"]}), METADATA)
 
 
 def test_the_metadata_say_what_the_server_takes():
@@ -139,7 +186,7 @@ def test_the_dockerfile_has_no_known_faults():
             assert int(arguments) == METADATA["reconstruction"]["port"]
     assert dict(steps)["USER"] not in ("root", "0") and names.index("USER") > names.index("RUN")
     assert names.index("USER") < names.index("ENTRYPOINT")
-    assert dict(steps)["LABEL"] == f'"{LABEL}"="${{METADATA}}"'
+    assert dict(steps)["LABEL"] == f'"{archive.LABEL}"="${{METADATA}}"'
     for name in ("HEALTHCHECK", "ENTRYPOINT", "CMD"):
         assert exec_form(name)
 
