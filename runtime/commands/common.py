@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,6 +142,26 @@ def sentence(error: Exception, extra: str) -> str:
     if isinstance(error, OSError):
         return text
     return f"Something went wrong that should not ({type(error).__name__}: {text}). --debug shows where."
+
+
+def on_stop(action: Callable[[], object]) -> None:
+    """Have a thread call `action` once SIGTERM or SIGINT comes. Call this from the main thread.
+
+    A handler in Python waits until the main thread wakes up, and a signal that the system hands to another
+    thread wakes it not: the main thread of a server might sleep on for ever.
+    """
+    stops, (reader, writer) = (signal.SIGTERM, signal.SIGINT), os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer)  # written to at once, whichever thread gets the signal
+    for number in stops:
+        signal.signal(number, lambda *_: None)
+
+    def listen() -> None:
+        while os.read(reader, 1)[0] not in stops:
+            pass
+        action()
+
+    threading.Thread(target=listen, daemon=True, name="stop").start()
 
 
 def lacks_memory(error: BaseException) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from ..dicom.spool import Spool
 from ..resolver import SuperResolver
 from ..system.metrics import serve_metrics
 from . import options
-from .common import command
+from .common import command, on_stop
 
 Where = Annotated[Path, typer.Option("--spool", help="The node's spool.")]
 Names = Annotated[list[str], typer.Argument(help="As `queue` lists them.", metavar="NAME…")]
@@ -118,8 +117,7 @@ def serve(
         strict=strict,
     ) as resolve:
         node = Node(resolve, settings)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: node.stop())
+        on_stop(node.stop)
         about = f"{resolve.card.name}: {resolve.engine.info}"
         watcher = serve_metrics(metrics_port, node.metrics, lambda: node.ready, about)
         print(f"Model {resolve.describe()}")

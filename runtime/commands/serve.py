@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from typing import Annotated
 
@@ -16,7 +15,7 @@ from ..resolver import Output, SuperResolver
 from ..system.log import log
 from ..system.metrics import serve_metrics
 from . import options
-from .common import command
+from .common import command, on_stop
 
 MIB = 1 << 20
 
@@ -51,8 +50,7 @@ def serve(
 ) -> None:
     """Restore images that MRD clients send. Research only, not for diagnosis."""
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    on_stop(stop.set)
     held = options.consistency(consistency)
     with SuperResolver(
         engine, device, precision, threads=threads, library=library, consistency=held, best=best

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 import webbrowser
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ..view.server import Viewer
-from .common import command
+from .common import command, on_stop
 
 
 def view(
@@ -29,8 +28,7 @@ def view(
     with Viewer(out, port) as viewer:
         print(f"Look at {viewer.address}\nCtrl-C ends it.", flush=True)
         stop = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stop.set())
+        on_stop(stop.set)
         threading.Thread(target=viewer.serve_forever, daemon=True, name="view").start()
         if browser:
             webbrowser.open(viewer.address)

@@ -226,6 +226,32 @@ def test_an_interruption_is_a_word_and_leaves_nothing_half_written(tmp_path):
     assert not list((tmp_path / "lr").glob(".*"))
 
 
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("server", ["serve", "view", "dicom-node"])
+def test_a_server_ends_whichever_of_its_threads_the_system_hands_the_signal(server, stop, tmp_path):
+    """To the main thread, if it can; under strace or a debugger it often cannot."""
+    scan(tmp_path / "scans" / "a.nii")
+    if server == "view":
+        assert run("udean-run", tmp_path / "scans", "-o", tmp_path / "out").returncode == 0
+    arguments = {
+        "serve": "--port 0 --metrics-port 0",
+        "view": "out",
+        "dicom-node": "--to A@127.0.0.1:9 --allow B --spool spool --port 0 --metrics-port 0",
+    }
+    last = {"serve": "Listening", "view": "Ctrl-C", "dicom-node": "Health"}[server]
+    command = [BIN / f"udean-{server}", *arguments[server].split()]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        while last not in (line := process.stdout.readline()):
+            assert line, "it has ended"
+        while not (others := {*os.listdir(f"/proc/{process.pid}/task")} - {str(process.pid)}):
+            time.sleep(0.01)
+        os.kill(max(map(int, others)), stop)  # by its own number, a thread is the first to be asked
+        try:
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+
+
 def test_the_shell_completes_commands_and_options():
     script = """
     eval "$(udean completion bash)"
