@@ -1,0 +1,43 @@
+"""Does anything get lost or mixed up when much goes wrong for long? The DICOM node, then the MRD server.
+
+    python -m udean.benchmarks.soak --studies 200 --senders 20
+
+What is done to them, and what is compared: `soak_dicom`, `soak_mrd`. Everything runs on loopback, at the
+price of some processes; CI runs a small size (tests/benchmarks/test_soak.py).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..runtime.commands.common import sentences
+from . import soak_dicom, soak_mrd
+from .common import record
+
+
+def main(
+    studies: Annotated[int, typer.Option(min=0, help="Through the node; 0 leaves it out.")] = 200,
+    senders: Annotated[int, typer.Option(min=1, help="Scanners at once.")] = 20,
+    accidents: Annotated[int, typer.Option(min=1, help="That befall node, archive, disk and clock.")] = 60,
+    messages: Annotated[
+        int, typer.Option(min=0, help="To the server, damaged; 0 leaves it out.")
+    ] = 1_000_000,
+    clients: Annotated[int, typer.Option(min=3, help="At once: one dead, one slow.")] = 50,
+    minutes: Annotated[float, typer.Option(min=0.1, help="After which no more messages are begun.")] = 10,
+    seed: Annotated[int, typer.Option(help="Of all that is random.")] = 0,
+) -> None:
+    """Soak the DICOM node and the MRD server; writes soak-node.json and soak-mrd.json."""
+    if studies:
+        with tempfile.TemporaryDirectory() as folder:
+            record("soak-node", soak_dicom.soak(studies, senders, accidents, Path(folder), seed=seed))
+    if messages:
+        record("soak-mrd", soak_mrd.soak(messages, clients, 60 * minutes, seed))
+
+
+if __name__ == "__main__":
+    with sentences("soak"):
+        typer.run(main)
