@@ -181,6 +181,8 @@ class Node:
     def _keep(self, event: Any) -> int:
         try:
             series = series_name(event.dataset)
+            place = event.dataset.get_item("ImagePositionPatient")  # poor anonymisers give one UID to many
+            instance = f"{event.request.AffectedSOPInstanceUID} {place.value if place else ''}"
             data = event.encoded_dataset()
         except Exception:  # a damaged data set may raise anything
             return NO_MATCH
@@ -196,7 +198,7 @@ class Node:
                     self._links[event.assoc] = link
                 link.last = self._touched[series] = now
                 link.series.add(series)
-            self.spool.store(series, str(event.request.AffectedSOPInstanceUID), data, link.token, link.caller)
+            self.spool.store(series, instance, data, link.token, link.caller)
         except (OSError, RunError):
             return OUT_OF_RESOURCES
         return SUCCESS

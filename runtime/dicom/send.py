@@ -25,6 +25,7 @@ TIMEOUT = 30  # seconds for a peer to answer
 COMMITMENT = "1.2.840.10008.1.20.1"  # storage commitment push model, and below it its one instance
 COMMITMENT_INSTANCE = f"{COMMITMENT}.1"
 REQUEST, ALL_COMMITTED = 1, 1  # N-ACTION type, N-EVENT-REPORT type
+NO_MR = "The destination takes no MR images of explicit or implicit VR little endian."
 SAME_LINK = 3.0  # seconds for a report on the association that asked for it
 
 
@@ -87,7 +88,7 @@ def send(
     """Store all files at the destination, in order.
 
     Returns the transaction that the destination was asked to commit them by, None where it does not do that.
-    Raises Undelivered or Refused, RunError if it takes no MR images at all.
+    Raises Undelivered or Refused.
     """
     pydicom, net = require_pydicom(), require("pynetdicom", "dicom")
     entity = net.AE(ae_title=me)
@@ -105,12 +106,12 @@ def send(
     )
     if not link.is_established:
         if link.rejected_contexts:
-            raise RunError("The destination takes no MR images of explicit or implicit VR little endian.")
+            raise Undelivered(NO_MR)
         raise Undelivered("The destination does not answer, or takes no association.")
     try:
         taken = {str(context.abstract_syntax) for context in link.accepted_contexts}
         if CLASSIC not in taken:
-            raise RunError("The destination takes no MR images of explicit or implicit VR little endian.")
+            raise Undelivered(NO_MR)
         references = [_store(link, file) for file in files]
         return _ask(link, references, commitments) if COMMITMENT in taken else None
     finally:

@@ -127,7 +127,9 @@ class Series:
         kind = self.frames[0].kind
         if "MOSAIC" in kind:
             raise RunError(f"{self.name} has many slices in one image (mosaic): convert it to NIfTI first.")
-        if kind[-1] not in ("", "MAGNITUDE") or NO_MAGNITUDE.intersection(kind[2:4]):
+        # Vendors put it in any value, some with more words behind it: P_FFE, PHASE_IMAGE.
+        types = {value.split("_")[0] for value in kind[2:-1]}
+        if kind[-1] not in ("", "MAGNITUDE") or types & NO_MAGNITUDE:
             raise RunError(f"{self.name} is phase, real or imaginary: only magnitude images are restored.")
         scales = {(frame.slope, frame.inter) for frame in self.frames}
         if len(scales) > 1 or len({frame.real for frame in self.frames}) > 1:

@@ -85,7 +85,10 @@ class Spool:
     # --- slices arrive -----------------------------------------------------------------------------------
 
     def store(self, series: str, instance: str, data: bytes, token: str, caller: str) -> None:
-        """Keep a slice that comes by an association; it is on disk on return. Raises DiskError."""
+        """Keep a slice that comes by an association; it is on disk on return. Raises DiskError.
+
+        instance: text by which it is another slice than the others; the same again takes its place.
+        """
         folder = self.incoming / series
         with self._turn:
             try:

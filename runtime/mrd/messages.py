@@ -64,7 +64,9 @@ SAMPLES, CHANNELS, DIMENSIONS = 34, 38, 176
 RELAY_LIMIT = 16 << 30  # bytes that a message may have to be passed on unkept: more is no image
 WAVEFORM_HEADER = struct.Struct("<H6xQIIIHHfH2x")  # 40 bytes; samples and channels are its fields 6 and 7
 
-TEXT_LIMIT = 16 << 20  # bytes of a text, header or attributes: real ones are kilobytes
+TEXT_LIMIT = 16 << 20  # bytes of a text, header or attributes that are kept: real ones are kilobytes
+SKIP_LIMIT = 1 << 30  # bytes of a text that is left out: more is a length that lies
+CHUNK = 1 << 20  # bytes of it at a time
 OVERHEAD = 4096  # bytes that a kept message takes besides its content, so that many small ones count
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
@@ -95,6 +97,10 @@ class Unknown(RunError):
     def __init__(self, reason: str, passed: bytes = b"") -> None:
         super().__init__(reason)
         self.passed = passed
+
+
+class LeftOut(RunError):
+    """A message that was read over: there is no use for it, and behind it the stream goes on."""
 
 
 class TooLarge(RunError):
@@ -143,8 +149,8 @@ Message: TypeAlias = Text | Close | Passed | Image
 def read_message(read: Read, limit: int, claim: Claim) -> Message:
     """The next message. limit: bytes of an image's pixels, a waveform, an acquisition.
 
-    Raises EndOfStream where the stream ends before a message, Unknown and TooLarge for a message that can be
-    left out, RunError if the stream ends inside one or is no stream of messages.
+    Raises EndOfStream where the stream ends before a message, LeftOut, Unknown and TooLarge for one that can
+    be left out, RunError if the stream ends inside one or is no stream of messages.
     """
     kind = _unpack("<H", read(2))
     try:
@@ -156,7 +162,11 @@ def read_message(read: Read, limit: int, claim: Claim) -> Message:
             return Text(kind, _decode(read(1024).split(b"\0", 1)[0]))
         if kind in (CONFIG_TEXT, HEADER, TEXT):
             length = _unpack("<I", read(4))
-            _check(length, TEXT_LIMIT, "text")
+            _check(length, SKIP_LIMIT, "text")
+            if length > TEXT_LIMIT:
+                for done in range(0, length, CHUNK):
+                    read(min(CHUNK, length - done))
+                raise LeftOut(f"A text of {length} bytes is left out: at most {TEXT_LIMIT} are read.")
             return Text(kind, _decode(read(length).rstrip(b"\0")))
         if kind == WAVEFORM:
             return _waveform(read, limit, claim)
@@ -243,7 +253,6 @@ def _image(read: Read, limit: int, claim: Claim) -> Image:
     size = x * y * z * shape[0] * dtype.itemsize
     lengths = read(8)
     length = _unpack("<Q", lengths)
-    _check(length, TEXT_LIMIT, "image's attributes")
     head = struct.pack("<H", IMAGE) + data + lengths
     _keep("image", size, length, limit, claim, head)
     attributes = bytes(read(length))
@@ -279,7 +288,9 @@ def _passed(kind: int, head: bytearray, size: int, read: Read, limit: int, claim
 def _keep(what: str, size: int, length: int, limit: int, claim: Claim, head: bytes) -> None:
     """Take memory for a message. Raises TooLarge if there is none, RunError if it cannot be one at all."""
     _check(size, RELAY_LIMIT, what, "--max-message")
+    _check(length, RELAY_LIMIT, f"attribute text of an {what}")
     try:
+        _check(length, TEXT_LIMIT, f"attribute text of an {what}")
         _check(size, limit, what, "--max-message")
         claim(size + length + OVERHEAD)
     except RunError as error:

@@ -229,6 +229,8 @@ class Session:
         """The next message that can be kept, None after one that was left out or passed on unkept."""
         try:
             return self._connection.receive()
+        except mrd.LeftOut as error:
+            self._say("ERROR", str(error))
         except mrd.Unknown as error:
             self._say("ERROR", str(error))
             skipped = self._connection.resynchronize()

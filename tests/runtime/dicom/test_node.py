@@ -19,11 +19,11 @@ import pytest
 from pynetdicom import AE, build_role, evt
 from pynetdicom.sop_class import EnhancedMRImageStorage, MRImageStorage
 from udean.runtime import SuperResolver
-from udean.runtime.dicom.node import Node, Settings
+from udean.runtime.dicom.node import ATTEMPTS, Node, Settings
 from udean.runtime.dicom.send import COMMITMENT, Peer
 
 from ...support.fakes import card, onnx_model
-from .test_series import classic
+from .test_series import change, classic
 
 COMMAND = [sys.executable, "-m", "udean.runtime.commands.dicom_node", "--precision", "fp32", "--threads", "1"]
 
@@ -200,13 +200,28 @@ def test_an_archive_of_implicit_vr_alone_is_served(model, tmp_path):
     assert {d.pixel_array.shape for d in map(with_meta, got)} == {(24, 20)}
 
 
-def test_an_archive_that_takes_no_mr_images_ends_in_quarantine(model, tmp_path):
+def test_an_archive_that_takes_no_mr_images_is_waited_for(model, tmp_path):
+    """Somebody will set it right: it has said nothing of a single slice."""
     files = classic(tmp_path / "in", shape=(3, 12, 10))
-    kind, quarantine = EnhancedMRImageStorage, tmp_path / "spool" / "quarantine"
-    with archive(kind=kind) as (port, _), running(model, tmp_path / "spool", port) as (_, mine):
-        assert send(mine, files) == [0] * 3
-        wait(lambda: list(quarantine.glob("*/reason.txt")))
-        assert "takes no MR images" in next(quarantine.glob("*/reason.txt")).read_text()
+    with archive() as (port, _):
+        pass
+    with running(model, tmp_path / "spool", port) as (node, mine):
+        with archive(port, kind=EnhancedMRImageStorage):
+            assert send(mine, files) == [0] * 3
+            for _ in range(ATTEMPTS + 1):
+                assert "takes no MR images" in node.stderr.readline()
+        with archive(port) as (_, got):
+            wait(lambda: len(got) == 6)
+
+
+def test_slices_that_a_poor_anonymiser_gave_one_uid_are_all_kept(model, tmp_path):
+    files = classic(tmp_path / "in", shape=(4, 12, 10))
+    for file in files:
+        change(file, SOPInstanceUID="1.2.3.4")
+    with archive() as (port, got), running(model, tmp_path / "spool", port) as (_, mine):
+        assert send(mine, [*files, *files[:2]]) == [0] * 6
+        wait(lambda: len(got) == 8)
+    assert len({tuple(d.ImagePositionPatient) for d in got}) == 8
 
 
 def test_a_series_is_not_finished_while_its_association_is_open(model, tmp_path):

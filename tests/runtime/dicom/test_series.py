@@ -225,6 +225,8 @@ def test_several_series_in_one_folder_are_told_apart(tmp_path):
         (lambda files: change(files[1], PhotometricInterpretation="MONOCHROME1"), "Photometric"),
         (lambda files: change(files[1], RealWorldValueMappingSequence=[real(2.0)]), "rescaling"),
         (lambda files: [change(f, ImageType=["ORIGINAL", "PRIMARY", "P", "ND"]) for f in files], "phase"),
+        (lambda files: [change(f, ImageType=[*"ABCDE", "R"]) for f in files], "real"),
+        (lambda files: [change(f, ImageType=["ORIGINAL", "PRIMARY", "PHASE_IMAGE"]) for f in files], "phase"),
         (lambda files: [change(f, ComplexImageComponent="IMAGINARY") for f in files], "imaginary"),
         (lambda files: [change(f, ImageType=[*"ABCD", "MOSAIC"]) for f in files], "mosaic"),
         (lambda files: [change(f, SamplesPerPixel=3) for f in files[:1]], "colour"),

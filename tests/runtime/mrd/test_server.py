@@ -296,7 +296,7 @@ LATIN = pack_text(5, "é").replace("é".encode(), b"\xe9\xe9")
     ("bytes_sent", "word"),
     [
         (pack_text(3, "x")[:2] + b"\xff\xff\xff\xff", "4294967295"),
-        (pack_image(SMALL)[:200] + b"\xff" * 8, "attributes"),
+        (pack_image(SMALL)[:200] + b"\xff" * 8, "attribute text"),
         (pack_image(SMALL, matrix_size=(65535, 65535, 65535)), "--max-message"),
         (b"\xff\xff" + bytes(100), "Message 65535"),
     ],
@@ -325,7 +325,9 @@ def test_where_the_stream_is_broken_what_came_before_has_gone_back(address, byte
         (pack_text(2, '{"parameters": {"dtype": ["x"]}}'), False, "dtype"),
         (pack_text(5, '{"originals": 7}'), False, "originals"),
         (LATIN, False, ""),
+        (pack_text(3, " " * (17 << 20)), False, "text of 17825792 bytes"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_cannot_be_read_is_left_out_and_all_images_come_back(address, bytes_sent, back, word):
     messages, _ = slices("spec")
@@ -375,6 +377,18 @@ def test_what_is_too_large_to_keep_passes_through():
             got = talk(server.address, *messages[:3], big, *messages[3:], pack_close())
         assert [m.raw for m in images(got)][:7] == [*messages[:3], big, *messages[3:]]
         assert any("passed on as it came" in t for t in texts(got))
+
+
+def test_attributes_too_large_to_keep_pass_with_their_image(address):
+    messages, _ = slices("spec")
+    big = pack_image(SMALL, " " * (17 << 20))
+    with Client(address) as client:
+        sender = threading.Thread(target=client.send, args=(*messages[:3], big, *messages[3:], pack_close()))
+        sender.start()
+        got = client.receive_all()
+        sender.join()
+    assert [m.raw for m in images(got)][:7] == [*messages[:3], big, *messages[3:]] and len(images(got)) == 19
+    assert any("attribute text of an image has 17825792 bytes" in t for t in texts(got))
 
 
 def test_originals_that_nobody_asked_for_come_back_where_nothing_replaces_them(address):
