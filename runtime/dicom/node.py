@@ -152,10 +152,12 @@ class Node:
                     self._handle(folder, attempts)
             self._stop.wait(POLL)
         self._server.shutdown()
+        for link in self._server.active_associations:  # or they would go on for as long as they like
+            link.abort()
         self.spool.let_go()
 
     def stop(self) -> None:
-        """Finish the series in hand, and end."""
+        """Finish the series in hand, break off with who still sends, and end."""
         self._stop.set()
 
     def _tls(self, purpose: ssl.Purpose) -> ssl.SSLContext:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from ..errors import DiskError, RunError, first_line
 from ..scan.geometry import LPS_TO_RAS
+from ..scan.kinds import is_no_magnitude
 from ..scan.scan import Scan, image_scan
 from ..scan.slices import even_step
 from .frame import (
@@ -43,17 +44,6 @@ TOLERANCE = 1e-3  # absolute and relative, of cosines, spacings, echo times and 
 SAME_PLACE = 0.01  # mm along the normal
 SAME_SPOT = 0.1  # mm, of slices of two volumes that lie at the same position
 PADDING_GAP = 0.1  # of the other voxels' range, from it to padding that would ring: 0 in black air does not
-NO_MAGNITUDE = {
-    "P",
-    "R",
-    "I",
-    "PHASE",
-    "REAL",
-    "IMAGINARY",
-    "PHASE MAP",
-    "VELOCITY MAP",
-    "VELOCITY",
-}
 NUMBER_STEP = 1000  # the SR series of series 3 is 1003, if the study has no such series
 NUMBER_LIMIT = 2**31 - 1  # of an integer string (PS3.5, 6.2)
 
@@ -127,9 +117,7 @@ class Series:
         kind = self.frames[0].kind
         if "MOSAIC" in kind:
             raise RunError(f"{self.name} has many slices in one image (mosaic): convert it to NIfTI first.")
-        # Vendors put it in any value, some with more words behind it: P_FFE, PHASE_IMAGE.
-        types = {value.split("_")[0] for value in kind[2:-1]}
-        if kind[-1] not in ("", "MAGNITUDE") or types & NO_MAGNITUDE:
+        if kind[-1] not in ("", "MAGNITUDE") or is_no_magnitude(kind[2:-1]):
             raise RunError(f"{self.name} is phase, real or imaginary: only magnitude images are restored.")
         scales = {(frame.slope, frame.inter) for frame in self.frames}
         if len(scales) > 1 or len({frame.real for frame in self.frames}) > 1:
@@ -294,7 +282,7 @@ def _series_of(uid: str, groups: list[_Group], heads: dict[Path, Dataset], place
         number = integer(head.get("SeriesNumber"))
         several = len(found) > 1
         name = f"Series {number} in {place}" + (f", volume {index + 1}" if several else "")
-        fault = _fault(name, ordered, [volume for _, volume in found])
+        fault = _fault(name, ordered, [volume for _, volume in found]) or _torn(name, ordered, heads)
         part = index + 1 if several else 0
         series.append(Series(name, uid, number, part, tuple(ordered), head, results[index], fault))
     return series
@@ -311,6 +299,17 @@ def _fault(name: str, ordered: list[Frame], volumes: list[list[Frame]]) -> str:
                 f"{name} has {places} of the {len(_places(other))} slices that another volume of its "
                 "series has: it is not whole."
             )
+    return ""
+
+
+def _torn(name: str, ordered: list[Frame], heads: dict[Path, Dataset]) -> str:
+    """Which files are missing of a multi-frame image that was written in several (PS3.3, C.7.6.16.2.2.4)."""
+    for uid in {str(heads[frame.path].get("ConcatenationUID") or "") for frame in ordered} - {""}:
+        files = [head for head in heads.values() if head.get("ConcatenationUID") == uid]
+        here = len({integer(head.get("InConcatenationNumber")) for head in files})
+        wanted = max(integer(head.get("InConcatenationTotalNumber")) for head in files)
+        if here < wanted:
+            return f"{name} has {here} of the {wanted} files of its multi-frame image: it is not whole."
     return ""
 
 

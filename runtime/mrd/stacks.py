@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ..errors import RunError
 from ..models.card import ModelCard
 from ..scan.geometry import LPS_TO_RAS, Factors, fine_affine
+from ..scan.kinds import is_no_magnitude
 from ..scan.orientation import Orientation
 from ..scan.slices import check_alone, even_step
 from ..system.uid import derived_uid
@@ -95,11 +96,21 @@ def is_resolvable(image: Image) -> bool:
     header = image.header
     return (
         not image.fault
-        and header["image_type"] in (0, mrd.MAGNITUDE)
+        and (header["image_type"] == mrd.MAGNITUDE or (header["image_type"] == 0 and not _is_phase(image)))
         and image.pixels.dtype.kind in "iuf"
         and header["channels"] == 1
         and not header["flags"] & mrd.NAVIGATION
     )
+
+
+def _is_phase(image: Image) -> bool:
+    """Whether the attributes say what the header leaves open: that this is no magnitude image."""
+    given = mrd.read_attributes(image.attributes)
+    types = [*given.get("ImageTypeValue3", ()), *given.get("ComplexImageComponent", ())]
+    for name, values in given.items():
+        if name.lower().endswith("imagetype"):
+            types += "\\".join(values).split("\\")[2:]
+    return is_no_magnitude(types)
 
 
 def group(images: Iterable[Image]) -> list[tuple[Image, ...]]:

@@ -7,6 +7,7 @@ such as a FreeSurfer overlay on a surface, has no neighbour to restore anything 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,17 @@ ALIKE = 0.6
 FEW = 64  # pairs of neighbours that tell nothing
 PIECE = 1 << 21  # voxels of a volume that are looked at: its middle slices
 AIR = (-1100.0, -900.0)  # Hounsfield units; what is outside a CT's field of view is still less
+# What image types say of phase, of real and imaginary parts, and of what is computed from them.
+NO_MAGNITUDE = {"P", "R", "I", "PHASE", "REAL", "IMAGINARY", "PHASE MAP", "VELOCITY MAP", "VELOCITY"}
 AIRY = 0.05  # share of a CT that is air, at least
+
+
+def is_no_magnitude(types: Iterable[str]) -> bool:
+    """Whether an image's types (DICOM's ImageType from the third value on) say that it holds no magnitude.
+
+    Vendors put it in any value, some with more words behind it: P_FFE, PHASE_IMAGE.
+    """
+    return any(value.strip().upper().split("_")[0] in NO_MAGNITUDE for value in types)
 
 
 def check_layout(scan: Scan, factors: Factors) -> None:

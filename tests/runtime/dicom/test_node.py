@@ -389,6 +389,23 @@ def test_what_a_sender_abandons_goes_out_late_and_says_so(model, tmp_path):
     assert not got or all("slices may be missing" in d.ImageComments for d in got)
 
 
+def test_a_stop_waits_for_no_sender_and_nothing_of_a_half_series_goes_out(model, tmp_path):
+    files = classic(tmp_path / "in", shape=(4, 12, 10))
+    with archive() as (port, got):
+        with running(model, tmp_path / "spool", port) as (node, mine):
+            link = call(mine)
+            assert link.send_c_store(pydicom.dcmread(files[0])).Status == 0
+            with socket.create_connection(("127.0.0.1", mine)):  # and one that has not said who it is
+                node.send_signal(signal.SIGTERM)
+                assert node.wait(25) == 0
+            wait(lambda: link.is_aborted)
+        with running(model, tmp_path / "spool", port) as (_, mine):
+            time.sleep(1.5)  # more than --quiet
+            assert not got
+            assert send(mine, files) == [0] * 4
+            wait(lambda: len(got) == 8)
+
+
 def test_a_released_sender_beside_one_that_broke_off_does_not_stand_for_it(model, tmp_path):
     files = classic(tmp_path / "in", shape=(6, 12, 10))
     with archive() as (port, got), running(model, tmp_path / "spool", port) as (_, mine):

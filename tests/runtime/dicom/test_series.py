@@ -570,12 +570,18 @@ def test_frames_of_several_files_take_the_attributes_of_their_own(tmp_path):
             frame.MRTimingAndRelatedParametersSequence = [Dataset()]
             frame.MRTimingAndRelatedParametersSequence[0].RepetitionTime = 500.0 + number
         part.NumberOfFrames = stop - start
+        part.ConcatenationUID, part.InConcatenationNumber = "1.2.3.9", start // 2 + 1
+        part.InConcatenationTotalNumber = 2
         part.PixelData = whole.pixel_array[start:stop].tobytes()
         files.append(save(tmp_path / f"part{start}", part, ENHANCED[0]))
     for order in (files, files[::-1]):
         (series,) = find_series(order, tmp_path)
         times = [float(d.RepetitionTime) for d in restored(series, tmp_path / "out")]
         assert sorted(times) == sorted([500.0 + n for n in range(6)] * 2)
+    for file in files:
+        (series,) = find_series([file], tmp_path)
+        with pytest.raises(RunError, match="1 of the 2 files"):
+            series.scan()
 
 
 def test_copies_of_a_file_are_taken_once(tmp_path):

@@ -220,6 +220,20 @@ def test_images_of_the_ismrmrd_package_make_the_round_trip(address):
         assert image.meta["SequenceDescription"] == "t2" and image.meta["DataRole"] == "Image"
 
 
+META = "<ismrmrdMeta><meta><name>{}</name><value>{}</value></meta></ismrmrdMeta>"
+PHASES = [
+    META.format("DicomImageType", "ORIGINAL\\PRIMARY\\P\\ND"),
+    META.format("ImageTypeValue3", "R"),
+    META.format("ComplexImageComponent", "IMAGINARY"),
+]
+
+
+def test_a_header_that_leaves_the_type_open_is_taken_for_magnitude_unless_attributes_say_else(address):
+    xml = META.format("ImageType", "ORIGINAL\\PRIMARY\\M\\ND")
+    messages, _ = slices("spec", image_type=0, attributes=xml)
+    assert len(images(talk(address, *messages, pack_close()))) == 18
+
+
 def test_what_is_no_magnitude_image_passes_through_in_order(address):
     messages, _ = slices("spec")
     wave = pack_waveform(np.arange(12, dtype=np.uint32).reshape(3, 4))
@@ -228,13 +242,14 @@ def test_what_is_no_magnitude_image_passes_through_in_order(address):
         pack_image(np.ones((1, 4, 4), np.float32), image_type=2),
         pack_image(np.ones((3, 1, 4, 4), np.uint16), image_type=6),
         pack_image(np.ones((1, 4, 4), np.float64), flags=1),
+        *(pack_image(np.ones((1, 4, 4), np.uint16), xml, image_type=0) for xml in PHASES),
     ]
     sent = [others[0], wave, *messages, *others[1:]]
     got = talk(address, pack_text(5, '{"parameters": {"originals": "false"}}'), *sent, pack_close())
     passed = [m.raw for m in got if m.kind == 1026 or (m.kind == 1022 and m.header.image_series_index == 1)]
     assert passed == [others[0], wave, *others[1:]]
     assert len([m for m in images(got) if m.header.image_series_index == 2]) == 12
-    assert any("4 images are no magnitude images" in t for t in texts(got))
+    assert any("7 images are no magnitude images" in t for t in texts(got))
 
 
 def test_groups_are_volumes_and_sizes_get_series_of_their_own(address):
