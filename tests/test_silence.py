@@ -92,6 +92,8 @@ COMMANDS = {
     "simulate": ["udean-simulate", "scans", "-o", "lr"],
     "doctor": ["udean", "doctor"],
     "inspect": ["udean-export", "inspect", MODEL],
+    "eval": ["udean-eval", "--sr", "scans", "--hr", "scans"],
+    "trust": ["udean-trust", "-o", "trust"],
     "bench": [*BENCH, "--engine", "onnxruntime fp32", "--json", ".", "--html", ".", "--plot", "."],
     "demo": ["udean-demo", "-o", "demo"],
 }
@@ -100,6 +102,17 @@ COMMANDS = {
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_calls_nobody_and_writes_nothing_elsewhere(name, place):
     assert traced(place, *COMMANDS[name]) == ([], [])
+
+
+def test_a_bids_app_calls_nobody(place):
+    anat = place / "out/bids/sub-01/anat"
+    anat.mkdir(parents=True)
+    os.link(place / "out/scans/one.nii.gz", anat / "sub-01_T1w.nii.gz")
+    (place / "out/bids/dataset_description.json").write_text('{"Name": "one", "BIDSVersion": "1.9.0"}')
+    for level in ("participant", "group"):
+        assert traced(place, "udean-bids", "bids", "derived", level) == ([], [])
+    assert (place / "home/.cache/udean/deno").is_dir(), "the official validator has been asked"
+    assert traced(place, "udean-status", "derived") == ([], [])
 
 
 @pytest.mark.parametrize("name", ["openvino", "doctor"])

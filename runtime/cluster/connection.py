@@ -11,20 +11,18 @@ from typing import Any
 
 from ..errors import RunError, first_line
 from ..system.extras import require
+from ..system.offline import OFFLINE
 from ..system.threads import cores
 
 ADDRESS = re.compile(r"auto|local|[^/\s]+:\d+|ray://\S+")  # of --ray-address
-NOWHERE = "http://127.0.0.1:9"  # a port where no ordinary user can listen
-OFFLINE = {  # keeps a Ray of our own, with all its processes, on this machine
+ALONE = {  # keeps a Ray of our own, with all its processes, on this machine
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to Ray's makers
     # Listen on loopback, as Ray does wherever it is not on Linux, and open no socket to 8.8.8.8 to learn the
     # machine's address.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # Its dashboard, which runs even where nobody looks, asks clouds' metadata services which cloud it is in,
-    # though nothing is reported. Lower case goes before HTTP_PROXY.
-    "http_proxy": NOWHERE,
-    "https_proxy": NOWHERE,
-    "no_proxy": "localhost,127.0.0.1,::1",
+    # though nothing is reported.
+    **OFFLINE,
 }
 
 
@@ -40,7 +38,7 @@ def connect(address: str | None) -> Any:
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of scans in flight when a run is stopped
     options: dict[str, Any] = {}
     if address == "local":
-        os.environ |= OFFLINE
+        os.environ |= ALONE
         # Others on this machine reach Ray too, and it runs what it is sent: they shall not know the word.
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine starts slowly

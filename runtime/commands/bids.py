@@ -5,6 +5,7 @@ Source: Gorgolewski et al., PLOS Computational Biology 13(3), 2017: command line
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -17,6 +18,8 @@ import typer
 
 from ..errors import RunError
 from ..run.bids import DATASET
+from ..system.files import cache_folder
+from ..system.offline import OFFLINE
 from ..view.group import write_group
 from . import options
 from .common import command, sentences
@@ -89,18 +92,22 @@ def validate(dataset: Path) -> None:
     if validator is None:
         typer.echo("No BIDS validator is installed: the dataset is taken as it is.", err=True)
         return
-    done = subprocess.run(
-        [validator, dataset, "--format", "json", "--ignoreWarnings"], capture_output=True, text=True
-    )
+    env = os.environ | OFFLINE | {"DENO_NO_UPDATE_CHECK": "1"}  # Deno, which runs it, asks for newer ones
+    with contextlib.suppress(RunError):  # without a home folder Deno goes without a cache
+        env.setdefault("DENO_DIR", str(cache_folder() / "deno"))
+    line = [validator, dataset, "--format", "json", "--ignoreWarnings"]
+    done = subprocess.run(line, capture_output=True, text=True, env=env)
     if done.returncode == 0:
         return
     try:
         issues = json.loads(done.stdout)["issues"]["issues"]
         wrong = "; ".join(sorted({f"{i['code']} at {i.get('location', dataset.name)}" for i in issues})[:5])
     except (ValueError, KeyError, TypeError):
-        wrong = (
-            "; ".join((done.stderr or done.stdout).strip().splitlines()[-1:]) or "its validator says no more"
-        )
+        said = (done.stderr or done.stdout).strip().splitlines()
+        raise RunError(
+            f"{validator} has not examined {dataset} ({said[-1] if said else 'it says nothing'}). "
+            "--skip-bids-validation takes the dataset as it is."
+        ) from None
     raise RunError(f"{dataset} is not valid BIDS: {wrong}. --skip-bids-validation takes it as it is.")
 
 

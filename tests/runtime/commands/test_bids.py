@@ -1,12 +1,15 @@
 """The BIDS-App: its levels, what it refuses, and the descriptor that says how it is called."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import udean
+from udean.runtime import RunError
+from udean.runtime.commands import bids as command
 
 from ...support.fakes import card, onnx_model
 from ..run.test_bids import dataset  # noqa: F401  (a fixture)
@@ -15,8 +18,8 @@ DESCRIPTOR = Path(udean.__file__).parent / "deploy" / "bids" / "udean-bids.json"
 
 
 def bids(*arguments):
-    command = [sys.executable, "-m", "udean.runtime.commands.bids", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+    line = [sys.executable, "-m", "udean.runtime.commands.bids", *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +46,15 @@ def test_what_is_no_dataset_is_refused_and_a_faulty_one_too(dataset, model, tmp_
     done = bids(tmp_path, tmp_path / "out", "participant")
     assert done.returncode == 2 and "is not a BIDS dataset" in done.stderr
     done = bids(dataset, tmp_path / "out", "participant", "--engine", model)
-    assert (
-        done.returncode == 2 and "not valid BIDS" in done.stderr and "--skip-bids-validation" in done.stderr
-    )
+    said = done.stderr
+    assert done.returncode == 2 and "not valid BIDS" in said and "--skip-bids-validation" in said
+    assert re.search(r"[A-Z]+_[A-Z_]+ at /", said)  # the validator's own words
+
+
+def test_a_validator_that_does_not_run_says_nothing_about_the_dataset(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "VALIDATORS", ("false",))
+    with pytest.raises(RunError, match=r"false has not examined .*it says nothing.*--skip-bids-validation"):
+        command.validate(tmp_path)
 
 
 def test_the_descriptor_names_options_that_there_are():
