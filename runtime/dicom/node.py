@@ -362,10 +362,16 @@ class Node:
 
         Raises Undelivered while it is not: all is sent again if it says no, or nothing for long.
         """
-        (folder / SENDING).touch()  # from now on late slices find a series that has gone out
         if attempts.asked is None:
             settings = self._settings
-            asked = send(slices, settings.me.title, settings.destination, self._tls_out, self._commitments)
+            asked = send(
+                slices,
+                settings.me.title,
+                settings.destination,
+                self._tls_out,
+                self._commitments,
+                (folder / SENDING).touch,  # from then on late slices find a series that has gone out
+            )
             self.metrics.add("slices", len(slices), direction="sent")
             if asked is None:
                 return

@@ -10,6 +10,7 @@ import contextlib
 import ssl
 import threading
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,9 @@ def send(
     there: Peer,
     tls: ssl.SSLContext | None,
     commitments: Commitments,
+    begin: Callable[[], None],
 ) -> str | None:
-    """Store all files at the destination, in order.
+    """Store all files at the destination, in order. begin: called before the first of them goes out.
 
     Returns the transaction that the destination was asked to commit them by, None where it does not do that.
     Raises Undelivered or Refused.
@@ -112,6 +114,7 @@ def send(
         taken = {str(context.abstract_syntax) for context in link.accepted_contexts}
         if CLASSIC not in taken:
             raise Undelivered(NO_MR)
+        begin()
         references = [_store(link, file) for file in files]
         return _ask(link, references, commitments) if COMMITMENT in taken else None
     finally:

@@ -23,7 +23,7 @@ from udean.runtime.dicom.node import ATTEMPTS, Node, Settings
 from udean.runtime.dicom.send import COMMITMENT, Peer
 
 from ...support.fakes import card, onnx_model
-from .test_series import change, classic
+from .test_series import change, classic, ordered
 
 COMMAND = [sys.executable, "-m", "udean.runtime.commands.dicom_node", "--precision", "fp32", "--threads", "1"]
 
@@ -436,6 +436,20 @@ def test_late_slices_are_set_aside_until_the_whole_series_comes(model, tmp_path)
         assert send(mine, ends) == [0] * 4
         wait(lambda: len(got) == 14)
         assert sizes(got) == [6, 8] and not list((spool / "quarantine").iterdir())
+
+
+def test_late_slices_join_a_series_that_waits_for_the_archive(model, tmp_path):
+    files = classic(tmp_path / "in", shape=(4, 12, 10))
+    with archive() as (port, _):
+        pass
+    with running(model, tmp_path / "spool", port) as (node, mine):
+        assert send(mine, ordered(files)[:3]) == [0] * 3
+        assert '"undelivered"' in node.stderr.readline()
+        assert send(mine, ordered(files)[3:]) == [0]
+        wait(lambda: len(list((tmp_path / "spool" / "work").glob("*/*.dcm"))) == 4)
+        with archive(port) as (_, got):
+            wait(lambda: len(got) == 8)
+        assert not list((tmp_path / "spool" / "quarantine").iterdir())
 
 
 def test_a_slice_that_was_missing_completes_the_series_that_was_set_aside(model, tmp_path):

@@ -162,7 +162,7 @@ def test_a_classic_series_is_sorted_by_geometry_and_its_sr_series_lies_right(tmp
 
 
 def test_the_sr_series_is_told_apart_and_says_what_it_is(tmp_path):
-    files = classic(tmp_path / "in", WindowCenter=500, WindowWidth=900)
+    files = classic(tmp_path / "in", WindowCenter=500, WindowWidth=900, LargestImagePixelValue=7)
     (series,) = find_series(files, tmp_path)
     one, again = (restored(series, tmp_path / name) for name in ("one", "two"))
     source = pydicom.dcmread(files[0])
@@ -180,7 +180,7 @@ def test_the_sr_series_is_told_apart_and_says_what_it_is(tmp_path):
         assert dataset.ContributingEquipmentSequence[0].Manufacturer == "udean"
         assert dataset.SeriesNumber == 1003 and dataset.SeriesDescription == "t1 UDEAN SR"
         assert dataset.InstanceNumber == number + 1 and dataset.WindowCenter == 500
-        assert (0x0019, 0x1010) not in dataset
+        assert (0x0019, 0x1010) not in dataset and "LargestImagePixelValue" not in dataset
 
 
 @pytest.mark.parametrize("echoes", [1, 2])
