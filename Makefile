@@ -20,7 +20,7 @@ lint: install
 	$(BIN)/basedpyright
 
 test: lint
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered
 
 # While you work: what takes a minute and a half on two cores. It starts no other process and trains nothing.
 quick: install

@@ -34,13 +34,14 @@ from .data import batches
 from .methods import METHODS, Method, create
 from .methods.method import Batch, Made, Turn
 from .methods.parametric import Parametric
+from .metrics_log import Alarm, Metrics
 from .nets import blocks
 from .nets.generators import SuperResolution, parameter_count
 from .nets.interpolation import SLAB, Decimation
 from .simulation import kspace
 from .simulation.estimate import Estimate
 from .simulation.kspace import Degradation
-from .validation import Alarm, Metrics, panel, validate
+from .validation import panel, validate
 
 LOG = logging.getLogger(__name__)
 # Steps in a row that may overflow: in fp16 the gradient scaler leaves such a step out and halves its factor.

@@ -1,12 +1,9 @@
-"""Watching a run: validation, metrics.csv, TensorBoard, and early warnings."""
+"""How the deployed path of a run fares on windows that it is not trained on."""
 
 from __future__ import annotations
 
-import csv
-import logging
 import math
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +14,6 @@ from .nets import losses
 from .nets.generators import SuperResolution
 from .nets.interpolation import Decimation
 
-LOG = logging.getLogger(__name__)
 VALIDATION = (
     "validation_psnr",
     "validation_ssim",
@@ -113,86 +109,3 @@ def panel(lr: Tensor, sr: Tensor, hr: Tensor | None) -> Tensor:
             images += [hr[i, middle], 5 * (sr[i, middle] - hr[i, middle]).abs()]
         rows.append(torch.cat(images, 1))
     return torch.cat(rows).clamp(0, 1)
-
-
-class Metrics:
-    """metrics.csv, a row a step, and TensorBoard's event file beside it.
-
-    start: steps already done; rows after it, from a run that was killed past its checkpoint, are dropped.
-    """
-
-    def __init__(self, run: Path, start: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.path = run / "metrics.csv"
-        self.columns: list[str] = []
-        if start and self.path.exists():
-            with open(self.path, newline="") as stream:
-                reader = csv.DictReader(stream)
-                rows = [row for row in reader if row["step"] and int(row["step"]) <= start]
-                self.columns = list(reader.fieldnames or ())
-            self._rewrite(rows)
-        else:
-            self.path.unlink(missing_ok=True)
-        self.board = SummaryWriter(run / "tensorboard", purge_step=start + 1)
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        row = {"step": str(step)} | {k: f"{v:.6g}" for k, v in values.items()}
-        if not set(row) <= set(self.columns):  # the first row, or the first of another stage
-            losses_first = [k for k in row if k not in self.columns and k not in VALIDATION]
-            self.columns = [k for k in self.columns if k not in VALIDATION] + losses_first + list(VALIDATION)
-            rows = []
-            if self.path.exists():
-                with open(self.path, newline="") as stream:
-                    rows = list(csv.DictReader(stream))
-            self._rewrite(rows)
-        with open(self.path, "a", newline="") as stream:
-            csv.DictWriter(stream, self.columns, restval="", lineterminator="\n").writerow(row)
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
-
-    def image(self, step: int, image: Tensor) -> None:
-        self.board.add_image("windows", image, step, dataformats="HW")
-
-    def close(self) -> None:
-        self.board.close()
-
-    def _rewrite(self, rows: Sequence[dict[str, str]]) -> None:
-        with open(self.path, "w", newline="") as stream:
-            writer = csv.DictWriter(stream, self.columns, restval="", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-
-
-class Alarm:
-    """Warns once of each loss that goes wrong, from running means over about 100 steps.
-
-    Diverging: a generator's loss is 3 times its lowest running mean. Collapsed: a discriminator's loss is
-    below 1 % of what ignorance costs it, so that its gradient tells the generators nothing any more.
-    """
-
-    MEMORY, PATIENCE = 0.99, 300
-    DIVERGED, COLLAPSED = 3.0, 0.0025  # half of (1/2)² + (1/2)² is 0.25
-
-    def __init__(self) -> None:
-        self.steps: dict[str, int] = {}
-        self.means: dict[str, float] = {}
-        self.lowest: dict[str, float] = {}
-        self.warned: set[str] = set()
-
-    def hear(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            seen = self.steps[name] = self.steps.get(name, 0) + 1
-            mean = self.means[name] = self.means.get(name, value) * self.MEMORY + value * (1 - self.MEMORY)
-            if seen < self.PATIENCE or name in self.warned or "adversarial" in name:
-                continue
-            lowest = self.lowest[name] = min(mean, self.lowest.get(name, mean))
-            if name.startswith("d_"):
-                wrong = mean < self.COLLAPSED
-                said = "has collapsed to {:.2g}: the discriminator always wins"
-            else:
-                wrong = mean > self.DIVERGED * lowest and "adaptation" not in name
-                said = "has risen to {:.2g}, over 3 times its lowest: lower learning_rate if it goes on"
-            if wrong:
-                self.warned.add(name)
-                LOG.warning("Step %d: the loss %s %s.", step, name, said.format(mean))

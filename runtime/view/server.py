@@ -1,16 +1,13 @@
 """The server behind the page: one folder's results, for whoever on this machine knows the token.
 
-It listens on loopback, where every user of the machine and every page in a browser can knock. So every
-address begins with a token that only the command prints, requests must name this machine as their host (DNS
-rebinding), and posts must come from the page itself. No address is a path: the page's files are a fixed
-list, results have keys, and a key is looked up among those found in the folder.
+Who may ask is in `guard`. No address is a path: the page's files are a fixed list, results have keys, and a
+key is looked up among those found in the folder.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gzip
-import hmac
 import json
 import re
 import secrets
@@ -21,18 +18,16 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 from ..errors import RunError
 from .details import details
 from .files import KINDS, Kind, Shelf, still, volume
+from .guard import HEADERS, Refusal, admit, body
 from .marks import Marks
 from .pictures import NAMES, Name
 from .results import Result, find_failures, find_results, printable, read_result
 
 STATIC = Path(__file__).with_name("static")
-HOSTS = ("127.0.0.1", "localhost", "::1")
-BODY = 16 << 10  # bytes of a request's body
 PATIENCE = 30  # seconds for a request to come, or for a reader to take some bytes
 SCRIPTS = ("view", "page", "server", "list", "panes", "still", "layout", "window", "marks")
 PAGE = {  # address: file, type
@@ -43,26 +38,6 @@ PAGE = {  # address: file, type
 }
 SCAN = re.compile(r"scans/(?P<key>[0-9a-f]{16})/(?P<number>[0-9]{1,6})")
 STILL = re.compile(rf"/(?P<kind>{'|'.join(KINDS)})-(?P<name>{'|'.join(NAMES)})-(?P<index>[0-9]{{1,6}})\.png")
-POLICY = (  # NiiVue carries its font and textures as data: addresses
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
-    "connect-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-HEADERS = {
-    "Content-Security-Policy": POLICY,
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",
-}
-
-
-class Refusal(Exception):
-    """A request that is not answered: HTTP status and a sentence."""
-
-    def __init__(self, status: HTTPStatus, sentence: str) -> None:
-        super().__init__(sentence)
-        self.status = status
 
 
 class Viewer(ThreadingHTTPServer):
@@ -128,29 +103,12 @@ class Handler(BaseHTTPRequestHandler):
         """Answer, or refuse in a sentence."""
         with contextlib.suppress(OSError):  # the reader has gone on to another scan
             try:
-                answer(self._checked())
+                answer(admit(self.command, self.path, self.headers, self.server.token))
             except Refusal as refusal:
                 self._send_json({"error": str(refusal)}, refusal.status)
                 self._drain()
             except RunError as error:
                 self._send_json({"error": str(error)}, HTTPStatus.UNPROCESSABLE_ENTITY)
-
-    def _checked(self) -> str:
-        """The address behind the token. Raises Refusal for strangers."""
-        hosts = self.headers.get_all("Host", [])
-        if len(hosts) != 1 or _hostname(hosts[0]) not in HOSTS:
-            raise Refusal(HTTPStatus.MISDIRECTED_REQUEST, "This server is for this machine only.")
-        token, slash, address = self.path.removeprefix("/").partition("/")
-        if not slash or not hmac.compare_digest(token.encode(), self.server.token.encode()):
-            raise Refusal(HTTPStatus.FORBIDDEN, "Open the address that udean-view has printed.")
-        origin = self.headers.get("Origin")
-        site = self.headers.get("Sec-Fetch-Site", "same-origin")
-        navigating = self.command == "GET" and self.headers.get("Sec-Fetch-Mode") == "navigate"
-        if (origin and origin != f"http://{hosts[0]}") or (
-            site not in ("same-origin", "none") and not (navigating and address == "")
-        ):
-            raise Refusal(HTTPStatus.FORBIDDEN, "Requests of other sites are refused.")
-        return address
 
     def _get(self, address: str) -> None:
         if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
@@ -204,28 +162,11 @@ class Handler(BaseHTTPRequestHandler):
         if "Origin" not in self.headers:  # browsers send it with every post
             raise Refusal(HTTPStatus.FORBIDDEN, "Posts come from the page itself.")
         result = self.server.result(match["key"])
-        asked = self._body()
+        asked = body(self.headers, self.rfile)
         if set(asked) != {"rating", "note"} or not all(type(value) is str for value in asked.values()):
             raise Refusal(HTTPStatus.BAD_REQUEST, "A mark has a rating and a note, both texts.")
         mark = self.server.marks.write(result.name, asked["rating"], asked["note"])
         self._send_json({"mark": asdict(mark) if mark else None})
-
-    def _body(self) -> dict[str, Any]:
-        """A request's JSON object. Raises Refusal where there is none, or too much."""
-        length = self.headers.get("Content-Length", "")
-        if "Transfer-Encoding" in self.headers or not re.fullmatch("[0-9]{1,9}", length):
-            raise Refusal(HTTPStatus.LENGTH_REQUIRED, "Say how long the body is.")
-        if int(length) > BODY:
-            raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"A body has at most {BODY} bytes.")
-        if self.headers.get_content_type() != "application/json":
-            raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body is to be application/json.")
-        try:
-            value = json.loads(self.rfile.read(int(length)))
-        except (ValueError, RecursionError):
-            raise Refusal(HTTPStatus.BAD_REQUEST, "The body is no JSON.") from None
-        if not isinstance(value, dict):
-            raise Refusal(HTTPStatus.BAD_REQUEST, "The body is no JSON object.")
-        return value
 
     def _drain(self) -> None:
         """Take what is still coming: closing on it would cut off the answer."""
@@ -274,11 +215,3 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing: addresses hold the token."""
-
-
-def _hostname(host: str) -> str | None:
-    try:
-        parts = urlsplit(f"//{host}")
-        return parts.hostname if not (parts.username or parts.path) else None
-    except ValueError:
-        return None

@@ -21,9 +21,10 @@ from udean.trainer import checkpoint, fit
 from udean.trainer.config import load
 from udean.trainer.machine import Precision
 from udean.trainer.methods import METHODS
+from udean.trainer.metrics_log import Alarm, Metrics
 from udean.trainer.nets.interpolation import Decimation
 from udean.trainer.simulation.kspace import Degradation
-from udean.trainer.validation import Alarm, Metrics, validate
+from udean.trainer.validation import validate
 
 PAIRED = {"supervised": "misaligned"}
 

@@ -24,8 +24,9 @@ import pytest
 import udean
 from PIL import Image
 from udean.runtime import RunError
+from udean.runtime.view.guard import BODY
 from udean.runtime.view.marks import COLUMNS, Marks
-from udean.runtime.view.server import BODY, PAGE, Viewer
+from udean.runtime.view.server import PAGE, Viewer
 from udean.trainer.simulation import kspace
 
 from ...support.fakes import card, onnx_model
