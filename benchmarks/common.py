@@ -108,7 +108,7 @@ def head(shape: Sequence[int], dtype: str = "int16") -> NDArray[Any]:
 def alternate(
     runs: dict[str, Callable[[], dict[str, float]]], times: int = 5
 ) -> dict[str, dict[str, list[float]]]:
-    """Run each once to warm up, then all by turns; returns the figures of each, in order.
+    """Run each once to warm up, then all in turn; returns the figures of each, in order.
 
     By turns, so that a disturbance of the machine meets all alike.
     """

@@ -98,7 +98,7 @@ def source_of(picture: Path) -> str:
 
 
 def marked(text: str, found: Mapping[str, Result]) -> str:
-    """A page with every marked figure as the results say. Raises RunError for a name that is no figure."""
+    """A page with every marked figure as the results say. Raises RunError for a name that is not a figure."""
 
     def figure(match: re.Match[str]) -> str:
         if match["name"] not in FIGURES:
@@ -147,7 +147,7 @@ def how_steady(found: Mapping[str, Result]) -> str:
     noise = subjects["ICBM152 T1"]["noise 5 %"]
     return (
         f"Over the better of the two it gains {low:+.2f} dB ({least}) to {high:+.2f} dB ({most}) on "
-        f"{len(subjects)} heads under {len(gains) // len(subjects)} degradations. It is no denoiser: with "
+        f"{len(subjects)} heads under {len(gains) // len(subjects)} degradations. It is not a denoiser: with "
         f"5 % noise the T1's SSIM is {noise['sr SSIM']:.2f}, tricubic's {noise['tricubic SSIM']:.2f}."
     )
 

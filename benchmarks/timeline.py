@@ -99,7 +99,7 @@ def read(path: Path) -> list[Event]:
     except OSError as error:
         raise RunError(f"Cannot read {path}: {error.strerror}.") from None
     except (ValueError, KeyError, TypeError):
-        raise RunError(f"{path} is no trace of udean-run: write one with --profile.") from None
+        raise RunError(f"{path} is not a trace of udean-run: write one with --profile.") from None
 
 
 def stages(events: list[Event]) -> dict[str, float]:

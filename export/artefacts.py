@@ -136,7 +136,7 @@ def reference(network: SuperResolution, windows: parity.Probes) -> tuple[parity.
 
 
 def refuse_overflow(largest: dict[str, float]) -> None:
-    """Raise ExportError where activations, by layer, come near half precision's largest number, 65504."""
+    """Raise ExportError if activations, by layer, come near half precision's largest number, 65504."""
     name = max(largest, key=lambda n: largest[n])
     if not largest[name] * HEADROOM < float(np.finfo(np.float16).max):
         raise ExportError(

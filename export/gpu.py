@@ -59,7 +59,7 @@ class CudaNetwork:
                 return np.concatenate([self._run(batch, least) for batch in batches])
         except OutOfMemory:
             raise ExportError(
-                f"{gpu.name} has not the memory for {most} windows: use smaller sizes."
+                f"{gpu.name} does not have enough memory for {most} windows: use smaller sizes."
             ) from None
 
     def _run(self, windows: Windows, least: int) -> Windows:

@@ -79,7 +79,7 @@ def write(contents: bytes, path: Path) -> None:
 
 
 def read(path: Path) -> tuple[onnx.ModelProto, ModelCard]:
-    """A model and its card. Raises ExportError or CardError if the file is no model of this toolkit."""
+    """A model and its card. Raises ExportError or CardError if the file is not a model of this toolkit."""
     try:
         model = onnx.load(path)
     except FileNotFoundError:
@@ -87,7 +87,7 @@ def read(path: Path) -> tuple[onnx.ModelProto, ModelCard]:
     except OSError as error:
         raise ExportError(f"{path} cannot be read: {error.strerror}.") from None
     except DecodeError:
-        raise ExportError(f"{path} is no ONNX model, or damaged: export it again.") from None
+        raise ExportError(f"{path} is not an ONNX model, or damaged: export it again.") from None
     props = {p.key: p.value for p in model.metadata_props}
     card = ModelCard.from_json(props.get(METADATA_KEY, ""), str(path))
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
@@ -102,10 +102,12 @@ def read(path: Path) -> tuple[onnx.ModelProto, ModelCard]:
     except UnicodeDecodeError:  # the checker quotes damaged names
         raise ExportError(f"{path} is damaged: export it again.") from None
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"{path} is no valid ONNX model ({first_line(error)}): export it again.") from None
+        raise ExportError(
+            f"{path} is not a valid ONNX model ({first_line(error)}): export it again."
+        ) from None
     ends = [(v.name, len(v.type.tensor_type.shape.dim)) for v in (*model.graph.input, *model.graph.output)]
     if ends != [("lr", 4), ("sr", 4)]:
-        raise ExportError(f"{path} has not the one input 'lr' and output 'sr' of a udean model.")
+        raise ExportError(f"{path} is not a udean model: it needs one input 'lr' and one output 'sr'.")
     if any(model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value for axis in (0, 2, 3)):
         raise ExportError(f"{path} takes inputs of one size only: export the checkpoint again.")
     return model, card

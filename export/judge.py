@@ -22,7 +22,7 @@ from ..trainer.simulation.kspace import Acquisition, acquire
 Volume = NDArray[Any]  # float32 (rows, columns, slices)
 Restore = Callable[[Volume], Volume]
 BLOCK = 96  # HR voxels along each side of a head's middle that are judged
-WORSE = 0.05  # dB in tissue, and share of a lesion's contrast, that is no mere rounding
+WORSE = 0.05  # dB in tissue, and share of a lesion's contrast, that is more than rounding
 UNEXPLAINED = 1.1  # times the noise: how much more of a scan may go unexplained
 
 

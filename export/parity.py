@@ -142,7 +142,7 @@ def measure(network: Network, windows: Probes, expected: Probes) -> dict[str, De
 
 
 def enforce(found: dict[str, Deviation], precision: Precision, engine: str) -> None:
-    """Raise ExportError where a deviation is beyond the limit of the precision.
+    """Raise ExportError if a deviation is beyond the limit of the precision.
 
     An int8 model is calibrated on scans, and noise is none: only the brain counts.
     """

@@ -97,7 +97,7 @@ def quantize(model: onnx.ModelProto, windows: parity.Windows) -> onnx.ModelProto
 
 
 def speed(full: onnx.ModelProto, small: onnx.ModelProto, card: ModelCard, windows: parity.Windows) -> str:
-    """How many times faster the small model is on these windows, by engine; medians of runs by turns."""
+    """How many times faster the small model is on these windows, by engine; medians of runs in turn."""
     with tempfile.TemporaryDirectory(prefix="udean-") as folder:
         paths = Path(folder) / "full.onnx", Path(folder) / "small.onnx"
         for path, model in zip(paths, (full, small), strict=True):

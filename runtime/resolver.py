@@ -807,7 +807,7 @@ class SuperResolver:
         )
 
     def _stream_band(self, known: Intensities) -> Band | None:
-        """The measured band of a stream; its slices are no ring, since the first cannot wait for the last."""
+        """The measured band of a stream. Its slices are not a ring: the first cannot wait for the last."""
         if not self._holds:
             return None
         look = Look(

@@ -23,7 +23,7 @@ FORMAT = 1
 
 
 class CheckpointError(RunError):
-    """The file is no checkpoint that this version can use."""
+    """The file is not a checkpoint that this version can use."""
 
 
 def save(
@@ -68,9 +68,9 @@ def load(path: Path) -> dict[str, Any]:
             "It is damaged or no udean checkpoint."
         ) from None
     except Exception:  # what damage makes the reader stumble over is any of a dozen kinds
-        raise CheckpointError(f"{path} is no checkpoint, or damaged: make or copy it again.") from None
+        raise CheckpointError(f"{path} is not a checkpoint, or damaged: make or copy it again.") from None
     if not isinstance(contents, dict) or "format" not in contents or "deployed" not in contents:
-        raise CheckpointError(f"{path} is no udean checkpoint: train one with `udean-train`.")
+        raise CheckpointError(f"{path} is not a udean checkpoint: train one with `udean-train`.")
     if contents["format"] != FORMAT:
         raise CheckpointError(
             f"{path} has checkpoint format {contents['format']}, this version of udean reads {FORMAT}: "

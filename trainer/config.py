@@ -53,7 +53,7 @@ class Data:
         band that a scan measured from the scan; "off" if that is not known.
     described_as: the scans in the model card's words; without, their number and voxel size.
     slab_axes: of the world's axes (0 right, 1 front, 2 head; see `orientation`), those along which slabs are
-        cut, drawn by turns; none: the one that voxel sizes tell. augment: flips and transposes in plane.
+        cut, drawn in turn; none: the one that voxel sizes tell. augment: flips and transposes in plane.
     """
 
     source: tuple[str, ...] = ()
@@ -155,7 +155,7 @@ def load(
 ) -> Config:
     """Resolve preset, file and options (nested dicts by table; None values are left out).
 
-    shared: the file is for several methods; weights in it that this one lacks are no mistake.
+    shared: the file is for several methods; weights in it that this one lacks are not a mistake.
     Raises ConfigError for an unknown key, a wrong type or an impossible value.
     """
     if preset not in PRESETS:

@@ -69,7 +69,7 @@ def bench(
     plot: Annotated[Path | None, typer.Option(help="Write the roofline as PNG.")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    """Measure every engine that is here against the PyTorch path, on this machine, by turns."""
+    """Measure every engine that is here against the PyTorch path, on this machine, in turn."""
     load, cores = machine.load(), common.cores()
     gpu, asked = _gpu(device), _shape(shape) if shape else None
     where, threads = f"cuda:{gpu.index}" if gpu else "cpu", threads or cores

@@ -1,4 +1,4 @@
-"""Who is measured, and how: all resolve the same volume by turns, each in a process of its own."""
+"""Who is measured, and how: all resolve the same volume in turn, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def fitting(near: tuple[int, int, int], card: ModelCard, overlap: float) -> tupl
 
 
 class Contest:
-    """Opens every row's process, lets all resolve the volume by turns, and measures what they made."""
+    """Opens every row's process, lets all resolve the volume in turn, and measures what they made."""
 
     def __init__(
         self, rows: Sequence[Row], volume: NDArray[Any], folder: Path, gpu: Gpu | None, compile_limit: float
@@ -184,7 +184,7 @@ class Contest:
         return self._gpu.mhz if self._gpu else []
 
     def run(self, turns: int, tell: Callable[[str], None]) -> None:
-        """tell: what is done, `turns` + 1 times a row. Raises Failed where the yardstick does."""
+        """tell: what is done, `turns` + 1 times a row. Raises Failed if the yardstick does."""
         workers: dict[str, Worker] = {}
         try:
             for row in self.rows:

@@ -81,7 +81,7 @@ def render(document: dict[str, Any], roofline: bytes) -> str:
     figures = html.escape(json.dumps(document, indent=2))
     return (
         f"{opening(title(document))}"
-        "<p>Against the same network in PyTorch behind MONAI's sliding window, by turns. "
+        "<p>Against the same network in PyTorch behind MONAI's sliding window, in turn. "
         f"<code>{html.escape(document['command'])}</code>, {document['date']}.</p>{beware}"
         f"<div class='box scroll'><table><tr>{heads}</tr>{rows}</table></div><p>{told}</p>"
         f"<h2>Roofline</h2><img alt='roofline' src='data:image/png;base64,{picture}'>"

@@ -219,7 +219,7 @@ def _forget_peak() -> None:
 def main() -> None:
     """Answer the parent's questions until it closes the pipe."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # what libraries print is not an answer
     session = _Session()
     for line in sys.stdin:
         question = json.loads(line)

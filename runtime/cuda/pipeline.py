@@ -82,8 +82,8 @@ class CudaPipeline:
                 self.close()
                 if batch <= max(least, 1):
                     raise GpuError(
-                        f"{self.engine.gpu.name} has not the memory for one batch: free it, use smaller "
-                        "windows, or go on with --fallback cpu."
+                        f"{self.engine.gpu.name} does not have enough memory for one batch: free it, use "
+                        "smaller windows, or go on with --fallback cpu."
                     ) from error
                 batch = self._batch = max(least, batch // 2)
                 log.warning("The GPU's memory is full: going on with batches of %d windows.", batch)

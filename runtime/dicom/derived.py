@@ -235,7 +235,7 @@ def _check_ours(folder: Path) -> None:
                     f"{folder} holds files that are not udean's ({path.name}): choose another with -o."
                 )
     except (OSError, pydicom.errors.InvalidDicomError) as error:
-        raise RunError(f"{folder} is no folder of udean's results: choose another with -o.") from error
+        raise RunError(f"{folder} is not a folder of udean's results: choose another with -o.") from error
 
 
 def _uid_root(series: Series, affine: NDArray[np.float64], voxels: NDArray[Any], model: str) -> str:

@@ -223,7 +223,7 @@ def folders(place: Path) -> list[Path]:
 
 
 def series_name(dataset: Any) -> str:
-    """The folder of a slice's series, no other patient's. Raises AttributeError where a UID is missing."""
+    """The folder of a slice's series, no other patient's. Raises AttributeError if a UID is missing."""
     identity = [str(dataset.get(key) or "").rstrip("^ ").upper() for key in KEYS]
     return hashed(repr([*identity, str(dataset.StudyInstanceUID), str(dataset.SeriesInstanceUID)]))
 

@@ -16,7 +16,7 @@ from ..system.extras import require
 def load_network(file: Path) -> tuple[Any, Any, ModelCard]:
     """torch, the network as it is deployed (torch module in float32 and eval mode) and its card.
 
-    Raises RunError if PyTorch is missing or the file is no checkpoint.
+    Raises RunError if PyTorch is missing or the file is not a checkpoint.
     """
     torch: Any = require("torch", "train")
     from ...trainer.checkpoint import load_generator

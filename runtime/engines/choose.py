@@ -58,7 +58,7 @@ def open_engine(
 
             return TorchEngine(file, name, digest, precision, threads)
         if kind != "onnx":
-            raise RunError(f"{file} is no model that can be run: give an .onnx file or a checkpoint (.pt).")
+            raise RunError(f"{file} is not a model that can run: give an .onnx file or a checkpoint (.pt).")
         if library == "openvino" or (library == "auto" and importlib.util.find_spec("openvino")):
             from .openvino import OpenVinoEngine
 
@@ -94,7 +94,8 @@ def choose_engine(
             return _open_on(gpu, path, precision)
     except OutOfMemory as error:
         raise GpuError(
-            f"{gpu.name} has not the memory for the model ({error}): free it, or go on with --fallback cpu."
+            f"{gpu.name} does not have enough memory for the model ({error}): free it, or go on with "
+            "--fallback cpu."
         ) from error
 
 

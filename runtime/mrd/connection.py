@@ -50,9 +50,9 @@ class Parameters:
     def updated(self, content: str) -> tuple[Parameters, list[str]]:
         """These, changed by a text message: a JSON object, or one under "parameters" as OpenRecon sends.
 
-        Other names in it, and texts that are no JSON object, are for others and ignored. So is a value that a
-        parameter of ours cannot have: another program of the chain may have one of that name. Also returns
-        a sentence for each of these.
+        Other names in it, and texts that are not JSON objects, are for others and ignored. So is a value that
+        a parameter of ours cannot have: another program of the chain may have one of that name. Also
+        returns a sentence for each of these.
         """
         try:
             chosen = json.loads(content)
@@ -145,7 +145,7 @@ class Connection:
         self.send([mrd.text(f"{level:<7} {content}")])
 
     def flush(self) -> None:
-        """Wait until all is sent. Raises Gone where it cannot be."""
+        """Wait until all is sent. Raises Gone if it cannot be."""
         self._queue.join()
         if self._broken.is_set():
             raise Gone

@@ -61,7 +61,7 @@ HEADER_DTYPE = np.dtype(
 )
 ACQUISITION_HEADER = 340  # bytes; samples, active channels and trajectory dimensions lie in it at:
 SAMPLES, CHANNELS, DIMENSIONS = 34, 38, 176
-RELAY_LIMIT = 16 << 30  # bytes that a message may have to be passed on unkept: more is no image
+RELAY_LIMIT = 16 << 30  # bytes that a message may have to be passed on unkept: more is not an image
 WAVEFORM_HEADER = struct.Struct("<H6xQIIIHHfH2x")  # 40 bytes; samples and channels are its fields 6 and 7
 
 TEXT_LIMIT = 16 << 20  # bytes of a text, header or attributes that are kept: real ones are kilobytes
@@ -149,8 +149,8 @@ Message: TypeAlias = Text | Close | Passed | Image
 def read_message(read: Read, limit: int, claim: Claim) -> Message:
     """The next message. limit: bytes of an image's pixels, a waveform, an acquisition.
 
-    Raises EndOfStream where the stream ends before a message, LeftOut, Unknown and TooLarge for one that can
-    be left out, RunError if the stream ends inside one or is no stream of messages.
+    Raises EndOfStream if the stream ends before a message, LeftOut, Unknown and TooLarge for one that can be
+    left out, RunError if the stream ends inside one or is not a stream of messages.
     """
     kind = _unpack("<H", read(2))
     try:
@@ -223,7 +223,7 @@ def read_attributes(xml: bytes) -> dict[str, list[str]]:
         try:
             parser.Parse(bytes(xml).rstrip(b"\0"), True)
         except (expat.ExpatError, ValueError, LookupError):
-            raise RunError("An image's attributes are no XML that can be read.") from None
+            raise RunError("An image's attributes are not XML that can be read.") from None
     return attributes
 
 

@@ -222,7 +222,7 @@ class Session:
         if faults.total():
             self._say("ERROR", f"{faults.total()} of {faults.total() + whole} images are not restored.")
         if sound := [image for image in others if not image.fault]:
-            self._say("INFO", f"{len(sound)} images are no magnitude images and were passed on as they are.")
+            self._say("INFO", f"{len(sound)} images are not magnitude images and were passed on as they are.")
         return kept, others
 
     def _next(self) -> mrd.Message | None:

@@ -43,7 +43,7 @@ class Air:
 def find_air(volume: NDArray[Any], slices: Axis) -> Air | None:
     """The level of the air in an LR volume (rows, columns, slices), stored units; None if there is none.
 
-    Zeroed background is no such air: what surrounds the content is left out already, see `content`.
+    Zeroed background does not count: what surrounds the content is left out already, see `content`.
     """
     if min(volume.shape[:2]) < 3:
         return None

@@ -65,7 +65,7 @@ NOISE_IN_AIR = 2.0  # a magnitude of pure noise has a mean of 1.25 times the noi
 @dataclass(frozen=True)
 class Weight:
     """How far to trust the scan. share: w in tissue, 0..1. air, tissue: magnitudes in the network's range
-    between which w rises from 0 to the share; both 0 for images that are no magnitudes."""
+    between which w rises from 0 to the share; both 0 for images that are not magnitudes."""
 
     share: float
     air: float = 0.0

@@ -204,7 +204,7 @@ def _gather(
 ) -> Iterator[tuple[NDArray[np.float32], Span | None]]:
     """Batches (n <= size, slab, H, W) of the windows to be computed, and where they are more than air.
 
-    Three buffers by turns: one with the network, one waiting in the queue, one being filled.
+    Three buffers in turn: one with the network, one waiting in the queue, one being filled.
     """
     shape = (size, tiling.slices.window, tiling.rows.window, tiling.columns.window)
     ring = [np.empty(shape, np.float32) for _ in range(3)]

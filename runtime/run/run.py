@@ -150,7 +150,7 @@ def decode(
 def restore(
     item: Loaded | Outcome, resolve: SuperResolver, settings: Settings, progress: Progress | None = None
 ) -> Resolved | Outcome:
-    """Send a scan through the network. What progress raises that is no Exception ends it, and is raised."""
+    """Send a scan through the network. A BaseException that progress raises, but no Exception, ends it."""
     if isinstance(item, Outcome):
         return item
     return guarded(item.job, settings, lambda: _resolve(item, resolve, settings, progress))

@@ -39,7 +39,7 @@ def is_no_magnitude(types: Iterable[str]) -> bool:
 
 
 def check_layout(scan: Scan, factors: Factors) -> None:
-    """Raise RunError where a scan's header says that there is nothing to restore; no voxel is read.
+    """Raise RunError if a scan's header says that there is nothing to restore; no voxel is read.
 
     factors: HR voxels per LR voxel along (i, j, k).
     """
@@ -60,7 +60,7 @@ def check_layout(scan: Scan, factors: Factors) -> None:
 
 
 def check_voxels(scan: Scan, voxels: NDArray[Any]) -> None:
-    """Raise RunError where a volume's voxels, (i, j, k) as stored, are labels, a mask or CT."""
+    """Raise RunError if a volume's voxels, (i, j, k) as stored, are labels, a mask or CT."""
     count = max(2, PIECE * voxels.shape[2] // voxels.size)
     first = max(0, (voxels.shape[2] - count) // 2)
     seen = np.asarray(voxels[:, :, first : first + count])

@@ -1,6 +1,6 @@
 """How stored voxels turn to the one orientation in which networks see every scan, and were trained.
 
-A network is no function that flips and transposes with its input, so a scan is restored along the world's
+A network is not a function that flips and transposes with its input, so a scan is restored along the world's
 axes, however its file stores it: rows, columns and slices run to the right, to the front or to the head
 (RAS+), and slabs are stacked across the slices or, where all voxel sizes are equal, from foot to head. Of an
 oblique scan the nearest axes count. All of it is views; no voxel is copied or interpolated.

@@ -169,7 +169,7 @@ def open_scan(path: Path, series: bool = False) -> Scan:
     """Read and check a file's header; no voxel is read. series: take a 4-D time series too.
 
     Raises RunError for what cannot be resolved: a missing or foreign file, not 3-D, complex or colour
-    voxels, voxel sizes that are no sizes, a singular affine, more voxels than the file can hold.
+    voxels, voxel sizes that are not sizes, a singular affine, more voxels than the file can hold.
     """
     if path.name.lower().endswith(FREESURFER):
         return _open_freesurfer(path, series)

@@ -14,7 +14,7 @@ def even_step(name: str, places: NDArray[np.float64], size: NDArray[np.float64])
     """Millimetres from one slice to the next.
 
     name: of the stack, for errors. places: (slices, 3), positions along row, column and normal, sorted
-    along the normal. size: of voxels in plane, mm, (2,) or longer. Raises RunError for what is no stack.
+    along the normal. size: of voxels in plane, mm, (2,) or longer. Raises RunError for what is not a stack.
     """
     steps = np.diff(places[:, 2])
     usual = float(np.median(steps))

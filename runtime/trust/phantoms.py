@@ -79,7 +79,7 @@ def pairs(shape: tuple[int, ...]) -> tuple[Volume, list[Pair]]:
     """Pairs of points on even grey, of all DISTANCES along each axis, as many as there is room for."""
     volume = np.full(shape, 0.4 * BRIGHT)
     cells = np.array(list(np.ndindex(*(n // CELL for n in shape)))) * CELL
-    cells = np.random.default_rng(0).permutation(cells)  # the ringing of neighbours is no axis's own
+    cells = np.random.default_rng(0).permutation(cells)  # the ringing of neighbours is not an axis's own
     wanted = [(d, axis, p) for p in range(PHASES) for d in DISTANCES for axis in range(3)]
     found = []
     for corner, (distance, axis, phase) in zip(cells, wanted, strict=False):

@@ -70,9 +70,9 @@ def body(headers: Message, stream: BufferedIOBase) -> dict[str, Any]:
     try:
         value = json.loads(stream.read(int(length)))
     except (ValueError, RecursionError):
-        raise Refusal(HTTPStatus.BAD_REQUEST, "The body is no JSON.") from None
+        raise Refusal(HTTPStatus.BAD_REQUEST, "The body is not JSON.") from None
     if not isinstance(value, dict):
-        raise Refusal(HTTPStatus.BAD_REQUEST, "The body is no JSON object.")
+        raise Refusal(HTTPStatus.BAD_REQUEST, "The body is not a JSON object.")
     return value
 
 

@@ -44,7 +44,7 @@ class Marks:
         self._turn = threading.Lock()
 
     def read(self) -> dict[str, Mark]:
-        """All rows by file name. Raises RunError if the file is no such table: it is never overwritten."""
+        """All rows by file name. Raises RunError if the file is not such a table: it is never overwritten."""
         try:
             lines = self.path.read_text("utf-8-sig").split("\n")
         except FileNotFoundError:
@@ -65,7 +65,7 @@ class Marks:
         Raises RunError if the rating is none, the note too long or the file cannot be written.
         """
         if rating not in (*RATINGS, ""):
-            raise RunError(f"'{rating}' is no rating: take {', '.join(RATINGS)}.")
+            raise RunError(f"'{rating}' is not a rating: take {', '.join(RATINGS)}.")
         note = " ".join("".join(c if c.isprintable() else " " for c in note).split())
         if len(note) > NOTE:
             raise RunError(f"The note has {len(note)} characters: at most {NOTE} are kept.")

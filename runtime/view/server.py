@@ -50,7 +50,7 @@ class Viewer(ThreadingHTTPServer):
 
     def __init__(self, root: Path, port: int = 0) -> None:
         if not root.is_dir():
-            raise RunError(f"{root} is no folder: give the folder that udean-run has written.")
+            raise RunError(f"{root} is not a folder: give the folder that udean-run has written.")
         self.root = root
         self.token = secrets.token_urlsafe(24)
         self.marks = Marks(root)

@@ -253,7 +253,7 @@ def test_timings_are_kept_for_the_next_build(world: World, models: Path) -> None
             "ICudaEngine.create_execution_context",
             "tiny.plan needs more memory than is free on Test GPU: too little memory",
         ),
-        ("IExecutionContext.execute_async_v3", "Test GPU has not the memory for 4 windows"),
+        ("IExecutionContext.execute_async_v3", "Test GPU does not have enough memory for 4 windows"),
         ("IExecutionContext.set_input_shape", "TensorRT failed: no such size"),
     ],
 )

@@ -49,7 +49,7 @@ class AlongWorld:
         return i, j, k
 
     def voxels_in_units(self) -> NDArray[np.float32]:
-        """The turned voxels in the scan's units; warns of what is mended, and of what is no MR scan."""
+        """The turned voxels in the scan's units; warns of what is mended, and of what is not an MR scan."""
         voxels = self.scan.voxels()
         for remark in self.scan.remarks:
             LOG.warning("%s", remark)

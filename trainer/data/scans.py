@@ -88,8 +88,8 @@ def participant(path: Path) -> str:
     """Whose scan a file is.
 
     The subject of BIDS or BraTS, in the file's name or the nearest folder's, where a folder such as sub-dcm_a
-    counts in full; the subject folder of HCP; the nearest folder that is no word of `GENERIC`, where the file
-    is called by such words alone, as t1.nii; else its bare name.
+    counts in full; the subject folder of HCP; the nearest folder that is not a word of `GENERIC`, if
+    the file is called by such words alone, as t1.nii; else its bare name.
     """
     subject = _subject(path.name)
     for folder in reversed(path.parts[:-1]):

@@ -171,7 +171,7 @@ def evaluate(
 
 
 def check_place(path: Path) -> None:
-    """Raise RunError where a table would replace a file that is no such table."""
+    """Raise RunError if a table would replace a file that is not such a table."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             start = file.read(4096).lstrip("{ \n")
@@ -254,7 +254,7 @@ def _factors(lr: Scan, hr: Scan) -> tuple[kspace.Scale, Place, Flips]:
     shape = tuple(n * s for n, s in zip(lr.shape, (i, j, k), strict=True))
     if min(i, j, k) < 1 or max(i, j, k) == 1:
         raise RunError(
-            f"{lr.name} is no LR scan of {hr.name}: their voxels are {lr.zooms} and {hr.zooms} mm."
+            f"{lr.name} is not an LR scan of {hr.name}: their voxels are {lr.zooms} and {hr.zooms} mm."
         )
     flips = flips_between(lr.affine, hr.affine, (i, j, k))
     first = _on_one_grid(lr, shape, fine_affine(lr.affine, (i, j, k), "fft", flips), hr)

@@ -144,7 +144,7 @@ def factors(hr: tuple[int, ...], lr: tuple[int, ...]) -> kspace.Scale:
     """HR voxels per LR voxel along each axis. Raises ValueError if that is no whole number."""
     found = tuple(h // n for h, n in zip(hr, lr, strict=True))
     if min(found) < 1 or any(h != f * n for h, f, n in zip(hr, found, lr, strict=True)):
-        raise ValueError(f"A volume of {hr} voxels is no whole multiple of its LR scan of {lr}.")
+        raise ValueError(f"A volume of {hr} voxels is not a whole multiple of its LR scan of {lr}.")
     return found[0], found[1], found[2]
 
 

@@ -1,7 +1,7 @@
 """CycleGAN (Zhu et al., ICCV 2017) between LR and HR slabs.
 
 Least-squares adversaries both ways and 10·L1 of both cycles. There is no identity loss, for the two
-domains differ in size. Discriminators judge fakes of the last 50 and the new ones by turns.
+domains differ in size. Discriminators judge fakes of the last 50 and the new ones in turn.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 def vgg(inputs: int, width: int, factors: tuple[int, ...]) -> tuple[nn.Sequential, int]:
-    """3×3 convolutions to width·factor channels, stride 1 and 2 by turns, and the channels of the last.
+    """3×3 convolutions to width·factor channels, alternating strides 1 and 2, and the channels of the last.
 
     Batch normalisation except on the first, LeakyReLU(0.2).
     """
@@ -48,7 +48,7 @@ def vgg(inputs: int, width: int, factors: tuple[int, ...]) -> tuple[nn.Sequentia
 
 
 class Discriminator(nn.Module):
-    """VGG: ten 3×3 convolutions, stride 1 and 2 by turns, linear to 100, linear to 1; no sigmoid.
+    """VGG: ten 3×3 convolutions, alternating strides 1 and 2, linear to 100, linear to 1; no sigmoid.
 
     Batch normalisation except on the first, LeakyReLU(0.2). size: rows (= columns) of its input.
     Input (N, inputs, size, size), output (N,).

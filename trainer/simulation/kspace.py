@@ -114,7 +114,7 @@ class Acquisition(Degradation):
 
 
 def crop(hr: NDArray[Any], scale: Scale) -> NDArray[Any]:
-    """Drop the last voxels of each axis that are no multiple of the scale."""
+    """Drop the last voxels of each axis that are not a multiple of the scale."""
     if any(n < 2 * s for n, s in zip(hr.shape, scale, strict=True)):
         raise DegradationError(f"A volume of {hr.shape} voxels is too small for scale {scale}.")
     return hr[tuple(slice(n - n % s) for n, s in zip(hr.shape, scale, strict=True))]

@@ -156,7 +156,7 @@ export async function add(file) {
     panes.sr.look(panes.sr.sight);
   } catch {
     pane.clear();
-    say("other", `${file.name} is no volume that this page can read.`);
+    say("other", `${file.name} is not a volume that this page can read.`);
   }
 }
 

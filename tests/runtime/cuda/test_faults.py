@@ -84,7 +84,7 @@ def test_memory_is_freed_in_whatever_thread_it_runs_out(library):
 @needs_kernels
 def test_memory_that_never_suffices_is_all_given_back(library):
     resolve, cuda = resolver(library, memory=40_000)
-    with pytest.raises(GpuError, match="has not the memory for one batch"):
+    with pytest.raises(GpuError, match="does not have enough memory for one batch"):
         resolve(VOLUME)
     assert (cuda.used, cuda.leaks) == (0, 0)
 

@@ -297,7 +297,7 @@ def test_a_gpu_whose_memory_is_full_when_the_model_loads_is_gone_without(folder,
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     if file == "tiny.pt":
         tiny_checkpoint(folder / file)
-    with pytest.raises(device.GpuError, match="Full has not the memory for the model"):
+    with pytest.raises(device.GpuError, match="Full does not have enough memory for the model"):
         SuperResolver(folder / file, device="cuda")
     resolve = SuperResolver(folder / file, device="cuda", fallback="cpu")
     assert resolve.engine.info.device == "cpu" and "Going on with" in caplog.text

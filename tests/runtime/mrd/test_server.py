@@ -249,7 +249,7 @@ def test_what_is_no_magnitude_image_passes_through_in_order(address):
     passed = [m.raw for m in got if m.kind == 1026 or (m.kind == 1022 and m.header.image_series_index == 1)]
     assert passed == [others[0], wave, *others[1:]]
     assert len([m for m in images(got) if m.header.image_series_index == 2]) == 12
-    assert any("7 images are no magnitude images" in t for t in texts(got))
+    assert any("7 images are not magnitude images" in t for t in texts(got))
 
 
 def test_groups_are_volumes_and_sizes_get_series_of_their_own(address):

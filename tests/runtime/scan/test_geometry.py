@@ -47,7 +47,7 @@ def test_phantom_overlays_its_fine_self_to_a_thousandth_of_a_voxel(
         world = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1) @ affine[:3, :3].T
         return (world + affine[:3, 3]) @ direction
 
-    level = phantom(shape, affine).mean()  # so that it is no magnitude image, whose negative voxels are cut
+    level = phantom(shape, affine).mean()  # not a magnitude image, whose negative voxels are cut
     engine = FakeEngine(interpolation(scale, grid), card(scale, 3, (4, 4), grid))  # none reflected
     lr = nib.Nifti1Image((phantom(shape, affine) - level).astype(np.float32), affine)
     lr.set_qform(affine, 1)  # keeps to float32 precision

@@ -272,7 +272,7 @@ def test_files_are_dropped_and_what_is_no_volume_is_said(page, tmp_path):
         drag("drop");
         return hint && $("drop").hidden;"""
     assert run(page, sent) is True
-    wait_for(page, "return $('other').textContent.includes('letter.nii is no volume')")
+    wait_for(page, "return $('other').textContent.includes('letter.nii is not a volume')")
     press(page, "n")  # the next scan has no such file
     wait_for(page, "return $('other').hidden")
 

@@ -621,7 +621,7 @@ def test_what_cannot_start_is_one_sentence(out, tmp_path):
     (tmp_path / "empty").mkdir()
     with serving(out) as viewer:
         cases = {
-            (tmp_path / "missing",): "is no folder",
+            (tmp_path / "missing",): "is not a folder",
             (tmp_path / "empty",): "holds no results",
             (out, "--port", viewer.server_address[1]): "Cannot listen on port",
         }

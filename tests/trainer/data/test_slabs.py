@@ -1,4 +1,4 @@
-"""Groups of scans: caching, sampling by foreground, preparation, and what is no group."""
+"""Groups of scans: caching, sampling by foreground, preparation, and what is not a group."""
 
 import logging
 

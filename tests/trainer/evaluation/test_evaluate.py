@@ -74,7 +74,7 @@ def test_interpolation_is_evaluated_like_any_result(folders):
     assert one.scans["sub-0_T1w"] == sinc.scans["sub-0_T1w"]
     with pytest.raises(RunError, match="needs the LR scans"):
         evaluate("tricubic", folders / "hr")
-    with pytest.raises(RunError, match="is no LR scan of"):
+    with pytest.raises(RunError, match="is not an LR scan of"):
         evaluate("tricubic", folders / "lr", folders / "hr")
     lr = folders / "lr" / "sub-0_T1w.nii"
     scan = nib.load(lr)
