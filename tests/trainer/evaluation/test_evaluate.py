@@ -49,7 +49,7 @@ def test_consistency_needs_the_lr_scan_and_is_zero_for_the_truth(hr):
     assert measure(hr, hr).consistency is None
     assert measure(hr, hr, lr).consistency == pytest.approx(0, abs=1e-6)
     assert measure(kspace.tricubic(lr, (2, 2, 1)), hr, lr).consistency > 0.001
-    with pytest.raises(ValueError, match="no whole multiple"):
+    with pytest.raises(ValueError, match="not a whole multiple"):
         measure(hr, hr, lr[:20])
 
 
