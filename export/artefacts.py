@@ -48,9 +48,26 @@ def export_onnx(
 ) -> list[Artefact]:
     """Write NAME.onnx, NAME.fp16.onnx and, with scans to calibrate on, NAME.int8.onnx into the folder.
 
-    tell: hears of each file, or of why it was refused, as it happens. A refused precision is not written and
-    not in the result. quality: figures for the cards, beside the checkpoint's own. Raises ExportError,
-    RunError or CheckpointError if nothing can start.
+    Parameters
+    ----------
+    checkpoint
+        NAME.pt, of which the LR encoder and the SR decoder are exported.
+    scans
+        LR scans (NIfTI) to calibrate int8 on; none, no int8.
+    tell
+        Called with each Artefact, or with the ExportError that rejected it, as it happens.
+    quality
+        Figures for the cards by name, beside the checkpoint's own.
+
+    Returns
+    -------
+    list of Artefact
+        Those that were written; a precision that was rejected is not among them.
+
+    Raises
+    ------
+    ExportError, RunError, CheckpointError
+        If nothing can start.
     """
     from ..trainer.checkpoint import load_generator
     from ..trainer.nets.merging import merged

@@ -75,9 +75,29 @@ def build_plan(
     """Write NAME.plan and NAME.plan.json into the folder, from NAME.onnx or NAME.fp16.onnx.
 
     With refittable weights, a plan that already lies there and differs in nothing else only gets new weights.
-    options.hardware "rtx": NAME.rtx.plan, by TensorRT for RTX, on any machine. against: float32 model for
-    parity, found beside the ONNX file by default. debug: print TensorRT's whole log. Raises ExportError or
-    RunError; then nothing is written.
+
+    Parameters
+    ----------
+    path
+        The ONNX file; its precision is the plan's.
+    sizes
+        Windows and batches that the plan takes; ignored for a graph with a fixed input size.
+    options
+        `hardware` "rtx" writes NAME.rtx.plan, by TensorRT for RTX, on any machine.
+    against
+        The float32 model to hold the plan to; by default found beside the ONNX file.
+    debug
+        Print TensorRT's whole log.
+
+    Returns
+    -------
+    Artefact
+        The plan, its card and its deviation from the float32 network.
+
+    Raises
+    ------
+    ExportError, RunError
+        Then nothing has been written.
     """
     rtx = options.hardware == "rtx"
     trt: Any = require(*(RTX if rtx else TENSORRT))

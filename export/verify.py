@@ -33,9 +33,27 @@ def base_name(path: Path) -> str:
 
 
 def verify(path: Path, against: Path | None = None) -> Iterator[tuple[str, dict[str, parity.Deviation]]]:
-    """Yield each engine here that runs the artefact, and its deviations; ExportError beyond the limits.
+    """Hold an exported model to its float32 source, in every engine of this machine that runs it.
 
-    against: a float32 .onnx or the checkpoint; by default NAME.onnx or NAME.pt beside the artefact.
+    Parameters
+    ----------
+    path
+        An `.onnx` file or a TensorRT plan.
+    against
+        A float32 `.onnx` or the checkpoint; by default NAME.onnx or NAME.pt beside `path`.
+
+    Yields
+    ------
+    engine : str
+        Such as "openvino-cpu".
+    found : dict
+        Its `Deviation` on each set of windows, by name.
+
+    Raises
+    ------
+    ExportError
+        If a deviation is beyond the limit of the precision, after it has been yielded; or if no source is
+        found.
     """
     card, probed, last = _contract(path)
     windows = parity.probe_windows(card, probed)

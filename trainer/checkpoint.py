@@ -35,7 +35,17 @@ def save(
 ) -> None:
     """Write a checkpoint atomically; a checkpoint already there survives any failure, a full disk included.
 
-    training: state that only `udean-train --resume` reads (all networks, optimisers, step).
+    Parameters
+    ----------
+    deployed
+        LR encoder and SR decoder, what is exported.
+    training
+        What only `udean-train --resume` reads: all networks, optimisers, step.
+
+    Raises
+    ------
+    CheckpointError, RunError
+        If it cannot be written.
     """
     contents = {
         "format": FORMAT,
@@ -53,7 +63,18 @@ def save(
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The checkpoint's contents, tensors on the CPU. Raises CheckpointError in one clear sentence."""
+    """Read a checkpoint; no Python code in it is run.
+
+    Returns
+    -------
+    dict
+        The contents, tensors on the CPU.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, damaged, foreign or of another format, in one sentence.
+    """
     try:
         with warnings.catch_warnings():  # torch's remarks on foreign files; the sentence below says it all
             warnings.simplefilter("ignore")
@@ -80,9 +101,18 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def load_generator(path: Path) -> tuple[SuperResolution, ModelCard]:
-    """The deployed network in float32 and eval mode, and the card.
+    """Open the deployed network of a checkpoint.
 
-    The network maps (N, slab in, H, W) to (N, slab out, s·H, s·W).
+    Returns
+    -------
+    network : SuperResolution
+        In float32 and eval mode; it maps (N, slab in, H, W) to (N, slab out, s·H, s·W).
+    card : ModelCard
+
+    Raises
+    ------
+    CheckpointError
+        As `load`, and if the file does not hold the network that it names.
     """
     contents = load(path)
     try:

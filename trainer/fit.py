@@ -55,15 +55,32 @@ class DivergenceError(RunError):
 
 
 def fit(config: Config, run: Path, resume: bool = False, report: Report | None = None) -> Path:
-    """Train, writing into the folder `run`: config.toml, metrics.csv, tensorboard/, checkpoint.pt (last) and
-    best.pt.
+    """Train a network.
 
-    best.pt is of the best validation (of the last stage), by the figure that `schedule.select` names; where
-    that is the truth and there are no validation pairs, there is none.
-    resume: go on from the folder's last checkpoint, with the same settings: `machine`, precision and how
-    often to save and validate aside, and the steps of a method of one stage. report(step, of how many,
-    losses) is called after every step, in the first process. Returns the checkpoint to deploy.
-    Raises RunError if the folder holds a training and none is to be resumed, or another one.
+    Parameters
+    ----------
+    config
+        All settings; see `trainer.config`.
+    run
+        The folder that gets config.toml, metrics.csv, tensorboard/, checkpoint.pt (the last) and best.pt:
+        that of the best validation (of the last stage), by the figure that `schedule.select` names. If that
+        is the truth and there are no validation pairs, there is no best.pt.
+    resume
+        Go on from the folder's last checkpoint, with the same settings; `machine`, precision, how often to
+        save and validate, and the steps of a method of one stage may be others.
+    report
+        report(step, of how many, losses) is called after every step, in the first process.
+
+    Returns
+    -------
+    Path
+        The checkpoint to deploy.
+
+    Raises
+    ------
+    RunError
+        If the folder holds a training that is not to be resumed, or another one; DivergenceError, a kind of
+        it, if losses or gradients are not finite.
     """
     config = resolved(config)
     schedule, arch = config.schedule, config.network

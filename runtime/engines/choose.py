@@ -34,14 +34,32 @@ def open_engine(
     library: Library = "auto",
     embedded: str = "default",
 ) -> Engine:
-    """Load a model for the processor: `.onnx` or a checkpoint, without path one embedded in this package.
+    """Load a model for the processor.
 
-    embedded: which of them, "default" or "through-plane".
+    Parameters
+    ----------
+    path
+        An `.onnx` file or a checkpoint; None for a model embedded in this package.
+    device
+        "auto" or "cpu".
+    precision
+        Of the arithmetic; "auto" is bf16 for OpenVINO if the processor has it, else that of the model.
+    threads
+        Of the network, by default one for each core that this process may use.
+    library
+        Which one runs an `.onnx`; "auto" takes OpenVINO if it is installed, else ONNX Runtime.
+    embedded
+        Which of the embedded models, "default" or "through-plane".
 
-    device: "auto" or "cpu". precision: of the arithmetic; "auto" is bf16 for OpenVINO where the processor
-    has it, else that of the model. threads: of the network, by default all cores. library: which one runs
-    an .onnx; "auto" takes OpenVINO where installed, else ONNX Runtime. Raises RunError (or CardError, a
-    kind of it) with what the user can do.
+    Returns
+    -------
+    Engine
+        LR windows (N, slab, H, W), float32, to HR windows (N, slab·s, s·H, s·W).
+
+    Raises
+    ------
+    RunError
+        With what the user can do; CardError, a kind of it, for a model without a card.
     """
     if device not in ("auto", "cpu"):
         raise RunError(f"Device '{device}' is not one of auto, cpu.")

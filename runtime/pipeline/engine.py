@@ -42,8 +42,16 @@ class Engine(Protocol):
     def info(self) -> EngineInfo: ...
 
     def __call__(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """LR windows (N, slab, H, W) in the network's range to new HR windows (N, slab·s, s·H, s·W).
+        """Restore a batch of windows. Called from one thread at a time, from any thread.
 
-        Called from one thread at a time, from any thread. The input is not kept, the output not reused.
+        Parameters
+        ----------
+        windows
+            LR windows (N, slab, H, W), float32, in the network's range (0 to about 1). They are not kept.
+
+        Returns
+        -------
+        ndarray
+            HR windows (N, slab·s, s·H, s·W), float32, in the same range; the array is not used again.
         """
         ...

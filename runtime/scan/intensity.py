@@ -69,10 +69,21 @@ IN_THE_NETWORKS_RANGE = Storage(np.dtype(np.float32), 1.0, 0.0, -np.inf, np.inf)
 class Intensities:
     """What a whole volume says about its intensities, which a stream has to be told before its first slice.
 
-    unit: the intensity that becomes 1 inside the network, see `unit`. low, high: smallest and largest voxel;
-    by default those of any magnitude image. noise: standard deviation of a real channel, see `scan.noise`.
-    rings: (row, column, slice) axes whose ends meet, see `scan.rings`. Raises IntensityError for values that
-    no volume has.
+    Parameters
+    ----------
+    unit
+        The intensity, in the scan's units, that becomes 1 inside the network; see `unit`.
+    low, high
+        Smallest and largest voxel, in the scan's units; by default those of any magnitude image.
+    noise
+        Standard deviation of a real channel, in the scan's units; see `scan.noise`.
+    rings
+        (row, column, slice) axes whose ends meet; see `scan.rings`.
+
+    Raises
+    ------
+    IntensityError
+        For values that no volume has.
     """
 
     unit: float

@@ -37,9 +37,24 @@ class Quality:
 
 
 def quality(sr: Volume, hr: Volume, slice_axis: int = 2) -> Quality:
-    """Compare an SR volume with the truth on the same grid and in the same units.
+    """Compare an SR volume with the truth.
 
-    Raises ValueError if shapes differ, a side has fewer than 11 voxels or the truth is constant.
+    Parameters
+    ----------
+    sr, hr
+        The SR volume and the truth, on the same grid and in the same units.
+    slice_axis
+        The axis across the slices, for the 2-D SSIM.
+
+    Returns
+    -------
+    Quality
+        PSNR in dB over the truth's range, SSIM in 3-D and as the mean over slices.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, a side has fewer than 11 voxels or the truth is constant.
     """
     if sr.shape != hr.shape:
         raise ValueError(f"The SR volume has {sr.shape} voxels and the truth {hr.shape}.")
@@ -97,10 +112,25 @@ def measure(
     slab: int = 6,
     mask: Mask | None = None,
 ) -> Figures:
-    """All figures of one volume. slab: HR slices of a network call. lr: in the same units. mask: of tissue,
-    by default `tissue_mask` of the truth.
+    """All figures of one volume, before and after registration, whole and in tissue.
 
-    Raises ValueError if shapes do not fit or the truth is constant.
+    Parameters
+    ----------
+    sr, hr
+        The SR volume and the truth, on the same grid and in the same units.
+    lr
+        The LR scan in the same units, for data consistency and bands.
+    slice_axis
+        The axis across the slices.
+    slab
+        HR slices of a network call, for the steps at slab edges.
+    mask
+        Where tissue is, on the truth's grid; by default `tissue_mask` of the truth.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit or the truth is constant.
     """
     raw = quality(sr, hr, slice_axis)
     moved, shift = registered(sr, hr)

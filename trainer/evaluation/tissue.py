@@ -61,10 +61,26 @@ def low_band(volume: Volume, shape: tuple[int, ...]) -> Volume:
 def in_tissue(
     sr: Volume, hr: Volume, lr: tuple[int, ...] | None = None, mask: Mask | None = None
 ) -> TissueFigures:
-    """The figures of one SR volume. lr: the shape of its LR scan, for the bands. mask: of tissue, on the
-    truth's grid, by default `tissue_mask`.
+    """Compare an SR volume with the truth in tissue, in air, and by bands.
 
-    Raises ValueError if shapes differ.
+    Parameters
+    ----------
+    sr, hr
+        The SR volume and the truth, of one shape, in the same units.
+    lr
+        Shape of the LR scan, which parts the low band from the high one; None, no bands.
+    mask
+        Where tissue is, on the truth's grid; by default `tissue_mask` of the truth.
+
+    Returns
+    -------
+    TissueFigures
+        In dB, the peak being the truth's 99.9th percentile.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ.
     """
     if not sr.shape == hr.shape == (hr if mask is None else mask).shape:
         raise ValueError(

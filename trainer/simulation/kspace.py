@@ -121,9 +121,21 @@ def crop(hr: NDArray[Any], scale: Scale) -> NDArray[Any]:
 
 
 def acquire(hr: Volume, acquisition: Acquisition, seed: int = 0) -> Volume:
-    """The magnitude LR volume, float32 in the HR volume's units, that this acquisition would yield.
+    """Acquire a volume anew at low resolution: k-space truncated, sampled, weighted, with noise added.
 
-    hr: magnitude volume, its shape a multiple of the scale. seed: of noise and bias field.
+    Parameters
+    ----------
+    hr
+        Magnitude volume (rows, columns, slices), its shape a multiple of the scale.
+    acquisition
+        Scale, sampling, noise and the rest.
+    seed
+        Of noise and bias field.
+
+    Returns
+    -------
+    ndarray
+        The magnitude LR volume, float32, in the HR volume's units; LR voxel i lies on HR voxel scale·i.
     """
     rng = np.random.default_rng(seed)
     shape = tuple(n // s for n, s in zip(hr.shape, acquisition.scale, strict=True))
@@ -220,7 +232,20 @@ def smooth_field(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np
 
 
 def zero_fill(lr: Volume, scale: Scale) -> Volume:
-    """Sinc interpolation onto the HR grid: the LR volume's k-space in a frame of zeros; float32 magnitude."""
+    """Sinc interpolation onto the HR grid: the LR volume's k-space in a frame of zeros.
+
+    Parameters
+    ----------
+    lr
+        (rows, columns, slices).
+    scale
+        HR voxels per LR voxel along each axis.
+
+    Returns
+    -------
+    ndarray
+        The magnitude, float32, in the LR volume's units; LR voxel i lies on HR voxel scale·i.
+    """
     shape = tuple(n * s for n, s in zip(lr.shape, scale, strict=True))
     space = _resize_centre(_centred_fft(lr), shape) * math.prod(scale)
     image = fft.ifftn(fft.ifftshift(space))
@@ -228,7 +253,20 @@ def zero_fill(lr: Volume, scale: Scale) -> Volume:
 
 
 def tricubic(lr: Volume, scale: Scale) -> Volume:
-    """Cubic spline interpolation onto the HR grid: HR voxel p at LR coordinate p/scale; float32."""
+    """Cubic spline interpolation onto the HR grid.
+
+    Parameters
+    ----------
+    lr
+        (rows, columns, slices).
+    scale
+        HR voxels per LR voxel along each axis.
+
+    Returns
+    -------
+    ndarray
+        float32, in the LR volume's units; HR voxel p lies at LR coordinate p/scale.
+    """
     out = lr.astype(np.float32)
     for axis, s in enumerate(scale):
         if s == 1:
