@@ -1,0 +1,144 @@
+"""What each part of the embedded model's recipe is worth: one thing changed at a time, and UDEAN beside it.
+
+Every row trains the shipped recipe (`default_model.toml`) for the same few steps on the same heads, with one
+change, and restores Colin27, the macaque and the ICBM152 T1 as `benchmarks.tissue` does, in the middle of
+each. "UDEAN" is the same network trained unpaired: half of the heads are its HR group, the truncations of the
+other half its LR group.
+
+    python -m udean.benchmarks.ablation OUT --hr FOLDER [--steps 1500] [--rows "recipe,UDEAN"]
+
+FOLDER: heads as `make default-model` draws them (RUN/hr). OUT keeps what is done: the same command goes on
+after it was stopped.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+
+from ..export.artefacts import export_onnx
+from ..runtime.commands.common import sentences
+from ..runtime.resolver import SuperResolver
+from ..runtime.system.files import read_json, write_json
+from ..trainer.config import Config, load
+from ..trainer.data.scans import find_scans
+from ..trainer.evaluation.evaluate import INTERPOLATIONS
+from ..trainer.evaluation.tissue import in_tissue, tissue_mask
+from ..trainer.fit import fit
+from ..trainer.simulation import kspace
+from . import common, tissue
+from .demo import SCALE
+
+RECIPE = Path(__file__).with_name("default_model.toml")
+BLOCK = (60, 72, 56)  # LR voxels in the middle of a head that are restored and measured
+# What each row changes of the recipe, by table of the configuration.
+ROWS: dict[str, dict[str, dict[str, Any]]] = {
+    "recipe": {},
+    "UDEAN, unpaired": {"": {"method": "udean"}},
+    "slabs alone, not blocks": {"schedule": {"depth": 3, "patch": 32, "batch": 4}},
+    "L1 for Charbonnier": {"weights": {"charbonnier": 0.0}},
+    "measured band in full in the loss": {"weights": {"low_band": 1.0}},
+    "SSIM in the loss, 0.1": {"weights": {"ssim": 0.1}},
+    "weights as they are, no moving average": {"schedule": {"average": 0.0}},
+    "with biases": {"network": {"homogeneous": False}},
+    "no interpolation skip": {"network": {"skip": "none"}},
+    "one and a half times as wide": {"network": {"channels": 48}},
+    "twice as deep": {"network": {"groups": 4}},
+    "no degradations besides truncation": {"variation": {}},
+}
+Scans = Annotated[Path, typer.Option(help="Folder of HR scans to train on.")]
+
+
+def main(
+    out: Annotated[Path, typer.Argument(help="Folder of the runs; resumes.")],
+    hr: Scans,
+    steps: Annotated[int, typer.Option(min=8, help="Of each training.")] = 1500,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each row.")] = 1,
+    rows: Annotated[str, typer.Option(help="Rows to train, by their beginnings; all by default.")] = "",
+) -> None:
+    """Train, measure, and write benchmarks/results/ablation.json."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    asked = tuple(part.strip() for part in rows.split(","))
+    scans = [str(path) for path in find_scans([hr])]
+    table = out / "ablation.json"
+    found: dict[str, Any] = read_json(table)
+    heads = dict(tissue.heads())
+    for name, read in heads.items():
+        for condition in tissue.NOISE:
+            kept = found.setdefault("interpolations", {}).setdefault(condition, {})
+            if name not in kept:
+                kept[name] = max(_psnr(read(), condition, method) for method in _interpolations())
+                write_json(table, found)
+    for seed in range(seeds):
+        for row in ROWS:
+            if not row.startswith(asked) or str(seed) in found.setdefault(row, {}):
+                continue
+            run = out / f"{row.replace(' ', '-')}-{steps}-{seed}"
+            final = fit(
+                configuration(row, scans, steps, seed),
+                run,
+                resume=(run / "checkpoint.pt").exists(),
+                report=_say,
+            )
+            model = export_onnx(final, run)[0]
+            with SuperResolver(model.path, threads=1) as resolve:
+                found[row][str(seed)] = {
+                    "parameters": resolve.card.parameters,
+                    **{c: {n: _psnr(read(), c, resolve) for n, read in heads.items()} for c in tissue.NOISE},
+                }
+            write_json(table, found)
+            print(row, found[row][str(seed)], flush=True)
+    command = ["python", "-m", "udean.benchmarks.ablation", "OUT", "--hr", "HR", "--steps", str(steps)]
+    result = {"steps": steps, "heads": len(scans), "rows": found}
+    write_json(common.RESULTS / "ablation.json", {**common.circumstances(command), **result})
+
+
+def configuration(row: str, scans: list[str], steps: int, seed: int) -> Config:
+    """The recipe's configuration with one change. Raises ConfigError for one that cannot be."""
+    import tomllib
+
+    options: dict[str, Any] = tomllib.loads(RECIPE.read_text("utf-8"))
+    options["schedule"] |= {"steps": steps, "seed": seed, "validate_every": steps, "precision": "auto"}
+    data = {key: options["data"][key] for key in ("target_simulated", "slab_axes", "any_voxel_size")}
+    options["data"] = data | {"source": scans, "target": scans, "pairing": "aligned"}
+    for name, changes in ROWS[row].items():
+        if not name:
+            options |= changes
+        elif changes:
+            options[name] |= changes
+        else:
+            del options[name]
+    if options["method"] == "udean":
+        options["data"] |= {"source": scans[::2], "target": scans[1::2], "pairing": "unpaired"}
+        options["schedule"] |= {"depth": 3, "patch": 32, "batch": 4}
+        del options["weights"]
+    return load("compact", None, options)
+
+
+def _interpolations() -> list[Callable[[Any], Any]]:
+    return [lambda lr, method=method: method(lr, SCALE) for method in INTERPOLATIONS.values()]
+
+
+def _psnr(hr: Any, condition: str, restore: Callable[[Any], Any]) -> float:
+    """dB in tissue of the middle of a head."""
+    lr = np.rint(kspace.acquire(hr, kspace.Acquisition(SCALE, noise=tissue.NOISE[condition])))
+    parts = [slice((n - b) // 2, (n - b) // 2 + b) for n, b in zip(lr.shape, BLOCK, strict=True)]
+    fine = tuple(slice(2 * part.start, 2 * part.stop) for part in parts)
+    sr = restore(lr[tuple(parts)])
+    return round(in_tissue(sr, hr[fine], mask=tissue_mask(hr)[fine]).psnr_tissue or 0.0, 3)
+
+
+def _say(step: int, total: int, values: dict[str, float]) -> None:
+    if step % 100 == 0:
+        print(f"  step {step} of {total}", {k: round(v, 4) for k, v in values.items()}, flush=True)
+
+
+if __name__ == "__main__":
+    with sentences("train"):
+        typer.run(main)
