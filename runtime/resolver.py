@@ -9,6 +9,7 @@ image = resolve.image(nib_image)        # nibabel in, nibabel out
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import logging
@@ -308,6 +309,16 @@ class SuperResolver:
             if self._engine is None
             else f"<SuperResolver {self.describe()}>"
         )
+
+    def to(self, spacing: str | float | Sequence[float]) -> SuperResolver:
+        """This one, with its engine and its turn, restoring scans to another spacing.
+
+        It is this one's: `close` this one alone. Raises RunError for what is no spacing.
+        """
+        other = copy.copy(self)
+        other._asked = Asked.parse(spacing)
+        other.options = dataclasses.replace(self.options, to=str(other._asked))
+        return other
 
     def info(self) -> Info:
         """The model, what runs it and how. Raises RunError if this is closed."""

@@ -12,6 +12,7 @@ from ..mrd.limits import Limits
 from ..mrd.server import Server
 from ..mrd.stacks import Position
 from ..resolver import Output, SuperResolver
+from ..scan.regrid import Asked
 from ..system.log import log
 from ..system.metrics import serve_metrics
 from . import options
@@ -37,6 +38,9 @@ def serve(
         Position, typer.Option(help="What an image's position is: its centre, or its first voxel.")
     ] = "spec",
     dtype: Annotated[Output, typer.Option(help="Of the SR images' voxels.")] = "input",
+    to: Annotated[
+        str, typer.Option(help="Spacing of the SR images, 1mm, 1x1x2mm or iso; by default twice as fine.")
+    ] = "",
     originals: Annotated[
         bool, typer.Option("--originals/--no-originals", help="Send the images back before the SR series.")
     ] = True,
@@ -56,7 +60,9 @@ def serve(
         engine, device, precision, threads=threads, library=library, consistency=held, best=best
     ) as resolve:
         limits = Limits(max_message * MIB, max_memory * MIB, max_connections, idle_timeout, total_timeout)
-        server = Server(resolve, host, port, limits, Parameters(originals, position, dtype))
+        server = Server(
+            resolve, host, port, limits, Parameters(originals, position, dtype, to and str(Asked.parse(to)))
+        )
         watcher = serve_metrics(
             metrics_port, server.metrics, lambda: server.ready, f"{resolve.card.name}: {resolve.engine.info}"
         )

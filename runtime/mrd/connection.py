@@ -21,6 +21,7 @@ from typing import get_args
 
 from ..errors import RunError
 from ..resolver import Output
+from ..scan.regrid import Asked
 from . import messages as mrd
 from .limits import Budget, Limits
 from .recovery import find_message
@@ -40,12 +41,13 @@ class Parameters:
     """What a client may choose, in the JSON of a text message. The engine is not among it.
 
     originals: send back what came, before the SR series. position: what positions mean, received and
-    sent. dtype: of SR voxels.
+    sent. dtype: of SR voxels. to: the spacing asked for, as `Asked` reads it; "" for the model's factors.
     """
 
     originals: bool = True
     position: Position = "spec"
     dtype: Output = "input"
+    to: str = ""
 
     def updated(self, content: str) -> tuple[Parameters, list[str]]:
         """These, changed by a text message: a JSON object, or one under "parameters" as OpenRecon sends.
@@ -76,6 +78,14 @@ class Parameters:
                 else:
                     known = ", ".join(map(str, values))
                     ignored.append(f"A parameter '{name}' is ignored: here it is one of {known}.")
+        if "to" in chosen:
+            asked = chosen["to"]
+            try:
+                changes["to"] = (
+                    str(Asked.parse(str(asked) if isinstance(asked, bool) else asked)) if asked else ""
+                )
+            except RunError as error:
+                ignored.append(f"A parameter 'to' is ignored: {error}")
         return dataclasses.replace(self, **changes), ignored
 
 

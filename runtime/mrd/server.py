@@ -31,7 +31,7 @@ from . import stacks
 from .connection import Connection, Gone, Parameters
 from .limits import Budget, Limits
 from .messages import Image
-from .stacks import Place, SeriesNumbers, Stack
+from .stacks import FineGrid, Place, SeriesNumbers, Stack
 
 COUNTERS = {
     "connections": "Clients served.",
@@ -175,6 +175,8 @@ class Session:
         self._say("INFO", f"udean {__version__}, model {card.name}: {card.intended_use}.")
         try:
             kept, others = self._receive()
+            if self._parameters.to:
+                self._resolve = self._resolve.to(self._parameters.to)
             model = (
                 f"{self._resolve.engine.info.sha256} {__version__} {self._parameters} {self._resolve.options}"
             )
@@ -182,7 +184,8 @@ class Session:
             for images in stacks.group(kept):
                 try:
                     source = stacks.stack(images, self._parameters.position)
-                    self._restore(source, numbers.of(source, card))
+                    grid = self._grid(source)
+                    self._restore(source, grid, numbers.of(source, grid))
                     restored = set(map(id, images))
                     self._owed = [image for image in self._owed if id(image) not in restored]
                 except RunError as error:
@@ -241,21 +244,30 @@ class Session:
             self._connection.relay(error.head, error.size)
         return None
 
-    def _restore(self, source: Stack, place: Place) -> None:
+    def _grid(self, source: Stack) -> FineGrid:
+        """Where the SR voxels of a volume will lie. Raises RunError for a spacing that cannot be had."""
+        if not self._parameters.to:
+            return source.fine_grid(self._resolve.card)
+        scan = source.scan()
+        self._warn(self._resolve.choice(scan).warnings)
+        return source.grid_of(self._resolve.header(scan, self._parameters.dtype))
+
+    def _restore(self, source: Stack, grid: FineGrid, place: Place) -> None:
         """Restore one volume, when it is its turn, and send its SR images."""
-        card, parameters = self._resolve.card, self._parameters
-        lr = source.volume()
-        itemsize = 4 if parameters.dtype == "float32" else lr.dtype.itemsize
-        size = math.prod(source.fine_shape(card)) * itemsize
+        parameters = self._parameters
+        dtype = source.images[0].pixels.dtype
+        itemsize = 4 if parameters.dtype == "float32" else dtype.itemsize
+        size = math.prod(grid.shape) * itemsize
         self._connection.claim(size)
         try:
             start = time.perf_counter()
-            sr, network = self._worker.submit(self._network, lr, source.zooms).result()
-            images = stacks.fine_images(source, sr, card, parameters.position, place, __version__)
+            sr, network = self._worker.submit(self._network, source).result()
+            card = self._resolve.model_for(source.scan()).card if parameters.to else self._resolve.card
+            images = stacks.fine_images(source, sr, grid, card, parameters.position, place, __version__)
             for image in images:
                 self._connection.send(image.parts())
             seconds = time.perf_counter() - start
-            shape, given = " x ".join(map(str, source.fine_shape(card))), source.images[0].header
+            shape, given = " x ".join(map(str, grid.shape)), source.images[0].header
             self._say(
                 "INFO",
                 f"Series {place.series} is series {given['image_series_index']} restored to {shape} voxels "
@@ -271,23 +283,34 @@ class Session:
 
     def _slabs(self, source: Stack) -> str:
         """What became of the mean over three slab axes, if that is asked for."""
-        if not self._resolve.options.best:
+        if not self._resolve.options.best or self._parameters.to:
             return ""
         why = self._resolve.why_one_axis(source.zooms)
         return f", along one slab axis, not three ({why})" if why else ", mean over three slab axes"
 
-    def _network(self, lr: NDArray[Any], zooms: Sequence[float]) -> tuple[NDArray[Any], float]:
-        """In the worker: the SR voxels, and the seconds that the network took."""
+    def _network(self, source: Stack) -> tuple[NDArray[Any], float]:
+        """In the worker: the SR voxels (x, y, z), and the seconds that the network took."""
 
         def progress(*_: int) -> None:
             self._connection.check()
 
         self._connection.check()
-        if not np.isfinite(lr).all():
-            raise RunError("A volume has NaN or infinite voxels.")
-        sr = self._resolve(lr, self._parameters.dtype, progress, zooms)
-        timings = self._resolve.timings
+        resolve, dtype = self._resolve, self._parameters.dtype
+        if self._parameters.to:
+            _, sr = resolve.scan(source.scan(), dtype, progress=progress)
+        else:
+            lr = source.volume()
+            if not np.isfinite(lr).all():
+                raise RunError("A volume has NaN or infinite voxels.")
+            sr = source.turn.stored(resolve(lr, dtype, progress, source.zooms))
+            if resolve.card.grid == "fft":
+                source.turn.settle(sr, source.factors(resolve.card))
+        timings = resolve.timings
         return sr, timings.network if timings else 0.0
+
+    def _warn(self, warnings: Sequence[str]) -> None:
+        for warning in warnings:
+            self._say("WARN", f"{warning[0].upper()}{warning[1:]}.")
 
     def _say(self, level: str, content: str) -> None:
         self._connection.say(level, content)

@@ -12,11 +12,13 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,7 +26,9 @@ from ..errors import RunError
 from ..models.card import ModelCard
 from ..scan.geometry import LPS_TO_RAS, Factors, fine_affine
 from ..scan.kinds import is_no_magnitude
+from ..scan.nifti import Header
 from ..scan.orientation import Orientation
+from ..scan.scan import Scan, image_scan
 from ..scan.slices import check_alone, even_step
 from ..system.uid import derived_uid
 from . import messages as mrd
@@ -50,6 +54,18 @@ DICOM_HEADER = "DicomJson"  # a DICOM header in base64, which a converter's imag
 
 
 @dataclass(frozen=True)
+class FineGrid:
+    """Where the SR voxels of a volume lie.
+
+    shape: (x, y, z). affine: (4, 4), voxels (x, y, z) to LPS, mm. made: how it came to be, in words.
+    """
+
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+    made: str
+
+
+@dataclass(frozen=True)
 class Stack:
     """The images of one volume in order of their position, and where it lies.
 
@@ -71,24 +87,51 @@ class Stack:
         x, y, z = map(float, np.linalg.norm(self.affine[:3, :3], axis=0))
         return x, y, z
 
+    @property
+    def name(self) -> str:
+        return f"Series {self.images[0].header['image_series_index']}"
+
+    @property
+    def voxels(self) -> NDArray[Any]:
+        """The voxels (x, y, z)."""
+        return np.concatenate([image.pixels[0] for image in self.images]).transpose(2, 1, 0)
+
     def volume(self) -> NDArray[Any]:
         """The voxels (rows, columns, slices) as the resolver takes them, along the world's axes."""
-        planes = np.concatenate([image.pixels[0] for image in self.images])
-        return self.turn.turned(planes.transpose(2, 1, 0))
+        return self.turn.turned(self.voxels)
+
+    def scan(self) -> Scan:
+        """The volume as a scan, for what depends on voxel sizes."""
+        image = nib.Nifti1Image(self.voxels, LPS_TO_RAS @ self.affine)
+        return dataclasses.replace(image_scan(image), name=self.name)
 
     def factors(self, card: ModelCard) -> Factors:
         """HR voxels per LR voxel along (x, y, z)."""
         return self.turn.by_stored(card.scale)
 
-    def fine_shape(self, card: ModelCard) -> tuple[int, int, int]:
-        """Voxels (x, y, z) of the SR volume. Raises RunError for more than a header can say, or one slice."""
+    def fine_grid(self, card: ModelCard) -> FineGrid:
+        """The grid of a model's own factors. Raises RunError for more than a header can say, or one slice."""
         _, _, y, x = self.images[0].pixels.shape
         z = sum(image.pixels.shape[1] for image in self.images)
-        i, j, k = (n * f for n, f in zip((x, y, z), self.factors(card), strict=True))
-        if max(i, j, k) > LIMIT:
-            raise RunError(f"The SR volume would have {i} x {j} x {k} voxels, and MRD holds {LIMIT} an axis.")
-        check_alone(f"Series {self.images[0].header['image_series_index']}", (x, y, z), self.factors(card))
-        return i, j, k
+        factors = self.factors(card)
+        i, j, k = (n * f for n, f in zip((x, y, z), factors, strict=True))
+        affine = fine_affine(self.affine, factors, card.grid)
+        grid = _fitting(FineGrid((i, j, k), affine, "x".join(map(str, card.scale))))
+        check_alone(self.name, (x, y, z), factors)
+        return grid
+
+    def grid_of(self, header: Header) -> FineGrid:
+        """The grid of an SR scan of `scan`. Raises RunError for more than a header can say."""
+        i, j, k = map(int, header.get_data_shape()[:3])
+        size = " x ".join(f"{zoom:.3g}" for zoom in header.get_zooms()[:3])
+        return _fitting(FineGrid((i, j, k), LPS_TO_RAS @ header.get_best_affine(), f"to {size} mm"))
+
+
+def _fitting(grid: FineGrid) -> FineGrid:
+    if max(grid.shape) > LIMIT:
+        size = " x ".join(map(str, grid.shape))
+        raise RunError(f"The SR volume would have {size} voxels, and MRD holds {LIMIT} an axis.")
+    return grid
 
 
 def is_resolvable(image: Image) -> bool:
@@ -181,6 +224,7 @@ def stack(images: tuple[Image, ...], position: Position) -> Stack:
 def fine_images(
     source: Stack,
     voxels: NDArray[Any],
+    grid: FineGrid,
     card: ModelCard,
     position: Position,
     place: Place,
@@ -188,21 +232,19 @@ def fine_images(
 ) -> list[Image]:
     """The SR images of a volume: slices if it came as slices, else one 3-D image.
 
-    voxels: (rows, columns, slices) as the resolver gives them, int or float; they may be moved. place: in
-    their series.
+    voxels: (x, y, z) on the grid, int or float. place: in their series.
     """
-    factors = source.factors(card)
-    if card.grid == "fft":
-        source.turn.settle(source.turn.stored(voxels), factors)
-    planes = source.turn.stored(voxels).transpose(2, 1, 0)  # z, y, x
-    affine = fine_affine(source.affine, factors, card.grid)
+    planes = voxels.transpose(2, 1, 0)
+    affine = grid.affine
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    to_source = np.linalg.inv(source.affine) @ affine
     low, high = float(voxels.min()), float(voxels.max())
     blocks = planes[:, None] if source.planar else planes[None]
     images = []
     for number, block in enumerate(blocks):
-        nearest = min(number // factors[2], len(source.images) - 1)
-        origin = source.images[nearest]
+        # That nearest to it; of two as near, the first.
+        nearest = math.ceil((to_source @ [0, 0, number, 1])[2] - 0.5 - 1e-6) if source.planar else 0
+        origin = source.images[min(max(nearest, 0), len(source.images) - 1)]
         header = origin.header.copy()
         shape = np.array(block.shape[::-1])
         header["matrix_size"], header["field_of_view"] = shape, shape * sizes
@@ -218,7 +260,7 @@ def fine_images(
         attributes.setdefault("WindowWidth", [f"{max(high - low, 1):g}"])
         if source.planar:
             attributes["SliceNo"] = [str(number)]
-        attributes |= marks(given, header, card, toolkit) | identity(given, header, place)
+        attributes |= marks(given, header, card, grid, toolkit) | identity(given, header, place)
         xml = mrd.write_attributes(attributes)
         header["attribute_string_len"] = len(xml)
         images.append(Image(header, xml, block[None]))
@@ -260,7 +302,9 @@ def identity(given: dict[str, list[str]], header: Any, place: Place) -> dict[str
     return made | {DICOM_HEADER: [base64.b64encode(json.dumps(fields).encode()).decode()]}
 
 
-def marks(given: dict[str, list[str]], header: Any, card: ModelCard, toolkit: str) -> dict[str, list[str]]:
+def marks(
+    given: dict[str, list[str]], header: Any, card: ModelCard, grid: FineGrid, toolkit: str
+) -> dict[str, list[str]]:
     """The attributes by which nobody can take an SR image for a measured one.
 
     given: those received; what they say of earlier processing stays. The geometry is that of the header,
@@ -273,7 +317,7 @@ def marks(given: dict[str, list[str]], header: Any, card: ModelCard, toolkit: st
         "SequenceDescriptionAdditional": ["UDEAN_SR"],
         "ImageComments": [f"Super-resolution by udean, {card.intended_use}"],
         "DerivationDescription": [
-            f"Super-resolution {'x'.join(map(str, card.scale))} by udean {toolkit}, model {card.name} "
+            f"Super-resolution {grid.made} by udean {toolkit}, model {card.name} "
             f"({card.checkpoint[:16] or 'no checkpoint'}): {card.intended_use}"
         ],
         "Keep_image_geometry": ["1"],
@@ -307,12 +351,12 @@ class SeriesNumbers:
         self._free = (n for n in itertools.chain(above, range(1, LIMIT + 1)) if n not in taken)
         self._given: dict[Any, Place] = {}  # by received series: the place behind its last volume
 
-    def of(self, source: Stack, card: ModelCard) -> Place:
+    def of(self, source: Stack, grid: FineGrid) -> Place:
         """The place of a volume among the SR series.
 
         A series that is full is followed by another. Raises RunError if all numbers are taken.
         """
-        count = source.fine_shape(card)[2] if source.planar else 1
+        count = grid.shape[2] if source.planar else 1
         key = _series_key(source.images[0])
         place = self._given.get(key)
         if place is None or place.first - 1 + count > LIMIT:

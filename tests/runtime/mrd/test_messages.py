@@ -3,6 +3,7 @@
 UDEAN_FUZZ=1000000 runs the long fuzz.
 """
 
+import math
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -110,15 +111,14 @@ def test_every_header_makes_a_stack_or_a_sentence():
             for group in stacks.group(filter(stacks.is_resolvable, images)):
                 try:
                     stack = stacks.stack(group, "spec")
-                    x, y, z = stack.fine_shape(model)
-                    volume = stack.turn.turned(np.ones((x, y, z), np.float32))
-                    found = stacks.fine_images(
-                        stack, volume, model, "spec", stacks.Place(7, 1, "1.2"), "test"
-                    )
+                    grid = stack.fine_grid(model)
+                    place = stacks.Place(7, 1, "1.2")
+                    volume = np.ones(grid.shape, np.float32)
+                    found = stacks.fine_images(stack, volume, grid, model, "spec", place, "test")
                 except RunError:
                     continue
                 made += 1
-                assert sum(image.pixels.size for image in found) == x * y * z
+                assert sum(image.pixels.size for image in found) == math.prod(grid.shape)
     assert made
 
 
@@ -193,7 +193,8 @@ def test_a_full_sr_series_is_followed_by_another():
     ]
     pair = [parse(message)[0][0] for message in pair]
     numbers, source = stacks.SeriesNumbers(pair), stacks.stack(tuple(pair), "spec")
-    found = [numbers.of(source, model) for _ in range(stacks.LIMIT // 4 + 1)]
+    grid = source.fine_grid(model)
+    found = [numbers.of(source, grid) for _ in range(stacks.LIMIT // 4 + 1)]
     assert [(place.series, place.first) for place in found[-2:]] == [(2, stacks.LIMIT // 4 * 4 - 3), (3, 1)]
     assert found[-2].uid != found[-1].uid
 

@@ -150,6 +150,44 @@ def test_an_oblique_phantom_lies_where_the_sr_headers_say(position, grid):
 
 
 @pytest.mark.parametrize("position", ["spec", "first-voxel"])
+@pytest.mark.parametrize("asked", ["1mm", "1x1x1.5mm", "iso"])
+def test_thick_slices_come_back_in_the_spacing_that_the_client_asks_for(position, asked):
+    messages, places = slices(position, shape=(8, 30, 36))
+    with serving("fft", parameters=Parameters(position=position)) as server:
+        text = pack_text(5, json.dumps({"parameters": {"to": asked}}))
+        got = talk(server.address, text, *messages, pack_close())
+        plain = talk(server.address, *messages, pack_close())
+    _, sr = originals_and_sr(got)
+    depth = 1.5 if "1.5" in asked else 1.0
+    assert [m.header.image_index for m in sr] == list(range(1, int(24 / depth) + 1))
+    for image in sr:
+        size = image.header.field_of_view / image.header.matrix_size
+        np.testing.assert_allclose(size, (1, 1, depth), atol=1e-5)
+        assert image.pixels.shape == (1, 1, 36, 36)
+    # The grid fills the field of view: its middle is the stack's, and so is a linear phantom inside it.
+    where = np.concatenate([places_of(image, position) for image in sr])
+    np.testing.assert_allclose(where.mean((0, 1, 2)), places.mean((0, 1, 2)), atol=1e-4)
+    voxels = np.concatenate([image.pixels[0] for image in sr])
+    inside = (slice(4, -4),) * 3
+    off = voxels - phantom(where)
+    assert abs(off[inside]).max() < 0.02 * np.ptp(voxels)
+    assert "to 1 x 1 x" in meta(sr[0])["DerivationDescription"][0]
+    _, other = originals_and_sr(plain)  # one client's wish is nobody else's
+    assert len(other) == 16 and other[0].pixels.shape == (1, 1, 60, 72)
+
+
+def test_a_spacing_that_cannot_be_had_is_told_and_the_originals_come_back(address):
+    messages, _ = slices("spec")
+    for asked, word in (("0.1mm", "no model does well"), ("5mm", "nothing to restore")):
+        got = talk(address, pack_text(5, json.dumps({"to": asked})), *messages, pack_close())
+        assert [m.raw for m in images(got)] == messages
+        assert any(t.startswith("ERROR") and word in t for t in texts(got))
+    got = talk(address, pack_text(5, '{"to": "somewhere"}'), *messages, pack_close())
+    assert len(images(got)) == 3 * len(messages)
+    assert any("parameter 'to' is ignored" in t for t in texts(got))
+
+
+@pytest.mark.parametrize("position", ["spec", "first-voxel"])
 @pytest.mark.parametrize("sizes", [(1.0, 1.2, 3.0), (3.0, 1.0, 1.2)])
 def test_a_volume_in_one_message_comes_back_as_one(position, sizes):
     frame = rotation(5)
@@ -334,8 +372,8 @@ def test_where_the_stream_is_broken_what_came_before_has_gone_back(address, byte
         (pack_image(np.zeros((1, 0, 4), np.uint16)), True, "holds nothing"),
         (pack_image(np.zeros((1, 4, 4), np.uint16)[:0], channels=1), True, "holds nothing"),
         (pack_image(SMALL, attributes=BOMB), True, "document type"),
-        (pack_image(SMALL, attributes="<a"), True, "no XML"),
-        (pack_image(SMALL, attributes="undefined"), True, "no XML"),
+        (pack_image(SMALL, attributes="<a"), True, "not XML"),
+        (pack_image(SMALL, attributes="undefined"), True, "not XML"),
         (pack_text(5, '{"position": "HFS"}'), False, "position"),
         (pack_text(2, '{"parameters": {"dtype": ["x"]}}'), False, "dtype"),
         (pack_text(5, '{"originals": 7}'), False, "originals"),

@@ -17,6 +17,11 @@ RANDOM = np.random.default_rng(0)
 ALL = Weight(1.0)
 
 
+@pytest.fixture(autouse=True)
+def same_numbers_in_any_order_of_tests(monkeypatch):
+    monkeypatch.setitem(globals(), "RANDOM", np.random.default_rng(0))
+
+
 def low(volume, scale, grid="fft"):
     """An HR volume through one whole FFT, its k-space truncated: the LR volume, real."""
     space = np.fft.fftn(volume)
@@ -99,7 +104,9 @@ def test_the_point_spread_is_passed_both_ways(scale, grid):
     assert np.square(lr - blurred(low(new, scale, grid))).sum() < 0.5 * np.square(residual).sum()
     open_ended = held(sr, lr, scale, grid, rings=(True, True, False), transfer=LINES)
     middle = slice(4 * scale[2], -4 * scale[2])
-    assert abs(open_ended - new)[..., middle].max() < 0.05 * abs(new - sr).max()
+    apart, change = (open_ended - new)[..., middle], new - sr
+    assert np.sqrt(np.mean(apart**2)) < 0.05 * np.sqrt(np.mean(change**2))
+    assert abs(apart).max() < 0.06 * abs(change).max()  # over 40 draws 0.054 at most
 
 
 def test_an_answer_that_agrees_with_the_scan_stays_bit_for_bit_at_weight_0_and_nearly_so_at_1():
