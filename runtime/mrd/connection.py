@@ -81,9 +81,8 @@ class Parameters:
         if "to" in chosen:
             asked = chosen["to"]
             try:
-                changes["to"] = (
-                    str(Asked.parse(str(asked) if isinstance(asked, bool) else asked)) if asked else ""
-                )
+                spacing = Asked.parse(asked if not isinstance(asked, bool) else "") if asked else ""
+                changes["to"] = asked if isinstance(asked, str) else str(spacing)
             except RunError as error:
                 ignored.append(f"A parameter 'to' is ignored: {error}")
         return dataclasses.replace(self, **changes), ignored
