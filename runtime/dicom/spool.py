@@ -29,7 +29,7 @@ from .frame import integer
 DONE = ".done-"  # begins the name of what was sent and only needs to be removed
 MARKER = "open-"
 NOTE, REASON, SENDING = "note.txt", "reason.txt", "sending"
-REMEMBERED = 90 * 86400  # seconds for which it is known what has gone out
+REMEMBERED = 20_000  # series of which it is known what has gone out; not for how long: clocks jump
 BROKEN_OFF = "The sender broke off and did not come back: slices may be missing."
 KEYS = ("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "StudyInstanceUID")
 
@@ -69,9 +69,9 @@ class Spool:
         for sent in self.work.glob(f"{DONE}*"):
             shutil.rmtree(sent, ignore_errors=True)
         for place in (self._sent, self._studies):
-            for file in place.glob("*.json"):
-                if time.time() - file.stat().st_mtime > REMEMBERED:
-                    file.unlink(missing_ok=True)
+            newest = sorted(place.glob("*.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+            for file in newest[REMEMBERED:]:
+                file.unlink(missing_ok=True)
 
     def let_go(self) -> None:
         """Leave the spool to another node."""

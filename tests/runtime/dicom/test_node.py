@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -436,6 +437,20 @@ def test_late_slices_are_set_aside_until_the_whole_series_comes(model, tmp_path)
         assert send(mine, ends) == [0] * 4
         wait(lambda: len(got) == 14)
         assert sizes(got) == [6, 8] and not list((spool / "quarantine").iterdir())
+
+
+def test_what_has_gone_out_is_known_however_the_clock_jumps(model, tmp_path):
+    files, spool = ordered(classic(tmp_path / "in", shape=(5, 12, 10))), tmp_path / "spool"
+    with archive() as (port, got):
+        with running(model, spool, port) as (_, mine):
+            assert send(mine, files[:3]) == [0] * 3
+            wait(lambda: len(got) == 6 and not list((spool / "work").iterdir()))
+        for note in (spool / "sent").iterdir():
+            os.utime(note, (0, 0))  # as it looks after a jump ahead
+        with running(model, spool, port) as (_, mine):
+            assert send(mine, files[3:]) == [0] * 2
+            wait(lambda: list((spool / "quarantine").glob("*/reason.txt")))
+    assert sizes(got) == [6]
 
 
 def test_late_slices_join_a_series_that_waits_for_the_archive(model, tmp_path):
