@@ -38,7 +38,7 @@ SHAPE = 12, 10  # rows, columns
 SOUND = 0.02  # share of streams that are whole, and are compared
 PAUSE = 600.0  # seconds that a client waits for the server: others have work for it, and so may the machine
 SERIES = 900  # of an image of its own behind damage that hides where the next message begins
-LIMITS = ["--max-connections", "64", "--max-memory", "512", "--max-message", "8", "--idle-timeout", "300"]
+LIMITS = ["--max-connections", "100", "--max-memory", "512", "--max-message", "8", "--idle-timeout", "300"]
 
 
 def soak(messages: int, clients: int, seconds: float, seed: int = 0) -> dict[str, Any]:

@@ -181,8 +181,10 @@ class Session:
                 f"{self._resolve.engine.info.sha256} {__version__} {self._parameters} {self._resolve.options}"
             )
             numbers = SeriesNumbers([*kept, *others], model)
-            for images in stacks.group(kept):
+            groups = stacks.group(kept)
+            for images in groups:
                 try:
+                    stacks.check_whole(images, groups)
                     source = stacks.stack(images, self._parameters.position)
                     grid = self._grid(source)
                     self._restore(source, grid, numbers.of(source, grid))

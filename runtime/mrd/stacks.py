@@ -177,6 +177,25 @@ def group(images: Iterable[Image]) -> list[tuple[Image, ...]]:
     return [tuple(members) for members in groups]
 
 
+def check_whole(images: tuple[Image, ...], groups: Iterable[tuple[Image, ...]]) -> None:
+    """Raise RunError if a volume lacks slices that another of its series has: the scan was stopped."""
+    series, here = images[0].header["image_series_index"], _places(images)
+    for other in groups:
+        there = _places(other) if other[0].header["image_series_index"] == series else set()
+        if here < there:
+            raise RunError(
+                f"Series {series} has a volume with {len(here)} of the {len(there)} slices that another one "
+                "has: it is not whole."
+            )
+
+
+def _places(images: tuple[Image, ...]) -> set[bytes]:
+    """Where slices lie, to a tenth of a millimetre, and in which orientation."""
+    fields = ("position", "slice_dir")
+    values = (np.concatenate([image.header[name] for name in fields]).astype(np.float64) for image in images)
+    return {(np.round(value, 1) + 0.0).tobytes() for value in values}  # no negative zeros
+
+
 def _perpendicular(one: Image, other: Image) -> bool:
     normals = (image.header["slice_dir"].astype(np.float64) for image in (one, other))
     return bool(np.linalg.norm(np.cross(*normals)) > PERPENDICULAR)

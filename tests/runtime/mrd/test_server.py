@@ -324,6 +324,15 @@ def test_what_cannot_be_restored_is_named_and_its_originals_come_back(address, s
     assert word in error and "originals" in error
 
 
+def test_a_repetition_that_lacks_slices_of_the_others_is_not_restored(address):
+    whole, stopped = (slices("spec", repetition=n)[0] for n in range(2))
+    other, _ = slices("spec", shape=(3, 20, 18), image_series_index=7)  # of its own, and whole
+    got = talk(address, *whole, *stopped[:3], *other, pack_close())
+    assert [m.raw for m in images(got)][:12] == [*whole, *stopped[:3], *other]
+    assert [m.header.repetition for m in images(got)[12:]] == [0] * 18
+    assert any("3 of the 6 slices" in t for t in texts(got))
+
+
 def test_slices_shifted_against_each_other_are_no_stack(address):
     frame = np.eye(3)
     messages, _ = slices("spec", frame=frame)
