@@ -222,6 +222,7 @@ def write_manual(metadata: Any, path: Path) -> None:
     text = (HERE / "manual.md").read_text().replace("VERSION", general["version"])
     for parameter in metadata["parameters"]:
         text += f"\n- {parameter['label']['en']}: {parameter['information']['en']}"
+    text = re.sub(r"(?<!\n)\n(?!\n|- )", " ", text)  # a paragraph is a line
     lines = [part for line in text.splitlines() for part in textwrap.wrap(line, LINE) or [""]]
     with PdfPages(path) as pages:
         for first in range(0, len(lines), LINES):
