@@ -246,6 +246,15 @@ def adapted(found: Mapping[str, Result]) -> str:
     return "\n".join(table(heads, rows))
 
 
+def soaked(found: Mapping[str, Result]) -> str:
+    """What node and server went through, and what came of it: two tables."""
+    lines: list[str] = []
+    for name, title in (("soak-node", "DICOM node"), ("soak-mrd", "MRD server")):
+        rows = [[key, number(value)] for key, value in found[name].items() if key not in CIRCUMSTANCES]
+        lines += [*table([title, ""], rows), ""]
+    return "\n".join(lines).strip()
+
+
 FIGURES: dict[str, Callable[[Mapping[str, Result]], str]] = {
     "quality": how_good,
     "adaptation": adapted,
@@ -256,6 +265,7 @@ FIGURES: dict[str, Callable[[Mapping[str, Result]], str]] = {
     "background": background,
     "memory": large_volume,
     "speed": speed,
+    "soak": soaked,
 }
 
 
