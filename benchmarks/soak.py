@@ -2,8 +2,8 @@
 
     python -m udean.benchmarks.soak --studies 200 --senders 20
 
-What is done to them, and what is compared: `soak_dicom`, `soak_mrd`. Everything runs on loopback, at the
-price of some processes; CI runs a small size (tests/benchmarks/test_soak.py).
+What is done to them, and what is compared: `soak_dicom`, `soak_mrd`. Everything runs on loopback; CI runs a
+small size (tests/benchmarks/test_soak.py).
 """
 
 from __future__ import annotations
