@@ -1,21 +1,30 @@
 """LR scans whose degradation no method is told: what adapting to it is worth, in tissue.
 
 Three scanners degrade heads; a network knows HR heads of other people (source) and a few LR scans of further
-ones (target). Rows: interpolations; the embedded model, which knows truncation; the same, adapted to the
-degradation that `trainer.simulation.estimate` reads off the target scans; the same, trained in as many steps
-on the true degradation (bound); UDEAN's own adaptation from the same weights. Test heads are of none of the
-groups.
+ones (target). All trainings begin as the embedded model, which knows truncation. Of those without pairs
+best.pt is measured, which is chosen without truth; how what it is chosen by goes with the truth is told of a
+further head (validation). Test heads are of none of the groups.
 
-    python -m udean.benchmarks.adaptation OUT --source HR... --target HR... --test HR... [--steps 400]
+    python -m udean.benchmarks.adaptation OUT --source HR... --target HR... --validation HR... --test HR...
+        [--rows 'udean;cyclegan'] [--seeds 3] [--steps 150]
 
-OUT keeps what is done: the same command goes on after it was stopped.
+OUT keeps what is done: the same command goes on after it was stopped, and one with other rows, seeds or steps
+adds to the same table.
 """
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import gzip
 import os
-from collections.abc import Sequence
+import re
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,22 +33,27 @@ import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
+from scipy import stats
 
 from ..export.adapt import fine_tuning
-from ..export.artefacts import export_onnx
 from ..runtime.commands.common import sentences
+from ..runtime.errors import RunError
 from ..runtime.pipeline import consistency
 from ..runtime.resolver import Consistency, SuperResolver
 from ..runtime.scan.noise import estimate_noise
-from ..runtime.system.files import read_json, write_json
+from ..runtime.system.files import atomic, read_json, write_json
+from ..trainer import checkpoint
 from ..trainer.config import Config, load
 from ..trainer.evaluation.evaluate import INTERPOLATIONS
 from ..trainer.evaluation.tissue import PEAK, in_tissue, tissue_mask
 from ..trainer.fit import fit
+from ..trainer.methods import METHODS, Name
 from ..trainer.simulation.kspace import Acquisition, Degradation, acquire
 from . import common, tissue
+from .curves import Panel
 
 Volume = NDArray[Any]  # float32
+Options = dict[str, Any]
 SCALE = (2, 2, 2)
 TARGETS: dict[str, Degradation] = {
     "partial Fourier 6/8, elliptical, 2 % noise": Degradation(
@@ -50,105 +64,242 @@ TARGETS: dict[str, Degradation] = {
         width=(0.0, 0.0, 1.6), hamming=0.8, noise=0.01
     ),
 }
-TRAINED = ("adapted", "bound", "udean")
+LETTERS = dict(zip("abc", TARGETS, strict=True))  # the folders in OUT
 BLOCK = (48, 56, 32)  # LR voxels in the middle of a test head that are restored and measured
-UDEAN_STEPS = 5  # of the others' steps one of UDEAN's takes as long as
+SLABS: Options = {"schedule": {"depth": 3, "patch": 24, "batch": 4}}  # of methods that see slabs only
+CHECKPOINTS = 5  # of a run that learns without pairs, to choose from
+MEASURED = ("interpolations", "embedded")  # rows that train nothing
+
+
+@dataclass(frozen=True)
+class Row:
+    """A training. options: over `fine_tuning` and, of methods that see slabs only, the compact preset."""
+
+    method: Name
+    options: Options = field(default_factory=dict)
+
+
+FALLING = {"anchor_left": 0.01}  # 10 to 0.1
+TENFOLD = FALLING | {"image_adaptation": 1.0}
+LIGHT = TENFOLD | {"anchor": 1.0}
+HUNDREDFOLD = LIGHT | {"image_adaptation": 10.0}
+ADAPTIVE = HUNDREDFOLD | {"anchor_left": 0.1}
+
+
+def _udean(weights: Mapping[str, float], judges: str = "patch", noise: bool = True) -> Row:
+    return Row("udean", {"weights": weights, "network": {"judges": judges, "noise": noise}})
+
+
+def _coarse(method: Name, coarse: str) -> Row:
+    return Row(method, {"data": {"coarse": coarse}})
+
+
+ROWS: dict[str, Row] = {
+    # The embedded network's own method goes on: on truncation (wrong), on what was estimated, on the truth.
+    "truncation": Row("supervised"),
+    "adapted": Row("parametric"),
+    "bound": Row("supervised"),
+    # UDEAN and its ablations, with what helped of `TRIED`
+    "udean": _udean(ADAPTIVE),
+    "udean, image only": _udean(ADAPTIVE | {"feature_adaptation": 0.0}),
+    "udean, features only": _udean(ADAPTIVE | {"image_adaptation": 0.0}),
+    "udean, neither": _udean(ADAPTIVE | {"feature_adaptation": 0.0, "image_adaptation": 0.0}),
+    # The baselines, as published and told of truncation; cyclegan takes neither.
+    "cyclegan": Row("cyclegan"),
+    "dasr, bicubic": _coarse("dasr", "bicubic"),
+    "dasr, truncation": _coarse("dasr", "truncation"),
+    "pseudosr, bicubic": _coarse("pseudosr", "bicubic"),
+    "pseudosr, truncation": _coarse("pseudosr", "truncation"),
+    "zssr, bicubic": _coarse("zssr", "bicubic"),
+    "zssr, truncation": _coarse("zssr", "truncation"),
+}
+# What was tried to make UDEAN adapt, each added to what is above it; an anchor of 1 to 0.1, the last one,
+# makes the row "udean".
+TRIED: dict[str, Row] = {
+    "compact preset": _udean({}, "slab", noise=False),
+    "+ anchor 10 to 0.1": _udean(FALLING, "slab", noise=False),
+    "+ patch judges": _udean(FALLING, noise=False),
+    "+ noise": _udean(FALLING),
+    "+ image adaptation tenfold": _udean(TENFOLD),
+    "+ anchor 1 to 0.01": _udean(LIGHT),
+    "+ image adaptation a hundredfold": _udean(HUNDREDFOLD),
+    "udean, from random weights": Row("udean", _udean(ADAPTIVE).options | {"init": ""}),
+}
+ALL = ROWS | TRIED
 Scans = Annotated[list[str], typer.Option(help="HR scans: files, folders or globs; repeatable.")]
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """HR scans by group; LR scans of them are made in `out`."""
+
+    out: Path
+    source: Sequence[str]
+    target: Sequence[str]
+    validation: Sequence[str]
+    test: Sequence[str]
 
 
 def main(
     out: Annotated[Path, typer.Argument(help="Folder of the runs; resumes.")],
     source: Scans,
     target: Scans,
+    validation: Scans,
     test: Scans,
-    steps: Annotated[int, typer.Option(min=8, help="Of each training; UDEAN takes a fifth.")] = 400,
-    rows: Annotated[str, typer.Option(help="Trainings: adapted, bound, udean.")] = "adapted,bound",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    rows: Annotated[str, typer.Option(help="Of ROWS and TRIED, divided by semicolons.")] = ";".join(ROWS),
+    targets: Annotated[str, typer.Option(help="Which scanners, in this order.")] = "bca",
+    steps: Annotated[int, typer.Option(min=8, help="Of each training.")] = 150,
+    seeds: Annotated[int, typer.Option(min=1)] = 1,
+    scan: Annotated[list[str] | None, typer.Option(help="LR scans to run udean-adapt on.")] = None,
+    minutes: Annotated[float, typer.Option(help="That udean-adapt is given.")] = 25.0,
 ) -> None:
     """Train, measure, and write benchmarks/results/adaptation.json."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
-    heads = {Path(path).name.partition(".")[0]: path for path in test}
-    table = out / "adaptation.json"
-    found: dict[str, Any] = read_json(table)
-    for row in ("interpolations", "embedded", *(r for r in TRAINED if r in rows.split(","))):
-        for number, (name, degradation) in enumerate(TARGETS.items()):
-            kept = found.setdefault(name, {})
-            if row in kept:
-                continue
-            folder = out / "abc"[number]
-            lr = [_acquired(path, degradation, folder / "lr", i) for i, path in enumerate(target)]
-            model, told = "", ""
-            if row in TRAINED:
-                chosen = _config(row, source, target, lr, degradation, steps, seed)
-                run = folder / f"{row}-{steps}-{seed}"
-                final = fit(chosen, run, resume=(run / "checkpoint.pt").exists(), report=_say)
-                (exported, *_) = export_onnx(final, run)
-                model, told = str(exported.path), exported.card.trained_on
-            kept[row] = {"figures": {}, "trained on": told}
-            for head, path in heads.items():
-                kept[row]["figures"][head] = _measured(path, degradation, row, model)
-            write_json(table, found)
-            print(name, row, kept[row]["figures"], flush=True)
+    cohort = Cohort(out, source, target, validation, test)
+    asked = [name.strip() for name in rows.split(";")]
+    for name in {*asked} - {*ALL}:
+        raise RunError(f"There is no row '{name}': choose from {'; '.join(ALL)}.")
+    # What trains nothing first, then a seed of everything before the next.
+    todo = [(name, letter, 0, 0) for letter in targets for name in MEASURED]
+    todo += [(name, letter, seed, steps) for seed in range(seeds) for name in asked for letter in targets]
+    for name, letter, seed, length in todo:
+        kept = out / "results" / f"{letter} {name} {length} {seed}.json"
+        if not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_json(kept, {"row": name, **_result(cohort, name, letter, length, seed)})
+        print(kept.stem, read_json(kept)["figures"], flush=True)
+    for path in scan or []:
+        kept = out / "results" / f"udean-adapt {_name(path)}.json"
+        if not kept.exists():
+            write_json(kept, _command(cohort, path, minutes))
     # The places of a user's scans are his own.
-    options = ["--source", "HR", "--target", "HR", "--test", "HR", "--steps", str(steps), "--seed", str(seed)]
-    command = ["python", "-m", "udean.benchmarks.adaptation", "OUT", *options, "--rows", rows]
-    result = {"steps": steps, "seed": seed, "targets": found}
-    write_json(common.RESULTS / "adaptation.json", {**common.circumstances(command), **result})
+    groups = ["--source", "HR", "--target", "HR", "--validation", "HR", "--test", "HR"]
+    command = ["python", "-m", "udean.benchmarks.adaptation", "OUT", *groups]
+    write_json(common.RESULTS / "adaptation.json", {**common.circumstances(command), **summary(out)})
+
+
+def _result(cohort: Cohort, name: str, letter: str, steps: int, seed: int) -> dict[str, Any]:
+    """Figures by head and way, and for a training what it took, what it was told and its checkpoints."""
+    degradation = TARGETS[LETTERS[letter]]
+    model, more = None, {}
+    if name in ALL:
+        config = _config(cohort, ALL[name], name, letter, steps, seed)
+        run = cohort.out / letter / f"{name} {steps} {seed}"
+        start = time.process_time()
+        model = fit(config, run, resume=(run / "checkpoint.pt").exists(), report=_say)
+        more = {
+            "steps": steps,
+            "seed": seed,
+            "processor seconds": round(time.process_time() - start),
+            "trained on": checkpoint.load_generator(model)[1].trained_on,
+            "checkpoints": _watched(run),
+        }
+    figures = {_name(p): _measured(p, degradation, name, model) for p in cohort.test}
+    return {"figures": figures, **more}
+
+
+def _command(cohort: Cohort, scan: str, minutes: float) -> dict[str, Any]:
+    """What `udean-adapt` says of an LR scan, whole and at its size, and what that takes of the processor."""
+    model = cohort.out / "adapt" / f"{_name(scan)}.onnx"
+    model.parent.mkdir(exist_ok=True)
+    source = [part for path in cohort.source for part in ("--source", path)]
+    options = ["-o", str(model), "--minutes", str(minutes)]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ran = subprocess.run(
+        [sys.executable, "-m", "udean.export.adapt", scan, *source, *options],
+        capture_output=True,
+        text=True,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if ran.returncode not in (0, 1):
+        raise RunError(f"udean-adapt failed on {scan}: {ran.stderr.strip()}")
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return said(ran.stdout, ran.stderr) | {"processor minutes": round(seconds / 60, 1)}
+
+
+def said(stdout: str, stderr: str) -> dict[str, Any]:
+    """The outcome in what udean-adapt has printed."""
+    steps = re.search(r"step \d+ of (\d+)", stderr)
+    gain = re.search(r": ([+-][\d.]+) dB in tissue", stdout)
+    refused = re.search(r"Not written: (.*?)\. ", stdout)
+    found = re.search(r"Read off your scans: (.*)", stdout)
+    return {
+        "steps": int(steps[1]) if steps else 0,
+        "gain": float(gain[1]) if gain else None,
+        "read off": found[1] if found else "",
+        "refused": refused[1] if refused else "",
+    }
+
+
+def _name(path: str) -> str:
+    return Path(path).name.partition(".")[0]
 
 
 def _say(step: int, total: int, values: dict[str, float]) -> None:
-    if step % 50 == 0:
+    if step % 25 == 0:
         print(f"  step {step} of {total}", {k: round(v, 4) for k, v in values.items()}, flush=True)
 
 
+def _watched(run: Path) -> list[dict[str, float]]:
+    """What the validations of a run have found."""
+    with open(run / "metrics.csv", newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if row.get("validation_psnr")]
+    names = ("step", "selection", "validation_psnr")
+    return [{name: round(float(row[name]), 3) for name in names} for row in rows]
+
+
 def _head(path: str) -> Volume:
-    """HR voxels along the world's axes, the 99.9th percentile 1, sides multiples of 4."""
-    image: Any = nib.as_closest_canonical(nib.load(path))  # pyright: ignore[reportPrivateImportUsage]
-    hr = np.maximum(np.asarray(image.dataobj, np.float32), 0)
-    hr = hr[tuple(slice(n - n % 4) for n in hr.shape)]
-    return hr / np.float32(np.percentile(hr, PEAK))
+    """HR voxels along the world's axes, sides multiples of 4."""
+    hr = np.maximum(np.asarray(_canonical(path).dataobj, np.float32), 0)
+    return hr[tuple(slice(n - n % 4) for n in hr.shape)]
+
+
+def _canonical(path: str) -> Any:
+    return nib.as_closest_canonical(nib.load(path))  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _acquired(path: str, degradation: Degradation, folder: Path, seed: int) -> str:
-    """An LR scan of a head, as a file."""
+    """An LR scan of a head, in its units, as a file."""
     file = folder / Path(path).name
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
         lr = acquire(_head(path), Acquisition(SCALE, **vars(degradation)), seed)
-        nib.save(nib.Nifti1Image(np.rint(lr * tissue.RANGE).astype(np.int16), np.diag([2.0, 2, 2, 1])), file)
+        affine = _canonical(path).affine @ np.diag([*SCALE, 1])
+        with atomic(file) as stream:
+            stream.write(gzip.compress(nib.Nifti1Image(lr, affine).to_bytes(), 1))
     return str(file)
 
 
-def _config(
-    row: str,
-    source: Sequence[str],
-    target: Sequence[str],
-    lr: Sequence[str],
-    degradation: Degradation,
-    steps: int,
-    seed: int,
-) -> Config:
-    options: dict[str, Any] = {
-        **fine_tuning(steps, seed),
-        "name": f"adaptation-{row}",
-        "method": {"adapted": "parametric", "bound": "supervised", "udean": "udean"}[row],
-        "data": {"source": list(source), "target": list(lr), "slab_axes": [2], "any_voxel_size": True},
-    }
-    if row == "bound":
-        options["data"] |= {"target": list(source), "target_simulated": True, "pairing": "aligned"}
-        options["degradation"] = dataclasses.asdict(degradation)
-    if row == "udean":
-        options["schedule"] |= {"steps": max(1, steps // UDEAN_STEPS), "depth": 3, "patch": 32, "batch": 4}
-        del options["weights"]
+def _config(cohort: Cohort, row: Row, name: str, letter: str, steps: int, seed: int) -> Config:
+    degradation, folder = TARGETS[LETTERS[letter]], cohort.out / letter / "lr"
+    lr, watched = (
+        [_acquired(path, degradation, folder, first + i) for i, path in enumerate(group)]
+        for first, group in ((0, cohort.target), (100, cohort.validation))
+    )
+    layers: list[Options] = [fine_tuning(steps, seed)]
+    data: dict[str, Any] = {"source": list(cohort.source), "slab_axes": [2], "any_voxel_size": True}
+    if METHODS[row.method].draws == "pairs":
+        told = dataclasses.asdict(degradation) if name == "bound" else {}
+        data |= {"target": data["source"], "target_simulated": True, "pairing": "aligned"}
+        layers.append({"data": data, "degradation": told})
+    else:
+        data |= {"target": lr, "validation_lr": watched, "validation_hr": list(cohort.validation)}
+        layers.append({"data": data})
+    if row.method not in ("supervised", "parametric"):
+        del layers[0]["weights"]  # those of the preset
+        layers += [SLABS, {"schedule": {"validate_every": max(1, steps // CHECKPOINTS)}}]
+    options: dict[str, Any] = {"name": f"adaptation-{letter}-{name}", "method": row.method}
+    for layer in (*layers, row.options):
+        for table, values in layer.items():
+            options[table] = options.get(table, {}) | values if isinstance(values, dict) else values
     return load("compact", None, options)
 
 
-def _measured(path: str, degradation: Degradation, row: str, model: str) -> dict[str, float]:
+def _measured(path: str, degradation: Degradation, row: str, model: Path | None) -> dict[str, float]:
     """PSNR in dB in the tissue of the middle of a head, by how it was restored."""
     hr = _head(path)
-    lr = acquire(hr, Acquisition(SCALE, **vars(degradation)), 1000)
-    lr = np.rint(lr * np.float32(tissue.RANGE))
-    hr = hr * np.float32(tissue.RANGE)
+    hr = hr * np.float32(tissue.RANGE / np.percentile(hr, PEAK))
+    lr = np.rint(acquire(hr, Acquisition(SCALE, **vars(degradation)), 1000))
     corner = [(n - b) // 2 for n, b in zip(lr.shape, BLOCK, strict=True)]
     block = tuple(slice(c, c + b) for c, b in zip(corner, BLOCK, strict=True))
     fine = tuple(slice(2 * part.start, 2 * part.stop) for part in block)
@@ -164,12 +315,94 @@ def _measured(path: str, degradation: Degradation, row: str, model: str) -> dict
     figures = {}
     ways: dict[str, Consistency] = {"held": share, "network alone": "off"}
     for held, asked in ways.items():
-        with SuperResolver(model or None, consistency=asked, threads=1) as resolve:
-            without = "network alone" if row == "embedded" else "held"
-            if held == without and (row == "embedded" or resolve.card.consistency == "off"):
+        with SuperResolver(model, consistency=asked, threads=1) as resolve:
+            if held == "held" and resolve.card.consistency == "off":
                 continue
             figures[held] = psnr(resolve(low))
     return figures
+
+
+def summary(out: Path) -> dict[str, Any]:
+    """What is done so far: by scanner, each row's figures with the most steps that it has had, and how the
+    choice of a checkpoint without truth goes with the truth.
+
+    gain: over the embedded model, mean over heads and seeds; sd: of seeds.
+    """
+    targets: dict[str, Any] = {}
+    for letter, target in LETTERS.items():
+        found = [read_json(path) for path in sorted((out / "results").glob(f"{letter} *.json"))]
+        rows: dict[str, Any] = {}
+        for name in (*MEASURED, *ALL):
+            runs = [result for result in found if result["row"] == name]
+            longest = max((result.get("steps", 0) for result in runs), default=0)
+            runs = [_as_run(result) for result in runs if result.get("steps", 0) == longest]
+            if not runs:
+                continue
+            rows[name] = {"figures": {head: _mean([run[head] for run in runs]) for head in runs[0]}}
+            if name != "interpolations":
+                embedded = rows["embedded"]["figures"]
+                gains = [_mean([run[head] - embedded[head] for head in run]) for run in runs]
+                rows[name]["gain"] = _mean(gains)
+                if len(gains) > 1:
+                    rows[name]["sd"] = round(float(np.std(gains, ddof=1)), 3)
+            if longest:
+                rows[name] |= {"steps": longest, "seeds": len(runs)}
+        if rows:
+            unpaired = [result["checkpoints"] for result in found if len(result.get("checkpoints", ())) > 1]
+            targets[target] = {"rows": rows, "selection": _selection(unpaired)}
+    commands = {
+        p.stem.removeprefix("udean-adapt "): read_json(p) for p in (out / "results").glob("udean-*.json")
+    }
+    return {"targets": targets, "udean-adapt": dict(sorted(commands.items()))}
+
+
+def panels(result: Mapping[str, Any]) -> list[Panel]:
+    """Gains over the embedded model by row, for the plots beside RESULTS.md."""
+    shown = [name for name in ALL if any(name in t["rows"] for t in result["targets"].values())]
+    series = {
+        target: [t["rows"].get(name, {}).get("gain", 0.0) for name in shown]
+        for target, t in result["targets"].items()
+    }
+    return [Panel("In tissue, over the embedded model", "", "dB", shown, series)]
+
+
+def _as_run(result: Mapping[str, Any]) -> dict[str, float]:
+    """By head: the better interpolation, or as the runtime restores with this model."""
+    ways = {head: list(by_way.values()) for head, by_way in result["figures"].items()}
+    return {
+        head: max(values) if result["row"] == "interpolations" else values[0] for head, values in ways.items()
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return round(float(np.mean(values)), 3)
+
+
+def _selection(runs: Sequence[Sequence[Mapping[str, float]]]) -> dict[str, float]:
+    """How the figure by which checkpoints are chosen without truth goes with their PSNR (Spearman), over the
+    last ones of all runs and within runs; and what choosing so loses to choosing by the truth, dB."""
+    if not runs:
+        return {}
+    last = [run[-1] for run in runs]
+    within = [float(stats.spearmanr(*_columns(run)).statistic) for run in runs]
+    chosen = [max(run, key=lambda watched: watched["selection"]) for run in runs]
+    best = [max(watched["validation_psnr"] for watched in run) for run in runs]
+    lost = [b - c["validation_psnr"] for b, c in zip(best, chosen, strict=True)]
+    return {
+        "runs": len(runs),
+        **(
+            {"between runs": round(float(stats.spearmanr(*_columns(last)).statistic), 2)}
+            if len(runs) > 2
+            else {}
+        ),
+        "within a run, mean": round(float(np.nanmean(within)), 2),
+        "lost, mean": round(float(np.mean(lost)), 2),
+        "lost, most": round(float(np.max(lost)), 2),
+    }
+
+
+def _columns(rows: Sequence[Mapping[str, float]]) -> tuple[list[float], list[float]]:
+    return [row["selection"] for row in rows], [row["validation_psnr"] for row in rows]
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import typer
 from ..runtime.commands.common import sentences
 from ..runtime.errors import RunError
 from ..runtime.system.files import atomic
-from . import quality, scaling, tissue, training_speed
+from . import adaptation, quality, scaling, tissue, training_speed
 from .common import RESULTS
 from .curves import Panel, draw
 from .engines import page
@@ -37,6 +37,7 @@ machine; ratios were measured in alternation.
 """
 Result = dict[str, Any]
 PLOTS: dict[str, Callable[[Result], list[Panel]]] = {
+    "adaptation": adaptation.panels,
     "quality": quality.panels,
     "scaling": scaling.panels,
     "training-speed": training_speed.panels,
@@ -231,19 +232,48 @@ def speed(found: Mapping[str, Result]) -> str:
 
 
 def adapted(found: Mapping[str, Result]) -> str:
-    """What adapting to unknown degradations is worth, in tissue: a table."""
+    """What adapting to unknown degradations is worth, in tissue: a table for each scanner."""
+    return _adaptation(found, (*adaptation.MEASURED, *adaptation.ROWS))
+
+
+def tried(found: Mapping[str, Result]) -> str:
+    """What was tried to make UDEAN adapt: likewise."""
+    return _adaptation(found, ("embedded", *adaptation.TRIED, "udean"))
+
+
+def _adaptation(found: Mapping[str, Result], names: Sequence[str]) -> str:
+    tables = []
+    for target, result in found["adaptation"]["targets"].items():
+        rows, heads = [], list(result["rows"]["interpolations"]["figures"])
+        for name in names:
+            if row := result["rows"].get(name):
+                gain = f"{row['gain']:+.2f}" if name not in adaptation.MEASURED else ""
+                spread = f" ± {row['sd']:.2f}" if "sd" in row else ""
+                told = [str(row.get(key, "")) for key in ("steps", "seeds")]
+                figures = [f"{row['figures'][head]:.2f}" for head in heads]
+                rows.append([name, *figures, gain + spread, *told])
+        tables += [f"**{target}**", "", *table(["PSNR dB", *heads, "gain", "steps", "seeds"], rows), ""]
+    return "\n".join(tables).strip()
+
+
+def chosen(found: Mapping[str, Result]) -> str:
+    """How choosing a checkpoint without truth goes with the truth: a table."""
+    known = {name: t["selection"] for name, t in found["adaptation"]["targets"].items() if t["selection"]}
+    if not known:
+        return "Not measured yet."
+    heads = max((list(row) for row in known.values()), key=len)
+    rows = [[name, *(f"{row[h]:g}" if h in row else "" for h in heads)] for name, row in known.items()]
+    return "\n".join(table(["correlation with truth", *heads], rows))
+
+
+def adapt_command(found: Mapping[str, Result]) -> str:
+    """What udean-adapt made of whole scans: a table."""
     rows = []
-    for target, by_row in found["adaptation"]["targets"].items():
-        for head, interpolated in by_row["interpolations"]["figures"].items():
-            figures = {
-                name: next(iter(by_row[name]["figures"][head].values()))  # as the runtime does it
-                for name in ("embedded", "adapted", "bound")
-            }
-            shown = [max(interpolated.values()), *figures.values()]
-            gain = figures["adapted"] - figures["embedded"]
-            rows.append([target, head, *(f"{value:.2f}" for value in shown), f"{gain:+.2f}"])
-    heads = ["degradation", "head", "interpolated", "embedded", "adapted", "told the truth", "gain"]
-    return "\n".join(table(heads, rows))
+    for scan, run in found["adaptation"]["udean-adapt"].items():
+        outcome = f"not written: {run['refused']}" if run["refused"] else f"{run['gain']:+.2f} dB"
+        rows.append([scan, str(run["steps"]), f"{run['processor minutes']:.1f}", run["read off"], outcome])
+    heads = ["scan", "steps", "processor minutes", "read off it", "in tissue of a head acquired so"]
+    return "\n".join(table(heads, rows)) if rows else "Not measured yet."
 
 
 def soaked(found: Mapping[str, Result]) -> str:
@@ -258,6 +288,9 @@ def soaked(found: Mapping[str, Result]) -> str:
 FIGURES: dict[str, Callable[[Mapping[str, Result]], str]] = {
     "quality": how_good,
     "adaptation": adapted,
+    "adaptation-tried": tried,
+    "adaptation-choice": chosen,
+    "adaptation-command": adapt_command,
     "seconds": seconds,
     "fastest": fastest,
     "degradations": how_steady,

@@ -52,6 +52,9 @@ class Data:
     consistency: what LR scans are of HR ones, for the card: "truncation" of k-space lets the runtime take the
         band that a scan measured from the scan; "off" if that is not known.
     described_as: the scans in the model card's words; without, their number and voxel size.
+    coarse: how HR scans (of zssr LR ones) are brought to the LR grid where a method takes that for what LR
+        scans would be without their own degradation: "truncation" of k-space, as scanners do it, or
+        "bicubic", as the baselines were published; see `methods.method.Batch`.
     slab_axes: of the world's axes (0 right, 1 front, 2 head; see `orientation`), those along which slabs are
         cut, drawn in turn; none: the one that voxel sizes tell. augment: flips and transposes in plane.
     """
@@ -66,6 +69,7 @@ class Data:
     register: bool = False
     bad_scans: Literal["stop", "skip"] = "stop"
     any_voxel_size: bool = False
+    coarse: Literal["truncation", "bicubic"] = "truncation"
     slab_axes: tuple[int, ...] = ()
     augment: bool = True
     consistency: Consistency = "off"
@@ -84,8 +88,9 @@ class Schedule:
     a training patch, a slab's three by default; of more, the supervised loss sees what the runtime delivers.
     select: what best.pt is chosen by at each validation. "truth": PSNR of the validation scans.
         "consistency": what a user has without truth: how well the SR windows, degraded as the method has
-        learned to, explain the LR windows, in dB, less the dB by which their spectrum beyond the LR band is
-        off that of the source scans. "auto": truth for methods that learn from pairs, else consistency.
+        learned to, explain the LR windows, to their noise, in dB, less the dB by which their spectrum beyond
+        the LR band is off that of the source scans, and that of these, degraded so, off the LR windows'.
+        "auto": truth for methods that learn from pairs, else consistency.
     """
 
     steps: int = 120_000
@@ -232,6 +237,11 @@ def _check(config: Config) -> None:
         (not 0 <= s.final_rate <= s.learning_rate, "final_rate must lie between 0 and learning_rate."),
         (not 0 < s.beta2 < 1, "beta2 must lie between 0 and 1."),
         (not 0 <= s.average < 1, "average must be at least 0 and less than 1."),
+        (
+            (config.network.judges != "slab" or config.network.noise) and config.method != "udean",
+            f"the network's judges and noise are UDEAN's: {config.method} has its own.",
+        ),
+        (not 0 < config.weights.anchor_left <= 1, "anchor_left must be more than 0 and at most 1."),
         (config.weights.charbonnier < 0, "charbonnier must not be negative."),
         (
             s.depth != SLAB and draws not in ("pairs", "estimated"),
@@ -274,8 +284,8 @@ def _check(config: Config) -> None:
             "the table variation is for simulated target scans: set data.target_simulated.",
         ),
         (
-            bool(config.variation.shaped) and config.degradation.sampling == "blur",
-            "shaped scans of the table variation need k-space, not the degradation's blur.",
+            bool(config.variation.shaped) and config.degradation.sampling != "truncation",
+            "shaped scans of the table variation need k-space, so the degradation's sampling 'truncation'.",
         ),
         (
             bool(data.validation_lr) and not data.validation_hr,

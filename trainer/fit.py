@@ -46,6 +46,7 @@ from .validation import panel, validate
 LOG = logging.getLogger(__name__)
 # Steps in a row that may overflow: in fp16 the gradient scaler leaves such a step out and halves its factor.
 OVERFLOWS = {"32-true": 0, "bf16-mixed": 0, "16-mixed": 20}
+NOT_DEPLOYED = ("discriminator", "judges", "noise")  # fields of Architecture that only a training has
 MEASURED = ("validation_psnr", "validation_ssim", "selection")  # what the card tells of the last validation
 Report = Callable[[int, int, dict[str, float]], None]
 
@@ -141,7 +142,14 @@ def fit(config: Config, run: Path, resume: bool = False, report: Report | None =
         alarm.hear(done, values)
         if done % schedule.validate_every == 0 or done == total:
             figures, shown = validate(
-                average.network, decimation, lr, hr, fabric, method.degraded, material.watched_source
+                average.network,
+                decimation,
+                lr,
+                hr,
+                fabric,
+                method.degraded,
+                material.watched_source,
+                material.noise,
             )
             values |= figures
             if metrics:
@@ -254,7 +262,8 @@ def to_batch(slabs: batches.Slabs, step: int, config: Config, fabric: Fabric) ->
     layout = torch.channels_last if config.machine.channels_last else torch.contiguous_format
     hr, coarse, lr = (s.to(fabric.device, memory_format=layout, non_blocking=True) for s in slabs)
     seed = int(np.random.SeedSequence((config.schedule.seed, step)).generate_state(1)[0])
-    return Batch(hr, coarse, lr, seed)
+    progress = torch.tensor(step % config.schedule.steps / config.schedule.steps, device=fabric.device)
+    return Batch(hr, coarse, lr, seed, progress)
 
 
 def take_step(
@@ -272,7 +281,7 @@ def take_step(
         with fabric.autocast():
             terms, more = player.turn.losses(batch, made)
         made = made | more
-        player.optimiser.param_groups[0]["lr"] = rate
+        player.optimiser.param_groups[0]["lr"] = rate * player.turn.pace
         player.optimiser.zero_grad(set_to_none=True)
         fabric.backward(terms["total"])
         distributed.average_gradients(player.turn.trains.parameters())
@@ -297,15 +306,20 @@ def begin(method: Method, config: Config) -> None:
     others."""
     with initial(config.init) as path:
         contents = checkpoint.load(path)
-        if checkpoint.architecture(contents) != config.network:
+        kept = {name: getattr(config.network, name) for name in NOT_DEPLOYED}
+        if dataclasses.replace(checkpoint.architecture(contents), **kept) != config.network:
             raise ConfigError(f"The network of {config.init} is another than that to be trained.")
-        method.deployed().load_state_dict(contents["deployed"])
+        found = method.deployed().load_state_dict(contents["deployed"], strict=False)
+        if found.unexpected_keys or not all(key.startswith("cleaner.") for key in found.missing_keys):
+            raise ConfigError(f"{config.init} deploys other networks than {config.method}.")
 
 
 def network_of(init: str) -> dict[str, Any]:
-    """The table `network` of the checkpoint that `config.init` names. Raises CheckpointError."""
+    """The table `network` of the checkpoint that `config.init` names, as far as it is of what is deployed.
+    Raises CheckpointError."""
     with initial(init) as path:
-        return dataclasses.asdict(checkpoint.architecture(checkpoint.load(path)))
+        whole = dataclasses.asdict(checkpoint.architecture(checkpoint.load(path)))
+    return {name: value for name, value in whole.items() if name not in NOT_DEPLOYED}
 
 
 def initial(name: str) -> AbstractContextManager[Path]:

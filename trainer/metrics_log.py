@@ -67,10 +67,12 @@ class Alarm:
     """Warns once of each loss that goes wrong, from running means over about 100 steps.
 
     Diverging: a generator's loss is 3 times its lowest running mean. Collapsed: a discriminator's loss is
-    below 1 % of what ignorance costs it, so that its gradient tells the generators nothing any more.
+    below 1 % of what ignorance costs it, so that its gradient tells the generators nothing any more. At
+    chance: in its first 1000 steps a discriminator's loss has never left what ignorance costs it.
     """
 
     MEMORY, PATIENCE = 0.99, 300
+    CHANCE, LEARNS = (0.24, 0.26), 1000  # of least squares; the logistic loss of ignorance is 0.69
     DIVERGED, COLLAPSED = 3.0, 0.0025  # half of (1/2)² + (1/2)² is 0.25
 
     def __init__(self) -> None:
@@ -87,6 +89,16 @@ class Alarm:
                 continue
             lowest = self.lowest[name] = min(mean, self.lowest.get(name, mean))
             if name.startswith("d_"):
+                if seen == self.LEARNS and self.CHANCE[0] < lowest < self.CHANCE[1]:
+                    self.warned.add(name)
+                    LOG.warning(
+                        "Step %d: the loss %s has stayed at %.2g: the discriminator cannot tell what it "
+                        "judges apart, and teaches the generators nothing; see network.judges.",
+                        step,
+                        name,
+                        mean,
+                    )
+                    continue
                 wrong = mean < self.COLLAPSED
                 said = "has collapsed to {:.2g}: the discriminator always wins"
             else:

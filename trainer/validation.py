@@ -20,6 +20,7 @@ VALIDATION = (
     "target_consistency",
     "learned_consistency",
     "spectrum_distance",
+    "degradation_distance",
     "selection",
 )
 PANEL_ROWS = 4
@@ -36,16 +37,19 @@ def validate(
     fabric: Fabric,
     degrade: Degrade | None = None,
     source: Tensor | None = None,
+    noise: float = 0.0,
 ) -> tuple[dict[str, float], Tensor]:
     """How the deployed path fares on windows, without their rims.
 
     With hr: PSNR (dB, over 0..1) and SSIM. The rest needs no truth: target_consistency, ‖down(SR) − LR‖/‖LR‖
     of the middle slice, learned_consistency, the same through the learned degradation (degrade, where it is
-    one), spectrum_distance to HR windows of other anatomy (source), and selection, which weighs them up.
+    one), spectrum_distance to HR windows of other anatomy (source), degradation_distance of these windows,
+    degraded as learned, to the LR ones, likewise, and selection, which weighs them up.
+    noise: the LR windows' standard deviation of it. To explain them better than to that is no merit.
     Also the first SR windows, for the panel.
     """
     network.eval()
-    outputs, known, learned, norm = [], 0.0, 0.0, 1e-12
+    outputs, known, learned, norm, unknowable = [], 0.0, 0.0, 1e-12, 0.0
     rim = lr.shape[-1] // 8
     inside = (slice(None), slice(1, 2), slice(rim, -rim), slice(rim, -rim))
     learns = False
@@ -59,6 +63,7 @@ def validate(
         known += float(((coarse.float().cpu() - x)[inside] ** 2).sum())
         learned += float(((seen.cpu() - x)[inside] ** 2).sum())
         norm += float((x[inside] ** 2).sum())
+        unknowable += noise**2 * x[inside].numel()
         outputs.append(sr.cpu())
     network.train()
     sr = torch.cat(outputs)
@@ -67,8 +72,12 @@ def validate(
         values["learned_consistency"] = (learned / norm) ** 0.5
     distance = 0.0
     if source is not None:
-        values["spectrum_distance"] = distance = spectrum_distance(sr, source, sr.shape[-1] / lr.shape[-1])
-    values["selection"] = -10 * math.log10(max(learned / norm, 1e-12)) - distance
+        scale = sr.shape[-1] / lr.shape[-1]
+        values["spectrum_distance"] = spectrum_distance(sr, source, scale)
+        made = torch.cat([_degraded(hr, decimation, fabric, degrade) for hr in source.split(8)])
+        values["degradation_distance"] = spectrum_distance(made, lr)
+        distance = values["spectrum_distance"] + values["degradation_distance"]
+    values["selection"] = -10 * math.log10(max(learned / norm, unknowable / norm, 1e-12)) - distance
     if hr is not None:
         rim = hr.shape[-1] // 8
         inside = (slice(None), slice(None), slice(rim, -rim), slice(rim, -rim))
@@ -78,9 +87,19 @@ def validate(
     return values, sr[:PANEL_ROWS]
 
 
-def spectrum_distance(sr: Tensor, hr: Tensor, scale: float) -> float:
-    """By how many dB the in-plane power of SR windows is off that of HR windows, mean over frequencies beyond
-    the LR scan's band; both relative to their power within it. (N, slices, rows, columns), of any anatomy."""
+def _degraded(hr: Tensor, decimation: Decimation, fabric: Fabric, degrade: Degrade | None) -> Tensor:
+    """What the learned degradation makes of HR windows; where none is learned, what truncation does."""
+    with fabric.autocast():
+        hr = hr.to(fabric.device, memory_format=torch.channels_last)
+        coarse = decimation(hr)
+        made = degrade(hr, coarse) if degrade else None
+    return (coarse if made is None else made).float().cpu()
+
+
+def spectrum_distance(made: Tensor, real: Tensor, scale: float = 2.0) -> float:
+    """By how many dB the in-plane power of made windows is off that of real ones, mean over frequencies
+    beyond 1/scale of the band; both relative to their power below. (N, slices, rows, columns), any anatomy.
+    """
 
     def spectrum(windows: Tensor) -> Tensor:
         size = windows.shape[-1]
@@ -95,7 +114,7 @@ def spectrum_distance(sr: Tensor, hr: Tensor, scale: float) -> float:
         means = [power[place == n].mean() for n in range(BINS) if (place == n).any()]
         return 10 * torch.log10(torch.stack(means) / within + 1e-12) if means else torch.zeros(1)
 
-    return float((spectrum(sr) - spectrum(hr)).abs().mean())
+    return float((spectrum(made) - spectrum(real)).abs().mean())
 
 
 def panel(lr: Tensor, sr: Tensor, hr: Tensor | None) -> Tensor:

@@ -52,6 +52,9 @@ def test_options_win_over_the_file_and_the_file_over_the_preset(tmp_path):
         ("schedule = 5", "'schedule' must be a table"),
         ("weights = 5", "'weights' must be a table"),
         ("[schedule]\nseed = -1", "seed must be"),
+        ("[weights]\nanchor_left = 0.0", "anchor_left must be"),
+        ("method = 'cyclegan'\n[network]\njudges = 'patch'", "judges and noise are UDEAN's"),
+        ("[data]\ncoarse = 'blur'", "must be one of 'truncation'"),
         ("this is not toml", "not valid TOML"),
     ],
 )

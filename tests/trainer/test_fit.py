@@ -20,7 +20,7 @@ from udean.runtime.errors import RunError
 from udean.trainer import checkpoint, fit
 from udean.trainer.config import load
 from udean.trainer.machine import Precision
-from udean.trainer.methods import METHODS
+from udean.trainer.methods import METHODS, Weights, create
 from udean.trainer.metrics_log import Alarm, Metrics
 from udean.trainer.nets.interpolation import Decimation
 from udean.trainer.simulation.kspace import Degradation
@@ -151,6 +151,45 @@ def test_selection_sees_blur_and_what_does_not_explain_the_scan():
         values, _ = validate(network, decimation, lr, None, fabric, lambda sr, coarse: coarse, other)
         scores.append(values["selection"])
     assert scores[0] > scores[1] + 3 and scores[0] > scores[2] + 3
+
+
+def test_selection_sees_whether_a_degradation_makes_what_the_scans_are():
+    """Blurred LR windows: the truth and their blur are chosen before an SR volume that is blurred itself,
+    which truncation explains as well."""
+    random = torch.Generator().manual_seed(0)
+    hr, other = torch.rand(2, 8, 6, 32, 32, generator=random)
+    decimation, blur = Decimation((2, 2, 2)), torch.nn.AvgPool2d(3, 1, 1, count_include_pad=False)
+    lr = blur(decimation(hr))
+    soft = torch.nn.functional.interpolate(lr.repeat_interleave(2, 1), scale_factor=2, mode="bicubic")
+    found = []
+    for answer, degrade in ((hr, lambda sr, coarse: blur(coarse)), (soft, lambda sr, coarse: coarse)):
+        network = torch.nn.Module()
+        network.forward = lambda x, answer=answer: answer
+        values, _ = validate(network, decimation, lr, None, Fabric(accelerator="cpu"), degrade, other)
+        found.append(values)
+    right, wrong = found
+    assert right["degradation_distance"] < 1 and wrong["degradation_distance"] > 3
+    assert right["selection"] > wrong["selection"] + 3
+
+
+def test_explaining_a_scan_better_than_to_its_noise_is_no_merit():
+    """The truth and what fits the noisy windows best, both sharp: which is chosen hangs on the noise."""
+    random = torch.Generator().manual_seed(0)
+    hr, other = torch.rand(2, 8, 6, 32, 32, generator=random)
+    lr = Decimation((2, 2, 2))(hr) + 0.02 * torch.randn(8, 3, 16, 16, generator=random)
+
+    def score(residual, noise):
+        network = torch.nn.Module()
+        network.forward = lambda x: hr[: len(x)]
+        explained = (lr + residual * torch.ones_like(lr)).split(8)[0]
+        fabric = Fabric(accelerator="cpu")
+        return validate(network, Decimation((2, 2, 2)), lr, None, fabric, lambda *_: explained, other, noise)[
+            0
+        ]["selection"]
+
+    assert score(0.001, 0.0) > score(0.02, 0.0) + 20
+    assert score(0.001, 0.02) == pytest.approx(score(0.02, 0.02), abs=0.01)
+    assert score(0.001, 0.02) > score(0.06, 0.02) + 6
 
 
 def test_a_training_killed_after_its_first_best_weights_resumes(scans, monkeypatch):
@@ -320,6 +359,16 @@ def test_alarm_tells_a_collapsed_discriminator_and_a_rising_loss_once(caplog):
     assert "d_hr has collapsed" in said[0] and "image_cycle has risen" in said[1]
 
 
+def test_alarm_tells_a_discriminator_that_has_learned_nothing_but_not_one_that_was_fooled(caplog):
+    alarm = Alarm()
+    with caplog.at_level(logging.WARNING):
+        for step in range(1500):
+            learned = 0.1 if 200 < step < 700 else 0.25
+            alarm.hear(step, {"d_lr": 0.25, "d_hr": learned, "d_x": 0.69})
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert "d_lr has stayed at 0.25" in said
+
+
 def test_metrics_of_another_stage_keep_the_rows_before(tmp_path):
     metrics = Metrics(tmp_path, 0)
     metrics.write(1, {"low_pass": 1.0, "d_lr": 0.5})
@@ -363,8 +412,25 @@ def test_a_training_begins_as_the_checkpoint_that_it_is_told(scans):
     chosen = dataclasses.replace(
         chosen, schedule=dataclasses.replace(chosen.schedule, learning_rate=0.0, final_rate=0.0)
     )
-    second = fit.fit(chosen, scans / "second")
+    judged = dataclasses.replace(chosen.network, judges="patch", noise=True)  # nothing of it is deployed
+    second = fit.fit(dataclasses.replace(chosen, network=judged), scans / "second")
+    assert {"judges", "noise"}.isdisjoint(fit.network_of(str(second)))
     before, after = (checkpoint.load(path)["deployed"] for path in (first, second))
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     with pytest.raises(RunError, match="another than that to be trained"):
         fit.fit(dataclasses.replace(chosen, init="default"), scans / "third")
+
+
+def test_a_network_more_than_the_checkpoint_has_begins_as_it_would_without(scans):
+    """PseudoSR cleans LR slabs first; a plain network cannot begin as the two."""
+    first = fit.fit(config(scans, "supervised"), scans / "first")
+    cleaning = create("pseudosr", config(scans).network, 16, Weights())
+    fit.begin(cleaning, dataclasses.replace(config(scans, "pseudosr"), init=str(first)))
+    saved = checkpoint.load(first)["deployed"]
+    begun = cleaning.deployed().state_dict()
+    assert all(torch.equal(value, begun[name]) for name, value in saved.items()) and len(begun) > len(saved)
+    card = fit.describe(config(scans, "pseudosr"), cleaning.deployed(), {})
+    checkpoint.save(scans / "both.pt", card, config(scans).network, cleaning.deployed())
+    plain = create("supervised", config(scans).network, 16, Weights())
+    with pytest.raises(RunError, match="deploys other networks than supervised"):
+        fit.begin(plain, dataclasses.replace(config(scans, "supervised"), init=str(scans / "both.pt")))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ...runtime.scan.noise import estimate_noise
 from .. import distributed
 from ..config import Config, ConfigError
 from ..methods import METHODS
@@ -33,7 +34,8 @@ class Material:
     none besides. watched_lr and watched_hr: windows (N, slices, rows, columns) that no training sees; without
     validation scans there is no watched_hr and the LR windows are of the target group. described_as: the
     scans in words, for the card. watched_source: HR windows of the source group, None where it has none.
-    estimate: the degradation that a method which asks for it learns from.
+    estimate: the degradation that a method which asks for it learns from. noise: of the scans that the LR
+    windows are of, a real channel's standard deviation in their units.
     """
 
     source: Group
@@ -43,6 +45,7 @@ class Material:
     described_as: str
     watched_source: Tensor | None = None
     estimate: Estimate | None = None
+    noise: float = 0.0
 
 
 def gather(config: Config) -> Material:
@@ -83,6 +86,7 @@ def gather(config: Config) -> Material:
         config.variation,
         data.any_voxel_size,
         data.pairing == "aligned",
+        data.coarse,
     )
     target, found = None, None
     if draws == "estimated":
@@ -110,14 +114,14 @@ def gather(config: Config) -> Material:
         hr_windows = torch.from_numpy(source.draw(np.random.default_rng(1), WATCHED, watched)[1])
     if not entries["validation"]:
         watch = prepare.target(entries["target"]) if found else target or source
-        lr = watch.draw(rng, WATCHED, watched)[0]
-        return Material(source, target, torch.from_numpy(lr), None, described, hr_windows, found)
+        lr, noise = watch.draw(rng, WATCHED, watched)[0], _noise(watch)
+        return Material(source, target, torch.from_numpy(lr), None, described, hr_windows, found, noise)
     still = dataclasses.replace(
         prepare, misaligned=False, registered=False, variation=Variation(), aligned=True
     )
     pairs = still.pairs(entries["validation"], entries["validation LR"] or entries["validation"])
     lr, hr = map(torch.from_numpy, pairs.draw(rng, WATCHED, watched))
-    return Material(source, target, lr, hr, described, hr_windows, found)
+    return Material(source, target, lr, hr, described, hr_windows, found, _noise(pairs))
 
 
 def batches(config: Config, material: Material, steps: range) -> Iterator[Slabs]:
@@ -169,6 +173,11 @@ class _Steps(Dataset[Slabs]):
             for sample in self.samples
         ]
         return [torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*drawn, strict=True)]
+
+
+def _noise(group: Group) -> float:
+    """Of a group's LR scans, the median."""
+    return float(np.median([estimate_noise(member.volumes[0], 1.0).sigma for member in group.members]))
 
 
 def _slab(config: Config) -> tuple[int, int, int]:

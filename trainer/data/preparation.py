@@ -8,7 +8,7 @@ import os
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from .slabs import Aligned, Group, needed
 
 LOG = logging.getLogger(__name__)
 T = TypeVar("T")
+Coarse = Literal["truncation", "bicubic"]
 SCALE_TOLERANCE = 1.25  # factor by which real LR scans may be coarser or finer than the scale says
 SCALE_NOTED = 1.05  # from which on that is worth a word
 ESTIMATED = 12  # scans of a group that a degradation is estimated from: more hardly change a mean spectrum
@@ -48,6 +49,7 @@ class Preparation:
     variation: of simulated scans around `simulated`, drawn for each scan and slab axis.
     any_voxel_size: scans of a group may differ in their voxel sizes.
     aligned: the scans of a pair lie where their headers say, and show the same there.
+    coarse: how the LR slabs under HR ones are made, which methods take for what LR scans would be.
     """
 
     scale: Scale
@@ -61,10 +63,11 @@ class Preparation:
     variation: Variation = field(default_factory=Variation)
     any_voxel_size: bool = False
     aligned: bool = True
+    coarse: Coarse = "truncation"
 
     def source(self, entries: Sequence[Entry]) -> Group:
-        """HR scans, each with its k-space truncation on the LR grid: (truncated, hr)."""
-        return self._group(entries, lambda entry, axis: self._truncated(self.hr(entry), axis))
+        """HR scans, each brought to the LR grid as `coarse` says: (coarse, hr)."""
+        return self._group(entries, lambda entry, axis: self._with_coarse(self.hr(entry), axis))
 
     def target(self, entries: Sequence[Entry]) -> Group:
         """LR scans: (lr,)."""
@@ -76,8 +79,8 @@ class Preparation:
         return self._group(entries, member)
 
     def target_again(self, entries: Sequence[Entry]) -> Group:
-        """LR scans, each with its own truncation by the same factors: (truncated, lr)."""
-        return self._group(entries, lambda entry, axis: self._truncated(self.lr(entry, axis), axis))
+        """LR scans, each made coarser by the same factors, as `coarse` says: (coarse, lr)."""
+        return self._group(entries, lambda entry, axis: self._with_coarse(self.lr(entry, axis), axis))
 
     def pairs(self, hr: Sequence[Entry], lr: Sequence[Entry]) -> Group:
         """LR and HR scans of the same participants, in units of the LR scan: (lr, hr).
@@ -181,9 +184,9 @@ class Preparation:
         degradation = self.variation.draw(self.simulated, self._own_seed(entry) ^ (axis << 32))
         return Acquisition(self.scale, **vars(degradation))
 
-    def _truncated(self, recipe: Recipe, axis: int) -> Aligned:
+    def _with_coarse(self, recipe: Recipe, axis: int) -> Aligned:
         fine = recipe.prepared()
-        coarse = recipe.then(Acquire(Acquisition(self.scale), axis)).prepared(fine.unit)
+        coarse = recipe.then(Acquire(Acquisition(self.scale, sampling=self.coarse), axis)).prepared(fine.unit)
         pair = (np.moveaxis(coarse.voxels, axis, 2), np.moveaxis(fine.voxels, axis, 2))
         return Aligned(pair, ((1, 1, 1), self.scale))
 

@@ -7,8 +7,8 @@ rest stands still; what an earlier turn made is at a later one's hand.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, TypeAlias
 
 import torch
@@ -27,16 +27,18 @@ class Batch:
     """This process's slabs of one step, in the range 0..1.
 
     hr: (N, HR slices, s·P, s·P) of the source group.
-    coarse: (N, LR slices, P, P), the LR slab under hr: its k-space truncation; for "pairs" the LR scan of
-        the same participant, for "estimated" the one that was made.
+    coarse: (N, LR slices, P, P), the LR slab under hr, as `data.coarse` says its k-space truncation or its
+        bicubic reduction; for "pairs" the LR scan of the same participant, for "estimated" the one that was
+        made.
     lr: (N, LR slices, P, P) of the target group, of other anatomy; for methods other than "unpaired" coarse.
-    seed: of the step, equal in all processes.
+    seed: of the step, equal in all processes. progress: share of the schedule that is over, 0-d.
     """
 
     hr: Tensor
     coarse: Tensor
     lr: Tensor
     seed: int = 0
+    progress: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     def random(self, make: Callable[[tuple[int, ...], torch.Generator], Tensor], *shape: int) -> Tensor:
         """This process's part of make((global batch, *shape), generator): the same in any number of them."""
@@ -49,11 +51,13 @@ class Batch:
 class Turn:
     """One optimiser's part of a step.
 
-    losses(batch, made): the losses of `trains`, and what later turns of the step need of it.
+    losses(batch, made): the losses of `trains`, and what later turns of the step need of it. pace: learning
+    rate over that of the schedule.
     """
 
     trains: nn.Module
     losses: Callable[[Batch, Made], tuple[Terms, Made]]
+    pace: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,8 @@ class Weights:
 
     anchor: of the L1 distance between the learned degradation and the k-space truncation of the same scan; 0
         as published. Nothing else in the losses keeps a generator from making its LR images easy to restore,
-        or from hiding HR detail in them, while its discriminator is weak.
+        or from hiding HR detail in them, while its discriminator is weak. anchor_left: share of it that is
+        left when the schedule ends, to which it falls exponentially; 1: all of it.
     charbonnier: ε of the Charbonnier distance in place of L1 between HR slabs; 0: L1, as published.
     rim: weight in it of the slab's first and last slice, 1 as published; see `losses.similarity`.
     low_band: weight of the error inside the band that the LR scan holds, of blocks deeper than a slab, to 1
@@ -76,6 +81,7 @@ class Weights:
     image_adaptation: float = 0.1
     feature_adaptation: float = 0.1
     anchor: float = 0.0
+    anchor_left: float = 1.0
     ssim: float = 0.5
     adversarial: float = 0.01
     charbonnier: float = 0.0
@@ -126,7 +132,7 @@ def detached(**tensors: Tensor) -> Made:
     return {name: value.detach() for name, value in tensors.items()}
 
 
-def total(terms: Terms, weights: dict[str, float]) -> Terms:
+def total(terms: Terms, weights: Mapping[str, float | Tensor]) -> Terms:
     """The terms and their weighted sum."""
     weighted = [weights[name] * term for name, term in terms.items()]
     return terms | {"total": torch.stack(weighted).sum()}

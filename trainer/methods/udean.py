@@ -14,12 +14,15 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from ..nets import generators, losses
-from ..nets.discriminators import Discriminator
+from ..nets.discriminators import Discriminator, HighPass, PatchDiscriminator
 from ..nets.generators import Architecture, SuperResolution
 from .method import Batch, Made, Method, Terms, Turn, Weights, detached, together, total
+
+PACE = 4.0  # of patch judges: at the generators' they stay at chance (Heusel et al., NeurIPS 2017)
 
 
 class Udean(Method):
@@ -42,6 +45,9 @@ class Udean(Method):
                 "sr_decoder": generators.sr_decoder(arch),
             }
         )
+        if arch.noise:
+            self.generators["noise"] = Noise()
+        self.pace = PACE if arch.judges == "patch" else 1.0
         width = arch.discriminator
         self.discriminators = nn.ModuleDict(
             {
@@ -49,13 +55,19 @@ class Udean(Method):
                 "features": Discriminator(arch.channels, width, patch),
                 "hr": Discriminator(slab_hr, width, patch * arch.scale[0]),
             }
+            if arch.judges == "slab"
+            else {
+                "lr": nn.Sequential(HighPass(), PatchDiscriminator(slab_lr, width, normalised=False)),
+                "features": PatchDiscriminator(arch.channels, width, normalised=False),
+                "hr": nn.Sequential(HighPass(), PatchDiscriminator(slab_hr, width, normalised=False)),
+            }
         )
 
     def turns(self, stage: int = 0) -> tuple[Turn, ...]:
         """Generators and discriminators 1:1."""
         return (
             Turn(self.generators, self.generator_losses),
-            Turn(self.discriminators, self.discriminator_losses),
+            Turn(self.discriminators, self.discriminator_losses, self.pace),
         )
 
     def deployed(self) -> SuperResolution:
@@ -73,6 +85,9 @@ class Udean(Method):
         features_s = g["extractor"](hr, batch.coarse)
         features_t = g["lr_encoder"](lr)
         lr_same, degraded = together(g["lr_decoder"], features_t, features_s)
+        clean = degraded
+        if "noise" in g:
+            degraded = g["noise"](degraded, batch)
         features_cycle = g["lr_encoder"](degraded)
         hr_same, hr_cycle = together(g["sr_decoder"], features_s, features_cycle)
 
@@ -91,7 +106,7 @@ class Udean(Method):
             # D(Xt) of eq. 8 depends on no generator: it has no gradient here and is left out.
             "image_adaptation": losses.confusion(d["lr"](degraded)),
             "feature_adaptation": losses.confusion(d["features"](features_t), d["features"](features_s)),
-            "anchor": losses.l1(degraded, batch.coarse),
+            "anchor": losses.l1(clean, batch.coarse),
         }
         judged = detached(
             degraded=degraded,
@@ -100,7 +115,8 @@ class Udean(Method):
             hr_same=hr_same,
             hr_cycle=hr_cycle,
         )
-        return total(terms, dataclasses.asdict(w)), judged
+        weights = dataclasses.asdict(w) | {"anchor": w.anchor * w.anchor_left**batch.progress}
+        return total(terms, weights), judged
 
     def discriminator_losses(self, batch: Batch, made: Made) -> tuple[Terms, Made]:
         """The discriminators' losses on what the generators last made.
@@ -121,3 +137,17 @@ class Udean(Method):
             ),
         }
         return total(terms, dict.fromkeys(terms, 1.0)), {}
+
+
+class Noise(nn.Module):
+    """White noise of a learned level, at first 0.5 % of the range."""
+
+    PACE = 10.0  # of its logarithm over that of weights
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.level = nn.Parameter(torch.tensor(0.005).log() / self.PACE)
+
+    def forward(self, image: Tensor, batch: Batch) -> Tensor:
+        made = batch.random(lambda shape, random: torch.randn(shape, generator=random), *image.shape[1:])
+        return image + (self.PACE * self.level).exp() * made

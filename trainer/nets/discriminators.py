@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import distributed
@@ -31,17 +32,19 @@ class BatchNorm(nn.BatchNorm2d):
         return ((x - mean) * torch.rsqrt(variance + self.eps) * scale + shift).to(input.dtype)
 
 
-def vgg(inputs: int, width: int, factors: tuple[int, ...]) -> tuple[nn.Sequential, int]:
+def vgg(
+    inputs: int, width: int, factors: tuple[int, ...], normalised: bool = True
+) -> tuple[nn.Sequential, int]:
     """3×3 convolutions to width·factor channels, alternating strides 1 and 2, and the channels of the last.
 
-    Batch normalisation except on the first, LeakyReLU(0.2).
+    Batch normalisation, if any, except on the first, LeakyReLU(0.2).
     """
     layers: list[nn.Module] = []
     channels = inputs
     for i, factor in enumerate(factors):
         layers.append(conv(channels, width * factor, 1 + i % 2))
         channels = width * factor
-        if i:
+        if i and normalised:
             layers.append(BatchNorm(channels))
         layers.append(nn.LeakyReLU(0.2))
     return nn.Sequential(*layers), channels
@@ -74,14 +77,38 @@ class PatchDiscriminator(nn.Module):
     """The first four convolutions of `Discriminator` and a 1×1 one: a score for each patch.
 
     Its receptive field is 13 pixels, every 4. Input (N, inputs, H, W), output (N, 1, H/4, W/4).
+    normalised: by batch. Where real and fake batches differ in contrast, that hides it.
     """
 
     FIELD, STRIDE = 13, 4
 
-    def __init__(self, inputs: int, width: int) -> None:
+    def __init__(self, inputs: int, width: int, normalised: bool = True) -> None:
         super().__init__()
-        self.features, channels = vgg(inputs, width, (1, 1, 2, 2))
+        self.features, channels = vgg(inputs, width, (1, 1, 2, 2), normalised)
         self.score = nn.Conv2d(channels, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.score(self.features(x))
+
+
+class HighPass(nn.Module):
+    """What a Gaussian of σ 1.5 pixels takes away, times 5: how sharp and noisy an image is, not its content.
+
+    Any (N, channels, H, W) to the same; edges are held.
+    """
+
+    SIGMA, REACH, GAIN = 1.5, 4, 5.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        t = torch.arange(-self.REACH, self.REACH + 1.0)
+        line = torch.exp(-((t / self.SIGMA) ** 2) / 2)
+        self.line: Tensor
+        self.register_buffer("line", line / line.sum(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels = x.shape[1]
+        row = self.line.to(x.dtype).expand(channels, 1, 1, -1)
+        smooth = F.pad(x, (self.REACH,) * 4, mode="replicate")
+        smooth = F.conv2d(F.conv2d(smooth, row, groups=channels), row.transpose(2, 3), groups=channels)
+        return self.GAIN * (x - smooth)

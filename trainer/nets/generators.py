@@ -28,7 +28,9 @@ class Architecture:
     """Size and shape of the networks.
 
     channels, groups, blocks: width, residual groups, residual blocks a group of the decoders.
-    discriminator: width of the discriminators' first convolution.
+    discriminator: width of the discriminators' first convolution. judges: what UDEAN's judge: "slab" a whole
+        training patch, as published, or "patch" its surroundings of 13 pixels, of images without the low
+        frequencies. noise: its degradation ends with noise whose level is learned.
     scale: (row, column, slice) factors; row and column are equal, 1 to 4; slice 1 to 4.
     skip: "none": as published. "cubic": the features' first slab channels carry an image on the LR grid,
         to which encoders add what they learn and whose fixed interpolation decoders add to what they
@@ -43,6 +45,8 @@ class Architecture:
     groups: int = 5
     blocks: int = 5
     discriminator: int = 64
+    judges: Literal["slab", "patch"] = "slab"
+    noise: bool = False
     scale: tuple[int, int, int] = (2, 2, 2)
     skip: Literal["none", "cubic"] = "none"
     homogeneous: bool = False

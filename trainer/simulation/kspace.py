@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import fft, ndimage
 
 from ...runtime.errors import RunError
+from ...runtime.scan.interpolation import keys_cubic
 
 PEAK = 99.9  # percentile of a volume whose share noise is given as
 Scale = tuple[int, int, int]
@@ -29,7 +30,8 @@ class DegradationError(RunError):
 class Degradation:
     """What an LR scan lacks besides resolution, and how it loses that.
 
-    sampling: "truncation" of k-space, or "blur": a Gaussian as wide (FWHM) as an LR voxel, decimated.
+    sampling: "truncation" of k-space; "blur": a Gaussian as wide (FWHM) as an LR voxel, decimated; "bicubic":
+        as image programs shrink pictures, by Keys' kernel as many times as wide.
     width: full widths at half maximum, in LR voxels along (row, column, slice), of a Gaussian by which the
         image is smoothed before it is sampled, as by a slice profile or relaxation; 0: not. Noise is not.
     partial_fourier: acquired share of k-space along phase_axis (0 rows, 1 columns, 2 slices), zero-filled;
@@ -45,7 +47,7 @@ class Degradation:
     levels: grey levels from 0 to the 99.9th percentile, such as the 255 of an 8-bit image; 0: not quantised.
     """
 
-    sampling: Literal["truncation", "blur"] = "truncation"
+    sampling: Literal["truncation", "blur", "bicubic"] = "truncation"
     width: tuple[float, float, float] = (0.0, 0.0, 0.0)
     partial_fourier: float = 1.0
     phase_axis: Literal[0, 1, 2] = 1
@@ -73,10 +75,10 @@ class Degradation:
             or self.tukey
             or min(self.partial_fourier, self.filled) < 1
         )
-        if self.sampling == "blur" and shaped:
+        if self.sampling != "truncation" and shaped:
             raise DegradationError(
                 "Widths, partial Fourier, elliptical or zero-filled k-space and its windows need k-space, "
-                "not the sampling 'blur'."
+                f"not the sampling '{self.sampling}'."
             )
         if not (0 <= self.noise < math.inf and 0 <= self.bias < math.inf):
             raise DegradationError("Noise level and bias are zero or positive.")
@@ -145,8 +147,9 @@ def acquire(hr: Volume, acquisition: Acquisition, seed: int = 0) -> Volume:
     if acquisition.noise:
         level = acquisition.noise * np.percentile(hr, PEAK)
         noise = level * (rng.standard_normal(shape) + 1j * rng.standard_normal(shape))
-    if acquisition.sampling == "blur":
-        image = blurred(hr, acquisition.scale) + noise
+    if acquisition.sampling != "truncation":
+        shrunk = blurred if acquisition.sampling == "blur" else bicubic
+        image = shrunk(hr, acquisition.scale) + noise
     else:
         space = _resize_centre(_centred_fft(hr), shape) / math.prod(acquisition.scale)
         for axis, (n, width) in enumerate(zip(shape, acquisition.width, strict=True)):
@@ -219,6 +222,16 @@ def blurred(hr: Volume, scale: Scale) -> Volume:
     sigma = [s / (2 * math.sqrt(2 * math.log(2))) if s > 1 else 0.0 for s in scale]
     smooth = ndimage.gaussian_filter(hr.astype(np.float32), sigma, mode="nearest")
     return smooth[tuple(slice(None, None, s) for s in scale)]
+
+
+def bicubic(hr: Volume, scale: Scale) -> Volume:
+    """Keys' cubic kernel (a = -1/2), as many times as wide as an LR voxel, sampled at HR voxels scale·i."""
+    shrunk = hr.astype(np.float32)
+    for axis, s in enumerate(scale):
+        kernel = keys_cubic(np.arange(1 - 2 * s, 2 * s) / s)
+        shrunk = ndimage.correlate1d(shrunk, kernel / kernel.sum(), axis, mode="nearest")
+        shrunk = shrunk[(slice(None),) * axis + (slice(None, None, s),)]
+    return shrunk
 
 
 def smooth_field(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float32]:

@@ -77,6 +77,15 @@ def test_source_scans_come_with_their_truncation_along_every_slab_axis(tmp_path)
     np.testing.assert_allclose(low, high[:, :, ::2, ::2], atol=2e-3)
 
 
+def test_baselines_get_their_coarse_scans_as_published_on_request(tmp_path, head):
+    entries = find([save(tmp_path / "a.nii", head(0))])
+    published = Preparation((2, 2, 2), coarse="bicubic")
+    for group in (published.source(entries), published.target_again(entries)):
+        low, high = group.members[0].volumes
+        reduced = np.abs(kspace.bicubic(high, (2, 2, 2)))
+        np.testing.assert_allclose(low, reduced, atol=2e-3)
+
+
 def test_unreadable_and_4d_scans_are_named(tmp_path):
     (tmp_path / "bad.nii.gz").write_bytes(b"not a scan")
     with pytest.raises(RunError, match=r"bad\.nii\.gz is "):

@@ -1,5 +1,8 @@
 """The end-to-end step: which losses move which networks, and that training learns."""
 
+import dataclasses
+import math
+
 import pytest
 import torch
 from udean.trainer.methods import Weights
@@ -76,3 +79,40 @@ def test_weights_of_zero_switch_domain_adaptation_off(step):
     terms, _ = ablated.generator_losses(batch, {})
     kept = ("image_cycle", "hr_consistency", "lr_consistency")
     torch.testing.assert_close(terms["total"], sum(terms[n] for n in kept) + 0.1 * terms["feature_cycle"])
+
+
+def test_the_anchor_falls_to_what_is_left_of_it(step):
+    method, batch = step
+    method.weights = Weights(anchor=10.0, anchor_left=0.01)
+    plain = Weights(anchor=0.0)
+    for progress, weight in ((0.0, 10.0), (0.5, 1.0), (1.0, 0.1)):
+        terms, _ = method.generator_losses(dataclasses.replace(batch, progress=torch.tensor(progress)), {})
+        expected = sum(getattr(plain, name) * term for name, term in terms.items() if name != "total")
+        torch.testing.assert_close(terms["total"], expected + weight * terms["anchor"])
+
+
+def test_patch_judges_see_sharpness_and_noise_and_learn_faster_than_the_generators():
+    """Of what a batch shows on average they see nothing."""
+    torch.manual_seed(0)
+    method = Udean(dataclasses.replace(ARCH, judges="patch"), 16, Weights())
+    judge = method.discriminators["lr"]
+    image = torch.rand(2, 3, 16, 16)
+    assert judge(image).shape == (2, 1, 4, 4)
+    torch.testing.assert_close(judge(image + 0.3), judge(image), atol=1e-5, rtol=1e-4)
+    assert (judge(image + 0.1 * torch.randn(image.shape)) - judge(image)).abs().max() > 1e-4
+    generators, discriminators = method.turns()
+    assert discriminators.pace > generators.pace == 1
+
+
+def test_learned_noise_is_what_the_anchor_does_not_see():
+    torch.manual_seed(0)
+    method = Udean(dataclasses.replace(ARCH, noise=True), 16, Weights(anchor=1.0))
+    batch = Batch(torch.rand(2, 6, 32, 32), torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16))
+    noise = method.generators["noise"]
+    torch.nn.init.constant_(noise.level, -2.0 / noise.PACE)
+    terms, made = method.generator_losses(batch, {})
+    added = made["degraded"] - method.degraded(batch.hr, batch.coarse)
+    assert added.std().item() == pytest.approx(math.exp(-2), rel=0.1)
+    assert terms["anchor"] == 0  # the networks begin as the truncation
+    terms["image_adaptation"].backward()
+    assert noise.level.grad is not None and noise.level.grad != 0

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from udean.trainer.simulation import kspace
@@ -99,6 +101,7 @@ def test_odd_sizes_are_cropped_to_the_scale():
         {"noise": -1},
         {"bias": -0.1},
         {"sampling": "blur", "elliptical": True},
+        {"sampling": "bicubic", "tukey": 0.5},
     ],
 )
 def test_impossible_acquisitions_are_refused(wrong):
@@ -115,6 +118,17 @@ def test_blur_halves_a_line_at_half_an_lr_voxel_and_keeps_the_grid():
     np.testing.assert_array_equal(lr, fine)
     profile = kspace.blurred(np.roll(hr, 2, 0), (4, 1, 1))[:, 0, 0]  # the line half an LR voxel off
     assert profile[4] / lr[4, 0, 0] == pytest.approx(0.5, abs=0.01)
+
+
+def test_bicubic_reduction_is_that_of_image_programs_on_our_grid():
+    """PyTorch's keeps edges, ours origins: by an odd factor, its LR voxel i lies on our HR voxel s·i + 1."""
+    hr = np.random.default_rng(0).random((1, 48, 60)).astype(np.float32)
+    lr = kspace.acquire(hr, Acquisition((1, 3, 3), sampling="bicubic"))
+    theirs = F.interpolate(
+        torch.from_numpy(np.roll(hr, 1, (1, 2)))[None], (16, 20), mode="bicubic", antialias=True
+    )
+    np.testing.assert_allclose(lr[0, 3:-3, 3:-3], theirs[0, 0, 3:-3, 3:-3], atol=1e-6)
+    assert kspace.bicubic(np.ones((8, 8, 8)), (2, 2, 2)) == pytest.approx(1)
 
 
 def test_bias_is_a_smooth_multiplication_of_the_stated_strength():
