@@ -285,12 +285,26 @@ def soaked(found: Mapping[str, Result]) -> str:
     return "\n".join(lines).strip()
 
 
+def how_true(found: Mapping[str, Result]) -> str:
+    """In how much of tissue the interval of expected errors holds: a sentence and a table."""
+    result = found["error-map"]
+    heads = result["whole heads, in tissue"]
+    columns = list(next(iter(heads.values())))
+    rows = [
+        [head, *(f"{row[c]:.1%}" if c == columns[0] else f"{row[c]:.2f}" for c in columns)]
+        for head, row in heads.items()
+    ]
+    k = result["interval, times the map"]
+    return "\n".join([f"For the embedded model k is {k:.2f}. Counted:", "", *table(["head", *columns], rows)])
+
+
 FIGURES: dict[str, Callable[[Mapping[str, Result]], str]] = {
     "quality": how_good,
     "adaptation": adapted,
     "adaptation-tried": tried,
     "adaptation-choice": chosen,
     "adaptation-command": adapt_command,
+    "error-map": how_true,
     "seconds": seconds,
     "fastest": fastest,
     "degradations": how_steady,

@@ -49,10 +49,10 @@ def heads(more: Path | None = None) -> Iterator[tuple[str, Callable[[], Volume]]
     """
     for name, file in FILES.items():
         path = _templates() / file
-        yield name, lambda path=path: _head(path)
+        yield name, lambda path=path: head(path)
     yield "ICBM152 T1", lambda: _scaled(template()[0])
     for path in find_scans([more]) if more else []:
-        yield path.name.partition(".")[0], lambda path=path: _head(path)
+        yield path.name.partition(".")[0], lambda path=path: head(path)
 
 
 def measure(hr: Volume, restorers: Mapping[str, Restore]) -> dict[str, dict[str, dict[str, float]]]:
@@ -101,7 +101,8 @@ def _templates() -> Path:
     )
 
 
-def _head(path: Path) -> Volume:
+def head(path: Path) -> Volume:
+    """An HR scan, float32, cropped to what can be halved, in the range of scanners."""
     image: Any = nib.load(path)  # pyright: ignore[reportPrivateImportUsage]
     return _scaled(np.maximum(np.asarray(image.dataobj, np.float32), 0))
 

@@ -33,6 +33,22 @@ class Job:
         return self.target.with_name(stem(self.target) + ".json")
 
     @property
+    def error_map(self) -> Path | None:
+        """Where the map of the result's expected errors goes: desc-sr becomes desc-error, and NAME_sr
+        NAME_desc-error. None for a result that can have none."""
+        base = stem(self.target)
+        suffix = self.target.name[len(base) :]
+        if "_desc-sr_" in base:
+            return self.target.with_name(base.replace("_desc-sr_", "_desc-error_") + suffix)
+        return self.target.with_name(base.removesuffix("_sr") + "_desc-error" + suffix)
+
+    @property
+    def written(self) -> set[str]:
+        """Names of the files that a run may write beside each other for this job."""
+        names = {self.target.name, self.sidecar.name}
+        return names | {self.error_map.name, stem(self.error_map) + ".json"} if self.error_map else names
+
+    @property
     def identity(self) -> Path:
         """What tells the scan from others: its place. Two links to one file are two scans."""
         return real_path(self.source.parent) / self.source.name

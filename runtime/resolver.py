@@ -31,6 +31,7 @@ from .engines.choose import choose_engine, cpu_model, open_engine
 from .errors import RunError
 from .models.card import ModelCard
 from .pipeline import consistency as measured
+from .pipeline import error_map as expected
 from .pipeline import through_plane
 from .pipeline.air import Air, find_air
 from .pipeline.axes import mean_over_axes
@@ -83,7 +84,7 @@ class Options:
     interpolated. consistency: how much of the measured band is taken from the scan, 0 to 1 in tissue; "auto":
     by the scan's noise, where the model's card says by which transfer the scan was made; "off": none. to: the
     spacing asked for, as `Asked` reads it, None for the model's own factors. best: the mean over slabs along
-    each of the three axes, at three times the cost.
+    each of the three axes, at three times the cost. error_map: the expected error of each voxel too.
     """
 
     overlap: float | tuple[float, float, float] | None = None
@@ -93,6 +94,7 @@ class Options:
     consistency: Consistency = "auto"
     to: str | None = None
     best: bool = False
+    error_map: bool = False
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,8 @@ class Task:
     store: how voxels in the network's range become stored ones. tiling: the windows over `lr`.
     slabs: (first HR slice, voxels (rows, columns, slices)), computed as they are asked for: float32 in the
         network's range if `in_range`, else to be stored as they are.
-    best: whether they are to be the mean over three slab axes.
+    best: whether they are to be the mean over three slab axes. errors: room for the HR voxels' expected
+        errors, float32 in the scan's units, of the same order; None if they are not asked for.
     """
 
     lr: NDArray[Any]
@@ -201,6 +204,7 @@ class Task:
     slabs: Iterable[Slab] = ()
     in_range: bool = False
     best: bool = False
+    errors: NDArray[np.float32] | None = None
 
     @property
     def volume(self) -> LrVolume:
@@ -221,7 +225,8 @@ class SuperResolver:
     consistency `Options`'. to: the spacing wanted, "1mm", "1x1x2mm", "iso" or mm; thick slices then go
     through the embedded through-plane model, on the processor. strict: refuse scans outside the model's
     range, which are warned about otherwise; see `choice`. best: the mean over slabs along each of the three
-    axes, better at three times the cost, for models of one factor along all axes. fallback: "cpu" to go on
+    axes, better at three times the cost, for models of one factor along all axes. error_map: the expected
+    error of each voxel too, which takes that mean; see `pipeline.error_map`. fallback: "cpu" to go on
     without a GPU that fails.
     trace: told when each stage was at work.
     Threads take turns at the engine.
@@ -246,6 +251,7 @@ class SuperResolver:
         to: str | float | Sequence[float] | None = None,
         strict: bool = False,
         best: bool = False,
+        error_map: bool = False,
     ) -> None:
         if not (
             consistency in ("auto", "off") or (isinstance(consistency, int | float) and 0 <= consistency <= 1)
@@ -272,14 +278,16 @@ class SuperResolver:
         self._thick: Engine | None = None
         self._pipeline: HostPipeline | CudaPipeline | None = _pipeline(engine)
         self.card = engine.card
-        if best and (self.card.kind != "slab" or len(set(self.card.scale)) > 1):
+        if (best or error_map) and (self.card.kind != "slab" or len(set(self.card.scale)) > 1):
             scale = "x".join(map(str, self.card.scale))
             raise RunError(
                 f"The mean over three slab axes needs a model of one factor along all axes, and "
-                f"{self.card.name} has {scale}: leave out --best."
+                f"{self.card.name} has {scale}: leave out {'--error-map' if error_map else '--best'}."
             )
         asked = self._asked and str(self._asked)
-        self.options = Options(overlap, window, weighting, crop, consistency, asked, best)
+        best = best or error_map
+        self.options = Options(overlap, window, weighting, crop, consistency, asked, best, error_map)
+        self._check_error_map()
         self._turn, self._opening = threading.Lock(), threading.Lock()
         self._last = threading.local()
         try:
@@ -295,6 +303,20 @@ class SuperResolver:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _check_error_map(self) -> None:
+        """Raise RunError if a map of expected errors is asked for and cannot be right."""
+        if not self.options.error_map:
+            return
+        if self.options.to is not None:
+            raise RunError(
+                "Expected errors are known on the model's own grid: leave out --to, or --error-map."
+            )
+        if self.options.consistency != "auto":
+            raise RunError(
+                "Expected errors are known for --consistency auto: leave out --consistency, or --error-map."
+            )
+        expected.figures(self.card)
 
     def close(self) -> None:
         """Let go of the engine, once the volume in hand is done."""
@@ -340,6 +362,15 @@ class SuperResolver:
     def _on_host(self) -> bool:
         """Whether the processor runs the network."""
         return not isinstance(self._pipeline, CudaPipeline)
+
+    @property
+    def error_map(self) -> NDArray[np.float32] | None:
+        """The expected absolute error of each voxel of the last volume, image or scan of this thread.
+
+        float32 in its units, of the result's shape; see `pipeline.error_map` for what it promises. None if it
+        was not asked for, has gone into a room of its own, or the voxels are too uneven for three slab axes.
+        """
+        return getattr(self._last, "errors", None)
 
     @property
     def timings(self) -> Timings | None:
@@ -389,9 +420,11 @@ class SuperResolver:
         start, watch = time.perf_counter(), Stopwatch(self.trace)
         sr = np.empty(self.tiling(_triple(volume.shape)).fine_shape, _stored_dtype(volume.dtype, dtype), "F")
         best = self.options.best and self.why_one_axis(zooms) is None
+        errors = np.empty(sr.shape, np.float32, "F") if best and self.options.error_map else None
         look = self._look(volume, 1.0, 0.0)
-        self._resolve(Task(volume, sr, look, watch, progress=progress, best=best))
+        self._resolve(Task(volume, sr, look, watch, progress=progress, best=best, errors=errors))
         self._note(start, watch)
+        self._last.errors = errors
         return sr
 
     def stream(
@@ -419,7 +452,8 @@ class SuperResolver:
         self._needs_slabs()
         if self.options.best:
             raise RunError(
-                "The mean over three slab axes needs a whole volume: a stream has slabs along one."
+                "The mean over three slab axes, and expected errors, need a whole volume: a stream has slabs "
+                "along one."
             )
         if count < 1:
             raise RunError(f"A stream has at least one slice, not {count}.")
@@ -481,29 +515,40 @@ class SuperResolver:
         progress: Progress | None = None,
         room: Room | None = None,
         looks: Sequence[Look] | None = None,
+        error_room: Room | None = None,
     ) -> tuple[Header, NDArray[Any]]:
         """Resolve a scan; returns the SR volume's header and its voxels as stored, (i, j, k).
 
         A time series is resolved volume by volume, (i, j, k, t). room: where the SR voxels go, by default
-        into memory. looks: what `look` has found in the scan, if it was asked before.
+        into memory. looks: what `look` has found in the scan, if it was asked before. error_room: where
+        expected errors go, if they were asked for; by default into memory, see `error_map`.
         """
         start, watch = time.perf_counter(), Stopwatch(self.trace, Path(scan.name).name)
         choice = self.choice(scan, axis)
         header = self.header(scan, dtype, axis)
         sr = (room or in_memory(scan.name))(header)
+        errors = None
+        if self.options.error_map and choice.best:
+            errors = (error_room or in_memory(scan.name))(self.header(scan, "float32", axis))
+        self._last.errors = None if error_room else errors
         with watch.time("read"):
             scan = scan.loaded()
             looks = looks or self.look(scan, axis)
             volumes = _volumes(scan.voxels())
         found: list[through_plane.Findings] = []
         try:
-            for lr, fine, look in zip(volumes, _volumes(sr), looks, strict=True):
+            maps = [None] * len(volumes) if errors is None else _volumes(errors)
+            for lr, fine, look, expects in zip(volumes, _volumes(sr), looks, maps, strict=True):
                 if choice.grid is None:
                     turn = Orientation.of(scan.affine, choice.axis)
-                    self._resolve(self._task(lr, fine, scan, turn, choice, look, watch, progress))
-                    if self.card.grid == "fft":
-                        with watch.time("blend"):
-                            turn.settle(fine, turn.by_stored(self.card.scale))
+                    task = self._task(lr, fine, scan, turn, choice, look, watch, progress)
+                    if expects is not None:
+                        task = task.replace(errors=turn.turned(expects))
+                    self._resolve(task)
+                    for volume in (fine, expects) if self.card.grid == "fft" else ():
+                        if volume is not None:
+                            with watch.time("blend"):
+                                turn.settle(volume, turn.by_stored(self.card.scale))
                 else:
                     found += self._regrid(lr, fine, scan, choice.grid, choice, look, watch, progress)
         except intensity.IntensityError as error:
@@ -539,7 +584,7 @@ class SuperResolver:
         """Which model restores a scan onto which grid, and what is said against it."""
         turn, _, _ = self.layout(scan, axis)
         choice = choose(scan.name, scan.shape, scan.zooms, turn.axes, self.card, self._asked)
-        return choice.along_each_axis(scan.zooms) if self.options.best else choice
+        return choice.along_each_axis(scan.zooms, self.options.error_map) if self.options.best else choice
 
     @staticmethod
     def why_one_axis(zooms: Sequence[float] | None) -> str | None:
@@ -561,6 +606,7 @@ class SuperResolver:
         scale = "x".join(map(str, self.card.scale))
         held = "" if self._holds else ", measured band left to the network"
         best = ", mean over three slab axes at three times the cost" if self.options.best else ""
+        best += ", with expected errors" if self.options.error_map else ""
         return f"{self.card.name} ({self.card.method}, {scale}): {self.engine.info}{held}{best}"
 
     def tiling(self, shape: tuple[int, int, int]) -> Tiling:
@@ -594,6 +640,8 @@ class SuperResolver:
         if content.low == content.high:
             # A constant volume holds nothing to restore and stays what it is.
             task.sr[...] = self._background(task)
+            if task.errors is not None:
+                task.errors[...] = 0
             return
         for stage in (self._crop_to_content, self._lay_windows):
             task = stage(task)
@@ -689,6 +737,8 @@ class SuperResolver:
                 if isinstance(task.slabs, Generator):
                     opened.enter_context(contextlib.closing(task.slabs))
             self._fill(task)
+        if task.errors is not None:
+            self._expect_errors(task)
 
     def _crop_to_content(self, task: Task) -> Task:
         """Constant background stays what it is, and everything else is done in the box that is left.
@@ -700,11 +750,12 @@ class SuperResolver:
         # At least a training window: a network's statistics are of no smaller ones.
         box = tile_windows(_triple(task.lr.shape), self.card, window=self._least_window).around(content.box)
         sr = self._surround(task.sr, box, self._background(task))
+        errors = None if task.errors is None else self._surround(task.errors, box, 0)
         # What was cut off was one value: the ends of what is left meet.
         cut = [p.stop - p.start < n for p, n in zip(box, task.lr.shape, strict=True)]
         meet = [ring or c for ring, c in zip(task.look.rings, cut, strict=True)]
         look = dataclasses.replace(task.look, rings=tuple(meet))
-        return task.replace(lr=task.lr[box], sr=sr, store=store, look=look)
+        return task.replace(lr=task.lr[box], sr=sr, store=store, look=look, errors=errors)
 
     def _lay_windows(self, task: Task) -> Task:
         return task.replace(tiling=self.tiling(_triple(task.lr.shape)))
@@ -730,9 +781,8 @@ class SuperResolver:
             yield from pipeline.slabs(turned, plan, intensity.IN_THE_NETWORKS_RANGE, task.watch, progress)
             done += len(plan)
 
-        slabs = mean_over_axes(
-            task.volume, restore, self.card.scale[0], functools.partial(scratch, sr=task.sr)
-        )
+        room = functools.partial(scratch, sr=task.sr)
+        slabs = mean_over_axes(task.volume, restore, self.card.scale[0], room, task.errors)
         return task.replace(slabs=slabs, in_range=True)
 
     def _hold_measured(self, task: Task) -> Task:
@@ -756,6 +806,19 @@ class SuperResolver:
             with task.watch.time("blend"):
                 task.sr[:, :, first : first + voxels.shape[2]] = voxels
 
+    def _expect_errors(self, task: Task) -> None:
+        """From the spread over slab axes to expected errors, in place."""
+        assert task.errors is not None and task.look.noise is not None
+        unit = task.look.unit
+        weight = self.weight(task.look, task.slope, task.inter, task.best)
+        noise = task.look.noise.sigma / unit * (weight.share if weight else 1)
+        # Integers are stored as the scan's are, others in its units.
+        sr = LrVolume(task.sr, 1 / unit)
+        if task.sr.dtype.kind != "f":
+            sr = dataclasses.replace(task.volume, voxels=task.sr)
+        with task.watch.time("blend"):
+            expected.expect(task.errors, sr.plane, noise, unit, self.card)
+
     def _run(
         self, sr: NDArray[Any], volume: LrVolume, tiling: Tiling, store: intensity.Storage, watch: Stopwatch
     ) -> None:
@@ -772,7 +835,7 @@ class SuperResolver:
 
         best: by a mean over three slab axes.
         """
-        if look.noise is None:
+        if look.noise is None or not self._holds:
             return None
         given = self.options.consistency
         share = None if given == "auto" else float(given)
@@ -882,7 +945,7 @@ class SuperResolver:
         air = None
         if self.options.crop and self._on_host:
             air = find_air(lr, self.tiling(_triple(lr.shape)).slices)
-        if not self._holds:
+        if not (self._holds or self.options.error_map):
             return Look(content, unit, air)
         return Look(content, unit, air, estimate_noise(lr, unit, slope, inter), rings(lr))
 

@@ -236,7 +236,7 @@ class Cluster:
         self._vacate(seat)
         gone = any(n["NodeID"] == node and not n["Alive"] for n in self._ray.nodes())
         for job in jobs:
-            sweep(job.target.parent, {job.target.name, job.sidecar.name})  # what it was writing
+            sweep(job.target.parent, job.written)  # what it was writing
             if gone:
                 self._queue(job)  # with its machine: no scan's fault
             else:

@@ -58,6 +58,7 @@ def bids(
     precision: options.Precision = "auto",
     threads: options.Threads = None,
     best: options.Best = False,
+    error_map: options.ErrorMap = False,
     debug: options.Debug = False,
 ) -> None:
     """Restore a BIDS dataset as a BIDS-App. Research only, not for diagnosis."""
@@ -81,6 +82,7 @@ def bids(
         precision=precision,
         threads=threads,
         best=best,
+        error_map=error_map,
         debug=debug,
     )
 

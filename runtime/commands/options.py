@@ -33,6 +33,13 @@ Best = Annotated[
         help="Mean of three results, with slabs along each axis: better, at three times the cost.",
     ),
 ]
+ErrorMap = Annotated[
+    bool,
+    typer.Option(
+        "--error-map",
+        help="Write each voxel's expected error beside the result, as *_desc-error*; takes --best.",
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 

@@ -53,6 +53,7 @@ def run(
     engine: options.Model = None,
     device: options.Device = "auto",
     best: options.Best = False,
+    error_map: options.ErrorMap = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Resolve again what is up to date.")] = False,
     report: Annotated[
         bool, typer.Option("--report", help="Write udean-report.html, with pictures, into the output folder.")
@@ -233,6 +234,7 @@ def run(
         to=to,
         strict=strict,
         best=best,
+        error_map=error_map,
     )
     settings = Settings(dtype, AXES[slab_axis], series, overwrite, debug)
     if dry_run:

@@ -52,6 +52,10 @@ class DicomJob(Job):
         return hashlib.sha256(self.series.uid.encode()).hexdigest()
 
     @property
+    def error_map(self) -> Path | None:
+        return None if self.derived else super().error_map
+
+    @property
     def derived(self) -> bool:
         """Whether the result is a DICOM series."""
         return not self.target.name.endswith(".nii.gz")

@@ -21,13 +21,18 @@ Scratch = Callable[[tuple[int, int, int]], NDArray[np.float32]]
 
 
 def mean_over_axes(
-    volume: LrVolume, restore: Callable[[LrVolume], Slabs], scale: int, scratch: Scratch
+    volume: LrVolume,
+    restore: Callable[[LrVolume], Slabs],
+    scale: int,
+    scratch: Scratch,
+    spread: NDArray[np.float32] | None = None,
 ) -> Slabs:
     """Yield the mean's slabs: (first HR slice, float32 (rows, columns, slices)), as those of one axis come.
 
     restore: the slabs of a volume whose slices lie along its last axis, in order; beginning again at 0
     replaces what came before. scale: HR voxels per LR voxel, along every axis. scratch: room for an HR volume
-    of this shape, of which two are held.
+    of this shape, of which two are held. spread: filled, if given, with the standard deviation of the three
+    at each voxel (rows, columns, slices), a slab before that is yielded.
     """
     rows, columns, slices = (n * scale for n in volume.voxels.shape)
     others: list[NDArray[np.float32]] = []
@@ -45,4 +50,8 @@ def mean_over_axes(
             mean = slab + others[0][:, :, here]
             mean += others[1][:, :, here]
             mean /= np.float32(3)
+            if spread is not None:
+                three = slab, *(other[:, :, here] for other in others)
+                squares = np.sum([(one - mean) ** 2 for one in three], axis=0)
+                spread[:, :, here] = np.sqrt(squares / np.float32(2))
             yield first, mean

@@ -209,11 +209,11 @@ def _tissue(plane: Planes, weigh: Weight) -> Planes:
         return np.ones((1, 1), np.float32)
     signal = np.abs(plane)
     for axis in (0, 1, 0, 1):  # twice a binomial filter: a Gaussian of one voxel
-        signal = _smooth(signal, axis)
+        signal = binomial(signal, axis)
     return np.clip((signal - weigh.air) / np.float32(weigh.tissue - weigh.air), 0, 1, dtype=np.float32)
 
 
-def _smooth(plane: Planes, axis: int) -> Planes:
+def binomial(plane: Planes, axis: int) -> Planes:
     """A binomial filter (1, 2, 1) / 4 along one axis; the plane goes on as its end voxels."""
     if plane.shape[axis] == 1:
         return plane

@@ -32,7 +32,8 @@ DESCRIPTION = {
     "DatasetType": "derivative",
     "GeneratedBy": [{"Name": "udean", "Version": __version__}],
 }
-IGNORED = "udean-*\n*_sr.*\nqc.tsv\n"  # what lies beside the dataset's own files in an output folder
+# What lies beside the dataset's own files in an output folder.
+IGNORED = "udean-*\n*_sr.*\n*_desc-error.*\nqc.tsv\n"
 # Of a scan's own metadata, what holds for its SR scan too and derivatives are asked for.
 INHERITED = (
     "TaskName",

@@ -11,6 +11,7 @@ import dataclasses
 import glob
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -164,7 +165,7 @@ def _is_scan(path: Path, folder: Path) -> bool:
     processed = path.relative_to(folder).parts[0] in NOT_RAW and (folder / DATASET).is_file()
     if not path.name.lower().endswith(SUFFIXES) or processed or not is_shown(path, folder):
         return False
-    if not (stem(path).endswith("_sr") or "_desc-sr_" in path.name):
+    if not (stem(path).endswith(("_sr", "_desc-error")) or re.search("_desc-(sr|error)_", path.name)):
         return True
     if not _is_made(path):
         log.warning(

@@ -29,7 +29,7 @@ from ..pipeline.through_plane import Findings
 from ..resolver import Look, Output, Progress, SuperResolver, Timings
 from ..scan.choice import Choice
 from ..scan.nifti import Header
-from ..scan.output import Draft, check_memory
+from ..scan.output import Draft, FileDraft, check_memory
 from ..scan.profile import FWHM
 from ..scan.scan import Scan
 from ..system.files import sweep
@@ -37,7 +37,14 @@ from ..system.threads import ahead
 from ..system.trace import span
 from . import bids
 from .manifest import Fingerprint, Known, Manifest, Noted, Outcome, Shard, failure
-from .sidecar import Request, Sidecar, remove_sidecar, write_sidecar
+from .sidecar import (
+    Request,
+    Sidecar,
+    error_map_sidecar,
+    remove_sidecar,
+    write_error_map_sidecar,
+    write_sidecar,
+)
 
 __all__ = ["Outcome", "Settings", "prepare", "run_all"]
 
@@ -84,10 +91,12 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A scan that waits to be written. found: what thick slices have told, volume by volume."""
+    """A scan that waits to be written. errors: the map of its expected errors. found: what thick slices
+    have told, volume by volume."""
 
     loaded: Loaded
     draft: Draft
+    errors: FileDraft | None
     timings: Timings
     found: list[Findings]
 
@@ -164,6 +173,8 @@ def encode(step: Resolved | Outcome, resolve: SuperResolver, settings: Settings)
         return guarded(step.loaded.job, settings, lambda: _write(step, resolve))
     finally:
         step.draft.discard()
+        if step.errors:
+            step.errors.discard()
 
 
 def is_large(item: Loaded | Outcome) -> bool:
@@ -189,7 +200,7 @@ def _load(job: Job, resolve: SuperResolver, settings: Settings, known: Known) ->
         choice, engine = resolve.choice(scan, settings.axis), resolve.model_for(scan, settings.axis)
         request = Request.of(digest, resolve, engine.info, settings.dtype, settings.axis, settings.series)
         there = Sidecar.read(job.sidecar)
-        made = None if settings.overwrite else there.output_of(request)
+        made = None if settings.overwrite or there.lacks_error_map(job.target) else there.output_of(request)
         if made and made == (_digest(after, known.output) or job.result_digest()):
             there.renew(job)
             return Outcome(
@@ -201,6 +212,8 @@ def _load(job: Job, resolve: SuperResolver, settings: Settings, known: Known) ->
                 f"{place} is already there and is not a result of udean: move it, or choose another folder "
                 "with -o."
             )
+        if resolve.options.error_map and choice.best:
+            _check_error_map(job)
         if not settings.overwrite and (other := there.other_source(job)):
             raise RunError(
                 f"{job.target} would replace the result of {other}, for {job.source}: choose another folder "
@@ -216,18 +229,44 @@ def _load(job: Job, resolve: SuperResolver, settings: Settings, known: Known) ->
     )
 
 
+def _check_error_map(job: Job) -> None:
+    """Raise RunError if the map of a result's expected errors cannot be written beside it."""
+    if job.error_map is None:
+        raise RunError(
+            f"{job.source} becomes a DICOM series, which gets no map of expected errors: add --format nifti, "
+            "or leave out --error-map."
+        )
+    if os.path.lexists(job.error_map) and not error_map_sidecar(job.error_map).is_ours:
+        raise RunError(
+            f"{job.error_map} is already there and is not a result of udean: move it, or choose another "
+            "folder with -o."
+        )
+
+
 def _resolve(
     loaded: Loaded, resolve: SuperResolver, settings: Settings, progress: Progress | None
 ) -> Resolved:
     draft = loaded.job.draft(loaded.engine.card, loaded.engine.info.sha256)
+    place = loaded.job.error_map if resolve.options.error_map and loaded.choice.best else None
+    errors = FileDraft(place) if place else None
     try:
-        resolve.scan(loaded.scan, settings.dtype, settings.axis, progress, draft.room, loaded.looks)
+        resolve.scan(
+            loaded.scan,
+            settings.dtype,
+            settings.axis,
+            progress,
+            draft.room,
+            loaded.looks,
+            errors.room if errors else None,
+        )
     except BaseException:
         draft.discard()
+        if errors:
+            errors.discard()
         raise
     assert resolve.timings is not None
     timings = dataclasses.replace(resolve.timings, read=loaded.seconds)
-    return Resolved(loaded, draft, timings, resolve.found)
+    return Resolved(loaded, draft, errors, timings, resolve.found)
 
 
 def _write(resolved: Resolved, resolve: SuperResolver) -> Outcome:
@@ -235,6 +274,8 @@ def _write(resolved: Resolved, resolve: SuperResolver) -> Outcome:
     start = time.perf_counter()
     with span(resolve.trace, "encode", job.source.name):
         remove_sidecar(job)
+        if resolved.errors:
+            resolved.errors.commit()
         resolved.draft.commit()
         end = time.perf_counter()
         timings = dataclasses.replace(resolved.timings, write=end - start, total=end - loaded.start)
@@ -247,6 +288,8 @@ def _write(resolved: Resolved, resolve: SuperResolver) -> Outcome:
         }
         if choice.best:
             told["mean"] = "over slabs along each of three axes"
+        if resolved.errors:
+            told |= write_error_map_sidecar(resolved.errors.path, job, loaded.engine.card)
         if choice.warnings:
             told["warnings"] = list(choice.warnings)
         if resolved.found:
@@ -257,6 +300,8 @@ def _write(resolved: Resolved, resolve: SuperResolver) -> Outcome:
     size = " x ".join(map(str, coarse)) + " to " + " x ".join(map(str, fine))
     if choice.best:
         size += ", mean over three slab axes"
+    if resolved.errors:
+        size += f", expected errors in {resolved.errors.path.name}"
     if held:
         size += f", {held[0]}"
     if choice.warnings:
@@ -305,7 +350,7 @@ def prepare(jobs: Sequence[Job]) -> None:
             bids.describe(root, datasets)
     names: dict[Path, set[str]] = collections.defaultdict(set)
     for job in jobs:
-        names[job.target.parent] |= {job.target.name, job.sidecar.name}
+        names[job.target.parent] |= job.written
     for folder, mine in names.items():
         sweep(folder, mine)
 

@@ -24,8 +24,10 @@ from ..cuda.engine import CudaEngine
 from ..errors import RunError
 from ..job import Job
 from ..models.card import ModelCard
+from ..pipeline import error_map
 from ..pipeline.engine import Engine, EngineInfo
 from ..resolver import Output, SuperResolver, Timings
+from ..scan.scan import stem
 from ..system.files import read_json, write_json
 from . import bids
 
@@ -130,6 +132,17 @@ class Sidecar:
         """Whether a 4-D scan was resolved volume by volume."""
         return bool(_table(self.table("request").get("options")).get("series"))
 
+    def error_map(self, target: Path) -> Path | None:
+        """The map of expected errors that was written beside the result, whether it is still there or not."""
+        name = _text(self.made.get("error_map"))
+        path = name and target.with_name(Path(name).name)
+        return path if path and path != target else None
+
+    def lacks_error_map(self, target: Path) -> bool:
+        """Whether a map of expected errors that was written is gone."""
+        path = self.error_map(target)
+        return path is not None and not path.is_file()
+
     def output_of(self, request: Request) -> str | None:
         """The digest of the result if it was made just as requested, else None."""
         asked = json.loads(json.dumps(dataclasses.asdict(request)))
@@ -159,11 +172,17 @@ class Sidecar:
 
 
 def remove_sidecar(job: Job) -> None:
-    """Remove a sidecar before its result is replaced: it must not vouch for a file that is not whole yet."""
-    try:
-        job.sidecar.unlink(missing_ok=True)
-    except OSError as error:
-        raise RunError(f"Cannot replace {job.sidecar}: {error.strerror or error}.") from error
+    """Remove a sidecar, and the map of expected errors that it names, before its result is replaced.
+
+    It must not vouch for a file that is not whole yet.
+    """
+    old = Sidecar.read(job.sidecar).error_map(job.target)
+    maps = [old, _beside(old)] if old and error_map_sidecar(old).is_ours else []
+    for path in (*maps, job.sidecar):
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise RunError(f"Cannot replace {path}: {error.strerror or error}.") from error
 
 
 def write_sidecar(
@@ -207,6 +226,32 @@ def write_sidecar(
         },
     }
     write_json(job.sidecar, content)
+
+
+def error_map_sidecar(path: Path) -> Sidecar:
+    """What lies beside a map of expected errors and says of what."""
+    return Sidecar.read(_beside(path))
+
+
+def write_error_map_sidecar(path: Path, job: Job, card: ModelCard) -> dict[str, Any]:
+    """Write what a map of expected errors says of itself; returns what the result's sidecar says of it.
+
+    It names no source, so that it vouches for no result.
+    """
+    figures = error_map.figures(card)
+    interval = {"share": error_map.SHARE, "times": figures["interval"]}
+    content = {
+        "Description": error_map.described(card),
+        "SpatialReference": "orig",
+        "Resolution": f"the grid of {job.target.name}",
+        "udean": {"errors_of": job.target.name, "interval": interval},
+    }
+    write_json(_beside(path), content)
+    return {"error_map": path.name, "expected_error": {**interval, "figures": figures}}
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(stem(path) + ".json")
 
 
 def _table(value: Any) -> dict[str, Any]:

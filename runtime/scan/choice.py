@@ -37,14 +37,15 @@ class Choice:
     warnings: tuple[str, ...]
     best: bool = False
 
-    def along_each_axis(self, zooms: Sequence[float]) -> Choice:
-        """The same with the mean over three slab axes, or a warning that says why not."""
+    def along_each_axis(self, zooms: Sequence[float], error_map: bool = False) -> Choice:
+        """The same with the mean over three slab axes, or a warning that says why not; error_map: whether
+        that costs it a map of expected errors too."""
         why = "thick slices lie along one axis" if self.kind != "slab" else why_one_axis(zooms)
         if why is None:
             return dataclasses.replace(self, best=True)
-        return dataclasses.replace(
-            self, warnings=(*self.warnings, f"it is restored along one slab axis, not three: {why}")
-        )
+        unmapped = ", so it gets no map of expected errors" if error_map else ""
+        said = f"it is restored along one slab axis, not three{unmapped}: {why}"
+        return dataclasses.replace(self, warnings=(*self.warnings, said))
 
 
 def why_one_axis(zooms: Sequence[float]) -> str | None:

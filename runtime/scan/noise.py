@@ -2,9 +2,12 @@
 
 The noise of a magnitude image has a Rayleigh distribution in air (Gudbjartsson and Patz, MRM 34, 1995). Its
 standard deviation is sqrt(2 - pi/2) = 0.655 of that of a real channel; with several coils it becomes 0.707 of
-it, so that the spread tells the noise where the mean does not. Air that is zeroed or masked says nothing:
-then the finest diagonal Haar coefficients do (Donoho and Johnstone, Biometrika 81, 1994), in the quietest
-blocks. Anatomy leaves its traces in these: without air, the noise comes out up to 1 % of the unit too high.
+it, so that the spread tells the noise where the mean does not. Bone, fluid and the rims of a mask are dark
+too, and a scan cropped to the brain has more of them than of air. Structure only adds to the spread of a
+block: the quietest of the dark blocks are air, if there is any; and where these are not all alike, the noise
+is no more than what tissue shows that is finer than anatomy. Air that is zeroed or masked says nothing: then
+the finest diagonal Haar coefficients do (Donoho and Johnstone, Biometrika 81, 1994), in the quietest blocks.
+Anatomy leaves its traces in these: without air, the noise comes out up to 1 % of the unit too high.
 """
 
 from __future__ import annotations
@@ -21,6 +24,9 @@ VOXELS = 1 << 21  # that are looked at, at most, in evenly spaced stacks of BLOC
 RAYLEIGH = float(np.sqrt(2 - np.pi / 2))
 UNIFORM = 0.62  # standard deviation over mean of a block that may be air: 0.523 in Rayleigh's distribution
 DARK = 0.12  # of the unit: brighter blocks hold tissue
+CALM = 0.05  # share of the dark blocks that are taken for air
+LEAST = 1.29  # the CALM quantile of the spread of n Rayleigh numbers is 1 - LEAST / sqrt(n) of theirs
+ALIKE = 0.8  # that quantile over the median, above which the dark blocks are all air: 0.85 of such
 ENOUGH = 0.01  # share of the blocks that air must have
 QUIET = 0.02  # share of the blocks that anatomy is taken to leave alone
 QUIETER = 0.75  # what so small a share of blocks of 32 normal numbers has of the whole's RMS
@@ -40,18 +46,28 @@ def estimate_noise(volume: NDArray[Any], unit: float, slope: float = 1.0, inter:
     unit: a bright voxel's intensity. Noise in tissue and noise in air are of one channel; parallel imaging,
     which makes noise vary, is not looked for.
     """
-    spreads, blocks, residues = [], 0, []
+    blocks, spreads, residues, tissues = 0, [], [], []
     for stack in _stacks(volume):
         piece = stack.astype(np.float32) * np.float32(slope) + np.float32(inter)
         mean, spread = (measure(_blocks(piece), axis=1) for measure in (np.mean, np.std))
         air = (spread > 0) & (mean > 0) & (mean < DARK * unit) & (spread < UNIFORM * mean)
         spreads.append(spread[air])
         blocks += spread.size
-        residues.append(_finest(piece))
-    spread, residue = np.concatenate(spreads), np.concatenate(residues)
+        residues.append(_finest(piece, piece != piece[0, 0, 0]))
+        tissues.append(_finest(piece, piece > DARK * unit))
+    spread, residue, tissue = (np.concatenate(found) for found in (spreads, residues, tissues))
     if blocks and spread.size >= ENOUGH * blocks:
-        return Noise(float(np.median(spread)) / RAYLEIGH, "air")
-    return Noise(float(np.quantile(residue, QUIET)) / QUIETER if residue.size else 0.0, "residue")
+        quiet = float(np.quantile(spread, CALM))
+        calm = 1 - LEAST / np.sqrt(min(BLOCK, volume.shape[2]) * BLOCK**2)
+        if quiet > ALIKE * np.median(spread) or not tissue.size:
+            return Noise(quiet / calm / RAYLEIGH, "air")
+        return Noise(min(quiet / calm / RAYLEIGH, _quietest(tissue)), "air")
+    return Noise(_quietest(residue) if residue.size else 0.0, "residue")
+
+
+def _quietest(residue: NDArray[np.float32]) -> float:
+    """The noise that the blocks show which anatomy leaves alone."""
+    return float(np.quantile(residue, QUIET)) / QUIETER
 
 
 def _stacks(volume: NDArray[Any]) -> Iterator[NDArray[Any]]:
@@ -72,9 +88,8 @@ def _blocks(stack: NDArray[Any], side: int = BLOCK) -> NDArray[Any]:
     return pieces.transpose(0, 2, 1, 3, 4).reshape(rows * columns // side**2, -1)
 
 
-def _finest(stack: NDArray[np.float32]) -> NDArray[np.float32]:
+def _finest(stack: NDArray[np.float32], content: NDArray[np.bool_]) -> NDArray[np.float32]:
     """The RMS of the finest Haar coefficients along all axes, in each block that is all content."""
-    content = stack != stack[0, 0, 0]
     for axis in range(3):
         size = stack.shape[axis] - stack.shape[axis] % 2
         if size < 2:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ..run.sidecar import Sidecar
 from ..scan.scan import Scan
 from .comparison import Comparison
@@ -28,11 +30,12 @@ def facts(sr: Scan, found: Comparison | None, sidecar: Sidecar) -> dict[str, str
             "Signal-to-noise ratio": f"{found.snr:.1f} (tissue over the noise's standard deviation)",
             f"Difference to the scan's {found.measurement}": (
                 f"{found.consistency:.2%} of its root mean square: how far the result, seen as the scanner "
-                "would see it, is from what was measured"
+                "would see it, is from what was measured" + _noise_alone(found, sidecar)
             ),
         }
     told |= {
         "Measured data": _measured(sidecar.made.get("measured_band")),
+        "Expected error": _expected(sidecar.made.get("expected_error")),
         "Slices": _slices(sidecar.made.get("slices")),
         "Model": str(sidecar.table("model_card").get("name") or ""),
         "Computed by": _engine(sidecar.table("engine")),
@@ -56,6 +59,31 @@ def _measured(told: Any) -> str:
     return (
         f"{first['weight']:.0%} of the measured band taken from the scan, whose noise is "
         f"{first['noise']:.1%} of its brightest tissue"
+    )
+
+
+def _noise_alone(found: Comparison, sidecar: Sidecar) -> str:
+    """What the difference would be of the first volume if the result were the truth."""
+    told = sidecar.made.get("measured_band")
+    first = told[0] if isinstance(told, list) and told else None
+    rms = float(np.sqrt(np.mean(np.square(found.measured, dtype=np.float64))))
+    if (
+        found.measurement != "k-space"
+        or not isinstance(first, dict)
+        or not _numbers(first, "noise")
+        or not rms
+    ):
+        return ""
+    return f"; the scan's noise alone would give {first['noise'] * found.unit / rms:.2%}"
+
+
+def _expected(told: Any) -> str:
+    """What the map of expected errors promises."""
+    if not isinstance(told, dict) or not _numbers(told, "share", "times"):
+        return ""
+    return (
+        f"a map of its own: {told['share']:.0%} of the tissue's voxels are within {told['times']:.2f} times "
+        "it of a scan without noise"
     )
 
 

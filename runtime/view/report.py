@@ -24,7 +24,6 @@ from ..system.files import atomic
 from .comparison import ERROR_SHARE, Comparison, compare
 from .facts import facts
 from .pictures import Lay, data_address, lays, png
-from .results import find_error_map
 
 STATIC = Path(__file__).with_name("static")
 SELECTIONS = {
@@ -136,13 +135,13 @@ def _section(outcome: Outcome, series: bool) -> Iterator[str]:
         return
     sidecar = Sidecar.read(job.sidecar)
     try:
-        errors = find_error_map(job.target, sidecar)
+        errors = sidecar.error_map(job.target)
         found = examine(
             job.open(series),
             job.open_result(series),
             sidecar.card,
             sidecar.profile_mm(0),
-            open_scan(errors, series) if errors else None,
+            open_scan(errors, series) if errors and errors.is_file() else None,
         )
     except RunError as error:
         yield f"<p class=failed>{_text(str(error))}</p>"

@@ -55,8 +55,8 @@ class Result:
 
     def open_error_map(self) -> Scan | None:
         """The map of expected errors beside it, read, if there is one. Raises RunError if it is damaged."""
-        path = find_error_map(self.target, self.sidecar)
-        if not path or not _within(path, self.root):
+        path = self.sidecar.error_map(self.target)
+        if not path or not path.is_file() or not _within(path, self.root):
             return None
         return open_scan(path, self.sidecar.is_series).loaded()
 
@@ -103,14 +103,6 @@ def read_result(root: Path, path: Path) -> Result | None:
         return None
     source = source_path(sidecar.source, target, root)
     return Result(root, sidecar, target, printable(target.relative_to(root)), source)
-
-
-def find_error_map(target: Path, sidecar: Sidecar) -> Path | None:
-    """The map of expected errors that a run has left beside a result, on the same grid."""
-    named = sidecar.made.get("error_map")
-    name = named if isinstance(named, str) else target.name.replace("desc-sr", "desc-error")
-    path = target.with_name(Path(name).name)
-    return path if path != target and path.is_file() else None
 
 
 def find_failures(root: Path) -> dict[str, str]:

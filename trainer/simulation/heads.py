@@ -388,14 +388,14 @@ def main(
     heads: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
     first: Annotated[int, typer.Option(min=0, help="Number of the first; groups take disjoint ranges.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Of the whole cohort.")] = 0,
+    spacing: Annotated[float | None, typer.Option(help="Of the voxels, mm. (default: drawn)")] = None,
 ) -> None:
     """Draw HR heads from label maps, which take turns: OUT/head-NNNN.nii.gz, int16, and a line about each."""
     maps = [entry.path for entry in find(labels)]
     out.mkdir(parents=True, exist_ok=True)
     for number in range(first, first + heads):
-        drawn = head(
-            maps[number % len(maps)], int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
-        )
+        own = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+        drawn = head(maps[number % len(maps)], own, spacing)
         affine = np.eye(4)
         affine[:3, :3] = drawn.axes * drawn.spacing
         nifti = nib.Nifti1Image((drawn.image * 1000).round().astype(np.int16), affine)

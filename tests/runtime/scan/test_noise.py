@@ -48,6 +48,19 @@ def test_noise_is_in_the_scans_units_and_small_odd_volumes_do_not_fail():
     assert estimate_noise(clean, 1000.0).sigma < 10
 
 
+@pytest.mark.parametrize("sigma", [0, 5, 10, 20, 30, 50])
+@pytest.mark.parametrize("air", [1.0, 0.1])
+def test_dark_bone_is_not_taken_for_air(sigma, air):
+    """A head of textured bone, dark as air, in a scan that may be cropped to it."""
+    random, shape = np.random.default_rng(sigma), (96, 96, 64)
+    texture = ndimage.gaussian_filter(random.normal(size=shape), 0.8)
+    texture *= np.linspace(10, 60, shape[1])[:, None] / texture.std()  # from compact bone to spongy
+    volume = np.where(np.indices(shape)[0] % 48 < 24, 700.0, 70 + texture)
+    volume = np.pad(np.maximum(volume, 0), [(0, int(96 * air)), (0, 0), (0, 0)])
+    found = estimate_noise(noisy(volume, sigma), 1000.0)
+    assert found.sigma == pytest.approx(sigma, rel=0.15, abs=2)
+
+
 def truncated(volume, axis):
     size = volume.shape[axis] // 2
     k = np.fft.fftfreq(size, 1 / size).astype(int)

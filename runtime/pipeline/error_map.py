@@ -1,0 +1,110 @@
+"""The expected error of each SR voxel: what can be known of it without the truth.
+
+Slabs along three axes see different slices of the same place: where they differ, at most one is right
+(the spread of an ensemble: Lakshminarayanan et al., NeurIPS 2017). How far all of them are off together shows
+in how large the spread is beside the detail of the volume: in a scan sharper than those of the training they
+differ more and miss more. And the scan's noise comes through. The squares add up, in shares of the intensity
+that becomes 1 in the network:
+
+    expected error² = floor² + (noise · σ)² + (spread · s)² · S² / D²
+
+σ: noise that the measured band brings, the scan's times the band's weight; s: local RMS of the spread; S, D:
+RMS in tissue of the spread, and of the SR volume's detail. The weights belong to a model and stand in its
+card, as `error_map.floor` and so on, with `error_map.interval`: in tissue, |error| <= interval · expected
+error in nine of ten voxels. `benchmarks.error_map` measures them on other heads than it checks them on. The
+local energy of the detail that was added told no more, and flips would cost eight times as much. Errors are
+those against a scan without noise. In air nothing is promised.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import RunError
+from ..models.card import ModelCard
+from .consistency import TISSUE, binomial
+
+Planes = NDArray[np.float32]
+
+SHARE = 0.9  # of tissue voxels whose error is within the interval
+NAMES = ("floor", "noise", "spread", "interval")
+NEAR = 4  # times the binomial filter: a Gaussian of 1.4 voxels, over which the spread is local
+
+
+def key(name: str) -> str:
+    """What a figure is called in the card's quality."""
+    return f"error_map.{name}"
+
+
+def figures(card: ModelCard) -> dict[str, float]:
+    """The card's weights and interval, by name. Raises RunError if it has none."""
+    found = {name: card.quality[key(name)] for name in NAMES if key(name) in card.quality}
+    if len(found) < len(NAMES):
+        raise RunError(
+            f"The errors of {card.name} have not been measured, so that none can be expected: do so by "
+            "`python -m udean.benchmarks.error_map calibrate`, or leave out --error-map."
+        )
+    return found
+
+
+def described(card: ModelCard) -> str:
+    """What a map says, in a sentence."""
+    return (
+        "Expected absolute error of each voxel, in the scan's units: of the tissue's voxels, "
+        f"{SHARE:.0%} are within {figures(card)['interval']:.2f} times it of a scan without noise"
+    )
+
+
+def expect(
+    errors: NDArray[np.float32],
+    sr_plane: Callable[[int], Planes],
+    noise: float,
+    unit: float,
+    card: ModelCard,
+) -> None:
+    """Turn the spread over slab axes into expected errors, in place, plane by plane.
+
+    errors: float32 (rows, columns, slices); the standard deviation of three results in the network's range,
+        then errors in the scan's units, of which `unit` becomes 1 in the network. sr_plane(z): plane z
+        (rows, columns) of the SR volume in the network's range. noise: σ.
+    Memory is that of some ten planes. Raises RunError if the card has no figures.
+    """
+    weights, count = figures(card), errors.shape[2]
+    known = np.float32(weights["floor"] ** 2 + (weights["noise"] * noise) ** 2)
+    spreads = (errors[:, :, z] for z in range(count))
+    share = np.float32(weights["spread"] ** 2 * _shared(spreads, map(sr_plane, range(count))))
+    squares = (np.square(errors[:, :, z]) for z in range(count))
+    for z, near in enumerate(_smooth(squares, NEAR)):  # which reads ahead of what is written
+        errors[:, :, z] = np.float32(unit) * np.sqrt(known + share * near)
+
+
+def _shared(spreads: Iterable[Planes], planes: Iterable[Planes]) -> float:
+    """S² / D² of a volume: the spread's mean square in tissue over that of the detail; 0 without tissue."""
+    sharp, blunt = itertools.tee(planes)
+    spread = detail = 0.0
+    for here, plane, smooth in zip(spreads, sharp, _smooth(blunt, 1), strict=True):
+        tissue = plane > TISSUE
+        spread += float(np.square(here[tissue]).sum(dtype=np.float64))
+        detail += float(np.square((plane - smooth)[tissue]).sum(dtype=np.float64))
+    return spread / detail if detail else 0.0
+
+
+def _smooth(planes: Iterable[Planes], times: int) -> Iterator[Planes]:
+    """A volume's planes through the binomial filter (1, 2, 1) / 4 along all axes, so many times."""
+    for _ in range(times):
+        planes = _smooth_once(planes)
+    return iter(planes)
+
+
+def _smooth_once(planes: Iterable[Planes]) -> Iterator[Planes]:
+    """The volume goes on as its end planes."""
+    inside = (binomial(binomial(plane, 0), 1) for plane in planes)
+    before = here = next(inside)
+    for after in inside:
+        yield (before + 2 * here + after) / np.float32(4)
+        before, here = here, after
+    yield (before + 3 * here) / np.float32(4)
