@@ -231,6 +231,24 @@ def speed(found: Mapping[str, Result]) -> str:
     return "\n".join(lines).strip() or "`make bench` measures your machine; no result is committed yet."
 
 
+def ablated(found: Mapping[str, Result]) -> str:
+    """The embedded model's recipe, one change at a time: gain in tissue over the better interpolation."""
+    result = found["ablation"]
+    base = result["rows"]["interpolations"]
+    rows = []
+    for name, by_seed in result["rows"].items():
+        if name == "interpolations" or not by_seed:
+            continue
+        gains = [
+            "/".join(f"{by_seed[seed][c][head] - base[c][head]:+.2f}" for seed in sorted(by_seed))
+            for head in next(iter(base.values()))
+            for c in base
+        ]
+        rows.append([name, f"{next(iter(by_seed.values()))['parameters']:,}", *gains])
+    heads = [f"{head}, {c}" for head in next(iter(base.values())) for c in base]
+    return "\n".join(table(["changed", "parameters", *heads], rows))
+
+
 def adapted(found: Mapping[str, Result]) -> str:
     """What adapting to unknown degradations is worth, in tissue: a table for each scanner."""
     return _adaptation(found, (*adaptation.MEASURED, *adaptation.ROWS))
@@ -300,6 +318,7 @@ def how_true(found: Mapping[str, Result]) -> str:
 
 FIGURES: dict[str, Callable[[Mapping[str, Result]], str]] = {
     "quality": how_good,
+    "ablations": ablated,
     "adaptation": adapted,
     "adaptation-tried": tried,
     "adaptation-choice": chosen,
