@@ -1,0 +1,175 @@
+"""What a volume's restoration is told, and what it tells: options, what a look finds, the task of a stage."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .models.card import ModelCard
+from .pipeline import consistency as measured
+from .pipeline.air import Air
+from .pipeline.content import Content
+from .pipeline.engine import EngineInfo
+from .pipeline.host import LrVolume
+from .pipeline.tiling import Tiling, Weighting, Window
+from .scan import intensity
+from .scan.noise import Noise
+from .system.trace import Stopwatch
+
+Output = Literal["input", "float32"]
+Fallback = Literal["none", "cpu"]
+Consistency = float | Literal["auto", "off"]
+Progress = Callable[[int, int], None]
+Slab = tuple[int, NDArray[Any]]
+
+MEASURES = {  # what the scan is of the result, by the card's word
+    "truncation": "the truncated k-space",
+    "transfer": "the truncated k-space, through the scanner's point spread,",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How windows are laid and blended, see `tile_windows`, and what comes after.
+
+    overlap: least share of a window in the next, None for the model's own.
+
+    crop: windows over the content only; constant background around it stays as it is, and noisy air is
+    interpolated. consistency: how much of the measured band is taken from the scan, 0 to 1 in tissue; "auto":
+    by the scan's noise, where the model's card says by which transfer the scan was made; "off": none. to: the
+    spacing asked for, as `Asked` reads it, None for the model's own factors. best: the mean over slabs along
+    each of the three axes, at three times the cost. error_map: the expected error of each voxel too.
+    """
+
+    overlap: float | tuple[float, float, float] | None = None
+    window: Window = "auto"
+    weighting: Weighting | tuple[Weighting, Weighting, Weighting] = "gaussian"
+    crop: bool = True
+    consistency: Consistency = "auto"
+    to: str | None = None
+    best: bool = False
+    error_map: bool = False
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a SuperResolver is made of: print it, or take its parts.
+
+    card: what the model expects and yields. engine: what runs it. options: how volumes are restored.
+    """
+
+    card: ModelCard
+    engine: EngineInfo
+    options: Options
+
+    def __str__(self) -> str:
+        card, options = self.card, self.options
+        rows, columns = card.window
+        lines = {
+            "model": f"{card.name} ({card.method}), {card.parameters:,} parameters, {self.engine.model}",
+            "restores": " x ".join(map(str, card.scale)) + " voxels for one, as (row, column, slice)",
+            "trained on": card.trained_on,
+            "engine": str(self.engine),
+            "windows": f"trained {rows} x {columns}, slabs of {card.slab[0]}; overlap {options.overlap}, "
+            f"window {options.window or 'as it fits'}, {options.weighting}",
+            "measured band": f"{options.consistency}; the scan is {MEASURES[card.consistency]} of the result"
+            if card.consistency != "off"
+            else "left to the network",
+            "spacing": options.to or "the model's own factors",
+            "slabs": "along each of three axes, their mean" if options.best else "along one axis",
+            "intended use": card.intended_use,
+        }
+        return "\n".join(f"{name + ':':<15}{said}" for name, said in lines.items())
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds of the last volume. The stages overlap, so they do not add up to the total.
+
+    windows: all of the tiling; computed: those that the network saw, without byte-identical ones. write:
+    into a file, where there is one; total then counts from opening the scan to its end.
+    """
+
+    read: float
+    gather: float
+    network: float
+    blend: float
+    total: float
+    windows: int
+    computed: int
+    write: float = 0.0
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look through an LR volume (rows, columns, slices) has found.
+
+    unit: the intensity that becomes 1 in the network. air: what need not go through it; see `pipeline.air`.
+    noise, rings: where the measured band is to be taken from the scan, else None and no axis; see
+    `scan.noise` and `scan.rings`.
+    """
+
+    content: Content
+    unit: float
+    air: Air | None = None
+    noise: Noise | None = None
+    rings: measured.Rings = (False, False, False)
+
+
+@dataclass(frozen=True)
+class MeasuredBand:
+    """How a volume's measured band was taken from the scan, for sidecars.
+
+    weight: in tissue. noise: as a share of the intensity that becomes 1 in the network. read_off: what tells
+    the noise. rings: axes (row, column, slice) whose ends meet.
+    """
+
+    weight: float
+    noise: float
+    read_off: str
+    rings: measured.Rings
+
+    def __str__(self) -> str:
+        return f"measured band {self.weight:.0%} from the scan (noise {self.noise:.1%}, {self.read_off})"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One LR volume on its way to an SR volume, from stage to stage.
+
+    lr: voxels as stored, (rows, columns, slices); voxel · slope + inter is in the scan's units. sr: room for
+        the HR voxels, of the same order and, where they are integers, of the same slope and inter.
+    store: how voxels in the network's range become stored ones. tiling: the windows over `lr`.
+    slabs: (first HR slice, voxels (rows, columns, slices)), computed as they are asked for: float32 in the
+        network's range if `in_range`, else to be stored as they are.
+    best: whether they are to be the mean over three slab axes. errors: room for the HR voxels' expected
+        errors, float32 in the scan's units, of the same order; None if they are not asked for.
+    """
+
+    lr: NDArray[Any]
+    sr: NDArray[Any]
+    look: Look
+    watch: Stopwatch
+    slope: float = 1.0
+    inter: float = 0.0
+    progress: Progress | None = None
+    store: intensity.Storage = intensity.IN_THE_NETWORKS_RANGE
+    tiling: Tiling | None = None
+    slabs: Iterable[Slab] = ()
+    in_range: bool = False
+    best: bool = False
+    errors: NDArray[np.float32] | None = None
+
+    @property
+    def volume(self) -> LrVolume:
+        """The LR voxels as the network sees them."""
+        unit = self.look.unit
+        return LrVolume(self.lr, self.slope / unit, self.inter / unit, self.look.air)
+
+    def replace(self, **changes: Any) -> Task:
+        return dataclasses.replace(self, **changes)
