@@ -55,6 +55,9 @@ default-model: install
 	$(BIN)/python -m udean.trainer.simulation.heads $(RUN)/val --labels $(LABELS) --heads 2 --first 28
 	cd $(RUN) && $(CURDIR)/$(BIN)/udean-train --preset compact --config $(CURDIR)/benchmarks/default_model.toml --out run
 	$(BIN)/python -m udean.benchmarks.default_model ship $(RUN)/run
+	$(BIN)/python -m udean.trainer.simulation.heads $(RUN)/calibration --labels $(LABELS) --heads 6 --first 1000 --spacing 1.2
+	cp $(RUN)/hr/real-1mm.nii.gz $(RUN)/calibration
+	$(BIN)/python -m udean.benchmarks.error_map calibrate $(RUN)/calibration
 
 # The embedded through-plane model again: heads from label maps, training (an hour of two cores), export. It goes on
 # where it was cut off. LABELS: as above.

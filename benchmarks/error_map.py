@@ -35,7 +35,7 @@ from ..trainer.simulation import kspace
 from . import common, tissue
 from .demo import SCALE
 
-NOISE = (0.01, 0.02, 0.03)  # by turns, beside none
+NOISE = (0.01, 0.02, 0.03)  # in turn, beside none
 VOXELS = 20_000  # of tissue, of each volume that is restored
 TIMES = 5  # that the fit is weighted anew
 
