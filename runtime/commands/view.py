@@ -26,10 +26,10 @@ def view(
     The page is for this machine. From another one: ssh -L PORT:127.0.0.1:PORT HOST.
     """
     with Viewer(out, port) as viewer:
-        print(f"Look at {viewer.address}\nCtrl-C ends it.", flush=True)
         stop = threading.Event()
         on_stop(stop.set)
         threading.Thread(target=viewer.serve_forever, daemon=True, name="view").start()
+        print(f"Look at {viewer.address}\nCtrl-C ends it.", flush=True)
         if browser:
             webbrowser.open(viewer.address)
         stop.wait()
