@@ -73,7 +73,8 @@ def traced(place, *command, home=True, ready=None, calls=f"{CALLS},{FILES}"):
         if re.search(r"AF_INET6?", line) and not re.search(r'"127\.|"::1"|"::ffff:127\.', line)
     ]
     written = set()
-    for name in re.findall(r'(?:openat|open|creat)\((?:AT_FDCWD, )?"([^"]+)", [^)\n]*O_(?:WRONLY|RDWR)', text):
+    to_write = r'(?:openat|open|creat)\((?:AT_FDCWD, )?"([^"]+)", [^)\n]*O_(?:WRONLY|RDWR)'
+    for name in re.findall(to_write, text):
         if not re.match(r"/dev/|/proc/|/sys/", path := os.path.join(place / "out", name)):
             written.add(path)
     mine = (str(place / "out"), str(place / "tmp"), str(place / "home/.cache/udean"))
