@@ -20,7 +20,11 @@ lint: install
 	$(BIN)/basedpyright
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest $(BROWSER) --cov --cov-report=
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore $(BROWSER) --cov --cov-append --cov-report=term:skip-covered
+
+# By itself: in a stream beside other tests Chromium has lost its renderer.
+BROWSER := tests/runtime/view/test_page.py
 
 # While you work: what takes a minute and a half on two cores. It starts no other process and trains nothing.
 quick: install
