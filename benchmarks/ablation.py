@@ -1,8 +1,8 @@
 """What each part of the embedded model's recipe is worth: one thing changed at a time, and UDEAN beside it.
 
 Every row trains the shipped recipe (`default_model.toml`) for the same few steps on the same heads, with one
-change, and restores Colin27, the macaque and the ICBM152 T1 as `benchmarks.tissue` does, in the middle of
-each. "UDEAN" is the same network trained unpaired: half of the heads are its HR group, the truncations of the
+change, and restores Colin27, the macaque and the ICBM152 T1, whole, as `benchmarks.tissue` does. "UDEAN" is
+the same network trained unpaired: half of the heads are its HR group, the truncations of the
 other half its LR group.
 
     python -m udean.benchmarks.ablation OUT --hr FOLDER [--steps 1500] [--rows "recipe,UDEAN"]
@@ -14,7 +14,8 @@ after it was stopped.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import tomllib
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,14 +30,13 @@ from ..runtime.system.files import read_json, write_json
 from ..trainer.config import Config, load
 from ..trainer.data.scans import find_scans
 from ..trainer.evaluation.evaluate import INTERPOLATIONS
-from ..trainer.evaluation.tissue import in_tissue, tissue_mask
+from ..trainer.evaluation.tissue import in_tissue
 from ..trainer.fit import fit
 from ..trainer.simulation import kspace
 from . import common, tissue
 from .demo import SCALE
 
 RECIPE = Path(__file__).with_name("default_model.toml")
-BLOCK = (60, 72, 56)  # LR voxels in the middle of a head that are restored and measured
 # What each row changes of the recipe, by table of the configuration.
 ROWS: dict[str, dict[str, dict[str, Any]]] = {
     "recipe": {},
@@ -69,11 +69,12 @@ def main(
     table = out / "ablation.json"
     found: dict[str, Any] = read_json(table)
     heads = dict(tissue.heads())
+    interpolations = [lambda lr, method=method: method(lr, SCALE) for method in INTERPOLATIONS.values()]
     for name, read in heads.items():
         for condition in tissue.NOISE:
             kept = found.setdefault("interpolations", {}).setdefault(condition, {})
             if name not in kept:
-                kept[name] = max(_psnr(read(), condition, method) for method in _interpolations())
+                kept[name] = _figures(read(), condition, interpolations)
                 write_json(table, found)
     for seed in range(seeds):
         for row in ROWS:
@@ -84,13 +85,16 @@ def main(
                 configuration(row, scans, steps, seed),
                 run,
                 resume=(run / "checkpoint.pt").exists(),
-                report=_say,
+                report=common.tell_steps,
             )
             model = export_onnx(final, run)[0]
             with SuperResolver(model.path, threads=1) as resolve:
                 found[row][str(seed)] = {
                     "parameters": resolve.card.parameters,
-                    **{c: {n: _psnr(read(), c, resolve) for n, read in heads.items()} for c in tissue.NOISE},
+                    **{
+                        c: {n: _figures(read(), c, [resolve]) for n, read in heads.items()}
+                        for c in tissue.NOISE
+                    },
                 }
             write_json(table, found)
             print(row, found[row][str(seed)], flush=True)
@@ -101,12 +105,12 @@ def main(
 
 def configuration(row: str, scans: list[str], steps: int, seed: int) -> Config:
     """The recipe's configuration with one change. Raises ConfigError for one that cannot be."""
-    import tomllib
-
     options: dict[str, Any] = tomllib.loads(RECIPE.read_text("utf-8"))
     options["schedule"] |= {"steps": steps, "seed": seed, "validate_every": steps, "precision": "auto"}
-    data = {key: options["data"][key] for key in ("target_simulated", "slab_axes", "any_voxel_size")}
-    options["data"] = data | {"source": scans, "target": scans, "pairing": "aligned"}
+    data = {
+        key: value for key, value in options["data"].items() if key not in ("validation_hr", "described_as")
+    }
+    options["data"] = data | {"source": scans, "target": scans}
     for name, changes in ROWS[row].items():
         if not name:
             options |= changes
@@ -121,22 +125,10 @@ def configuration(row: str, scans: list[str], steps: int, seed: int) -> Config:
     return load("compact", None, options)
 
 
-def _interpolations() -> list[Callable[[Any], Any]]:
-    return [lambda lr, method=method: method(lr, SCALE) for method in INTERPOLATIONS.values()]
-
-
-def _psnr(hr: Any, condition: str, restore: Callable[[Any], Any]) -> float:
-    """dB in tissue of the middle of a head."""
+def _figures(hr: Any, condition: str, methods: Iterable[Callable[[Any], Any]]) -> float:
+    """dB in tissue of a whole head, by the best of the methods."""
     lr = np.rint(kspace.acquire(hr, kspace.Acquisition(SCALE, noise=tissue.NOISE[condition])))
-    parts = [slice((n - b) // 2, (n - b) // 2 + b) for n, b in zip(lr.shape, BLOCK, strict=True)]
-    fine = tuple(slice(2 * part.start, 2 * part.stop) for part in parts)
-    sr = restore(lr[tuple(parts)])
-    return round(in_tissue(sr, hr[fine], mask=tissue_mask(hr)[fine]).psnr_tissue or 0.0, 3)
-
-
-def _say(step: int, total: int, values: dict[str, float]) -> None:
-    if step % 100 == 0:
-        print(f"  step {step} of {total}", {k: round(v, 4) for k, v in values.items()}, flush=True)
+    return round(max(in_tissue(method(lr), hr).psnr_tissue or 0.0 for method in methods), 3)
 
 
 if __name__ == "__main__":

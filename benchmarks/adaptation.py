@@ -186,7 +186,7 @@ def _result(cohort: Cohort, name: str, letter: str, steps: int, seed: int) -> di
         config = _config(cohort, ALL[name], name, letter, steps, seed)
         run = cohort.out / letter / f"{name} {steps} {seed}"
         start = time.process_time()
-        model = fit(config, run, resume=(run / "checkpoint.pt").exists(), report=_say)
+        model = fit(config, run, resume=(run / "checkpoint.pt").exists(), report=common.tell_steps)
         more = {
             "steps": steps,
             "seed": seed,
@@ -233,11 +233,6 @@ def said(stdout: str, stderr: str) -> dict[str, Any]:
 
 def _name(path: str) -> str:
     return Path(path).name.partition(".")[0]
-
-
-def _say(step: int, total: int, values: dict[str, float]) -> None:
-    if step % 25 == 0:
-        print(f"  step {step} of {total}", {k: round(v, 4) for k, v in values.items()}, flush=True)
 
 
 def _watched(run: Path) -> list[dict[str, float]]:
