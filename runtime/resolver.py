@@ -117,9 +117,7 @@ class SuperResolver:
         self.trace = trace
         self._asked = None if to is None else Asked.parse(to)
         self._strict = strict
-        self._open_through_plane = functools.partial(
-            open_engine, None, "cpu", "auto", threads, library, "through-plane"
-        )
+        self._through_plane = ThroughPlane(threads, library, trace)
         self._fallback: Callable[[], Engine] | None = None
         loading = engine is None or isinstance(engine, str | Path)
         if engine is None or isinstance(engine, str | Path):
@@ -132,7 +130,6 @@ class SuperResolver:
             except GpuError as error:
                 engine, _ = self._without_gpu(error)
         self._engine: Engine | CudaEngine | None = engine
-        self._thick: Engine | None = None
         self._pipeline: HostPipeline | CudaPipeline | None = _pipeline(engine)
         self.card = engine.card
         if (best or error_map) and (self.card.kind != "slab" or len(set(self.card.scale)) > 1):
@@ -145,7 +142,7 @@ class SuperResolver:
         best = best or error_map
         self.options = Options(overlap, window, weighting, crop, consistency, asked, best, error_map)
         self._check_error_map()
-        self._turn, self._opening = threading.Lock(), threading.Lock()
+        self._turn = threading.Lock()
         self._last = threading.local()
         try:
             self.tiling((1, 1, 1))  # options out of range are refused now
@@ -180,7 +177,8 @@ class SuperResolver:
         with self._turn:
             if isinstance(self._pipeline, CudaPipeline):
                 self._pipeline.close()
-            self._engine = self._pipeline = self._thick = None
+            self._engine = self._pipeline = None
+            self._through_plane.close()
 
     def __repr__(self) -> str:
         return (
@@ -192,11 +190,13 @@ class SuperResolver:
     def to(self, spacing: str | float | Sequence[float]) -> SuperResolver:
         """This one, with its engine and its turn, restoring scans to another spacing.
 
-        It is this one's: `close` this one alone. Raises RunError for what is no spacing.
+        It is this one's: `close` this one alone. Raises RunError for what is not a spacing, and
+        if this one is to expect errors, which are known on the model's own grid alone.
         """
         other = copy.copy(self)
         other._asked = Asked.parse(spacing)
         other.options = dataclasses.replace(self.options, to=str(other._asked))
+        other._check_error_map()
         return other
 
     def info(self) -> Info:
@@ -451,7 +451,7 @@ class SuperResolver:
     def model_for(self, scan: Scan, axis: int | None = None) -> Engine | CudaEngine:
         """The engine that restores a scan: the embedded through-plane model's for thick slices."""
         kind = self.choice(scan, axis).kind
-        return self.engine if kind == self.card.kind else self._through_plane()
+        return self.engine if kind == self.card.kind else self._through_plane.engine()
 
     @property
     def found(self) -> list[through_plane.Findings]:
@@ -559,7 +559,7 @@ class SuperResolver:
             centers = (np.arange(voxels.shape[choice.axis]) - start) * step
             slices = np.ascontiguousarray(turn.turned(lr))
             stack = through_plane.Stack(slices, centers, step, grid.shape[choice.axis])
-            engine = self.engine if self.card.kind == "through-plane" else self._through_plane()
+            engine = self.engine if self.card.kind == "through-plane" else self._through_plane.engine()
             assert callable(engine)  # through-plane models are opened for the processor
             with self._turn:
                 fine, told = through_plane.restore(stack, engine, watch, progress)
@@ -567,14 +567,6 @@ class SuperResolver:
         with watch.time("blend"):
             turn.turned(sr)[...] = store.restore(fine)
         return found
-
-    def _through_plane(self) -> Engine:
-        """The embedded model for thick slices, opened when it is first needed."""
-        with self._opening:
-            if self._thick is None:
-                with span(self.trace, "load"):
-                    self._thick = self._open_through_plane()
-            return self._thick
 
     def _compute(self, task: Task) -> None:
         """The stages that need the engine, when it is this thread's turn; without a GPU that fails if that
@@ -827,6 +819,25 @@ class SuperResolver:
         stages = {name: watch.seconds[name] for name in ("read", "gather", "network", "blend")}
         total = time.perf_counter() - start
         self._last.timings = Timings(**stages, total=total, windows=watch.windows, computed=watch.computed)
+
+
+class ThroughPlane:
+    """The embedded model for thick slices, opened when it is first needed."""
+
+    def __init__(self, threads: int | None, library: Library, trace: Trace | None) -> None:
+        self._open = lambda: open_engine(None, "cpu", "auto", threads, library, "through-plane")
+        self._trace, self._opening = trace, threading.Lock()
+        self._engine: Engine | None = None
+
+    def engine(self) -> Engine:
+        with self._opening:
+            if self._engine is None:
+                with span(self._trace, "load"):
+                    self._engine = self._open()
+            return self._engine
+
+    def close(self) -> None:
+        self._engine = None
 
 
 def _pipeline(engine: Engine | CudaEngine) -> HostPipeline | CudaPipeline:

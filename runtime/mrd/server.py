@@ -14,7 +14,6 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -250,9 +249,9 @@ class Session:
         """Where the SR voxels of a volume will lie. Raises RunError for a spacing that cannot be had."""
         if not self._parameters.to:
             return source.fine_grid(self._resolve.card)
-        scan = source.scan()
-        self._warn(self._resolve.choice(scan).warnings)
-        return source.grid_of(self._resolve.header(scan, self._parameters.dtype))
+        for warning in self._resolve.choice(source.scan).warnings:
+            self._say("WARN", f"{warning[0].upper()}{warning[1:]}.")
+        return source.grid_of(self._resolve.header(source.scan, self._parameters.dtype))
 
     def _restore(self, source: Stack, grid: FineGrid, place: Place) -> None:
         """Restore one volume, when it is its turn, and send its SR images."""
@@ -264,7 +263,7 @@ class Session:
         try:
             start = time.perf_counter()
             sr, network = self._worker.submit(self._network, source).result()
-            card = self._resolve.model_for(source.scan()).card if parameters.to else self._resolve.card
+            card = self._resolve.model_for(source.scan).card if parameters.to else self._resolve.card
             images = stacks.fine_images(source, sr, grid, card, parameters.position, place, __version__)
             for image in images:
                 self._connection.send(image.parts())
@@ -299,7 +298,7 @@ class Session:
         self._connection.check()
         resolve, dtype = self._resolve, self._parameters.dtype
         if self._parameters.to:
-            _, sr = resolve.scan(source.scan(), dtype, progress=progress)
+            _, sr = resolve.scan(source.scan, dtype, progress=progress)
         else:
             lr = source.volume()
             if not np.isfinite(lr).all():
@@ -309,10 +308,6 @@ class Session:
                 source.turn.settle(sr, source.factors(resolve.card))
         timings = resolve.timings
         return sr, timings.network if timings else 0.0
-
-    def _warn(self, warnings: Sequence[str]) -> None:
-        for warning in warnings:
-            self._say("WARN", f"{warning[0].upper()}{warning[1:]}.")
 
     def _say(self, level: str, content: str) -> None:
         self._connection.say(level, content)

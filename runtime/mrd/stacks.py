@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -88,10 +89,6 @@ class Stack:
         return x, y, z
 
     @property
-    def name(self) -> str:
-        return f"Series {self.images[0].header['image_series_index']}"
-
-    @property
     def voxels(self) -> NDArray[Any]:
         """The voxels (x, y, z)."""
         return np.concatenate([image.pixels[0] for image in self.images]).transpose(2, 1, 0)
@@ -100,10 +97,11 @@ class Stack:
         """The voxels (rows, columns, slices) as the resolver takes them, along the world's axes."""
         return self.turn.turned(self.voxels)
 
+    @functools.cached_property
     def scan(self) -> Scan:
         """The volume as a scan, for what depends on voxel sizes."""
         image = nib.Nifti1Image(self.voxels, LPS_TO_RAS @ self.affine)
-        return dataclasses.replace(image_scan(image), name=self.name)
+        return dataclasses.replace(image_scan(image), name=_name(self.images))
 
     def factors(self, card: ModelCard) -> Factors:
         """HR voxels per LR voxel along (x, y, z)."""
@@ -117,7 +115,7 @@ class Stack:
         i, j, k = (n * f for n, f in zip((x, y, z), factors, strict=True))
         affine = fine_affine(self.affine, factors, card.grid)
         grid = _fitting(FineGrid((i, j, k), affine, "x".join(map(str, card.scale))))
-        check_alone(self.name, (x, y, z), factors)
+        check_alone(_name(self.images), (x, y, z), factors)
         return grid
 
     def grid_of(self, header: Header) -> FineGrid:
@@ -125,6 +123,10 @@ class Stack:
         i, j, k = map(int, header.get_data_shape()[:3])
         size = " x ".join(f"{zoom:.3g}" for zoom in header.get_zooms()[:3])
         return _fitting(FineGrid((i, j, k), LPS_TO_RAS @ header.get_best_affine(), f"to {size} mm"))
+
+
+def _name(images: tuple[Image, ...]) -> str:
+    return f"Series {images[0].header['image_series_index']}"
 
 
 def _fitting(grid: FineGrid) -> FineGrid:
@@ -184,7 +186,7 @@ def check_whole(images: tuple[Image, ...], groups: Iterable[tuple[Image, ...]]) 
         there = _places(other) if other[0].header["image_series_index"] == series else set()
         if here < there:
             raise RunError(
-                f"Series {series} has a volume with {len(here)} of the {len(there)} slices that another one "
+                f"{_name(images)} has a volume with {len(here)} of the {len(there)} slices that another one "
                 "has: it is not whole."
             )
 
@@ -208,7 +210,7 @@ def stack(images: tuple[Image, ...], position: Position) -> Stack:
     missing, twice there, tilted or shifted.
     """
     first = images[0].header
-    name = f"Series {first['image_series_index']}"
+    name = _name(images)
     fields = ("field_of_view", "read_dir", "phase_dir", "slice_dir")
     shape = np.array(images[0].pixels.shape[:0:-1])  # x, y, z
     view, *directions = (first[field].astype(np.float64) for field in fields)

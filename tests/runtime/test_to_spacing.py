@@ -17,7 +17,7 @@ THICK = SLAB.replace(kind="through-plane", scale=(1, 1, 1), slab=(5, 1))
 def resolver(to, **options):
     """A resolver whose networks add nothing, so that what is left is geometry."""
     resolve = SuperResolver(FakeEngine(lambda x: nearest(x, (2, 2, 2)), SLAB), to=to, **options)
-    resolve._thick = FakeEngine(lambda x: np.zeros_like(x[:, :1]), THICK)
+    resolve._through_plane._engine = FakeEngine(lambda x: np.zeros_like(x[:, :1]), THICK)
     return resolve
 
 

@@ -13,7 +13,7 @@ import xml.etree.ElementTree as ElementTree
 import ismrmrd
 import numpy as np
 import pytest
-from udean.runtime import SuperResolver
+from udean.runtime import SuperResolver, resolver
 from udean.runtime.mrd.connection import Parameters
 from udean.runtime.mrd.limits import Limits
 from udean.runtime.mrd.server import Server
@@ -174,6 +174,16 @@ def test_thick_slices_come_back_in_the_spacing_that_the_client_asks_for(position
     assert "to 1 x 1 x" in meta(sr[0])["DerivationDescription"][0]
     _, other = originals_and_sr(plain)  # one client's wish is nobody else's
     assert len(other) == 16 and other[0].pixels.shape == (1, 1, 60, 72)
+
+
+def test_clients_who_ask_for_a_spacing_share_one_through_plane_engine(monkeypatch):
+    opened, known = [], resolver.open_engine
+    monkeypatch.setattr(resolver, "open_engine", lambda *given: opened.append(given) or known(*given))
+    messages, _ = slices("spec", shape=(4, 12, 12))
+    with serving() as server:
+        for _ in range(2):
+            talk(server.address, pack_text(5, '{"to": "iso"}'), *messages, pack_close())
+    assert len(opened) == 1
 
 
 def test_a_spacing_that_cannot_be_had_is_told_and_the_originals_come_back(address):

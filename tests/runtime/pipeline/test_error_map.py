@@ -79,6 +79,8 @@ def test_what_cannot_be_right_is_refused():
     for options, said in (({"to": "1mm"}, "leave out --to"), ({"consistency": 0.5}, "--consistency auto")):
         with pytest.raises(RunError, match=said):
             SuperResolver(engine, error_map=True, **options)
+    with pytest.raises(RunError, match="leave out --to"):
+        SuperResolver(engine, error_map=True).to("1mm")
     with pytest.raises(RunError, match="error_map calibrate"):
         SuperResolver(FakeEngine(network, CARD), error_map=True)
     with pytest.raises(RunError, match="2x2x1: leave out --error-map"):
