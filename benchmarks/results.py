@@ -206,9 +206,14 @@ def fastest(found: Mapping[str, Result]) -> str:
     up, machine = row["speed_up"], result["processor" if result["device"] == "cpu" else "device"]
     return (
         f"On {result['threads']} threads of an {machine} the embedded model runs {up['median']:.2f} "
-        f"({up['low']:.2f} to {up['high']:.2f}) times as fast as in PyTorch behind MONAI's sliding window "
-        f"({row['name']})."
+        f"({up['low']:.2f} to {up['high']:.2f}) times as fast as in PyTorch behind MONAI's sliding window of "
+        f"{_windows(result)} ({row['name']})."
     )
+
+
+def _windows(result: Result) -> str:
+    """Those of the PyTorch path."""
+    return f"{' x '.join(map(str, result['model']['window']))} voxels, overlap {result['overlap']:g}"
 
 
 def speed(found: Mapping[str, Result]) -> str:
@@ -218,7 +223,8 @@ def speed(found: Mapping[str, Result]) -> str:
         if not of(name, "bench"):
             continue
         lines += [
-            "| " + page.title(result) + " | times the PyTorch path | PSNR to fp32, dB |",
+            f"| {page.title(result)}, windows of {_windows(result)} "
+            "| times the PyTorch path | PSNR to fp32, dB |",
             "|---|---|---|",
         ]
         for row, cells in (

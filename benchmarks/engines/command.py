@@ -49,6 +49,9 @@ def bench(
         str | None, typer.Option(help="LR rows,columns,slices. (default: where both sides' windows coincide)")
     ] = None,
     overlap: Annotated[float, typer.Option(min=0.0, max=0.95, help="Least share of a window.")] = OVERLAP,
+    window: Annotated[
+        str | None, typer.Option(help="64x64, of both sides alike. (default: as the network was trained)")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="(default: all cores)")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Turns after the warm-up; 5 or more to conclude.")] = 5,
@@ -71,7 +74,7 @@ def bench(
 ) -> None:
     """Measure every engine that is here against the PyTorch path, on this machine, in turn."""
     load, cores = machine.load(), common.cores()
-    gpu, asked = _gpu(device), _shape(shape) if shape else None
+    gpu, asked = _gpu(device), _numbers(shape, 3, "160,160,129") if shape else None
     where, threads = f"cuda:{gpu.index}" if gpu else "cpu", threads or cores
     times = (1 if quick else 3) if commands is None else commands
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
@@ -82,9 +85,10 @@ def bench(
     ):
         folder, task = Path(name), bar.add_task("Exporting the model", total=None)
         models = _models(model, folder, gpu)
-        size = asked or fitting(QUICK if quick else FULL, models.card, overlap)
-        plan, volume = tile_windows(size, models.card, overlap), common.head(size)
-        who = contenders(models, where, threads, overlap, not quick, peers)
+        card = models.card if window is None else models.card.replace(window=_numbers(window, 2, "64x64"))
+        size = asked or fitting(QUICK if quick else FULL, card, overlap)
+        plan, volume = tile_windows(size, card, overlap, card.window), common.head(size)
+        who = contenders(models, where, threads, overlap, not quick, peers, card.window)
         rows = [Row(c) for c in who if c.name == PATH or _wanted(c.name, engine)]
 
         bar.update(task, description="Measuring the roofs of this machine")
@@ -105,7 +109,7 @@ def bench(
     layers = {row.name: roofline.convolutions(graphs[row.ours], *row.window) for row in measured}
     _place(measured, roofs, layers)
     flop = {
-        ours: sum(layer.flop for layer in roofline.convolutions(graph, *models.card.window))
+        ours: sum(layer.flop for layer in roofline.convolutions(graph, *card.window))
         for ours, graph in graphs.items()
     }
     windows = {
@@ -123,7 +127,7 @@ def bench(
         "model": {
             "name": models.card.name,
             "parameters": models.card.parameters,
-            "window": list(models.card.window),
+            "window": list(card.window),
             "gflop_a_window": round(flop[False] / 1e9, 4),
             "gflop_a_window_deployed": round(flop[True] / 1e9, 4),
         },
@@ -192,14 +196,15 @@ def _wanted(name: str, engine: list[str] | None) -> bool:
     return not engine or any(part.lower() in name.lower() for part in engine)
 
 
-def _shape(text: str) -> tuple[int, int, int]:
+def _numbers(text: str, count: int, form: str) -> Any:
+    """Voxels along each axis."""
     try:
-        rows, columns, slices = map(int, text.replace("x", ",").split(","))
+        found = tuple(map(int, text.replace("x", ",").split(",")))
     except ValueError:
-        raise RunError(f"The shape '{text}' is not of the form 160,160,129.") from None
-    if min(rows, columns, slices) < 1:
-        raise RunError(f"A volume has at least one voxel along each axis, not {text}.")
-    return rows, columns, slices
+        found = ()
+    if len(found) != count or min(found) < 1:
+        raise RunError(f"'{text}' is not of the form {form}, at least one voxel along each axis.")
+    return found
 
 
 def _gpu(device: str) -> Gpu | None:

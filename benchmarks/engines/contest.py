@@ -121,11 +121,22 @@ class Row:
 
 
 def contenders(
-    models: Models, device: str, threads: int, overlap: float, compiled: bool, peers: bool
+    models: Models,
+    device: str,
+    threads: int,
+    overlap: float,
+    compiled: bool,
+    peers: bool,
+    window: tuple[int, int],
 ) -> list[Contender]:
     """The rows, the yardstick first."""
     cuda, low = device != "cpu", "bf16" if device == "cpu" else "fp16"
-    common_fields: dict[str, Any] = {"device": device, "threads": threads, "overlap": overlap}
+    common_fields: dict[str, Any] = {
+        "device": device,
+        "threads": threads,
+        "overlap": overlap,
+        "window": window,
+    }
 
     def path(name: str, precision: str, kind: Any = "monai", **more: Any) -> Contender:
         return Contender(name, kind, str(models.checkpoint), precision=precision, **common_fields, **more)
@@ -327,7 +338,7 @@ def whole(row: Row, volume: NDArray[Any], folder: Path, times: int, scans: int) 
             settings += ["--window", "x".join(map(str, row.window)), "--consistency", "off"]
     else:
         module = "udean.benchmarks.engines.peers.monai"
-        settings += ["--threads", who.threads, "--batch", row.batch]
+        settings += ["--threads", who.threads, "--batch", row.batch, "--window", *row.window]
         scans = 1
 
     def seconds(what: Path) -> float:

@@ -56,10 +56,11 @@ def caption(document: dict[str, Any]) -> str:
     same, own = (_text(agreement[f"{of}_weights"]["psnr"], "{:.1f} dB", "equality") for of in ("same", "own"))
     trained = document["model"]["gflop_a_window"]
     deployed = document["model"].get("gflop_a_window_deployed", trained)  # older results have one
+    window = " x ".join(map(str, document["model"]["window"]))
     return (
-        f"{windows['ours']} windows, MONAI {windows['monai']}, in {places} places; "
-        f"{trained} GFLOP a window as trained, {deployed} as deployed; median of "
-        f"{document['repeats']} turns.\n"
+        f"{windows['ours']} windows of {window} voxels, overlapping by {document['overlap']:g}; MONAI "
+        f"{windows['monai']}, in {places} places; {trained} GFLOP a window as trained, {deployed} as "
+        f"deployed; median of {document['repeats']} turns.\n"
         f"Measured roofs: {peaks} GFLOP/s, copy {roofs['copy_gb_per_s']} GB/s. "
         f"Clocks: {clocks or 'not told'}; load before {document['load_before']}.\n"
         f"fp32 against MONAI where windows coincide: {same} with the same weights, {own} with MONAI's own "

@@ -36,9 +36,9 @@ class Contender:
     """Who resolves the volume: the runtime, or the network in PyTorch behind somebody's windows.
 
     model: file. library: of the runtime, for .onnx. compiled: by `torch.compile`. batch: windows a call, None
-    for the fastest; the runtime has its own. as_run: of the runtime, with the windows and the measured band
-    that `udean-run` takes by default; else with the network's own windows and nothing after them, as its
-    peers.
+    for the fastest; the runtime has its own. window: rows and columns, None for those that the network was
+    trained on. as_run: of the runtime, with the windows and the measured band that `udean-run` takes by
+    default; else with `window` and nothing after it, as its peers.
     """
 
     name: str
@@ -52,6 +52,7 @@ class Contender:
     overlap: float = OVERLAP
     batch: int | None = None
     as_run: bool = False
+    window: tuple[int, int] | None = None
 
 
 class Failed(RunError):
@@ -130,6 +131,7 @@ class _Session:
 
     def open(self, contender: dict[str, Any], volume: str) -> dict[str, Any]:
         who = Contender(**contender)
+        who = dataclasses.replace(who, window=tuple(who.window) if who.window else None)
         self.volume = np.asfortranarray(np.load(volume))
         described = self._runtime(who) if who.kind == "udean" else self._peer(who)
         self.resolve(self.volume)  # warm up: compile, choose kernels, fill caches
@@ -145,7 +147,8 @@ class _Session:
 
         options: Any = who.precision, who.threads, who.library
         engine = choose_engine(Path(who.model), who.device, *options)
-        equal: Any = {} if who.as_run else {"window": engine.card.window, "consistency": "off"}
+        window = who.window or engine.card.window
+        equal: Any = {} if who.as_run else {"window": window, "consistency": "off"}
         resolver = SuperResolver(engine, overlap=who.overlap, **equal)
         plan = resolver.tiling(self.volume.shape)
         self.resolve = lambda volume: resolver(volume, dtype="float32")
@@ -172,7 +175,7 @@ class _Session:
         if who.threads:
             torch.set_num_threads(who.threads)
         network = TorchNetwork(Path(who.model), who.device, who.precision, who.compiled)
-        plan = tile_windows(self.volume.shape, network.card, who.overlap)
+        plan = tile_windows(self.volume.shape, network.card, who.overlap, who.window)
         library, _, variant = who.kind.partition(" ")
         kind: Any = MonaiPath if library == "monai" else TorchioPath
         path = self.resolve = kind(network, plan, who.batch, variant)
@@ -182,7 +185,7 @@ class _Session:
             "calls": len(network.batches),
         }
         what = f"torch {torch.__version__} on {who.device}, {who.precision}"
-        return {"what": what, "batch": path.batch, "window": network.card.window}
+        return {"what": what, "batch": path.batch, "window": path.window[:2]}
 
     def run(self) -> dict[str, float]:
         start = time.perf_counter()

@@ -110,6 +110,7 @@ def main(
     batch: int | None = None,
     threads: Annotated[int | None, typer.Option(help="(default: all cores)")] = None,
     overlap: float = OVERLAP,
+    window: Annotated[tuple[int, int] | None, typer.Option(help="(default: the network's own)")] = None,
 ) -> None:
     """Restore one scan, from file to file, as the script that a user would write."""
     import torch
@@ -119,7 +120,7 @@ def main(
     image: Any = nib.load(source)
     volume = np.asarray(image.dataobj)
     network = TorchNetwork(checkpoint, device, precision)
-    tiling = tile_windows(volume.shape, network.card, overlap)
+    tiling = tile_windows(volume.shape, network.card, overlap, window)
     sr = MonaiPath(network, tiling, batch or min(4, max(batch_sizes(tiling, device))))(volume)
     affine = image.affine @ np.diag([*(1 / np.array(network.card.scale)), 1])
     result = nib.Nifti1Image(np.clip(np.rint(sr), volume.min(), volume.max()).astype(volume.dtype), affine)
