@@ -76,19 +76,37 @@ log = logging.getLogger("udean")
 class SuperResolver:
     """A network and its windows, ready for any number of volumes from any number of threads.
 
-    engine: a model file (.plan, .onnx, checkpoint) or None for the embedded model, which is loaded and run
-    once, so that no volume waits for that; or an open engine.
-    device, precision, threads and library are `choose_engine`'s; overlap, window, weighting, crop and
-    consistency `Options`'. to: the spacing wanted, "1mm", "1x1x2mm", "iso" or mm; thick slices then go
-    through the embedded through-plane model, on the processor. strict: refuse scans outside the model's
-    range, which are warned about otherwise; see `choice`. best: the mean over slabs along each of the three
-    axes, better at three times the cost, for models of one factor along all axes. error_map: the expected
-    error of each voxel too, which takes that mean; see `pipeline.error_map`. fallback: "cpu" to go on
-    without a GPU that fails.
-    trace: told when each stage was at work.
-    Threads take turns at the engine.
-    Leaving a `with` block, or `close`, lets go of the engine and its memory. Raises RunError with what the
-    user can do.
+    Threads take turns at the engine. Leaving a `with` block, or `close`, lets go of it and its memory.
+
+    Parameters
+    ----------
+    engine
+        A model file (.plan, .onnx, checkpoint) or None for the embedded model: it is loaded, and run once so
+        that no volume waits for that. Or an open engine.
+    device, precision, threads, library
+        See `choose_engine`.
+    overlap, window, weighting, crop, consistency
+        See `Options`.
+    to
+        The spacing wanted: "1mm", "1x1x2mm", "iso", or mm. Thick slices then go through the embedded
+        through-plane model, on the processor.
+    strict
+        Refuse scans outside the model's range, which are warned about otherwise; see `choice`.
+    best
+        The mean over slabs along each of the three axes: better, at three times the cost, for models of one
+        factor along all axes.
+    error_map
+        The expected error of each voxel too, which takes that mean; see `pipeline.error_map`.
+    fallback
+        "cpu" to go on without a GPU that fails.
+    trace
+        Told when each stage was at work.
+
+    Raises
+    ------
+    RunError
+        With what the user can do: no such file, an option out of range, a device that is not there, too
+        little memory. Methods raise it too.
     """
 
     def __init__(
@@ -190,8 +208,21 @@ class SuperResolver:
     def to(self, spacing: str | float | Sequence[float]) -> SuperResolver:
         """This one, with its engine and its turn, restoring scans to another spacing.
 
-        It is this one's: `close` this one alone. Raises RunError for what is not a spacing, and
-        if this one is to expect errors, which are known on the model's own grid alone.
+        Parameters
+        ----------
+        spacing
+            "1mm", "1x1x2mm", "iso", or mm.
+
+        Returns
+        -------
+        SuperResolver
+            It has this one's engine: `close` this one alone.
+
+        Raises
+        ------
+        RunError
+            For what is not a spacing, and if this one is to expect errors, which are known on the model's own
+            grid alone.
         """
         other = copy.copy(self)
         other._asked = Asked.parse(spacing)
@@ -259,16 +290,34 @@ class SuperResolver:
         progress: Progress | None = None,
         zooms: Sequence[float] | None = None,
     ) -> NDArray[Any] | Tensor:
-        """Resolve a volume (rows, columns, slices) of any real dtype to (s·rows, s·columns, s·slices).
+        """Resolve one volume.
 
         An array does not say how it lies in the world, so the network sees it as it is. It was trained on
         rows, columns and slices that run to the right, to the front and to the head, see `scan.orientation`.
-        A tensor gives a tensor on the same device, computed by this resolver's engine.
-        dtype: "input" keeps the volume's, integers rounded and clipped to the range of its voxels. A
-            magnitude image, which has no negative voxels, gets none whatever the dtype.
-        progress(done, all) counts windows. zooms: voxel sizes (rows, columns, slices), by default as equal as
-            a mean over three slab axes needs them; see `why_one_axis`.
-        Raises RunError for other shapes and dtypes, NaN or Inf.
+
+        Parameters
+        ----------
+        volume
+            LR voxels (rows, columns, slices) of any real dtype, in any unit. A tensor may be on any device.
+        dtype
+            "input" keeps the volume's, integers rounded and clipped to the range of its voxels; or "float32".
+            A magnitude image, which has no negative voxels, gets none in either.
+        progress
+            progress(done, all) counts windows.
+        zooms
+            Voxel sizes (rows, columns, slices), by default as equal as a mean over three slab axes needs
+            them; see `why_one_axis`.
+
+        Returns
+        -------
+        array or tensor
+            SR voxels (s·rows, s·columns, s·slices) in the same unit, s being the card's scale; a tensor on
+            the volume's device for a tensor.
+
+        Raises
+        ------
+        RunError
+            For other shapes and dtypes, NaN or Inf.
         """
         if is_tensor(volume):
             return to_tensor(self(from_tensor(volume), dtype, progress, zooms), volume, keep=dtype == "input")
@@ -291,20 +340,35 @@ class SuperResolver:
         intensities: Intensities,
         dtype: Output = "input",
     ) -> Generator[NDArray[Any]]:
-        """Resolve a volume while its slices arrive: yields SR slices as soon as their windows are complete.
+        """Resolve a volume while its slices arrive.
 
-        slices: `count` LR slices (rows, columns) of one real dtype, in order, equally spaced. The next is
-            asked for when all that can be computed has been yielded, in the thread that asks this generator.
-        intensities: what whole volumes read off themselves; from an earlier volume of the same protocol and
-            receiver gain, see `intensities`, or Intensities(unit). Slices that go beyond its low and high are
-            clipped to their own range instead.
-        dtype: as for a volume.
-        The SR slices (s·rows, s·columns) are those of `self(volume)` with crop=False and the same
-        intensities: bit for bit by OpenVINO and ONNX Runtime on a processor, to rounding by libraries whose
-        kernels depend on the size of a batch, since batches end with their slab here. The engine is held
-        while a slab is computed, never while waiting, so other threads and volumes take turns with a stream;
-        leaving it half read holds nothing up. Raises RunError for too few or too many slices, for other
-        shapes or dtypes, NaN or Inf.
+        The engine is held while a slab is computed, never while waiting, so other threads and volumes take
+        turns with a stream; leaving it half read holds nothing up.
+
+        Parameters
+        ----------
+        slices
+            `count` LR slices (rows, columns) of one real dtype, in order, equally spaced. The next is asked
+            for when all that can be computed has been yielded, in the thread that asks this generator.
+        intensities
+            What whole volumes read off themselves; from an earlier volume of the same protocol and receiver
+            gain, see `intensities`, or Intensities(unit). Slices that go beyond its low and high are clipped
+            to their own range instead.
+        dtype
+            As for a volume.
+
+        Yields
+        ------
+        array
+            SR slices (s·rows, s·columns) as soon as their windows are complete: those of `self(volume)` with
+            crop=False and the same intensities, bit for bit by OpenVINO and ONNX Runtime on a processor, to
+            rounding by libraries whose kernels depend on the size of a batch, since batches end with their
+            slab here.
+
+        Raises
+        ------
+        RunError
+            For too few or too many slices, for other shapes or dtypes, NaN or Inf.
         """
         self._needs_slabs()
         if self.options.best:
@@ -334,9 +398,17 @@ class SuperResolver:
         self._note(start, watch)
 
     def intensities(self, volume: NDArray[Any]) -> Intensities:
-        """What a volume (rows, columns, slices) says about others of its protocol and gain, for `stream`.
+        """What a volume says about others of its protocol and gain, for `stream`.
 
-        Raises RunError for other shapes and dtypes, NaN or Inf, and for a constant one, which says nothing.
+        Parameters
+        ----------
+        volume
+            LR voxels (rows, columns, slices) of any real dtype.
+
+        Raises
+        ------
+        RunError
+            For other shapes and dtypes, NaN or Inf, and for a constant volume, which says nothing.
         """
         _check(volume)
         look = self._look(volume, 1.0, 0.0)
@@ -356,7 +428,24 @@ class SuperResolver:
     ) -> Nifti1Image | Image:
         """Resolve a nibabel or SimpleITK image into one of the same library.
 
-        axis: that across the slices, by default the coarsest.
+        Parameters
+        ----------
+        image
+            Of three dimensions, or four of which the last is time.
+        dtype
+            As for a volume.
+        axis
+            That across the slices, 0 to 2, by default the coarsest.
+
+        Returns
+        -------
+        image
+            SR voxels with the affine of their own grid, and the LR header's other fields.
+
+        Raises
+        ------
+        RunError
+            For what is not an image, and for scans that `scan` refuses.
         """
         if is_itk(image):
             return to_itk(self.image(from_itk(image), dtype, axis))
@@ -374,11 +463,34 @@ class SuperResolver:
         looks: Sequence[Look] | None = None,
         error_room: Room | None = None,
     ) -> tuple[Header, NDArray[Any]]:
-        """Resolve a scan; returns the SR volume's header and its voxels as stored, (i, j, k).
+        """Resolve a scan, a time series volume by volume.
 
-        A time series is resolved volume by volume, (i, j, k, t). room: where the SR voxels go, by default
-        into memory. looks: what `look` has found in the scan, if it was asked before. error_room: where
-        expected errors go, if they were asked for; by default into memory, see `error_map`.
+        Parameters
+        ----------
+        scan
+            See `open_scan`.
+        dtype, axis
+            As for a volume and for an image.
+        progress
+            progress(done, all) counts the windows of each volume.
+        room
+            Where the SR voxels go, by default into memory.
+        looks
+            What `look` has found in the scan, if it was asked before.
+        error_room
+            Where expected errors go, if they were asked for; by default into memory, see `error_map`.
+
+        Returns
+        -------
+        header
+            The SR scan's.
+        array
+            Its voxels as stored, (i, j, k) or (i, j, k, t).
+
+        Raises
+        ------
+        RunError
+            For NaN and Inf, labels, masks and CT, and what `strict` refuses; GpuError if the GPU fails.
         """
         start, watch = time.perf_counter(), Stopwatch(self.trace, Path(scan.name).name)
         choice = self.choice(scan, axis)
@@ -415,9 +527,12 @@ class SuperResolver:
         return header, sr
 
     def look(self, scan: Scan, axis: int | None = None) -> list[Look]:
-        """Look through the volumes of a scan; RunError for NaN and Inf, labels and CT.
+        """Look through the volumes of a scan: content, unit, noise. Can be done ahead, in any thread.
 
-        Can be done ahead, in any thread.
+        Raises
+        ------
+        RunError
+            For NaN and Inf, labels and CT.
         """
         turn = Orientation.of(scan.affine, self.choice(scan, axis).axis)
         volumes = [turn.turned(volume) for volume in _volumes(scan.voxels())]
