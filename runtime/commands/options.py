@@ -15,7 +15,13 @@ Model = Annotated[
     Path | None, typer.Option(help="Model: .plan, .onnx or a checkpoint. (default: the embedded model)")
 ]
 Library = Annotated[engine.Library, typer.Option(help="What runs an .onnx.")]
-Device = Annotated[str, typer.Option(help="Where the network runs: auto, cpu, cuda or cuda:N.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="Where the network runs: auto, cpu, cuda or cuda:N; an .onnx also on gpu or npu (Intel's, by "
+        "OpenVINO), coreml or dml (by ONNX Runtime)."
+    ),
+]
 Precision = Annotated[engine.Precision, typer.Option(help="Of the network's arithmetic.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Of the network. (default: all cores)")]
 Consistency = Annotated[

@@ -19,6 +19,7 @@ from ..errors import RunError
 from ..models.kind import model_kind
 from ..pipeline.engine import Engine, Library, Precision
 from ..system.files import sha256
+from .accelerator import ACCELERATORS, open_accelerated
 
 if TYPE_CHECKING:
     from ..cuda.device import Gpu
@@ -41,7 +42,7 @@ def open_engine(
     path
         An `.onnx` file or a checkpoint; None for a model embedded in this package.
     device
-        "auto" or "cpu".
+        "auto" or "cpu"; or, of an `.onnx`, one of `ACCELERATORS`.
     precision
         Of the arithmetic; "auto" is bf16 for OpenVINO if the processor has it, else that of the model.
     threads
@@ -61,8 +62,8 @@ def open_engine(
     RunError
         With what the user can do; CardError, a kind of it, for a model without a card.
     """
-    if device not in ("auto", "cpu"):
-        raise RunError(f"Device '{device}' is not one of auto, cpu.")
+    if device not in ("auto", "cpu", *ACCELERATORS):
+        raise RunError(f"Device '{device}' is not one of auto, cpu, {', '.join(ACCELERATORS)}.")
     for value, choices in ((precision, Precision), (library, Library)):
         if value not in get_args(choices):
             raise RunError(f"'{value}' is not one of {', '.join(get_args(choices))}.")
@@ -71,6 +72,10 @@ def open_engine(
     with model_file(path, embedded) as (file, name):
         digest = sha256(file)
         kind = model_kind(file)
+        if device in ACCELERATORS:
+            if kind != "onnx":
+                raise RunError(f"Device {device} runs .onnx files, not {file}: udean-export makes one.")
+            return open_accelerated(file, name, digest, device, precision, threads)
         if kind == "checkpoint":
             from .torch import TorchEngine
 
@@ -89,14 +94,17 @@ def open_engine(
 def choose_engine(
     path: Path | None, device: str, precision: Precision, threads: int | None, library: Library
 ) -> Engine | CudaEngine:
-    """Open a model where it is asked to run: device "auto", "cpu", "cuda" or "cuda:N".
+    """Open a model where it is asked to run: device "auto", "cpu", "cuda", "cuda:N" or an accelerator.
 
     "auto" takes the GPU for a plan, and for other models where there is one and PyCUDA and the model's own
     library can use it. Raises GpuError if a GPU is asked for and fails, else as `open_engine`.
     """
     name, _, number = device.partition(":")
-    if (name not in ("auto", "cpu", "cuda")) or (number and (name != "cuda" or not number.isdecimal())):
-        raise RunError(f"Device '{device}' is not one of auto, cpu, cuda, cuda:N.")
+    known = ("auto", "cpu", "cuda", *ACCELERATORS)
+    if name not in known or (number and (name != "cuda" or not number.isdecimal())):
+        raise RunError(f"Device '{device}' is not one of {', '.join((*known, 'cuda:N'))}.")
+    if name in ACCELERATORS:
+        return open_engine(path, name, precision, threads, library)
     plan = model_kind(path) == "plan"
     if plan and name == "cpu":
         raise RunError(f"{path} is a TensorRT plan and runs on a GPU only: give the .onnx file instead.")

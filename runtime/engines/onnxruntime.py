@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: runs the graph as it is, in the graph's own precision."""
+"""ONNX Runtime on the CPU, or by another provider if asked: runs the graph as it is, in its own precision."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from ..system.extras import require
 from ..system.threads import cores
 from .fixed import InputSize
 
+CPU = "CPUExecutionProvider"
+
 
 class OnnxRuntimeEngine:
     """An ONNX model in an inference session of its own."""
@@ -22,14 +24,25 @@ class OnnxRuntimeEngine:
     card: ModelCard
     info: EngineInfo
 
-    def __init__(self, file: Path, name: str, sha256: str, precision: Precision, threads: int | None) -> None:
+    def __init__(
+        self,
+        file: Path,
+        name: str,
+        sha256: str,
+        precision: Precision,
+        threads: int | None,
+        provider: str = CPU,
+    ) -> None:
         ort: Any = require("onnxruntime", "cpu")
+        if provider not in (there := ort.get_available_providers()):
+            raise RunError(f"The ONNX Runtime that is installed has no {provider}, only {', '.join(there)}.")
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors: warnings are about graph details that no user can mend
         # Without a number ONNX Runtime binds its threads to cores, those of every process to the same.
         options.intra_op_num_threads = threads or cores()
+        providers = list(dict.fromkeys((provider, CPU)))
         try:
-            self._session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(file, options, providers=providers)
         except Exception as error:  # the library's own exceptions share no base class
             raise RunError(f"ONNX Runtime cannot load {file}: {first_line(error)}") from error
         text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "")
@@ -43,7 +56,8 @@ class OnnxRuntimeEngine:
         n, _, h, w = (n if isinstance(n, int) else None for n in self._input.shape)
         self._size = InputSize(n, h, w)
         self._dtype = np.float16 if self._input.type == "tensor(float16)" else np.float32
-        self.info = EngineInfo("onnxruntime", ort.__version__, "cpu", self.card.precision, name, sha256)
+        where = provider.removesuffix("ExecutionProvider").lower()
+        self.info = EngineInfo("onnxruntime", ort.__version__, where, self.card.precision, name, sha256)
 
     def __call__(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
         return self._size.run(self._run, windows)

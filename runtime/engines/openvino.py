@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: the fastest path there, in float32 or bfloat16.
+"""OpenVINO: on the CPU, the fastest path there, in float32 or bfloat16; on Intel's GPUs and NPUs if asked.
 
 OpenVINO computes in bfloat16 by itself where the processor can, so its precision hint is always set, and
 `info` names it. Half-precision graphs run too: their weights are half, the arithmetic is the hint's.
@@ -22,20 +22,34 @@ from .fixed import InputSize
 
 
 class OpenVinoEngine:
-    """An ONNX model compiled for this processor."""
+    """An ONNX model compiled for this processor, or another device of OpenVINO's, "GPU" or "NPU"."""
 
     card: ModelCard
     info: EngineInfo
 
-    def __init__(self, file: Path, name: str, sha256: str, precision: Precision, threads: int | None) -> None:
+    def __init__(
+        self,
+        file: Path,
+        name: str,
+        sha256: str,
+        precision: Precision,
+        threads: int | None,
+        device: str = "CPU",
+    ) -> None:
         ov: Any = require("openvino", "cpu")
         core = _core()
+        if device not in {found.partition(".")[0] for found in core.available_devices}:
+            raise RunError(f"OpenVINO finds no {device} here, only {', '.join(core.available_devices)}.")
+        half = "bf16" if device == "CPU" else "fp16"
         if precision == "auto":
-            # The capability stands for avx512_bf16 or amx; without them bfloat16 is emulated and slow.
-            precision = "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "fp32"
-        hint = {"fp32": "f32", "bf16": "bf16"}.get(precision)
-        if hint is None:
-            raise RunError("OpenVINO computes in fp32 or bf16 on a CPU: use --precision fp32, bf16 or auto.")
+            # BF16 stands for avx512_bf16 or amx: without them a CPU emulates it, slowly.
+            able = core.get_property(device, "OPTIMIZATION_CAPABILITIES")
+            precision = half if half.upper() in able else "fp32"
+        if precision not in ("fp32", half):
+            raise RunError(
+                f"OpenVINO computes in fp32 or {half} on a {device}: use --precision fp32, {half} or auto."
+            )
+        hint = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}[precision]
         try:
             model = core.read_model(file)
         except RuntimeError as error:
@@ -48,17 +62,18 @@ class OpenVinoEngine:
         edges.input().tensor().set_element_type(ov.Type.f32)
         edges.output().tensor().set_element_type(ov.Type.f32)
         settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
-        # OpenVINO would bind its threads to the first cores, those of another shard or worker to the same.
-        settings["ENABLE_CPU_PINNING"] = False
-        if threads or quota():  # it knows of cores, and nothing of a container's share of their time
-            settings["INFERENCE_NUM_THREADS"] = str(threads or cores())
+        if device == "CPU":
+            # OpenVINO would bind its threads to the first cores, those of another shard or worker too.
+            settings["ENABLE_CPU_PINNING"] = False
+            if threads or quota():  # it knows of cores, and nothing of a container's share of their time
+                settings["INFERENCE_NUM_THREADS"] = str(threads or cores())
         try:
-            compiled = core.compile_model(edges.build(), "CPU", settings)
+            compiled = core.compile_model(edges.build(), device, settings)
         except RuntimeError as error:
             raise RunError(f"OpenVINO cannot compile {file}: use --library onnxruntime.") from error
         self._request = compiled.create_infer_request()
         version = ov.__version__.partition("-")[0]
-        self.info = EngineInfo("openvino", version, "cpu", precision, name, sha256)
+        self.info = EngineInfo("openvino", version, device.lower(), precision, name, sha256)
 
     def __call__(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
         return self._size.run(self._run, windows)

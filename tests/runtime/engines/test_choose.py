@@ -18,6 +18,7 @@ import torch
 from onnx import numpy_helper
 from udean.runtime import CardError, RunError, SuperResolver, open_engine
 from udean.runtime.cuda import device
+from udean.runtime.engines import accelerator
 from udean.runtime.engines import choose as engines
 from udean.trainer import checkpoint
 from udean.trainer.nets import generators
@@ -301,3 +302,29 @@ def test_a_gpu_whose_memory_is_full_when_the_model_loads_is_gone_without(folder,
         SuperResolver(folder / file, device="cuda")
     resolve = SuperResolver(folder / file, device="cuda", fallback="cpu")
     assert resolve.engine.info.device == "cpu" and "Going on with" in caplog.text
+
+
+@pytest.mark.parametrize("device", ["gpu", "npu", "coreml", "dml"])
+def test_an_accelerator_that_is_not_there_is_named_and_nothing_else_runs(folder, device):
+    import onnxruntime
+    import openvino
+
+    there = " ".join([*openvino.Core().available_devices, *onnxruntime.get_available_providers()]).lower()
+    if device in there:
+        pytest.skip(f"{device} is there")
+    with pytest.raises(RunError, match=r"OpenVINO finds no|ONNX Runtime that is installed has no"):
+        SuperResolver(folder / "conv.onnx", device=device)
+    with pytest.raises(RunError, match="not one of auto, cpu, cuda, gpu"):
+        SuperResolver(folder / "conv.onnx", device=f"{device}:1")
+
+
+def test_an_accelerator_is_held_to_the_processor(folder, monkeypatch, caplog):
+    """OpenVINO's processor stands for an accelerator of its own: only another name is made up."""
+    monkeypatch.setitem(accelerator.OPENVINO, "npu", "CPU")
+    with SuperResolver(folder / "conv.onnx", device="npu", precision="fp32") as resolve:
+        assert resolve.info().engine.library == "openvino"
+    assert "agrees with" in caplog.text
+    exact = open_engine(folder / "conv.onnx", library="onnxruntime")
+    assert accelerator.agreement(open_engine(folder / "conv.onnx", library="openvino"), exact) > 50
+    with pytest.raises(RunError, match=r"agree to -?[0-9]+ dB only"):
+        accelerator.hold(open_engine(folder / "nearest.onnx"), exact)

@@ -1,0 +1,53 @@
+"""Accelerators that are not NVIDIA's: Intel's GPU and NPU by OpenVINO, Apple's and DirectX's by ONNX Runtime.
+
+They are the libraries' own; what one computes is held to the processor's float32 when it is opened, and told.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+
+from ..errors import RunError
+from ..pipeline.engine import Engine, Precision
+from .onnxruntime import OnnxRuntimeEngine
+from .openvino import OpenVinoEngine
+
+Accelerator = Literal["gpu", "npu", "coreml", "dml"]
+ACCELERATORS = get_args(Accelerator)
+OPENVINO = {"gpu": "GPU", "npu": "NPU"}
+ONNX_RUNTIME = {"coreml": "CoreMLExecutionProvider", "dml": "DmlExecutionProvider"}
+LEAST = 40.0  # dB of agreement: bfloat16 has more than 50, another network less than 30
+
+log = logging.getLogger("udean")
+
+
+def open_accelerated(
+    file: Path, name: str, sha256: str, device: str, precision: Precision, threads: int | None
+) -> Engine:
+    """An `.onnx` model on an accelerator. Raises RunError if it is not there, or computes something else."""
+    kind = OpenVinoEngine if device in OPENVINO else OnnxRuntimeEngine
+    engine = kind(file, name, sha256, precision, threads, (OPENVINO | ONNX_RUNTIME)[device])
+    exact = kind(file, name, sha256, "fp32" if device in OPENVINO else "auto", threads)
+    hold(engine, exact)
+    return engine
+
+
+def hold(engine: Engine, exact: Engine) -> None:
+    """Say how well an engine agrees with an exact one. Raises RunError if it computes something else."""
+    decibels = agreement(engine, exact)
+    if decibels < LEAST:
+        raise RunError(f"{engine.info} and {exact.info} agree to {decibels:.0f} dB only: leave out --device.")
+    log.warning("%s agrees with %s to %.0f dB, on noise.", engine.info, exact.info, decibels)
+
+
+def agreement(engine: Engine, exact: Engine) -> float:
+    """How well two engines agree on a training window of noise: PSNR in dB, of the range 0 to 1."""
+    card = engine.card
+    noise = np.random.default_rng(0).random((1, card.slab[0], *card.window), np.float32)
+    error = float(np.mean(np.square(engine(noise) - exact(noise), dtype=np.float64)))
+    return math.inf if error == 0 else -10 * math.log10(error)
