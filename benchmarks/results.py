@@ -187,7 +187,7 @@ def seconds(found: Mapping[str, Result]) -> str:
     result = next(r for n, r in found.items() if of(n, "latency-compact"))
     shape, took = "×".join(map(str, result["shape"])), result["medians"]["volume"]["total"]
     return (
-        f"A scan of {shape} voxels takes {took:.0f} s on {result['cores']} cores of an {result['processor']}."
+        f"A scan of {shape} voxels takes {took:.0f} s on {result['cores']} cores of an {_processor(result)}."
     )
 
 
@@ -203,7 +203,7 @@ def fastest(found: Mapping[str, Result]) -> str:
     if not rows:
         return "`make bench` measures your machine; no result is committed yet."
     _, row, result = max(rows, key=lambda found: found[0])
-    up, machine = row["speed_up"], result["processor" if result["device"] == "cpu" else "device"]
+    up, machine = row["speed_up"], _processor(result) if result["device"] == "cpu" else result["device"]
     return (
         f"On {result['threads']} threads of an {machine} the embedded model runs {up['median']:.2f} "
         f"({up['low']:.2f} to {up['high']:.2f}) times as fast as in PyTorch behind MONAI's sliding window of "
@@ -211,9 +211,14 @@ def fastest(found: Mapping[str, Result]) -> str:
     )
 
 
+def _processor(result: Result) -> str:
+    """Its name, without what it can."""
+    return result["processor"].partition(" (")[0]
+
+
 def _windows(result: Result) -> str:
     """Those of the PyTorch path."""
-    return f"{' x '.join(map(str, result['model']['window']))} voxels, overlap {result['overlap']:g}"
+    return f"{'×'.join(map(str, result['model']['window']))} voxels, overlap {result['overlap']:g}"
 
 
 def speed(found: Mapping[str, Result]) -> str:

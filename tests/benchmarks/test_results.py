@@ -104,7 +104,8 @@ def test_the_benchmarks_page_shows_our_engines_against_the_pytorch_path(folder):
     gone = {"name": "tensorrt fp16", "kind": "udean", "failed": "There is no GPU."}
     document = {
         **json.loads((folder / "quality.json").read_bytes()),
-        **{"model": {"name": "m", "gflop_a_window": 1.0}, "device": "cpu", "threads": 2, "shape": [9, 9, 3]},
+        **{"model": {"name": "m", "window": [64, 64], "gflop_a_window": 1.0}, "shape": [9, 9, 3]},
+        **{"device": "cpu", "threads": 2, "overlap": 0.5},
         **{"rows": [{**path, **figures, "psnr": None}, ours, gone], "warnings": ["Too busy."], "mhz": {}},
         **{"windows": {"ours": 1, "monai": 1, "same_places": True}, "repeats": 5, "load_before": 0.0},
         **{"roofs": {"gflops": {"fp32": 18.0}, "copy_gb_per_s": 5.0}},
