@@ -314,6 +314,25 @@ def soaked(found: Mapping[str, Result]) -> str:
     return "\n".join(lines).strip()
 
 
+def on_paper(found: Mapping[str, Result]) -> str:
+    """What each stage moves and computes on an H100, and how long it takes at least: a table for each network."""
+    lines: list[str] = []
+    for name in ("gpu-on-paper-paper", "gpu-on-paper-compact"):
+        result = found[name]
+        half, full = (result["network"][p] for p in ("fp16", "fp32"))
+        rows = [[s["stage"], s["bytes"], 0, s["bound by"], s["seconds"]] for s in result["stages"]]
+        for precision, network in (("fp16", half), ("fp32", full)):
+            bound = f"memory in {network['layers bound by memory']} of {network['layers']} layers"
+            rows.append(
+                [f"network, {precision}", network["bytes"], network["flop"], bound, network["seconds"]]
+            )
+        shape, window = ("×".join(map(str, result[key])) for key in ("shape", "window"))
+        lines += [f"**{result['preset']}**, {shape} voxels, {result['windows']} windows of {window}", ""]
+        told = [[s, f"{b / 1e9:.3g}", f"{f / 1e12:.3g}", by, f"{t * 1e3:.3g}"] for s, b, f, by, t in rows]
+        lines += [*table(["stage", "GB", "TFLOP", "bound by", "ms at least"], told), ""]
+    return "\n".join(lines).strip()
+
+
 def how_true(found: Mapping[str, Result]) -> str:
     """In how much of tissue the interval of expected errors holds: a sentence and a table."""
     result = found["error-map"]
@@ -343,6 +362,7 @@ FIGURES: dict[str, Callable[[Mapping[str, Result]], str]] = {
     "memory": large_volume,
     "speed": speed,
     "soak": soaked,
+    "gpu-on-paper": on_paper,
 }
 
 

@@ -1,0 +1,82 @@
+"""What to expect of an H100: bytes and operations of each stage, and what bounds it. Nothing here is measured.
+
+    python -m udean.benchmarks.gpu_on_paper [--shape 160,160,128] [--preset paper]
+
+Every stage takes at least the longer of its operations at the card's peak and its bytes at the memory's or the
+bus's rate; of the network each convolution by itself, with what lies between two of them fused. Real kernels
+reach a part of that: the figures are what a measurement is to be compared with, and replaced by.
+
+Source: NVIDIA, "H100 Tensor Core GPU", datasheet, 2024 (SXM): peaks without sparsity, memory, bus.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+
+import onnx
+import typer
+
+from ..export.graph import read
+from ..runtime.cuda.pipeline import BATCH_VOXELS
+from ..runtime.pipeline.tiling import tile_windows
+from . import common
+from .engines.roofline import BYTES, Roofs, convolutions
+
+# Operations per second (fp16 by tensor cores, fp32 without: TF32 is off) and bytes per second.
+H100 = Roofs({"fp16": 989.4e12, "fp32": 66.9e12}, 3.35e12)
+BUS = 64e9  # bytes per second each way, PCI Express 5.0 x16
+VOXEL = 2  # bytes of an LR or SR voxel as stored, uint16
+MEAN = 4  # of the running mean, float32
+
+
+def main(shape: str = "160,160,128", preset: str = "paper", out: Path = common.RESULTS) -> None:
+    rows, columns, slices = map(int, shape.split(","))
+    with tempfile.TemporaryDirectory() as folder:
+        _, full, _ = common.model(Path(folder), preset)
+        graph, card = onnx.load(full), read(full)[1]
+    plan = tile_windows((rows, columns, slices), card)
+    window = plan.rows.window, plan.columns.window
+    lr, hr = rows * columns * slices, math.prod(plan.fine_shape)
+    taken = len(plan) * window[0] * window[1] * card.slab[0]  # LR voxels of all windows
+    made = taken * math.prod(card.scale)
+    batch = max(1, BATCH_VOXELS // (window[0] * window[1]))
+    layers = convolutions(graph, *window)
+    flop = len(plan) * sum(layer.flop for layer in layers)
+    stages = {"upload": (lr * VOXEL, BUS), "gather": (taken * (VOXEL + BYTES["fp16"]), H100.copy)}
+    stages["blend"] = (made * (BYTES["fp16"] + 2 * MEAN), H100.copy)
+    stages["store"] = (hr * (MEAN + VOXEL), H100.copy)
+    stages["download"] = (hr * VOXEL, BUS)
+    table = [
+        {"stage": name, "bytes": size, "bound by": "bus" if rate == BUS else "memory", "seconds": size / rate}
+        for name, (size, rate) in stages.items()
+    ]
+    network = {}
+    for precision in ("fp16", "fp32"):
+        size = BYTES[precision]
+        moved = [size * (batch * a.values + a.weights) / batch for a in layers]
+        by_memory = [
+            m / H100.copy > a.flop / H100.flops[precision] for a, m in zip(layers, moved, strict=True)
+        ]
+        network[precision] = {
+            "bytes": len(plan) * sum(moved),
+            "flop": flop,
+            "layers": len(layers),
+            "layers bound by memory": sum(by_memory),
+            "seconds": flop / H100.attainable(layers, precision, batch),
+        }
+    result = {
+        "preset": preset,
+        "shape": [rows, columns, slices],
+        "windows": len(plan),
+        "window": list(window),
+        "batch": batch,
+        "stages": table,
+        "network": network,
+    }
+    common.record(f"gpu-on-paper-{preset}", result, out)
+
+
+if __name__ == "__main__":
+    typer.run(main)
