@@ -1,10 +1,10 @@
-"""What to expect of an H100: bytes and operations of each stage, and what bounds it. Nothing here is measured.
+"""What to expect of an H100: bytes and operations of each stage, and what bounds it. Nothing is measured.
 
     python -m udean.benchmarks.gpu_on_paper [--shape 160,160,128] [--preset paper]
 
-Every stage takes at least the longer of its operations at the card's peak and its bytes at the memory's or the
-bus's rate; of the network each convolution by itself, with what lies between two of them fused. Real kernels
-reach a part of that: the figures are what a measurement is to be compared with, and replaced by.
+Every stage takes at least the longer of its operations at the card's peak and its bytes at the memory's or
+the bus's rate; of the network each convolution by itself, with what lies between two of them fused. Real
+kernels reach a part of that: the figures are what a measurement is to be compared with, and replaced by.
 
 Source: NVIDIA, "H100 Tensor Core GPU", datasheet, 2024 (SXM): peaks without sparsity, memory, bus.
 """
@@ -56,9 +56,8 @@ def main(shape: str = "160,160,128", preset: str = "paper", out: Path = common.R
     for precision in ("fp16", "fp32"):
         size = BYTES[precision]
         moved = [size * (batch * a.values + a.weights) / batch for a in layers]
-        by_memory = [
-            m / H100.copy > a.flop / H100.flops[precision] for a, m in zip(layers, moved, strict=True)
-        ]
+        knee = H100.flops[precision] / H100.copy
+        by_memory = [a.flop < knee * m for a, m in zip(layers, moved, strict=True)]
         network[precision] = {
             "bytes": len(plan) * sum(moved),
             "flop": flop,

@@ -315,7 +315,7 @@ def soaked(found: Mapping[str, Result]) -> str:
 
 
 def on_paper(found: Mapping[str, Result]) -> str:
-    """What each stage moves and computes on an H100, and how long it takes at least: a table for each network."""
+    """What each stage moves and computes on an H100, and how long it takes at least: tables."""
     lines: list[str] = []
     for name in ("gpu-on-paper-paper", "gpu-on-paper-compact"):
         result = found[name]
@@ -323,9 +323,8 @@ def on_paper(found: Mapping[str, Result]) -> str:
         rows = [[s["stage"], s["bytes"], 0, s["bound by"], s["seconds"]] for s in result["stages"]]
         for precision, network in (("fp16", half), ("fp32", full)):
             bound = f"memory in {network['layers bound by memory']} of {network['layers']} layers"
-            rows.append(
-                [f"network, {precision}", network["bytes"], network["flop"], bound, network["seconds"]]
-            )
+            figures = network["bytes"], network["flop"], bound, network["seconds"]
+            rows.append([f"network, {precision}", *figures])
         shape, window = ("×".join(map(str, result[key])) for key in ("shape", "window"))
         lines += [f"**{result['preset']}**, {shape} voxels, {result['windows']} windows of {window}", ""]
         told = [[s, f"{b / 1e9:.3g}", f"{f / 1e12:.3g}", by, f"{t * 1e3:.3g}"] for s, b, f, by, t in rows]
