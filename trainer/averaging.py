@@ -1,7 +1,7 @@
-"""The exponential moving average of a network's weights: what is deployed, if a training asks for it.
+"""The exponential moving average of a network's weights: deployed if a training asks for it.
 
 An average over the last thousand steps or so lies nearer to where the training is heading than any one step
-does (Polyak and Juditsky 1992), and costs a pass over the weights a step.
+does (Polyak and Juditsky 1992), and costs one pass over the weights per step.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Network = TypeVar("Network", bound=torch.nn.Module)
 class Average(Generic[Network]):
     """decay: share of the average that a step keeps, 0 <= decay < 1; 0: the network itself, no average.
 
-    Early steps keep less, (1 + step) / (10 + step), lest the initial weights linger.
+    Early steps keep less, (1 + step) / (10 + step), so that the initial weights fade quickly.
     """
 
     def __init__(self, network: Network, decay: float) -> None:

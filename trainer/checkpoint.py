@@ -1,6 +1,6 @@
 """Checkpoints: one file with the deployed network, its card, and all that training needs to go on.
 
-A checkpoint is a dict of tensors, numbers and text, read with `weights_only=True` and in no other way:
+A checkpoint is a dict of tensors, numbers and text, read only ever with `weights_only=True`:
 code in a pickle is refused, not run.
 """
 
@@ -38,7 +38,7 @@ def save(
     Parameters
     ----------
     deployed
-        LR encoder and SR decoder, what is exported.
+        LR encoder and SR decoder: the part that is exported.
     training
         What only `udean-train --resume` reads: all networks, optimisers, step.
 
@@ -86,7 +86,7 @@ def load(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path} holds Python code or objects besides tensors; udean does not run it. "
-            "It is damaged or no udean checkpoint."
+            "It is damaged or not a udean checkpoint."
         ) from None
     except Exception:  # what damage makes the reader stumble over is any of a dozen kinds
         raise CheckpointError(f"{path} is not a checkpoint, or damaged: make or copy it again.") from None

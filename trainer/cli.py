@@ -36,14 +36,19 @@ def _train(
     preset: Annotated[
         str | None, typer.Option(help="paper or compact. (default: paper on a GPU, else compact)")
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file over the preset.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file whose settings override the preset's.")
+    ] = None,
     scale: Annotated[str | None, typer.Option(help="Factors by row, column, slice, such as 2x2x2.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the schedule.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of initialisation and patches.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Random seed of initialisation and patches.")
+    ] = None,
     validation_hr: Annotated[list[str] | None, typer.Option(help="HR scans to watch the training.")] = None,
     validation_lr: Annotated[list[str] | None, typer.Option(help="LR scans of the same people.")] = None,
     pairing: Annotated[
-        str | None, typer.Option(help="Whose scans: unpaired (other people), misaligned or aligned.")
+        str | None,
+        typer.Option(help="Source and target scans: unpaired (other people), misaligned or aligned."),
     ] = None,
     target_simulated: Annotated[
         bool | None, typer.Option("--target-simulated", help="Target scans are HR: degrade them first.")
@@ -54,12 +59,14 @@ def _train(
     register: Annotated[
         bool | None, typer.Option("--register", help="Register the HR scans of pairs rigidly.")
     ] = None,
-    bad_scans: Annotated[str | None, typer.Option(help="stop at, or skip, scans of no use.")] = None,
+    bad_scans: Annotated[
+        str | None, typer.Option(help="What to do with unusable scans: stop or skip.")
+    ] = None,
     select: Annotated[
         str | None,
         typer.Option(
-            help="What best.pt is chosen by: truth, of validation scans, or consistency with the LR scans, "
-            "without truth. (default: truth for methods that learn from pairs, else consistency)"
+            help="How best.pt is chosen: by truth (validation scans) or by consistency with the LR scans, "
+            "which needs no truth. (default: truth for methods that learn from pairs, else consistency)"
         ),
     ] = None,
     precision: Annotated[str | None, typer.Option(help="auto, 32-true, bf16-mixed or 16-mixed.")] = None,
@@ -141,7 +148,7 @@ def _train(
 
 
 def _preset(config: Path | None) -> str:
-    """What is trained where no preset was asked for; said where that is not the paper's."""
+    """The preset if none was asked for; the user is told if it is not the paper's."""
     import torch
 
     if torch.cuda.is_available():
@@ -154,14 +161,14 @@ def _preset(config: Path | None) -> str:
 
 
 class Lines:
-    """How far a training is, where no terminal shows a bar: a line at the first step, then one a minute."""
+    """Progress without a terminal: a line at the first step, then one a minute."""
 
     def __init__(self, what: str, every: float = 60) -> None:
         self._what, self._every = what, every
         self._start, self._first, self._said = time.monotonic(), 0, -math.inf
 
     def tell(self, step: int, total: int, losses: str) -> None:
-        """After a step; says so if it is time, or the last one."""
+        """Called after each step; prints a line if one is due or if the step is the last."""
         now = time.monotonic()
         if now - self._said < self._every and step < total:
             return
@@ -185,11 +192,14 @@ def _simulate(
     bias: Annotated[float, typer.Option(help="Strength of a smooth receive field, such as 0.2.")] = 0.0,
     slab_axis: Annotated[int | None, typer.Option(min=0, max=2, help="Axis across the slices.")] = None,
     thick: Annotated[
-        str | None, typer.Option(metavar="MM", help="Thick slices instead, such as 4mm, of the scan's plane.")
+        str | None,
+        typer.Option(metavar="MM", help="Simulate thick slices instead, such as 4mm, in the scan's plane."),
     ] = None,
-    profile: Annotated[str, typer.Option(help="Of thick slices: gaussian, box or slr.")] = "gaussian",
-    gap: Annotated[str, typer.Option(metavar="MM", help="Between thick slices; negative: overlap.")] = "0mm",
-    seed: Annotated[int, typer.Option(min=0, help="Of noise and receive field.")] = 0,
+    profile: Annotated[str, typer.Option(help="Profile of thick slices: gaussian, box or slr.")] = "gaussian",
+    gap: Annotated[
+        str, typer.Option(metavar="MM", help="Gap between thick slices; negative: overlap.")
+    ] = "0mm",
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of noise and receive field.")] = 0,
     debug: Debug = False,
 ) -> None:
     """Make LR scans from HR ones, in the same folders below OUT: less of their k-space, or thick slices."""
@@ -202,9 +212,11 @@ def _simulate(
     if sampling not in ("truncation", "blur"):
         raise RunError(f"The sampling is truncation or blur, not {sampling}.")
     if thick is None and (profile != "gaussian" or parse_millimetres(gap)):
-        raise RunError("--profile and --gap are of thick slices: give their thickness with --thick.")
+        raise RunError("--profile and --gap describe thick slices: give the thickness with --thick.")
     if thick is not None and (partial_fourier < 1 or elliptical or bias or sampling != "truncation"):
-        raise RunError("Thick slices (--thick) take --profile, --gap and --noise; the others are of k-space.")
+        raise RunError(
+            "Thick slices (--thick) take --profile, --gap and --noise; the other options describe k-space."
+        )
     acquisition: Acquisition | Slices = Acquisition(
         parse_scale(scale),
         sampling=sampling,
@@ -228,17 +240,19 @@ def _simulate(
 
 
 def _evaluate(
-    sr: Annotated[str, typer.Option(help="Restored scans: a file or folder; or tricubic or sinc, of --lr.")],
+    sr: Annotated[
+        str, typer.Option(help="Restored scans: a file or folder; or tricubic or sinc, to interpolate --lr.")
+    ],
     hr: Annotated[Path, typer.Option(help="The truth: a file or a folder, scans of the same names.")],
     lr: Annotated[Path | None, typer.Option(help="The LR scans, for data consistency and bands.")] = None,
     mask: Annotated[
-        Path | None, typer.Option(help="Where tissue is, on the HR grid. (default: found in the HR scan)")
+        Path | None, typer.Option(help="Tissue mask on the HR grid. (default: found in the HR scan)")
     ] = None,
-    slab: Annotated[int, typer.Option(min=2, help="HR slices of a network call, for the slab step.")] = 6,
+    slab: Annotated[int, typer.Option(min=2, help="HR slices per network call, for the slab step.")] = 6,
     slab_axis: Annotated[int | None, typer.Option(min=0, max=2, help="Axis across the slices.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the figures here too.")] = None,
-    csv: Annotated[Path | None, typer.Option(help="Likewise, as a table for spreadsheets.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Likewise, as a table for people.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Also write the figures as JSON.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Also write the table as CSV.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the table as Markdown.")] = None,
     debug: Debug = False,
 ) -> None:
     """PSNR and SSIM (2-D per slice and 3-D), raw and after a global sub-voxel shift onto the truth.

@@ -1,7 +1,7 @@
 """The training configuration: a TOML file, checked key by key, presets included.
 
 A configuration is a preset (`paper` or `compact`), then the user's TOML file, then the command line's
-options, the later one winning. The resolved one is saved beside the run as `config.toml`.
+options; later settings win. The resolved configuration is saved in the run's folder as `config.toml`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .simulation.variation import Variation
 
 PRESETS = ("paper", "compact")
 MARK = "# Written by udean-train: the whole configuration of this run."  # the first line of config.toml
-# What changes a training by rounding or not at all.
+# Settings that change a training by rounding at most.
 ROUNDING = ("machine", "schedule.precision", "schedule.validate_every", "schedule.checkpoint_every")
 
 
@@ -42,21 +42,21 @@ class Data:
     """Scans by group; each entry is a file, a folder, a glob, a CSV list or a layout: see `scans`.
 
     pairing: "unpaired": no participant is in both source and target; "misaligned" or "aligned": the same
-        ones are, and those that are aligned lie where their headers say. Validation scans are always of other
+        participants are, and aligned scans lie where their headers say. Validation scans are always of other
         participants, aligned, and watch the training only.
     target_simulated: target (and validation_lr, by default the validation_hr) entries are HR scans that are
-        degraded as the tables `degradation` and, target entries, `variation` say.
-    misalign: move and shrink the source scans first, as the paper does. register: of pairs, bring the HR scan
-        rigidly onto the LR scan.
-    bad_scans: "stop", or "skip" with a warning. any_voxel_size: scans of a group may differ in theirs.
-    consistency: what LR scans are of HR ones, for the card: "truncation" of k-space lets the runtime take the
-        band that a scan measured from the scan; "off" if that is not known.
-    described_as: the scans in the model card's words; without, their number and voxel size.
-    coarse: how HR scans (of zssr LR ones) are brought to the LR grid where a method takes that for what LR
-        scans would be without their own degradation: "truncation" of k-space, as scanners do it, or
-        "bicubic", as the baselines were published; see `methods.method.Batch`.
-    slab_axes: of the world's axes (0 right, 1 front, 2 head; see `orientation`), those along which slabs are
-        cut, drawn in turn; none: the one that voxel sizes tell. augment: flips and transposes in plane.
+        degraded as the table `degradation` says, target entries also as `variation` says.
+    misalign: move and shrink the source scans first, as the paper does. register: bring the HR scan of each
+        pair rigidly onto its LR scan.
+    bad_scans: "stop", or "skip" with a warning. any_voxel_size: scans of a group may differ in voxel size.
+    consistency: how LR scans arise from HR ones, for the card. With "truncation" (of k-space) the runtime
+        takes the measured band from the scan; "off" if it is not known.
+    described_as: the scans in words, for the model card; by default their number and voxel size.
+    coarse: how HR scans (for zssr, LR ones) are brought to the LR grid if a method treats the result as an LR
+        scan without its own degradation: "truncation" of k-space, as scanners do it, or "bicubic", as the
+        baselines were published; see `methods.method.Batch`.
+    slab_axes: world axes (0 right, 1 front, 2 head; see `orientation`) along which slabs are cut, drawn in
+        turn; none: the axis that the voxel sizes suggest. augment: flips and transposes in plane.
     """
 
     source: tuple[str, ...] = ()
@@ -81,16 +81,16 @@ class Schedule:
     """How long and how fast. patch: rows (= columns) of an LR patch; batch: LR patches a step, of all
     processes together.
 
-    precision: of the arithmetic; "auto" is what the machine is fastest in, see `machine.precision`.
-    learning_rate falls by a cosine to final_rate over `steps`, beta2 is Adam's (section II-E); a method
-    of two stages runs the whole schedule in each. average: share that the moving average of the deployed
-    weights keeps at a step, such as 0.999; 0: the weights of the last step are deployed. depth: LR slices of
-    a training patch, a slab's three by default; of more, the supervised loss sees what the runtime delivers.
-    select: what best.pt is chosen by at each validation. "truth": PSNR of the validation scans.
-        "consistency": what a user has without truth: how well the SR windows, degraded as the method has
-        learned to, explain the LR windows, to their noise, in dB, less the dB by which their spectrum beyond
-        the LR band is off that of the source scans, and that of these, degraded so, off the LR windows'.
-        "auto": truth for methods that learn from pairs, else consistency.
+    precision: of the arithmetic; "auto" is the machine's fastest, see `machine.precision`. learning_rate
+    falls by a cosine to final_rate over `steps`, beta2 is Adam's (section II-E); a method of two stages runs
+    the whole schedule in each. average: share of itself that the moving average of the deployed weights keeps
+    at each step, such as 0.999; 0: the weights of the last step are deployed. depth: LR slices of a training
+    patch, a slab's three by default; with more, the supervised loss sees what the runtime delivers.
+    select: how best.pt is chosen at each validation. "truth": PSNR of the validation scans. "consistency":
+        without truth: how well the SR windows, degraded as the method has learned to, explain the LR windows
+        (down to their noise), in dB, minus two spectral distances, in dB: that of the SR windows to the
+        source scans beyond the LR band, and that of the degraded source scans to the LR windows. "auto":
+        truth for methods that learn from pairs, else consistency.
     """
 
     steps: int = 120_000
@@ -113,7 +113,7 @@ class Machine:
     """What a run is computed on and how; it changes the result by rounding only.
 
     devices: processes (GPUs, or CPU processes) on each of `nodes`; torchrun's own count wins. workers:
-    processes that draw patches, 0: none besides the training. compile: torch.compile the losses.
+    processes that draw patches; 0: the training process draws them itself. compile: torch.compile the losses.
     """
 
     devices: int = 1
@@ -125,10 +125,11 @@ class Machine:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything a run depends on besides the scans themselves. Of weights, those of the method.
+    """Everything a run depends on besides the scans themselves. `weights` holds only the weights that the
+    method uses.
 
-    init: what the deployed networks begin as: "" at random, "default" as the embedded model, or as the
-        checkpoint of this path; of the same `network`.
+    init: what the deployed networks start from: "" random weights, "default" the embedded model, or the path
+        of a checkpoint with the same `network`.
     """
 
     name: str = "udean"
@@ -160,7 +161,7 @@ def load(
 ) -> Config:
     """Resolve preset, file and options (nested dicts by table; None values are left out).
 
-    shared: the file is for several methods; weights in it that this one lacks are not a mistake.
+    shared: the file is for several methods; weights in it that this method lacks are not an error.
     Raises ConfigError for an unknown key, a wrong type or an impossible value.
     """
     if preset not in PRESETS:
@@ -195,8 +196,8 @@ def load(
 
 
 def changed(before: str, now: Config, free: Collection[str] = ROUNDING) -> str | None:
-    """The first setting that is another one in a configuration's TOML text, in words; None where all that
-    are not free are the same. free: keys, such as "schedule.seed", and tables."""
+    """Describe the first setting that differs from a saved configuration (TOML text); None if only `free`
+    ones differ. free: keys, such as "schedule.seed", and tables."""
     old, new = _flat(tomllib.loads(before)), _flat(tomllib.loads(now.to_toml()))
     for key in sorted(old.keys() & new.keys()):
         if old[key] != new[key] and not {key, key.partition(".")[0]} & set(free):
@@ -213,14 +214,16 @@ def _flat(tables: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fit_weights(merged: dict[str, Any], asked: Collection[str]) -> None:
-    """Keep the weights that the method has; one that was asked for in vain is an error."""
+    """Keep the weights that the method has; asking for one that it lacks is an error."""
     method, weights = merged.get("method", "udean"), merged.get("weights", {})
     if method not in METHODS or not isinstance(weights, dict):
-        return  # said better by `_build`
+        return  # `_build` reports it better
     weighs = METHODS[method].weighs
     for key in sorted(asked):
         if key in Weights.__dataclass_fields__ and key not in weighs:
-            raise ConfigError(f"{method} has no weight '{key}': its others are those of its own paper.")
+            raise ConfigError(
+                f"{method} has no weight '{key}': its other weights are fixed, as in its own paper."
+            )
     merged["weights"] = {k: v for k, v in weights.items() if k in weighs or k in asked}
 
 

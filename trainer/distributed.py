@@ -1,8 +1,9 @@
-"""Several processes, one batch: each takes its share of the samples, and the result is that of one process.
+"""Several processes, one batch: each takes its share of the samples, and the result is the same as with one
+process.
 
-Gradients are averaged in one flat all-reduce after each backward pass. DistributedDataParallel would
-overlap it with the backward pass, but wants one forward and one backward of all parameters a step; an
-adversarial step has several of some. Every function does nothing where there is one process.
+Gradients are averaged in one flat all-reduce after each backward pass. DistributedDataParallel would overlap
+it with the backward pass, but needs exactly one forward and one backward pass of all parameters per step; an
+adversarial step has several of some. With a single process, every function does nothing.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over processes; each process's x moves the sum of all processes' losses."""
+    """The sum over processes; the gradient of each process's x is that of the sum of all processes'
+    losses."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""The training loop: draw, let each part of the method take its turn, watch, save.
+"""The training loop: draw, let each part of the method take its turn, validate, save.
 
-Everything random at a step depends on the seed, the step and the sample alone, so a resumed run draws what
-the unbroken one would have drawn, and several processes what one would.
+Everything random at a step depends on the seed, the step and the sample alone, so a resumed run draws the
+same as an uninterrupted one, and several processes the same as one.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ LOG = logging.getLogger(__name__)
 # Steps in a row that may overflow: in fp16 the gradient scaler leaves such a step out and halves its factor.
 OVERFLOWS = {"32-true": 0, "bf16-mixed": 0, "16-mixed": 20}
 NOT_DEPLOYED = ("discriminator", "judges", "noise")  # fields of Architecture that only a training has
-MEASURED = ("validation_psnr", "validation_ssim", "selection")  # what the card tells of the last validation
+MEASURED = ("validation_psnr", "validation_ssim", "selection")  # figures of the last validation in the card
 Report = Callable[[int, int, dict[str, float]], None]
 
 
@@ -110,7 +110,7 @@ def fit(config: Config, run: Path, resume: bool = False, report: Report | None =
     start, best = 0, -math.inf
     if resume:
         start, best = _restore(run / "checkpoint.pt", method, players, average, fabric)
-        if (run / "best.pt").exists():  # a kill may have come between it and the checkpoint that knows of it
+        if (run / "best.pt").exists():  # a kill may have come before the checkpoint that records it
             best = max(best, checkpoint.load(run / "best.pt")["training"].get("best", -math.inf))
         if start > total:
             raise ConfigError(f"{run} has been trained for {start} steps already: {total} are fewer.")
@@ -171,11 +171,11 @@ def fit(config: Config, run: Path, resume: bool = False, report: Report | None =
                 "optimisers": [p.optimiser.state_dict() for stage in players for p in stage],
                 "scaler": fabric.strategy.precision.state_dict(),
             }
-            if improved and not (run / "checkpoint.pt").exists():  # a kill between the two must not be final
+            if improved and not (run / "checkpoint.pt").exists():  # a kill in between must not be final
                 checkpoint.save(
                     run / "checkpoint.pt", card, arch, average.network, state | {"best": -math.inf}
                 )
-            if improved:  # first: what a checkpoint says is best must be there
+            if improved:  # first: the best.pt that a checkpoint refers to must exist
                 chosen = card.replace(selection=selection)
                 checkpoint.save(run / "best.pt", chosen, arch, average.network, {"best": best})
             checkpoint.save(run / "checkpoint.pt", card, arch, average.network, state)
@@ -189,14 +189,16 @@ def _check_folder(run: Path, config: Config, resume: bool) -> None:
     saved = run / "config.toml"
     if not resume:
         if any((run / name).exists() for name in ("checkpoint.pt", "best.pt")):
-            raise RunError(f"{run} holds a training: go on with it by --resume, or give another folder.")
+            raise RunError(
+                f"{run} already holds a training: continue it with --resume, or give another folder."
+            )
         if saved.exists() and not saved.read_text("utf-8", "replace").startswith(MARK):
             raise RunError(
-                f"{saved} is there already and not of udean-train: give another folder with --out."
+                f"{saved} already exists and is not from udean-train: give another folder with --out."
             )
         if (table := run / "metrics.csv").exists() and not saved.exists():
             raise RunError(
-                f"{table} is there already and not of udean-train: give another folder with --out."
+                f"{table} already exists and is not from udean-train: give another folder with --out."
             )
     elif saved.exists():
         longer = ("schedule.steps",) if METHODS[config.method].stages == 1 else ()
@@ -269,13 +271,13 @@ def to_batch(slabs: batches.Slabs, step: int, config: Config, fabric: Fabric) ->
 def take_step(
     fabric: Fabric, method: Method, players: list[Player], batch: Batch, rate: float
 ) -> dict[str, float]:
-    """Every part's turn; the losses by name, means over all processes, and the norm of all gradients:
-    it can be infinite where no loss is."""
+    """Every part's turn; the losses by name (means over all processes) and the norm of all gradients, which
+    can be infinite even if no loss is."""
     made: Made = {}
     gradients: list[Tensor] = []
     shown: dict[str, Tensor] = {}
     for player in players:
-        # Losses pass through the parts that stand still without asking for their gradients.
+        # Losses pass through the frozen parts without computing their gradients.
         method.requires_grad_(False)
         player.turn.trains.requires_grad_(True)
         with fabric.autocast():
@@ -288,7 +290,7 @@ def take_step(
         gradients += [p.grad for p in player.turn.trains.parameters() if p.grad is not None]
         player.scaled.step()
         shown |= {name: term.detach() for name, term in terms.items() if name != "total"}
-    if fabric.strategy.precision.precision != "16-mixed":  # there they are scaled, and the scaler minds them
+    if fabric.strategy.precision.precision != "16-mixed":  # there they are scaled, and the scaler checks them
         shown["gradient"] = torch.nn.utils.get_total_norm(gradients)
     values = distributed.mean(torch.stack(list(shown.values()))).tolist()
     return dict(zip(shown, values, strict=True))
@@ -302,20 +304,20 @@ def learning_rate(config: Config, step: int) -> float:
 
 
 def begin(method: Method, config: Config) -> None:
-    """Give the deployed networks the weights that `config.init` names. Raises ConfigError if they are
-    others."""
+    """Load the weights that `config.init` names into the deployed networks. Raises ConfigError if the
+    networks differ."""
     with initial(config.init) as path:
         contents = checkpoint.load(path)
         kept = {name: getattr(config.network, name) for name in NOT_DEPLOYED}
         if dataclasses.replace(checkpoint.architecture(contents), **kept) != config.network:
-            raise ConfigError(f"The network of {config.init} is another than that to be trained.")
+            raise ConfigError(f"The network of {config.init} is not the one to be trained.")
         found = method.deployed().load_state_dict(contents["deployed"], strict=False)
         if found.unexpected_keys or not all(key.startswith("cleaner.") for key in found.missing_keys):
-            raise ConfigError(f"{config.init} deploys other networks than {config.method}.")
+            raise ConfigError(f"{config.init} deploys different networks from those of {config.method}.")
 
 
 def network_of(init: str) -> dict[str, Any]:
-    """The table `network` of the checkpoint that `config.init` names, as far as it is of what is deployed.
+    """The table `network` of the checkpoint that `config.init` names, without what only a training has.
     Raises CheckpointError."""
     with initial(init) as path:
         whole = dataclasses.asdict(checkpoint.architecture(checkpoint.load(path)))
@@ -336,15 +338,15 @@ def describe(
     scans: str = "",
     found: Estimate | None = None,
 ) -> ModelCard:
-    """The card of a network at this point of its training. scans: in words, if `config` is silent. found: the
-    degradation that was estimated."""
-    trained_on = config.data.described_as or scans or "scans that nobody has described"
+    """The card of a network at this point of its training. scans: in words, used if `config` does not
+    describe them. found: the degradation that was estimated."""
+    trained_on = config.data.described_as or scans or "undescribed scans"
     consistency, transfer = config.data.consistency, ()
     if found:
         degradation = found.degradation
         trained_on += f"; LR scans made as estimated from the LR group: {degradation.told()}"
         unscaled = [axis for axis, s in enumerate(config.network.scale) if s == 1]
-        # The runtime holds what is separable, along the axes that are coarser.
+        # The runtime can enforce only separable transfers, along the axes that are coarser.
         if not degradation.elliptical and not any(degradation.width[axis] for axis in unscaled):
             consistency, transfer = "transfer", transfers(degradation)
     return ModelCard(

@@ -1,4 +1,4 @@
-"""What the machine that trains is fastest in."""
+"""The precision in which this machine trains fastest."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ Precision: TypeAlias = Literal["32-true", "bf16-mixed", "16-mixed"]  # as Lightn
 
 
 def precision() -> Precision:
-    """bfloat16 where the device multiplies it itself, else half precision (GPU) or float32 (processor)."""
+    """bfloat16 if the device has native support, else half precision (GPU) or float32 (processor)."""
     if torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
     return "bf16-mixed" if processor_has_bf16() else "32-true"
 
 
 def processor_has_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 itself, not by way of float32 and several times as slowly."""
+    """Whether the processor multiplies bfloat16 natively; by way of float32 it is several times slower."""
     able = torch.cpu.get_capabilities()
     return any(map(able.get, ("avx512_bf16", "amx_bf16", "bf16")))

@@ -1,4 +1,4 @@
-"""What a run tells of itself: metrics.csv, TensorBoard, and early warnings."""
+"""What a run reports: metrics.csv, TensorBoard, and early warnings."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ LOG = logging.getLogger(__name__)
 
 
 class Metrics:
-    """metrics.csv, a row a step, and TensorBoard's event file beside it.
+    """metrics.csv, one row per step, and TensorBoard's event file beside it.
 
-    start: steps already done; rows after it, from a run that was killed past its checkpoint, are dropped.
+    start: steps already done; later rows, from a run that was killed after its last checkpoint, are dropped.
     """
 
     def __init__(self, run: Path, start: int) -> None:
@@ -64,15 +64,15 @@ class Metrics:
 
 
 class Alarm:
-    """Warns once of each loss that goes wrong, from running means over about 100 steps.
+    """Warns once about each loss that goes wrong, from running means over about 100 steps.
 
     Diverging: a generator's loss is 3 times its lowest running mean. Collapsed: a discriminator's loss is
-    below 1 % of what ignorance costs it, so that its gradient tells the generators nothing any more. At
-    chance: in its first 1000 steps a discriminator's loss has never left what ignorance costs it.
+    below 1 % of the chance-level loss: the generators no longer get a useful gradient. At chance: in its
+    first 1000 steps a discriminator's loss has never left the chance level.
     """
 
     MEMORY, PATIENCE = 0.99, 300
-    CHANCE, LEARNS = (0.24, 0.26), 1000  # of least squares; the logistic loss of ignorance is 0.69
+    CHANCE, LEARNS = (0.24, 0.26), 1000  # of least squares; the logistic loss at chance is 0.69
     DIVERGED, COLLAPSED = 3.0, 0.0025  # half of (1/2)² + (1/2)² is 0.25
 
     def __init__(self) -> None:
@@ -92,8 +92,8 @@ class Alarm:
                 if seen == self.LEARNS and self.CHANCE[0] < lowest < self.CHANCE[1]:
                     self.warned.add(name)
                     LOG.warning(
-                        "Step %d: the loss %s has stayed at %.2g: the discriminator cannot tell what it "
-                        "judges apart, and teaches the generators nothing; see network.judges.",
+                        "Step %d: the loss %s has stayed at %.2g: the discriminator cannot tell "
+                        "its inputs apart, so the generators learn nothing from it; see network.judges.",
                         step,
                         name,
                         mean,
@@ -103,7 +103,7 @@ class Alarm:
                 said = "has collapsed to {:.2g}: the discriminator always wins"
             else:
                 wrong = mean > self.DIVERGED * lowest and "adaptation" not in name
-                said = "has risen to {:.2g}, over 3 times its lowest: lower learning_rate if it goes on"
+                said = "has risen to {:.2g}, over 3 times its lowest: lower learning_rate if this continues"
             if wrong:
                 self.warned.add(name)
                 LOG.warning("Step %d: the loss %s %s.", step, name, said.format(mean))

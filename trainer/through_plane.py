@@ -6,7 +6,7 @@ that is missing in planes across the slices.
 
     python -m udean.trainer.through_plane RUN HR ... [--steps 12000] [--seed 0]
 
-It goes on from RUN/through-plane.pt if that is there.
+It continues from RUN/through-plane.pt if that exists.
 """
 
 from __future__ import annotations
@@ -50,9 +50,10 @@ NAME = "through-plane.pt"
 
 
 def sample(volume: Volume, random: np.random.Generator) -> tuple[Volume, Volume]:
-    """What the network sees and what it should say: planes (N, 5, H, W), detail (N, 1, H, W); H, W even.
+    """The network's input and its target: planes (N, 5, H, W), detail (N, 1, H, W); H, W even.
 
-    volume: isotropic, in the network's range. A crop of it is turned at random, made thick and brought back.
+    volume: isotropic, in the network's range. A random crop is flipped and transposed at random, made thick
+    and interpolated back.
     """
     starts = [int(random.integers(max(n - SIZE, 0) + 1)) for n in volume.shape]
     crop = volume[tuple(slice(s, s + SIZE) for s in starts)].transpose(random.permutation(3))
@@ -110,7 +111,7 @@ def train(scans: list[Volume], run: Path, steps: int, seed: int = 0) -> ThroughP
     half = precision() == "bf16-mixed"
     losses: list[float] = []
     for step in range(first, steps):
-        # A sample follows from the seed and the step, so that a training that was cut off goes on the same.
+        # A sample follows from the seed and the step, so that an interrupted training continues identically.
         random = np.random.default_rng((seed, step))
         planes, missing = map(torch.from_numpy, sample(scans[int(random.integers(len(scans)))], random))
         for group in optimizer.param_groups:
@@ -137,7 +138,7 @@ def main(
     run: Annotated[Path, typer.Argument(help="Folder for the checkpoint.")],
     scans: Annotated[list[Path], typer.Argument(help="Isotropic HR scans: files, folders, patterns.")],
     steps: Annotated[int, typer.Option(min=1, help="Samples of 16 planes.")] = 12000,
-    seed: Annotated[int, typer.Option(help="Of weights and samples.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of weights and samples.")] = 0,
 ) -> None:
     """Train the through-plane network on HR scans alone."""
     train(volumes(scans), run, steps, seed)

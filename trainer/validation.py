@@ -1,4 +1,4 @@
-"""How the deployed path of a run fares on windows that it is not trained on."""
+"""How well the deployed path of a run does on windows that it is not trained on."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def validate(
     source: Tensor | None = None,
     noise: float = 0.0,
 ) -> tuple[dict[str, float], Tensor]:
-    """How the deployed path fares on windows, without their rims.
+    """Measure the deployed path on windows, without their rims.
 
     With hr: PSNR (dB, over 0..1) and SSIM. The rest needs no truth: target_consistency, ‖down(SR) − LR‖/‖LR‖
-    of the middle slice, learned_consistency, the same through the learned degradation (degrade, where it is
-    one), spectrum_distance to HR windows of other anatomy (source), degradation_distance of these windows,
-    degraded as learned, to the LR ones, likewise, and selection, which weighs them up.
-    noise: the LR windows' standard deviation of it. To explain them better than to that is no merit.
-    Also the first SR windows, for the panel.
+    of the middle slice; learned_consistency, the same through the learned degradation (degrade, if there is
+    one); spectrum_distance to HR windows of other anatomy (source); degradation_distance, likewise, from
+    these windows, degraded as learned, to the LR ones; and selection, which combines them. noise: its
+    standard deviation in the LR windows. Explaining them more closely than that is not a merit. Also returns
+    the first SR windows, for the panel.
     """
     network.eval()
     outputs, known, learned, norm, unknowable = [], 0.0, 0.0, 1e-12, 0.0
@@ -88,7 +88,7 @@ def validate(
 
 
 def _degraded(hr: Tensor, decimation: Decimation, fabric: Fabric, degrade: Degrade | None) -> Tensor:
-    """What the learned degradation makes of HR windows; where none is learned, what truncation does."""
+    """HR windows after the learned degradation, or after truncation if none is learned."""
     with fabric.autocast():
         hr = hr.to(fabric.device, memory_format=torch.channels_last)
         coarse = decimation(hr)
@@ -97,8 +97,8 @@ def _degraded(hr: Tensor, decimation: Decimation, fabric: Fabric, degrade: Degra
 
 
 def spectrum_distance(made: Tensor, real: Tensor, scale: float = 2.0) -> float:
-    """By how many dB the in-plane power of made windows is off that of real ones, mean over frequencies
-    beyond 1/scale of the band; both relative to their power below. (N, slices, rows, columns), any anatomy.
+    """Mean difference, in dB, of the in-plane power of generated and real windows, over frequencies beyond
+    1/scale of the band; both relative to their power below. (N, slices, rows, columns), any anatomy.
     """
 
     def spectrum(windows: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ def spectrum_distance(made: Tensor, real: Tensor, scale: float = 2.0) -> float:
 
 
 def panel(lr: Tensor, sr: Tensor, hr: Tensor | None) -> Tensor:
-    """(rows, columns) of 0..1: LR, SR and, where it is known, HR and 5·|SR − HR|; a window a row."""
+    """(rows, columns) of 0..1: LR, SR and, if it is known, HR and 5·|SR − HR|; one window per row."""
     rows = []
     for i in range(len(sr)):
         middle = sr.shape[1] // 2

@@ -67,7 +67,7 @@ def test_mistakes_are_said_in_one_sentence(scans):
     nib.save(turned, scans / "mixed" / "a.nii.gz")
     nib.save(flat, scans / "mixed" / "b.nii.gz")
     for arguments, sentence in (
-        (["nowhere"], "holds no .nii"),
+        (["nowhere"], "contains no .nii"),
         (["lr", "-o", "mine.plan"], "is an .onnx file"),
         (["mixed", "--source", "hr"], "lie in other planes"),
         (["lr", "--source", "lr"], "are no finer than the target scans"),

@@ -417,7 +417,7 @@ def test_a_training_begins_as_the_checkpoint_that_it_is_told(scans):
     assert {"judges", "noise"}.isdisjoint(fit.network_of(str(second)))
     before, after = (checkpoint.load(path)["deployed"] for path in (first, second))
     assert all(torch.equal(value, after[name]) for name, value in before.items())
-    with pytest.raises(RunError, match="another than that to be trained"):
+    with pytest.raises(RunError, match="not the one to be trained"):
         fit.fit(dataclasses.replace(chosen, init="default"), scans / "third")
 
 

@@ -1,6 +1,6 @@
 """The slabs of every step, drawn in worker processes.
 
-What a step draws depends on (seed, step, group, sample) alone: not on workers, processes or a resumption.
+What a step draws depends on (seed, step, group, sample) alone: not on workers, processes or resuming.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ Slabs = tuple[Tensor, Tensor, Tensor]  # hr, coarse, lr: see methods.method.Batc
 
 @dataclass(frozen=True)
 class Material:
-    """source: HR slabs and those under them on the LR grid. target: LR slabs, None where the method needs
-    none besides. watched_lr and watched_hr: windows (N, slices, rows, columns) that no training sees; without
+    """source: HR slabs and those under them on the LR grid. target: LR slabs; None if the method needs no
+    others. watched_lr and watched_hr: windows (N, slices, rows, columns) that no training sees; without
     validation scans there is no watched_hr and the LR windows are of the target group. described_as: the
-    scans in words, for the card. watched_source: HR windows of the source group, None where it has none.
+    scans in words, for the card. watched_source: HR windows of the source group; None if it has none.
     estimate: the degradation that a method which asks for it learns from. noise: of the scans that the LR
-    windows are of, a real channel's standard deviation in their units.
+    windows come from: a real channel's standard deviation in their units.
     """
 
     source: Group
@@ -150,7 +150,7 @@ class _InOrder(torch.utils.data.Sampler[int]):
 
 
 class _Steps(Dataset[Slabs]):
-    """By step: this process's share of its slabs."""
+    """Dataset indexed by step; each item is this process's share of that step's slabs."""
 
     def __init__(self, config: Config, material: Material) -> None:
         self.config, self.material = config, material
@@ -176,7 +176,7 @@ class _Steps(Dataset[Slabs]):
 
 
 def _noise(group: Group) -> float:
-    """Of a group's LR scans, the median."""
+    """Median noise level of a group's LR scans."""
     return float(np.median([estimate_noise(member.volumes[0], 1.0).sigma for member in group.members]))
 
 

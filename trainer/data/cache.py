@@ -2,8 +2,8 @@
 
 A recipe is a scan and the steps that it goes through. Its result is cached once, as float16 in the user's
 cache folder; the key is the file's path, size and time of change, the steps, the intensity rule and this
-package's version. The folder holds at most UDEAN_CACHE_GB gigabytes (100): what was used longest ago goes
-first.
+package's version. The folder holds at most UDEAN_CACHE_GB gigabytes (100): the least recently used volumes
+are deleted first.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ BOUND_GB = 100
 
 
 class Step(Protocol):
-    """What is done to a volume (i, j, k), float32 in the scan's units. Its repr is part of the cache key."""
+    """A step on a volume (i, j, k), float32 in the scan's units. Its repr is part of the cache key."""
 
     def __call__(self, volume: Volume, scan: AlongWorld) -> Volume: ...
 
 
 @dataclass(frozen=True)
 class Acquire:
-    """The LR scan that this acquisition would yield, slices being stacked along `axis`."""
+    """Simulate the LR scan of this acquisition, with slices stacked along `axis`."""
 
     acquisition: Acquisition
     axis: int = 2
@@ -123,16 +123,16 @@ class Recipe:
 
 
 def make_room(size: int) -> None:
-    """Delete the volumes used longest ago until `size` bytes more are within the cache's bound.
+    """Delete the least recently used volumes until `size` more bytes fit within the cache's limit.
 
-    A volume that a training has open stays readable to it: only its name goes. Raises RunError if
-    UDEAN_CACHE_GB is not a number.
+    A volume that a training has open stays readable to it: only the file's name is removed. Raises RunError
+    if UDEAN_CACHE_GB is not a number.
     """
     bound = os.environ.get("UDEAN_CACHE_GB", str(BOUND_GB))
     try:
         left = float(bound) * 1e9 - size
     except ValueError:
-        raise RunError(f"UDEAN_CACHE_GB is the cache's bound in gigabytes, not '{bound}'.") from None
+        raise RunError(f"UDEAN_CACHE_GB is the cache's limit in gigabytes, not '{bound}'.") from None
     kept: list[tuple[float, int, Path]] = []
     for file in (cache_folder() / "volumes").glob("*.npy"):
         with contextlib.suppress(FileNotFoundError):  # another training made room meanwhile

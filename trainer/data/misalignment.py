@@ -37,7 +37,7 @@ class Misalign:
     voxels: float = 2.0
 
     def __call__(self, volume: Volume, scan: AlongWorld) -> Volume:
-        """The moved head on the same grid, by cubic splines; air from outside is zero."""
+        """The moved head on the same grid, by cubic splines; beyond the field of view it is zero."""
         matrix, offset = self.transform(volume.shape, scan.affine)
         moved = ndimage.affine_transform(volume, matrix, offset, order=3, output=np.float32)
         return np.clip(moved, volume.min(), volume.max())  # splines ring beyond a sharp skull

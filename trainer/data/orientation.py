@@ -1,7 +1,7 @@
 """Scans along the world's axes, however their files store them: HR and LR may then be of different scanners.
 
 The first voxel axis runs (about) from left to right, the second from back to front, the third from foot to
-head: RAS+, as in NIfTI. Of an oblique scan the nearest axes count; no voxel is interpolated.
+head: RAS+, as in NIfTI. For an oblique scan the nearest axes are used; no voxel is interpolated.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ class AlongWorld:
         return i, j, k
 
     def voxels_in_units(self) -> NDArray[np.float32]:
-        """The turned voxels in the scan's units; warns of what is mended, and of what is not an MR scan."""
+        """The turned voxels in the scan's units; warns of repairs, and if it is not an MR scan."""
         voxels = self.scan.voxels()
         for remark in self.scan.remarks:
             LOG.warning("%s", remark)
         try:
             check_voxels(self.scan, voxels)
         except RunError as error:
-            LOG.warning("Training on what may be of no use: %s", error)
+            LOG.warning("Training on a scan that may be unsuitable: %s", error)
         turned: Any = nib.apply_orientation(self.scan.in_units(voxels), self.turn)
         return turned
 

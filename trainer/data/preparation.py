@@ -28,7 +28,7 @@ LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 Coarse = Literal["truncation", "bicubic"]
 SCALE_TOLERANCE = 1.25  # factor by which real LR scans may be coarser or finer than the scale says
-SCALE_NOTED = 1.05  # from which on that is worth a word
+SCALE_NOTED = 1.05  # factor from which on the user is warned
 ESTIMATED = 12  # scans of a group that a degradation is estimated from: more hardly change a mean spectrum
 OFF_GRID = (
     0.25  # HR voxels that an LR voxel may lie off one: headers round, and a "center" grid of 2 is 0.5 off
@@ -40,16 +40,16 @@ SIZE_TOLERANCE = 0.1  # by which voxel sizes within a group may differ from thei
 class Preparation:
     """How entries become groups.
 
-    scale, axes: of the networks, and the world's axes along which slabs are stacked, each a member.
-    simulated: what degrades the HR scans of the target group; None: they are LR scans already.
-    misaligned: HR scans of the source group are moved and shrunk first. registered: and brought back onto
-        the LR scans, for pairs. seed: of noise and movements, with the participant's name.
+    scale, axes: the networks' scale, and the world axes along which slabs are stacked; each axis is a member.
+    simulated: the degradation of the target group's HR scans; None: they are LR scans already.
+    misaligned: HR scans of the source group are moved and shrunk first. registered: HR scans of pairs are
+        then registered onto the LR scans. seed: of noise and movements, with the participant's name.
     skip_bad: leave out scans that cannot be used, with a warning, instead of stopping.
     slab: LR voxels (rows, columns, slices) that will be drawn.
     variation: of simulated scans around `simulated`, drawn for each scan and slab axis.
     any_voxel_size: scans of a group may differ in their voxel sizes.
-    aligned: the scans of a pair lie where their headers say, and show the same there.
-    coarse: how the LR slabs under HR ones are made, which methods take for what LR scans would be.
+    aligned: the scans of a pair show the same anatomy at the positions that their headers give.
+    coarse: how the LR slabs under HR ones are made, which methods treat as ideal LR scans.
     """
 
     scale: Scale
@@ -85,8 +85,8 @@ class Preparation:
     def pairs(self, hr: Sequence[Entry], lr: Sequence[Entry]) -> Group:
         """LR and HR scans of the same participants, in units of the LR scan: (lr, hr).
 
-        What is aligned is cut so that LR voxel i lies on HR voxel s·i along the world's axes; scans that were
-        stored the other way round are some voxels from that. Raises CohortError for pairs that do not fit.
+        Aligned pairs are cropped so that LR voxel i lies on HR voxel s·i along the world's axes; scans stored
+        the other way round are a few voxels off before that. Raises CohortError for pairs that do not fit.
         """
         by_name = {entry.participant: entry for entry in lr}
         if len(by_name) != len(lr) or {e.participant for e in hr} != set(by_name) or len(hr) != len(lr):
@@ -144,8 +144,8 @@ class Preparation:
         return coarse[of_lr], fine[of_hr]
 
     def estimated(self, hr: Sequence[Entry], lr: Sequence[Entry]) -> Estimate:
-        """The degradation of LR scans, unpaired; of at most `ESTIMATED` scans of each group, as evenly spaced
-        as they are listed. Slabs lie along one axis."""
+        """Estimate the degradation of LR scans, unpaired, from at most `ESTIMATED` scans of each group,
+        evenly spaced in the list. Slabs lie along one axis."""
         (axis,) = self.axes
 
         def seen(recipe: Recipe, zooms: Sequence[float]) -> Seen:
@@ -179,7 +179,7 @@ class Preparation:
         return recipe.then(Acquire(self.acquisition(entry, axis), axis, self._own_seed(entry)))
 
     def acquisition(self, entry: Entry, axis: int) -> Acquisition:
-        """How the LR scan of an HR scan is simulated, slices being stacked along an axis."""
+        """How the LR scan of an HR scan is simulated, with slices stacked along an axis."""
         assert self.simulated is not None
         degradation = self.variation.draw(self.simulated, self._own_seed(entry) ^ (axis << 32))
         return Acquisition(self.scale, **vars(degradation))
@@ -216,7 +216,7 @@ class Preparation:
         return Group(tuple(m for each in self._each(list(sizes), members).values() for m in each))
 
     def _each(self, entries: Sequence[Entry], action: Callable[[Entry], T]) -> dict[Entry, T]:
-        """The action's results; where it fails, stop or leave the scan out."""
+        """The action's results; if it fails, stop or leave the scan out."""
         results: dict[Entry, T] = {}
         for entry in entries:
             try:
@@ -232,8 +232,8 @@ class Preparation:
     def check_scale(self, source: Sequence[Entry], target: Sequence[Entry]) -> None:
         """Compare the voxels of real LR scans with those of the HR scans.
 
-        Raises CohortError if they are not larger by about the scale, along each of the world's axes; warns
-        where they are by somewhat less or more.
+        Raises CohortError if they are not larger by about the scale along each of the world's axes; warns if
+        the ratio is slightly off.
         """
         ratios = usual_zooms(target) / usual_zooms(source)
         if ratios.prod() < 1.05:
@@ -247,14 +247,14 @@ class Preparation:
                 raise CohortError(f"{self._told(ratios, axis)}. See --scale, and data.slab_axes.")
             if off > SCALE_NOTED:
                 LOG.warning(
-                    "%s. What the network learns is %.0f %% off in size: better resample one of the groups.",
+                    "%s. The network will learn sizes that are %.0f %% off: resample one of the groups.",
                     self._told(ratios, axis),
                     100 * (off - 1),
                 )
                 return
 
     def warn_of_scale(self, hr: Sequence[Entry], lr: Sequence[Entry]) -> None:
-        """The same of pairs, whose shapes have to fit: what headers say may be wrong, so warn only."""
+        """The same for pairs. Their shapes have to match, so a wrong header only causes a warning."""
         ratios = usual_zooms(lr) / usual_zooms(hr)
         if min(self._off_scale(ratios, axis) for axis in self.axes) > SCALE_NOTED:
             LOG.warning("%s. Are these pairs?", self._told(ratios, self.axes[0]))
@@ -272,10 +272,10 @@ class Preparation:
 
 
 def slab_axes(scale: Scale, source: Sequence[Entry], target: Sequence[Entry]) -> tuple[int, ...]:
-    """The world axis across the slices, where none was asked for.
+    """The world axis across the slices, if none was asked for.
 
-    The one along which the scans differ as the scale says; of several, that of the target scans' slices.
-    source: HR scans, target: LR ones; the same where LR scans are simulated.
+    It is the axis along which the voxel sizes differ by the scale; if there are several, the target scans'
+    slice axis. source: HR scans, target: LR ones; the same scans if LR scans are simulated.
     """
     across = slab_axis((*usual_zooms(target),))
     ratios = usual_zooms(target) / usual_zooms(source)
@@ -292,7 +292,7 @@ def _spaced(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def told(source: Sequence[Entry], target: Sequence[Entry], simulated: bool) -> str:
-    """The scans of a training in words that name nobody: how many, of how many people, of which size."""
+    """Describe a training's scans without naming anybody: how many, of how many people, of which size."""
     groups = {"HR": source, "simulated LR" if simulated else "LR": target}
     return " and ".join(
         f"{len(entries)} {kind} scans of {len({e.participant for e in entries})} people "
@@ -303,7 +303,7 @@ def told(source: Sequence[Entry], target: Sequence[Entry], simulated: bool) -> s
 
 
 def usual_zooms(entries: Sequence[Entry]) -> NDArray[np.floating]:
-    """Voxel sizes, mm, of the scans that can be read; about the others a group complains."""
+    """Voxel sizes, mm, of the scans that can be read; the others are reported by `_group`."""
     known = []
     for entry in entries:
         with contextlib.suppress(RunError):

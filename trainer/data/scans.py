@@ -1,8 +1,8 @@
-"""Finding scans: files, folders, globs, CSV lists and the trees of public data sets; who is on them.
+"""Finding scans: files, folders, globs, CSV lists and the trees of public data sets; whom they show.
 
 An entry is one of
-    scans/, scans/*.nii.gz, one.nii     searched through or matched
-    list.csv                            a column `path` (relative to the list), if wanted `participant`
+    scans/, scans/*.nii.gz, one.nii     searched, or matched
+    list.csv                            a column `path` (relative to the list), optionally `participant`
     bids:ROOT, bids-T2w:ROOT            sub-*/[ses-*/]anat/*_T1w.nii*
     hcp:ROOT, hcp-raw:ROOT              Human Connectome Project, T1w restored (0.7 mm) or as acquired
     brats2020:ROOT                      BraTS 2020 training set, contrast-enhanced T1w
@@ -28,14 +28,14 @@ LAYOUTS = {
     "hcp-raw": ("*/unprocessed/3T/T1w_MPR1/*_T1w_MPR1.nii.gz",),
     "brats2020": ("BraTS20_Training_*/*_t1ce.nii.gz", "BraTS20_Training_*/*_t1ce.nii"),
 }
-# Whose a file is, of any contrast: a part of its path that begins so, or the first folder of such a tree.
+# A file's participant, for any contrast: the path component with this prefix, or a tree's first folder.
 SUBJECTS = (re.compile(r"sub-[A-Za-z0-9]+"), re.compile(r"BraTS\w*?_\d+(?![A-Za-z0-9])"))
 TREES = ("*/T1w/T[12]w_*.nii*", "*/unprocessed/*/*/*.nii*")  # HCP
-GENERIC = re.compile(  # a word that says what a scan shows or is, and not of whom
+GENERIC = re.compile(  # a word that says what a scan shows or is, not whom it shows
     "t1|t1w|t1ce|t1c|t1gd|mprage|spgr|t2|t2w|flair|pd|pdw|dwi|adc|swi|gre|brain|head|anat|mri|mr|nifti|nii|scans?|"
     "images?|img|volume|vol|orig|norm|nu|data|raw|hr|lr|sr|ses|session|visit|baseline|low|high"
 )
-DIGITS = "-_0123456789"  # that number sessions and the like
+DIGITS = "-_0123456789"  # that number sessions and so on
 MARKS = ("_sr", "_lr", "_hr", "_res-hi", "_desc-sr")  # what commands and people add to a scan's name
 
 
@@ -45,7 +45,7 @@ class CohortError(RunError):
 
 @dataclass(frozen=True, order=True)
 class Entry:
-    """A scan's file and whose it is."""
+    """A scan's file and its participant."""
 
     path: Path
     participant: str
@@ -69,9 +69,9 @@ def find(entries: Sequence[str | Path]) -> list[Entry]:
         else:
             paths = [path] if path.is_file() else _scans(map(Path, glob(str(path), recursive=True)))
         if not paths:
-            raise CohortError(f"{entry} holds no .nii, .nii.gz or .mgz scan.")
+            raise CohortError(f"{entry} contains no .nii, .nii.gz or .mgz scan.")
         found |= {path: participant(path) for path in map(Path, map(os.path.abspath, paths))}
-    # One name in several folders is a name of the scans; the folders are of the people.
+    # A file name that recurs in several folders denotes the kind of scan; the folders denote people.
     often = Counter(who for path, who in found.items() if who == bare_name(path))
     for path, who in found.items():
         if often[who] > 1 and not _is_generic(path.parent.name.strip(DIGITS)):
@@ -85,11 +85,11 @@ def find_scans(entries: Sequence[str | Path]) -> list[Path]:
 
 
 def participant(path: Path) -> str:
-    """Whose scan a file is.
+    """The participant that a file belongs to.
 
-    The subject of BIDS or BraTS, in the file's name or the nearest folder's, where a folder such as sub-dcm_a
-    counts in full; the subject folder of HCP; the nearest folder that is not a word of `GENERIC`, if
-    the file is called by such words alone, as t1.nii; else its bare name.
+    The subject of BIDS or BraTS, in the name of the file or of the nearest folder (a folder such as sub-dcm_a
+    counts in full); the subject folder of HCP; if the file's name has only words of `GENERIC`, such as
+    t1.nii, the nearest folder that is not such a word; else the file's bare name.
     """
     subject = _subject(path.name)
     for folder in reversed(path.parts[:-1]):
@@ -111,7 +111,7 @@ def _subject(part: str) -> str | None:
 
 
 def _is_generic(name: str) -> bool:
-    """Whether a name says what a scan shows and not of whom it is."""
+    """Whether a name says what a scan shows, not whom."""
     return all(GENERIC.fullmatch(word) for word in re.split(r"[-_. ]+", name.lower()))
 
 
@@ -124,7 +124,7 @@ def bare_name(path: Path) -> str:
 
 
 def keep_apart(groups: Mapping[str, Sequence[Entry]], may_share: frozenset[str] = frozenset()) -> None:
-    """Raise CohortError if a participant is in two groups, the pair of groups in `may_share` aside."""
+    """Raise CohortError if a participant is in two groups, except for the pair of groups in `may_share`."""
     names = list(groups)
     for i, first in enumerate(names):
         for second in names[i + 1 :]:
@@ -136,7 +136,7 @@ def keep_apart(groups: Mapping[str, Sequence[Entry]], may_share: frozenset[str] 
                     f"Participant {min(shared)} is in the {first} and in the {second} group: groups must "
                     "not share participants."
                     + (
-                        " Where they are meant to, set data.pairing to 'misaligned' or 'aligned'."
+                        " If this is intended, set data.pairing to 'misaligned' or 'aligned'."
                         if {first, second} == {"source", "target"}
                         else ""
                     )
@@ -170,7 +170,7 @@ def _listed(path: Path) -> dict[Path, str]:
     except (OSError, csv.Error) as error:
         raise CohortError(f"{path} cannot be read as a list: {error}.") from None
     if not rows or not all(row.get("path") for row in rows):
-        raise CohortError(f"{path} is not a list of scans: it needs a column 'path' and a row for each scan.")
+        raise CohortError(f"{path} is not a list of scans: it needs a column 'path' and one row per scan.")
     found = {}
     for row in rows:
         scan = Path(os.path.abspath(path.parent / Path(row["path"]).expanduser()))

@@ -1,4 +1,4 @@
-"""Groups of volumes, sampled as slabs: by foreground, and depending on the random generator alone."""
+"""Groups of volumes, sampled as slabs: around foreground voxels, depending on the random generator alone."""
 
 from __future__ import annotations
 
@@ -67,15 +67,15 @@ class Group:
 
 
 def needed(slab: tuple[int, int, int]) -> NDArray[Any]:
-    """LR voxels (rows, columns, slices) that a scan must have.
+    """Smallest number of LR voxels (rows, columns, slices) that a scan must have.
 
-    A flip about an LR voxel keeps the grids aligned: it takes one voxel more on the far side.
+    A flip about an LR voxel keeps the grids aligned: it takes one more voxel on the far side.
     """
     return np.add(slab, (1, 1, 0))
 
 
 def _tissue_corner(rng: np.random.Generator, volume: Volume, need: NDArray[Any]) -> NDArray[Any]:
-    """Corner of a box whose centre shows tissue; of any box after 1000 vain tries (an empty scan)."""
+    """Corner of a box whose centre shows tissue; of any box after 1000 failed attempts (an empty scan)."""
     room = np.asarray(volume.shape) - need
     corner = rng.integers(0, room + 1)
     for _ in range(1000):

@@ -24,7 +24,7 @@ from ..data.scans import bare_name, find_scans
 from ..simulation import kspace
 from .quality import Figures, factors, measure
 
-# Interpolation onto the FFT grid, the yardsticks that need no training: (lr, factors by axis) to SR.
+# Interpolation onto the FFT grid, the baselines that need no training: (lr, factors by axis) to SR.
 INTERPOLATIONS: dict[str, Callable[[NDArray[Any], kspace.Scale], NDArray[Any]]] = {
     "tricubic": kspace.tricubic,
     "sinc": kspace.zero_fill,
@@ -56,7 +56,7 @@ TITLES = {
 class Summary:
     """Figures by scan name, and their mean and standard deviation (ddof 0).
 
-    missing: how many scans could not be measured: mean and sd are of the others.
+    missing: number of scans that could not be measured; mean and sd cover the others.
     """
 
     scans: dict[str, Figures]
@@ -102,7 +102,7 @@ class Summary:
             file.write(("\n".join(lines) + "\n").encode(errors="surrogateescape"))
 
     def rows(self, names: Sequence[str] | None = None) -> list[list[str]]:
-        """A row of text for each scan, and one of mean ± sd; names: of the figures, by default all."""
+        """A row of text for each scan, and one of mean ± sd. names: figures to show (default: all)."""
         names = self.names if names is None else names
         rows = [[scan, *(said(n, getattr(f, n)) for n in names)] for scan, f in self.scans.items()]
         both = [f"{said(n, getattr(self.mean, n))} ± {said(n, getattr(self.sd, n))}" for n in names]
@@ -111,7 +111,7 @@ class Summary:
 
 
 def said(name: str, value: float) -> str:
-    """A figure with as many digits as it deserves."""
+    """Format a figure with its meaningful digits."""
     return f"{value:.2f}" if name.startswith("psnr") or name == "shift" else f"{value:.4f}"
 
 
@@ -178,20 +178,22 @@ def check_place(path: Path) -> None:
     except FileNotFoundError:
         return
     if start and not start.startswith(("scan,", "| scan |", '"scans"')):
-        raise RunError(f"{path} is there already and no table of udean-eval: give another name.")
+        raise RunError(f"{path} already exists and is not a table of udean-eval: give another name.")
 
 
 def _matched(groups: Sequence[Path], names: Sequence[dict[str, Path]]) -> tuple[list[str], list[str]]:
-    """The names that every group has, and a sentence for each of the others.
+    """The names that occur in every group, and a sentence for each other name.
 
-    HR scans without a result count as well: what is missing may be what failed.
+    HR scans without a result count as well: a missing result may be a failed one.
     """
     whole = set.intersection(*map(set, names))
     lonely = []
     for name in sorted(set().union(*names) - whole):
         lacking = [group for group, own in zip(groups, names, strict=True) if name not in own]
         there = next(own[name] for own in names if name in own)
-        lonely.append(f"{' and '.join(map(str, lacking))} holds no scan for {there} (a scan named {name}).")
+        lonely.append(
+            f"{' and '.join(map(str, lacking))} contains no scan for {there} (a scan named {name})."
+        )
     return sorted(whole), lonely
 
 
@@ -230,7 +232,7 @@ def _interpolated(
 
 
 def _by_name(groups: Sequence[Path]) -> list[dict[str, Path]]:
-    """The scans of each group by what they are paired by."""
+    """The scans of each group, by the name they are paired by."""
     found = [find_scans([path]) for path in groups]
     if all(path.is_file() for path in groups):
         return [{bare_name(groups[0]): path} for (path,) in found]
@@ -244,12 +246,14 @@ def _by_name(groups: Sequence[Path]) -> list[dict[str, Path]]:
             if by_folder:
                 name = (path.parent.relative_to(root) / name).as_posix()
             if (other := named[-1].setdefault(name, path)) != path:
-                raise RunError(f"{other} and {path} have one name ({name}): which is meant cannot be told.")
+                raise RunError(
+                    f"{other} and {path} have the same name ({name}): it is unclear which one is meant."
+                )
     return named
 
 
 def _factors(lr: Scan, hr: Scan) -> tuple[kspace.Scale, Place, Flips]:
-    """HR voxels per LR voxel along (i, j, k), and where what is restored from the LR scan lies."""
+    """HR voxels per LR voxel along (i, j, k), and where the volume restored from the LR scan lies."""
     i, j, k = (round(a / b) for a, b in zip(lr.zooms, hr.zooms, strict=True))
     shape = tuple(n * s for n, s in zip(lr.shape, (i, j, k), strict=True))
     if min(i, j, k) < 1 or max(i, j, k) == 1:
@@ -262,12 +266,12 @@ def _factors(lr: Scan, hr: Scan) -> tuple[kspace.Scale, Place, Flips]:
 
 
 def _across(lr: Scan, factors: kspace.Scale) -> int:
-    """The axis across the slices, of which the factors tell where one is another than the two others."""
+    """The axis across the slices: the one whose factor differs from the two others, if there is one."""
     return slab_axis(factors if len(set(factors)) == 2 else lr.zooms)
 
 
 def _on_one_grid(scan: Scan, shape: tuple[int, ...], affine: NDArray[Any], hr: Scan) -> Place:
-    """The HR voxel on which the first voxel of a volume lies, made from a scan on its FFT grid.
+    """The HR voxel on which the first voxel of a volume lies, made from `scan` on its FFT grid.
 
     Raises RunError if the volume does not lie on the HR grid.
     """
@@ -296,9 +300,9 @@ def _measured(
     first: Place,
     flips: Flips,
 ) -> Figures:
-    """Figures of SR voxels against those HR voxels that they are to be. scan: whose name an error has.
+    """Figures of SR voxels against the corresponding HR voxels. scan: named in errors.
 
-    first: HR voxel of the first SR voxel. flips: axes that were seen the other way round. LR voxels whose SR
+    first: HR voxel of the first SR voxel. flips: axes that were processed in reverse. LR voxels whose SR
     voxels reach beyond the HR scan are left out.
     """
     where = None if mask is None else _tissue(mask, hr)

@@ -1,6 +1,6 @@
 """How good an SR volume is: PSNR and SSIM by scikit-image, raw and registered, and two checks of honesty.
 
-Of the whole volume; `tissue` has what cannot be flattered by air.
+These cover the whole volume; `tissue` has the measures that air cannot flatter.
 
 Volumes are (rows, columns, slices), float32, on the grid and in the units of the truth.
 """
@@ -82,10 +82,10 @@ def ssim(sr: Volume, hr: Volume, data_range: float) -> float:
 
 @dataclass(frozen=True)
 class _Whole:
-    """psnr, ssim, ssim_2d: as in `Quality`; *_registered: after the SR volume is shifted, as a whole and by
-    a fraction of a voxel, to where it fits the truth best. shift: the length of that, in HR voxels.
-    slab_step: the mean step between slices at slab edges over that within slabs, relative to the truth: 1
-    where slabs cannot be seen. consistency: ‖truncation(SR) − LR‖ / ‖LR‖, None where the LR scan is unknown.
+    """psnr, ssim, ssim_2d: as in `Quality`; *_registered: after the SR volume is shifted rigidly, by a
+    fraction of a voxel, to fit the truth best. shift: length of that shift, in HR voxels. slab_step: the mean
+    step between slices at slab edges over that within slabs, relative to the truth: 1 if slabs cannot be
+    seen. consistency: ‖truncation(SR) − LR‖ / ‖LR‖; None if the LR scan is unknown.
     """
 
     psnr: float
@@ -146,10 +146,10 @@ def measure(
 def registered(sr: Volume, hr: Volume) -> tuple[Volume, float]:
     """The SR volume shifted onto the truth (by its Fourier phase), and the shift's length in voxels.
 
-    Nothing in UDEAN's losses fixes a shift between the down-sampling and the SR path; this tells how much
-    of an error is one. Resolved to 1/50 voxel.
+    Nothing in UDEAN's losses fixes a shift between the down-sampling and the SR path; this shows how much of
+    an error is such a shift. Resolved to 1/50 voxel.
     """
-    plain: Any = None  # no whitening: noise and what SR lacks would decide
+    plain: Any = None  # no whitening: else noise and missing detail would decide
     found, *_ = phase_cross_correlation(hr, sr, upsample_factor=50, normalization=plain)
     length = float(np.linalg.norm(found))
     if length == 0:
@@ -171,7 +171,7 @@ def slab_step(sr: Volume, hr: Volume, slab: int, axis: int = 2) -> float:
 
 
 def factors(hr: tuple[int, ...], lr: tuple[int, ...]) -> kspace.Scale:
-    """HR voxels per LR voxel along each axis. Raises ValueError if that is no whole number."""
+    """HR voxels per LR voxel along each axis. Raises ValueError if a factor is not a whole number."""
     found = tuple(h // n for h, n in zip(hr, lr, strict=True))
     if min(found) < 1 or any(h != f * n for h, f, n in zip(hr, found, lr, strict=True)):
         raise ValueError(f"A volume of {hr} voxels is not a whole multiple of its LR scan of {lr}.")

@@ -1,8 +1,8 @@
-"""How good an SR volume is in tissue, and in air, and in either band: a measure that air cannot flatter.
+"""How good an SR volume is in tissue, in air and in either band: a measure that air cannot flatter.
 
-Most of a scan is air, and air is easy: to remove ringing and noise from it raises the PSNR of the whole
-volume, whatever becomes of the anatomy. So tissue and air are measured apart, against one peak. What the LR
-scan has measured (the low band) and what the network has added (the high band) are measured apart too.
+Most of a scan is air, and air is easy: removing ringing and noise from it raises the PSNR of the whole
+volume, whatever happens to the anatomy. So tissue and air are measured separately, against the same peak, and
+so are the band that the LR scan has measured (low) and the band that the network has added (high).
 
 Volumes are (i, j, k), on the grid and in the units of the truth.
 """
@@ -19,19 +19,19 @@ from scipy import fft, ndimage
 
 Volume = NDArray[Any]
 Mask = NDArray[np.bool_]
-PEAK = 99.9  # percentile of the truth: hot voxels set no scale
-ADDED = 0.01  # of the truth's power in the high band: less than that is nothing that could be judged
-SMOOTHING = 2.0  # voxels, of the truth, before tissue is told
-SHARE = 0.05  # of the peak, above which that is tissue
+PEAK = 99.9  # percentile of the truth, so that hot voxels do not set the scale
+ADDED = 0.01  # share of the truth's power in the high band; with less there is nothing to judge
+SMOOTHING = 2.0  # voxels: σ of the smoothing of the truth before tissue is detected
+SHARE = 0.05  # of the peak, above which a voxel is tissue
 
 
 @dataclass(frozen=True)
 class TissueFigures:
     """PSNR in dB of tissue, of air, and in tissue of the low and the high band, all over the truth's peak.
 
-    high_factor: what the added high band would have to be multiplied by to come nearest to the truth's, in
-    tissue: 1 is right, less than 1 says that too much was drawn. high_correlation: with the truth's.
-    Both by the sums of products, without means. None where there is no such voxel or band.
+    high_factor: the factor by which the added high band comes closest to the truth's, in tissue: 1 is right,
+    less than 1 means that too much was drawn. high_correlation: its correlation with the truth's. Both are
+    computed from sums of products, without subtracting means. None if there is no such voxel or band.
     """
 
     psnr_tissue: float | None = None
@@ -68,7 +68,7 @@ def in_tissue(
     sr, hr
         The SR volume and the truth, of one shape, in the same units.
     lr
-        Shape of the LR scan, which parts the low band from the high one; None, no bands.
+        Shape of the LR scan, which separates the low band from the high one; None: no bands.
     mask
         Where tissue is, on the truth's grid; by default `tissue_mask` of the truth.
 

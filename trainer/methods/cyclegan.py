@@ -1,7 +1,7 @@
 """CycleGAN (Zhu et al., ICCV 2017) between LR and HR slabs.
 
-Least-squares adversaries both ways and 10·L1 of both cycles. There is no identity loss, for the two
-domains differ in size. Discriminators judge fakes of the last 50 and the new ones in turn.
+Least-squares adversaries both ways and 10·L1 of both cycles. There is no identity loss, because the two
+domains differ in size. Discriminators judge a mixture of new fakes and the last 50.
 """
 
 from __future__ import annotations
@@ -77,10 +77,11 @@ class CycleGan(Method):
 
 
 class Pool(nn.Module):
-    """The last fakes (Shrivastava et al., CVPR 2017): each new one is given back or, half of the time once
-    the pool is full, an old one whose place it takes.
+    """The last fakes (Shrivastava et al., CVPR 2017): each new one is returned or, once the pool is full,
+    half of the time an old one that it replaces.
 
-    All processes hold the same pool of the global batches. It is part of the state that is resumed.
+    All processes hold the same pool of the global batches. It is part of the state that a resumed run
+    restores.
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
@@ -92,7 +93,7 @@ class Pool(nn.Module):
 
     @torch.no_grad()
     def forward(self, fakes: Tensor, seed: int) -> Tensor:
-        """fakes (N, …) of this process; as many to judge."""
+        """fakes (N, …) of this process; returns as many to judge."""
         random = torch.Generator().manual_seed(seed)
         fakes = distributed.gather(fakes).to(self.images.dtype)
         judged = fakes.clone()

@@ -4,9 +4,9 @@
 2. `down` is frozen; `up` learns from its output, each pixel weighted by how much it looks like the target
    group, and from real LR slabs by an adversary on the high frequencies.
 
-Frequencies are split by the Haar wavelet in plane. The map of weights needs a discriminator with a
-receptive field, so that of stage 1 is the convolutional beginning of the others' VGG; its sigmoid is a
-probability, so both discriminators use the logistic loss. No perceptual loss: there is none for MRI.
+Frequencies are split by the Haar wavelet in plane. The map of weights needs a discriminator with a receptive
+field, so stage 1 uses only the first convolutions of the VGG of the others; its sigmoid is a probability, so
+both discriminators use the logistic loss. No perceptual loss: there is none for MRI.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Dasr(Method):
         return total(terms, {"d_hr": 1.0}), {}
 
     def domain_distance(self, fake: Tensor, hr_shape: torch.Size) -> Tensor:
-        """How much each pixel of a made LR slab looks real, (N, 1, s·P, s·P) in 0..1, without gradient.
+        """How real each pixel of a generated LR slab looks, (N, 1, s·P, s·P) in 0..1, without gradient.
 
         The mean of the scores of all patches whose receptive field covers the pixel.
         """
@@ -102,7 +102,7 @@ class Dasr(Method):
             covered = F.conv_transpose2d(scores, ones, stride=stride)  # score i lies on pixel stride·i
             return covered[..., field // 2 :, field // 2 :][..., : high.shape[2], : high.shape[3]]
 
-        with torch.autocast(fake.device.type, enabled=False):  # bf16 has two digits
+        with torch.autocast(fake.device.type, enabled=False):  # bf16 has only two digits
             mean = spread(probability) / spread(torch.ones_like(probability))
         return F.interpolate(mean, hr_shape[2:])
 

@@ -1,7 +1,7 @@
-"""What a method of training is to the loop: which slabs it draws, whose turn it is, what it deploys.
+"""The interface between a method and the training loop: the slabs it draws, its turns, what it deploys.
 
-A step is a sequence of turns. In each turn one part of the method is trained by one total loss while the
-rest stands still; what an earlier turn made is at a later one's hand.
+A step is a sequence of turns. In each turn one part of the method is trained by one total loss while the rest
+is frozen; later turns can use what earlier ones made.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .. import distributed
 from ..nets.generators import Architecture, SuperResolution
 
-Terms: TypeAlias = dict[str, Tensor]  # losses by name, "total" among them: the one that is descended
+Terms: TypeAlias = dict[str, Tensor]  # losses by name, including "total", which is minimised
 Made: TypeAlias = dict[str, Tensor]  # detached images and features by name
 Draws = Literal["unpaired", "pairs", "target", "estimated"]
 
@@ -27,11 +27,11 @@ class Batch:
     """This process's slabs of one step, in the range 0..1.
 
     hr: (N, HR slices, s·P, s·P) of the source group.
-    coarse: (N, LR slices, P, P), the LR slab under hr, as `data.coarse` says its k-space truncation or its
-        bicubic reduction; for "pairs" the LR scan of the same participant, for "estimated" the one that was
-        made.
-    lr: (N, LR slices, P, P) of the target group, of other anatomy; for methods other than "unpaired" coarse.
-    seed: of the step, equal in all processes. progress: share of the schedule that is over, 0-d.
+    coarse: (N, LR slices, P, P), the LR slab under hr: its k-space truncation or bicubic reduction, as
+        `data.coarse` says; for "pairs" the LR scan of the same participant; for "estimated" the simulated
+        one.
+    lr: (N, LR slices, P, P) of the target group, of other anatomy; equal to coarse unless "unpaired".
+    seed: of the step, equal in all processes. progress: completed share of the schedule, 0-d.
     """
 
     hr: Tensor
@@ -41,7 +41,7 @@ class Batch:
     progress: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     def random(self, make: Callable[[tuple[int, ...], torch.Generator], Tensor], *shape: int) -> Tensor:
-        """This process's part of make((global batch, *shape), generator): the same in any number of them."""
+        """This process's part of make((global batch, *shape), generator): the same however many there are."""
         samples = len(self.lr) * distributed.count()
         made = make((samples, *shape), torch.Generator().manual_seed(self.seed))
         return made[distributed.share(samples)].to(self.lr.device)
@@ -51,7 +51,7 @@ class Batch:
 class Turn:
     """One optimiser's part of a step.
 
-    losses(batch, made): the losses of `trains`, and what later turns of the step need of it. pace: learning
+    losses(batch, made): the losses of `trains`, and what later turns of the step need. pace: learning
     rate over that of the schedule.
     """
 
@@ -66,12 +66,12 @@ class Weights:
 
     anchor: of the L1 distance between the learned degradation and the k-space truncation of the same scan; 0
         as published. Nothing else in the losses keeps a generator from making its LR images easy to restore,
-        or from hiding HR detail in them, while its discriminator is weak. anchor_left: share of it that is
-        left when the schedule ends, to which it falls exponentially; 1: all of it.
+        or from hiding HR detail in them, while its discriminator is weak. anchor_left: the share of it to
+        which it falls exponentially by the end of the schedule; 1: constant.
     charbonnier: ε of the Charbonnier distance in place of L1 between HR slabs; 0: L1, as published.
-    rim: weight in it of the slab's first and last slice, 1 as published; see `losses.similarity`.
-    low_band: weight of the error inside the band that the LR scan holds, of blocks deeper than a slab, to 1
-        beyond it. The runtime takes that band from the scan; with noise it takes a part of it only.
+    rim: weight of the slab's first and last slice in that distance, 1 as published; see `losses.similarity`.
+    low_band: for blocks deeper than a slab, weight of the error inside the band that the LR scan holds,
+        relative to 1 beyond it. The runtime takes that band from the scan, with noise only a part of it.
     """
 
     image_cycle: float = 1.0
@@ -92,11 +92,11 @@ class Weights:
 class Method(nn.Module, ABC):
     """A method's networks and losses.
 
-    draws: "unpaired": source and target group; "pairs": HR and LR scans of the same participants;
-        "target": LR scans and their own truncation; "estimated": HR scans and what the degradation that was
-        estimated from the target scans makes of them.
+    draws: "unpaired": source and target group; "pairs": HR and LR scans of the same participants; "target":
+        LR scans and their own truncation; "estimated": HR scans, and these after the degradation estimated
+        from the target scans.
     stages: how many times the whole schedule is run, each with its own turns.
-    weighs: the fields of `Weights` that it looks at.
+    weighs: the fields of `Weights` that it uses.
     """
 
     draws: ClassVar[Draws] = "unpaired"
@@ -115,7 +115,7 @@ class Method(nn.Module, ABC):
         """What inference needs; it shares weights with this model."""
 
     def degraded(self, hr: Tensor, coarse: Tensor) -> Tensor | None:
-        """What the learned degradation makes of HR slabs; None where no degradation is learned.
+        """HR slabs after the learned degradation; None if no degradation is learned.
 
         coarse: the HR slabs on the LR grid.
         """
@@ -123,8 +123,8 @@ class Method(nn.Module, ABC):
 
 
 def together(network: nn.Module, *inputs: Tensor) -> tuple[Tensor, ...]:
-    """network(x) of each input, in one call: the same, since generators do not normalise over a batch, but
-    larger convolutions, and each weight's gradient once."""
+    """network(x) of each input, in one call. The result is the same, because generators do not normalise over
+    a batch, but convolutions are larger and each weight's gradient is computed once."""
     return network(torch.cat(inputs)).chunk(len(inputs))
 
 

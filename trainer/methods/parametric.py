@@ -1,8 +1,8 @@
-"""Supervised learning on pairs that a learned degradation of few parameters has made.
+"""Supervised learning on pairs made by an estimated degradation with few parameters.
 
-The other way round than UDEAN: no network learns to degrade, no adversary judges. What the LR scans' spectra
-say of the scanner, a point spread and a noise level (`simulation.estimate`), is done to the HR scans of the
-source group, noise as noise, and the deployed networks learn from such pairs.
+Unlike UDEAN, no network learns to degrade and no adversary judges. The scanner's point spread and noise
+level, estimated from the LR scans' spectra (`simulation.estimate`), are applied to the HR scans of the source
+group, and the deployed networks learn from such pairs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Parametric(Supervised):
         self.learn(Degradation())
 
     def learn(self, degradation: Degradation) -> None:
-        """Take over what was estimated: the point spread along (row, column, slice), on the LR grid."""
+        """Adopt an estimated degradation: the point spread along (row, column, slice), on the LR grid."""
         frequency = np.arange(512) / 1024
         x = np.arange(-REACH, REACH + 1)
         waves = np.cos(2 * np.pi * np.multiply.outer(x, frequency)) * np.where(frequency, 2, 1)
@@ -42,7 +42,7 @@ class Parametric(Supervised):
             self.lines[axis] = torch.from_numpy(line / line.sum()).float()
 
     def degraded(self, hr: Tensor, coarse: Tensor) -> Tensor:
-        """The LR slabs smoothed by the point spread; edges are held."""
+        """The LR slabs smoothed by the point spread; edges are repeated."""
         rows, columns, slices = self.lines.to(coarse.dtype)
         x = F.pad(coarse, (REACH,) * 4, mode="replicate")
         x = F.conv2d(x, rows.expand(SLAB, 1, -1)[..., None], groups=SLAB)

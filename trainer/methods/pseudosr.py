@@ -1,8 +1,8 @@
 """Pseudo-supervision (Maeda, CVPR 2020): clean the LR scan first, then restore it as if it were truncated.
 
-The names here and there: x is a target LR slab, y↓ the clean truncation of a source slab y; `clean` is
-G_xy (x to y↓), `soil` is G_yx (y↓ and noise to x), `up` is U. Deployed is up(clean(x)): one LR network more
-than the other methods.
+The paper's names and ours: x is a target LR slab, y↓ the clean truncation of a source slab y; `clean` is G_xy
+(x to y↓), `soil` is G_yx (y↓ and noise to x), `up` is U. The deployed network is up(clean(x)): one LR network
+more than in the other methods.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class PseudoSr(Method):
         return SuperResolution(self.up.encoder, self.up.decoder, self.clean)
 
     def translation(self, batch: Batch, made: Made) -> tuple[Terms, Made]:
-        """The two LR networks; `up` stands still but passes its adversary's gradient."""
+        """The two LR networks; `up` is frozen but passes its adversary's gradient."""
         x, y = batch.lr, batch.coarse
         noise = batch.random(lambda shape, random: torch.randn(shape, generator=random), 1, *y.shape[2:])
         soiled = self.soil(torch.cat((y, noise.to(y.dtype)), 1), y)

@@ -1,8 +1,8 @@
 """Supervised learning: the deployed networks alone, on pairs of LR and HR slabs.
 
-On aligned pairs it is the upper bound; on misaligned ones the paper's first two columns of Table I. The loss
-is the similarity that eqs 4, 6 and 7 share, L1 + α·SSIM, without an adversary. On blocks deeper than a slab
-it tells what the LR scan holds from what is beyond it, see `nets.blocks`.
+On aligned pairs it is the upper bound; on misaligned ones it gives the first two columns of the paper's Table
+I. The loss is the similarity that eqs 4, 6 and 7 share, L1 + α·SSIM, without an adversary. On blocks deeper
+than a slab it separates the band that the LR scan holds from what lies beyond it, see `nets.blocks`.
 """
 
 from __future__ import annotations

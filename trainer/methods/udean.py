@@ -22,7 +22,7 @@ from ..nets.discriminators import Discriminator, HighPass, PatchDiscriminator
 from ..nets.generators import Architecture, SuperResolution
 from .method import Batch, Made, Method, Terms, Turn, Weights, detached, together, total
 
-PACE = 4.0  # of patch judges: at the generators' they stay at chance (Heusel et al., NeurIPS 2017)
+PACE = 4.0  # of patch judges: at the generators' pace they stay at chance (Heusel et al., NeurIPS 2017)
 
 
 class Udean(Method):
@@ -121,7 +121,7 @@ class Udean(Method):
     def discriminator_losses(self, batch: Batch, made: Made) -> tuple[Terms, Made]:
         """The discriminators' losses on what the generators last made.
 
-        Real and fake are scored in separate batches, so that batch normalisation sees one kind a time.
+        Real and fake are scored in separate batches, so that batch normalisation sees one kind at a time.
         """
         d = self.discriminators
         real_hr = d["hr"](batch.hr)
@@ -140,9 +140,9 @@ class Udean(Method):
 
 
 class Noise(nn.Module):
-    """White noise of a learned level, at first 0.5 % of the range."""
+    """White noise of a learned level, initially 0.5 % of the range."""
 
-    PACE = 10.0  # of its logarithm over that of weights
+    PACE = 10.0  # learning rate of its logarithm over that of the weights
 
     def __init__(self) -> None:
         super().__init__()

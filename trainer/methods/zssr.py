@@ -1,7 +1,7 @@
-"""ZSSR (Shocher et al., CVPR 2018): what the LR scans lose when truncated once more is learned from them.
+"""ZSSR (Shocher et al., CVPR 2018): learn from the LR scans what they lose when truncated once more.
 
-As the paper does it, one network learns from the whole target group, with the backbone and schedule of the
-others; the original trains a small one on each image.
+As in the UDEAN paper, one network learns from the whole target group, with the backbone and schedule of the
+other methods; the original trains a small one on each image.
 """
 
 from __future__ import annotations

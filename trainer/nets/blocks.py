@@ -1,8 +1,8 @@
-"""Blocks: volumes a few slices deep, restored as the runtime restores scans and seen as it delivers them.
+"""Blocks: volumes a few slices deep, restored and blended as the runtime does with scans.
 
-A slab knows three LR slices: what lies between two of them it sees from one side only, and an error there
-flickers from slice to slice. A block's slabs overlap by all but one slice and are blended, and its loss tells
-the band that the LR scan holds, which the runtime takes from the scan, from what is beyond it.
+A slab holds three LR slices: a position between the outer two is seen from one side only, and an error there
+flickers from slice to slice. A block's slabs overlap by all but one slice and are blended, and its loss
+separates the band that the LR scan holds, which the runtime takes from the scan, from what lies beyond it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ...runtime.pipeline.tiling import profile
 from ..simulation.kspace import Scale
 from .interpolation import SLAB
 
-OVERLAP = 0.5  # of slabs, at least; with three LR slices one begins at each
+OVERLAP = 0.5  # of slabs, at least; with three LR slices, a slab begins at each slice
 LOBES = 4  # of the low-pass filter on either side
 
 
@@ -40,7 +40,7 @@ def restored(network: nn.Module, lr: Tensor) -> Tensor:
 
 def low_band(x: Tensor, scale: Scale) -> Tensor:
     """The band that an LR scan holds of HR blocks (N, D, H, W): a Lanczos low-pass along each axis that is
-    coarser in the LR scan; (row, column, slice) factors. Blocks are mirrored at their edges."""
+    coarser in the LR scan. scale: (row, column, slice) factors. Blocks are mirrored at their edges."""
     rows, columns, slices = scale
     n, depth, height, width = x.shape
     flat = x.contiguous().view(n * depth, 1, height, width)
@@ -58,13 +58,13 @@ def low_band(x: Tensor, scale: Scale) -> Tensor:
 
 
 def least_depth(scale: Scale) -> int:
-    """LR slices that a block must have: more than a slab, and enough to mirror the low-pass filter at."""
+    """LR slices that a block must have: more than a slab, and enough for the low-pass filter's mirror."""
     reach = LOBES * scale[2] - 1 if scale[2] > 1 else 0
     return max(SLAB + 1, math.ceil((reach + 1) / scale[2]))
 
 
 def _taps(s: int, like: Tensor) -> tuple[Tensor, int]:
-    """A low-pass at 1/s of the band, of sum 1, and how many taps it has on either side."""
+    """A low-pass at 1/s of the band, of sum 1, and its number of taps on either side."""
     reach = LOBES * s - 1
     t = np.arange(-reach, reach + 1) / s
     taps = np.sinc(t) * np.sinc(t / LOBES)

@@ -60,8 +60,8 @@ class Discriminator(nn.Module):
     def __init__(self, inputs: int, width: int, size: int) -> None:
         super().__init__()
         self.features, channels = vgg(inputs, width, (1, 1, 2, 2, 4, 4, 8, 8, 8, 8))
-        # The last convolution then sees one voxel, and of kernel taps that meet padding alone oneDNN leaves
-        # the gradient in bfloat16 uninitialised (seen with torch 2.13).
+        # The last convolution then sees one voxel, and in bfloat16 oneDNN leaves the gradient of kernel taps
+        # that only meet padding uninitialised (seen with torch 2.13).
         self.float32 = size <= 2**4
         side = math.ceil(size / 2**5)
         self.score = nn.Sequential(nn.Linear(channels * side**2, 100), nn.LeakyReLU(0.2), nn.Linear(100, 1))
@@ -77,7 +77,7 @@ class PatchDiscriminator(nn.Module):
     """The first four convolutions of `Discriminator` and a 1×1 one: a score for each patch.
 
     Its receptive field is 13 pixels, every 4. Input (N, inputs, H, W), output (N, 1, H/4, W/4).
-    normalised: by batch. Where real and fake batches differ in contrast, that hides it.
+    normalised: by batch, which hides a difference in contrast between real and fake batches.
     """
 
     FIELD, STRIDE = 13, 4
@@ -92,9 +92,9 @@ class PatchDiscriminator(nn.Module):
 
 
 class HighPass(nn.Module):
-    """What a Gaussian of σ 1.5 pixels takes away, times 5: how sharp and noisy an image is, not its content.
+    """What a Gaussian of σ 1.5 pixels removes, times 5: an image's sharpness and noise, not its content.
 
-    Any (N, channels, H, W) to the same; edges are held.
+    Any (N, channels, H, W) to the same shape; edges are repeated.
     """
 
     SIGMA, REACH, GAIN = 1.5, 4, 5.0

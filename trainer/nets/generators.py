@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...runtime.errors import RunError
 from .interpolation import SLAB, Interpolation
 
-SMALL = 1e-12  # what keeps an empty window's mean from being divided by 0
+SMALL = 1e-12  # keeps an empty window's mean from being divided by 0
 
 
 class ArchitectureError(RunError):
@@ -27,18 +27,18 @@ class ArchitectureError(RunError):
 class Architecture:
     """Size and shape of the networks.
 
-    channels, groups, blocks: width, residual groups, residual blocks a group of the decoders.
-    discriminator: width of the discriminators' first convolution. judges: what UDEAN's judge: "slab" a whole
-        training patch, as published, or "patch" its surroundings of 13 pixels, of images without the low
-        frequencies. noise: its degradation ends with noise whose level is learned.
+    channels, groups, blocks: of the decoders: width, residual groups, residual blocks per group.
+    discriminator: width of the discriminators' first convolution. judges: what UDEAN's discriminators see:
+        "slab": a whole training patch, as published; "patch": neighbourhoods of 13 pixels, in images without
+        the low frequencies. noise: UDEAN's degradation ends with noise of a learned level.
     scale: (row, column, slice) factors; row and column are equal, 1 to 4; slice 1 to 4.
     skip: "none": as published. "cubic": the features' first slab channels carry an image on the LR grid,
         to which encoders add what they learn and whose fixed interpolation decoders add to what they
         learn. It is the LR scan itself or, for a source scan, its k-space truncation: the degradation
         that the field predefines, from which the networks learn to depart.
     homogeneous: convolutions without biases, and gates that see a mean's direction, not its size, so that a
-        generator maps c·x to c times what it maps x to, for every c > 0: the unit in which a scan comes,
-        which hot voxels and the share of air in a volume move, is of no account (Mohan et al., ICLR 2020).
+        generator maps c·x to c times what it maps x to, for every c > 0: the unit of a scan, which hot voxels
+        and the share of air change, then has no effect (Mohan et al., ICLR 2020).
     """
 
     channels: int = 64
@@ -86,7 +86,7 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # A float32 island: the sum of a whole window overflows half precision.
-        if torch.compiler.is_exporting():  # to ONNX, where a mean's dtype would be that of its result only
+        if torch.compiler.is_exporting():  # to ONNX, in which a mean's dtype applies to its result only
             mean = x.float().mean((2, 3), keepdim=True)
         else:  # sums in float32 without a float32 copy of the map
             mean = x.mean((2, 3), keepdim=True, dtype=torch.float32)
@@ -182,7 +182,8 @@ Part = TypeVar("Part", Encoder, Decoder)
 def upsampler(channels: int, factor: int) -> nn.Sequential:
     """Convolutions and pixel shuffles that magnify by 1, 2, 3 or 4 (twice 2).
 
-    ICNR initialisation (arXiv 1707.02937): all sub-pixels of a new voxel start equal: no checkerboard.
+    ICNR initialisation (arXiv 1707.02937): all sub-pixels of a new voxel start equal, so there is no
+    checkerboard.
     """
     steps = {1: (), 2: (2,), 3: (3,), 4: (2, 2)}[factor]
     layers: list[nn.Module] = []
@@ -216,7 +217,7 @@ def sr_decoder(arch: Architecture) -> Decoder:
 
 
 def _finished(part: Part, arch: Architecture) -> Part:
-    """An encoder or decoder as the architecture wants its biases and gates."""
+    """An encoder or decoder with the biases and gates that the architecture asks for."""
     if arch.homogeneous:
         gates = [module for module in part.modules() if isinstance(module, ChannelAttention)]
         inside = {layer for gate in gates for layer in gate.modules()}
@@ -229,7 +230,7 @@ def _finished(part: Part, arch: Architecture) -> Part:
 
 
 class Mapping(nn.Module):
-    """An encoder and a decoder: a slab, and the LR image that anchors it, to a slab; see `Encoder`."""
+    """An encoder and a decoder: from a slab, and the LR image that anchors it, to a slab; see `Encoder`."""
 
     def __init__(self, encoder: Encoder, decoder: Decoder) -> None:
         super().__init__()
@@ -243,7 +244,7 @@ class Mapping(nn.Module):
 class SuperResolution(nn.Module):
     """What inference needs: LR encoder and SR decoder, LR slab (N, 3, H, W) to SR slab.
 
-    cleaner: a network from LR slab to LR slab before them, which only PseudoSR has.
+    cleaner: a network from LR slab to LR slab that precedes them, only in PseudoSR.
     """
 
     def __init__(self, encoder: Encoder, decoder: Decoder, cleaner: Mapping | None = None) -> None:

@@ -20,7 +20,7 @@ SLAB = 3  # LR slices a network call sees, as in TS-RCAN
 class Interpolation(nn.Module):
     """Fixed interpolation of an LR slab onto the HR grid.
 
-    In plane: Keys' cubic convolution (a = -1/2); through plane: linear, held beyond the last slice.
+    In plane: Keys' cubic convolution (a = -1/2); through plane: linear, repeated beyond the last slice.
     Input (N, SLAB, H, W), output (N, SLAB·s_slice, s·H, s·W). One convolution and a pixel shuffle.
     """
 
@@ -47,9 +47,9 @@ class Interpolation(nn.Module):
 
 
 class Decimation(nn.Module):
-    """What k-space truncation does, but local and differentiable: an HR slab brought to the LR grid.
+    """A local, differentiable version of k-space truncation: brings an HR slab to the LR grid.
 
-    A Lanczos-3 low-pass of the truncation's cut-off, sampled at HR voxels s·i; edges are held. Unlike
+    A Lanczos-3 low-pass with the truncation's cut-off, sampled at HR voxels s·i; edges are repeated. Unlike
     a slab's own FFT it does not wrap around. Input (N, SLAB·s_slice, s·H, s·W), output (N, SLAB, H, W).
     """
 

@@ -15,7 +15,7 @@ def l1(x: Tensor, y: Tensor) -> Tensor:
 def similarity(x: Tensor, y: Tensor, epsilon: float = 0.0, rim: float = 1.0) -> Tensor:
     """Mean of √(d² + ε²) − ε over the differences d of two slabs (Charbonnier, ICIP 1994); L1 for ε 0.
 
-    rim: weight of a slab's first and last slice, of which the blending of slabs keeps next to nothing.
+    rim: weight of a slab's first and last slice, which the blending of slabs almost discards.
     """
     d = x.float() - y.float()
     each = (d * d + epsilon**2).sqrt() - epsilon if epsilon else d.abs()
@@ -71,8 +71,8 @@ def discrimination(real_score: Tensor, fake_score: Tensor) -> Tensor:
 def confusion(*scores: Tensor) -> Tensor:
     """Eqs 8 and 9: both domains toward the score 0.5.
 
-    Squared distance, as in USR-DA (ICCV 2021), whose eqs these are; the absolute one gives a
-    discriminator at rest no smaller pull than a confident one.
+    Squared distance, as in USR-DA (ICCV 2021), the origin of these equations; with the absolute distance, a
+    discriminator at rest would be pulled as strongly as a confident one.
     """
     return sum(
         (((s.float() - 0.5) ** 2).mean() for s in scores), start=scores[0].new_zeros((), dtype=torch.float32)

@@ -1,9 +1,9 @@
-"""The network that is deployed computes less: convolutions with nothing between them are one.
+"""The deployed network computes less: convolutions with nothing between them are merged into one.
 
-The SR decoder ends in a convolution to s² sub-pixels a channel, a pixel shuffle, and a convolution on the
-HR grid. All three are linear, so together they are one 5×5 convolution on the LR grid to the sub-pixels of
-the image itself: 5 % less arithmetic in the paper's network, and without its largest tensors. Training needs
-them apart, whose weights are the ones that are learned; what is deployed is the same function.
+The SR decoder ends in a convolution to s² sub-pixels a channel, a pixel shuffle, and a convolution on the HR
+grid. All three are linear, so together they are one 5×5 convolution on the LR grid to the sub-pixels of the
+image itself: 5 % less arithmetic in the paper's network, and without its largest tensors. Training keeps them
+apart, since their weights are the ones that are learned; the deployed network is the same function.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .generators import SuperResolution
 
 
 def merged(network: SuperResolution) -> SuperResolution:
-    """A copy of the network that computes the same, to rounding, with its last convolutions merged."""
+    """A copy of the network with its last convolutions merged; its output is the same to rounding."""
     network = copy.deepcopy(network)
     decoder = network.decoder
     *before, last, shuffle = decoder.upsampler or (None, None)
@@ -32,8 +32,8 @@ def merged(network: SuperResolution) -> SuperResolution:
 class MergedTail(nn.Module):
     """A 3×3 convolution, a pixel shuffle by s, and a 3×3 convolution, as one 5×5 convolution and a shuffle.
 
-    Input (N, C, H, W), output (N, C', s·H, s·W). The second convolution sees zeros beyond the window,
-    where the merged one sees what the first would yield there: a rim of one voxel, whose share is taken off.
+    Input (N, C, H, W), output (N, C', s·H, s·W). Beyond the window the second convolution sees zeros, but the
+    merged one sees what the first would yield there; that differs by a rim of one voxel, which is subtracted.
     """
 
     def __init__(self, first: nn.Conv2d, second: nn.Conv2d, s: int) -> None:
@@ -45,8 +45,8 @@ class MergedTail(nn.Module):
         kernel = F.conv_transpose2d(b.transpose(0, 1), a.transpose(0, 1)).transpose(0, 1)
         constant = last.repeat_interleave(s**2)
         self.whole = _conv(kernel, constant + torch.einsum("oiuv,i->o", a, bias), (2, 2))
-        # What lies beyond an edge by the first convolution, which sees the window with the opposite row (or
-        # column) of its weights, and its share in the image by the second.
+        # What the first convolution would yield one voxel beyond an edge, where it sees the window with the
+        # opposite row (or column) of its weights, and what the second makes of it in the image.
         self.above = nn.Sequential(_conv(b[:, :, 2:], bias, (0, 2)), _conv(a[:, :, :1], None, (0, 0)))
         self.below = nn.Sequential(_conv(b[:, :, :1], bias, (0, 2)), _conv(a[:, :, 2:], None, (0, 0)))
         self.left = nn.Sequential(_conv(b[..., 2:], bias, (1, 0)), _conv(a[..., :1], None, (1, 0)))

@@ -1,4 +1,5 @@
-"""The network for thick slices: small, 2-D, told how far each voxel is from a slice and how wide that is."""
+"""The network for thick slices: small, 2-D, given each voxel's distance from a slice and the slice's
+width."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ class ThroughPlane(nn.Module):
 
     Channels: three neighbouring planes of the interpolated volume, distance to the nearest slice's centre,
     deviation of the slice profile (`runtime.pipeline.through_plane`). It works at half the resolution, as
-    FFDNet does (Zhang et al., IEEE TIP 27, 2018): interpolated planes hold little that this would lose.
+    FFDNet does (Zhang et al., IEEE TIP 27, 2018): interpolated planes hold little detail that this would
+    lose.
     """
 
     def __init__(self, width: int = WIDTH, blocks: int = BLOCKS) -> None:

@@ -121,7 +121,7 @@ def _contrast(rng: np.random.Generator) -> tuple[float, float, float]:
 
 
 def _dress(rng: np.random.Generator, brain: Array, mask: NDArray[np.bool_], bright: float) -> Array:
-    """Put fluid, skull (outer and inner table, marrow between), scalp and air around the brain."""
+    """Add fluid, skull (outer and inner table, marrow between), scalp and air around the brain."""
     distance = ndimage.distance_transform_edt(~mask).astype(np.float32)
     shape = distance.shape
     depth = np.zeros_like(distance)
@@ -144,8 +144,10 @@ def _dress(rng: np.random.Generator, brain: Array, mask: NDArray[np.bool_], brig
 def main(
     out: Annotated[Path, typer.Argument(help="Folder for the scans.")],
     heads: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
-    first: Annotated[int, typer.Option(min=0, help="Number of the first; groups take disjoint ranges.")] = 0,
-    seed: Annotated[int, typer.Option(help="Of the whole cohort.")] = 0,
+    first: Annotated[
+        int, typer.Option(min=0, help="Number of the first head; give groups disjoint ranges.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of the cohort.")] = 0,
 ) -> None:
     """Make synthetic HR heads: OUT/head-NNNN.nii.gz, int16."""
     out.mkdir(parents=True, exist_ok=True)

@@ -1,17 +1,17 @@
-"""A scanner's degradation from its LR scans alone: a point spread and a noise level, read off spectra.
+"""Estimate a scanner's degradation from its LR scans alone: point spread and noise level, from spectra.
 
-No LR scan has a partner here. What anatomy looks like on average, HR scans of other people tell: the power
-of their k-space, at the LR scans' frequencies. The LR scans' power is then
+No LR scan has a partner here. HR scans of other people show what anatomy looks like on average: the power of
+their k-space, at the LR scans' frequencies. The LR scans' power is then
 
     P_lr(f) = gain · P_hr(f) · |T(f)|² + noise
 
-T is the transfer of the point spread besides truncation: a Gaussian along each axis, and a half where
-partial Fourier left one of two conjugate points; where that step is not seen, it comes out as a width. It is
-fitted to the logarithms, robustly, in seconds. An elliptical k-space shows in its empty corners. The noise is
-the scan's own in air (`runtime.scan.noise`).
+T is the transfer of the point spread besides truncation: a Gaussian along each axis, and a half at points
+whose conjugate partial Fourier left out; if that step is not visible, it is estimated as a width. The model
+is fitted to the logarithms, robustly, in seconds. An elliptical k-space shows in its empty corners. The noise
+is the scan's own in air (`runtime.scan.noise`).
 
-What cannot be told apart is a scanner that blurs and people who look blurred: widths are relative to the HR
-scans' own sharpness, and of heads by ± 0.4 LR voxels uncertain where HR scans vary as those of
+A scanner that blurs cannot be distinguished from people who look blurred: widths are relative to the HR
+scans' own sharpness, and for heads uncertain by ± 0.4 LR voxels if HR scans vary as those of
 `simulation.heads` do.
 """
 
@@ -34,14 +34,14 @@ Volume = NDArray[Any]
 Zooms = tuple[float, float, float]
 BINS = 12  # of frequency along each axis, up to the LR scan's Nyquist frequency
 TAPER = 0.1  # share of each side that is faded out: a head cut at the neck has no edge there
-SPREAD = 0.3  # natural logarithm of power by which heads differ: residuals beyond count linearly only
-SHARES = (0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)  # partial Fourier that is looked for
-# Partial Fourier is taken where its misfit is less than this many times that of widths alone. On heads
+SPREAD = 0.3  # natural logarithm of power by which heads differ: larger residuals count only linearly
+SHARES = (0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)  # partial Fourier shares to try
+# Partial Fourier is assumed if its misfit is less than this many times that of widths alone. On heads
 # without it, its step made the misfit 1.07 times as large at least; on heads with it, 1.0 times at most.
 STEP = 1.03
 EMPTY = 0.35  # power in k-space's corners over what is expected there, below which they were not acquired
 WIDEST, SHARPEST = 4.0, 1.5  # FWHM in LR voxels, and by how much people may be sharper than the HR scans
-USUAL = 0.45  # standard deviation of people's squared widths, where fewer than three HR scans tell none
+USUAL = 0.45  # standard deviation of people's squared widths, if there are fewer than three HR scans
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Seen:
 
 
 def estimate(lr: Sequence[Seen], hr: Sequence[Seen], scale: Scale) -> Estimate:
-    """What made the LR scans of scans such as the HR ones, truncation by `scale` aside.
+    """Estimate what turned scans like the HR ones into the LR scans, besides truncation by `scale`.
 
     All are in one orientation, and show the same part of the body; one LR scan is enough.
     """
@@ -92,8 +92,8 @@ def estimate(lr: Sequence[Seen], hr: Sequence[Seen], scale: Scale) -> Estimate:
 def spectrum(volume: Volume, zooms: Zooms, lr: Zooms) -> NDArray[np.float64]:
     """The power of a volume's k-space by frequency along each axis, (BINS, BINS, BINS), of sum 1.
 
-    lr: voxel sizes, mm, whose Nyquist frequencies are the ends of the bins; finer than `zooms`, the last bins
-    would be empty: they go on as the last one that is not.
+    lr: voxel sizes, mm, whose Nyquist frequencies are the ends of the bins; if they are finer than `zooms`,
+    the last bins have no data and repeat the last one that does.
     """
     tapered = volume.astype(np.float32)
     for axis, n in enumerate(tapered.shape):
@@ -139,7 +139,7 @@ class _Fit:
         for axis, square in enumerate(self.squares):
             line = np.exp(square * np.log(gaussian_transfer(1.0, FREQUENCY) ** 2))
             power = power * np.expand_dims(line, [a for a in range(3) if a != axis])
-        if self.axis is not None:  # the real part keeps a half of a point without its partner
+        if self.axis is not None:  # the real part keeps half of a point that has no partner
             lost = np.expand_dims(self.share - 0.5 < FREQUENCY, [a for a in range(3) if a != self.axis])
             power, noise = np.where(lost, power / 4, power), np.where(lost, noise / 2, noise)
         return power + noise
@@ -162,10 +162,10 @@ def _fitted(found: NDArray[Any], natural: NDArray[Any], axis: int | None, share:
 def _beyond_chance(
     squares: NDArray[np.float64], natural: Sequence[NDArray[np.float64]], count: int
 ) -> NDArray[np.float64]:
-    """Squared widths, brought nearer to 0 the less they exceed what people differ by (as a Wiener filter).
+    """Squared widths, shrunk towards 0 the less they exceed the variation between people (a Wiener filter).
 
-    natural: the HR scans' spectra, each held against the others'. count: of LR scans. To sharpen what is soft
-    by nature costs more than to leave a blur.
+    natural: the HR scans' spectra, each compared with the others. count: number of LR scans. Sharpening what
+    is naturally soft costs more than leaving a blur.
     """
     spread = np.full(3, USUAL)
     if len(natural) > 2:
@@ -184,7 +184,7 @@ def _mean(spectra: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
 
 
 def _noise(volume: Volume, degradation: Degradation, scale: Scale) -> float:
-    """The noise where all of k-space is acquired, as a share of the volume's 99.9th percentile."""
+    """The noise if all of k-space were acquired, as a share of the volume's 99.9th percentile."""
     unit = float(np.percentile(volume, PEAK)) or 1.0
     shape = cast(Scale, volume.shape)
     acquired = sampling_mask(shape, Acquisition(**{**vars(degradation), "scale": scale})).mean()

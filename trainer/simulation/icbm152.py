@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 def load_t1() -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """The template (197, 233, 189) at 1 mm, float32 from 0 to 1, and its affine (4, 4; RAS, mm)."""
-    from nilearn import datasets  # half a second, for those who need it
+    from nilearn import datasets  # takes half a second: only if it is needed
 
     image = datasets.load_mni152_template(resolution=1)
     return np.asarray(image.dataobj, np.float32), image.affine

@@ -17,32 +17,32 @@ from scipy import fft, ndimage
 from ...runtime.errors import RunError
 from ...runtime.scan.interpolation import keys_cubic
 
-PEAK = 99.9  # percentile of a volume whose share noise is given as
+PEAK = 99.9  # percentile of a volume: noise is given as a share of it
 Scale = tuple[int, int, int]
 Volume = NDArray[Any]  # float32, real
 
 
 class DegradationError(RunError):
-    """A degradation that physics or the volume's size does not allow."""
+    """A degradation that is physically impossible or does not suit the volume's size."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Degradation:
-    """What an LR scan lacks besides resolution, and how it loses that.
+    """How an LR scan loses resolution, and what else it loses.
 
     sampling: "truncation" of k-space; "blur": a Gaussian as wide (FWHM) as an LR voxel, decimated; "bicubic":
-        as image programs shrink pictures, by Keys' kernel as many times as wide.
-    width: full widths at half maximum, in LR voxels along (row, column, slice), of a Gaussian by which the
-        image is smoothed before it is sampled, as by a slice profile or relaxation; 0: not. Noise is not.
+        as image programs shrink pictures, by Keys' kernel, widened by the factor.
+    width: full widths at half maximum, in LR voxels along (row, column, slice), of a Gaussian that smooths
+        the image before it is sampled, as a slice profile or relaxation does; 0: none. Noise is not smoothed.
     partial_fourier: acquired share of k-space along phase_axis (0 rows, 1 columns, 2 slices), zero-filled;
         0.5 < share <= 1.
     elliptical: leave out the corners of k-space outside the inscribed ellipsoid.
     filled: share of LR k-space along each axis that is acquired at all; scanners fill the rest with zeros, to
-        interpolate. hamming: strength of a Hamming window over k-space, 1 being his 0.54 + 0.46 cos. tukey:
-        share of each half-axis that a Tukey window tapers.
-    noise: standard deviation of the complex noise's real and imaginary part where all of k-space is acquired,
-        as a share of the volume's 99.9th percentile; the magnitude is then Rician. Points of k-space that
-        are left out bring no noise either.
+        interpolate. hamming: strength of a Hamming window over k-space; 1: 0.54 + 0.46 cos. tukey: share of
+        each half-axis that a Tukey window tapers.
+    noise: standard deviation of the complex noise's real and imaginary parts if all of k-space is acquired,
+        as a share of the volume's 99.9th percentile; the magnitude is then Rician. Points of k-space that are
+        left out contribute no noise.
     bias: strength of a smooth receive field: the standard deviation of its logarithm over the volume.
     levels: grey levels from 0 to the 99.9th percentile, such as the 255 of an 8-bit image; 0: not quantised.
     """
@@ -61,13 +61,13 @@ class Degradation:
 
     def __post_init__(self) -> None:
         if not 0.5 < self.partial_fourier <= 1:
-            raise DegradationError("Partial Fourier is a share of k-space above 0.5 and at most 1.")
+            raise DegradationError("Partial Fourier must be a share of k-space above 0.5 and at most 1.")
         if not 0.5 <= self.filled <= 1:
-            raise DegradationError("The filled share of k-space is at least 0.5 and at most 1.")
+            raise DegradationError("The filled share of k-space must be at least 0.5 and at most 1.")
         if not (0 <= self.hamming <= 1 and 0 <= self.tukey <= 1):
-            raise DegradationError("The windows hamming and tukey have strengths from 0 to 1.")
+            raise DegradationError("The strengths of the windows hamming and tukey must be from 0 to 1.")
         if not all(0 <= width < 100 for width in self.width):
-            raise DegradationError("The widths of the point spread are zero or positive LR voxels.")
+            raise DegradationError("The widths of the point spread must be zero or more LR voxels.")
         shaped = (
             any(self.width)
             or self.elliptical
@@ -81,9 +81,9 @@ class Degradation:
                 f"not the sampling '{self.sampling}'."
             )
         if not (0 <= self.noise < math.inf and 0 <= self.bias < math.inf):
-            raise DegradationError("Noise level and bias are zero or positive.")
+            raise DegradationError("Noise level and bias must not be negative.")
         if self.levels < 0:
-            raise DegradationError("Grey levels are a number of at least 1, or 0 for none.")
+            raise DegradationError("The number of grey levels must be at least 1, or 0 for no quantisation.")
 
     def told(self) -> str:
         """The point spread and the noise in words."""
@@ -98,7 +98,7 @@ class Degradation:
 
     @property
     def alike_in_plane(self) -> bool:
-        """Whether rows and columns could change places."""
+        """Whether rows and columns are degraded alike."""
         halved = self.partial_fourier < 1 and self.phase_axis != 2
         return abs(self.width[0] - self.width[1]) < 0.2 and not halved
 
@@ -112,18 +112,18 @@ class Acquisition(Degradation):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not all(1 <= s <= 8 for s in self.scale) or max(self.scale) == 1:
-            raise DegradationError("The scale is three factors of 1 to 8, such as 2x2x2, not all 1.")
+            raise DegradationError("The scale must be three factors of 1 to 8, such as 2x2x2, not all 1.")
 
 
 def crop(hr: NDArray[Any], scale: Scale) -> NDArray[Any]:
-    """Drop the last voxels of each axis that are not a multiple of the scale."""
+    """Drop the last voxels of each axis, so that its length is a multiple of the scale."""
     if any(n < 2 * s for n, s in zip(hr.shape, scale, strict=True)):
         raise DegradationError(f"A volume of {hr.shape} voxels is too small for scale {scale}.")
     return hr[tuple(slice(n - n % s) for n, s in zip(hr.shape, scale, strict=True))]
 
 
 def acquire(hr: Volume, acquisition: Acquisition, seed: int = 0) -> Volume:
-    """Acquire a volume anew at low resolution: k-space truncated, sampled, weighted, with noise added.
+    """Simulate a low-resolution acquisition: k-space truncated, sampled, weighted, with noise added.
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ def acquire(hr: Volume, acquisition: Acquisition, seed: int = 0) -> Volume:
     acquisition
         Scale, sampling, noise and the rest.
     seed
-        Of noise and bias field.
+        Random seed of noise and bias field.
 
     Returns
     -------
@@ -167,15 +167,15 @@ def acquire(hr: Volume, acquisition: Acquisition, seed: int = 0) -> Volume:
 
 
 def gaussian_transfer(width: float, frequency: NDArray[np.floating]) -> NDArray[np.floating]:
-    """What a Gaussian of this full width at half maximum leaves of frequencies, cycles per unit of width."""
+    """Transfer of a Gaussian of this FWHM, at frequencies in cycles per unit of the width."""
     sigma = width / (2 * math.sqrt(2 * math.log(2)))
     return np.exp(-2 * (math.pi * sigma * frequency) ** 2)
 
 
 def transfer(degradation: Degradation, axis: int, frequency: NDArray[np.floating]) -> NDArray[np.floating]:
-    """What width and partial Fourier leave of frequencies, 0 to 0.5 cycles an LR voxel, along an axis.
+    """Transfer of width and partial Fourier at frequencies of 0 to 0.5 cycles per LR voxel, along an axis.
 
-    Of a point whose conjugate partner was not acquired the magnitude keeps about a half.
+    The magnitude keeps about half of a point whose conjugate partner was not acquired.
     """
     line = gaussian_transfer(degradation.width[axis], frequency)
     if degradation.partial_fourier < 1 and axis == degradation.phase_axis:
@@ -184,7 +184,7 @@ def transfer(degradation: Degradation, axis: int, frequency: NDArray[np.floating
 
 
 def window(shape: tuple[int, ...], acquisition: Acquisition) -> NDArray[np.float32]:
-    """The weights of centred LR k-space by which the scanner tames ringing: Hamming's and Tukey's."""
+    """The weights by which the scanner reduces ringing, on centred LR k-space: Hamming's and Tukey's."""
     weights = np.ones((1,) * len(shape), np.float32)
     if not (acquisition.hamming or acquisition.tukey):
         return weights
@@ -225,7 +225,7 @@ def blurred(hr: Volume, scale: Scale) -> Volume:
 
 
 def bicubic(hr: Volume, scale: Scale) -> Volume:
-    """Keys' cubic kernel (a = -1/2), as many times as wide as an LR voxel, sampled at HR voxels scale·i."""
+    """Keys' cubic kernel (a = -1/2), widened to LR voxels, sampled at HR voxels scale·i."""
     shrunk = hr.astype(np.float32)
     for axis, s in enumerate(scale):
         kernel = keys_cubic(np.arange(1 - 2 * s, 2 * s) / s)
@@ -299,7 +299,7 @@ def tricubic(lr: Volume, scale: Scale) -> Volume:
 
 
 def data_consistency(sr: Volume, lr: Volume, scale: Scale) -> float:
-    """‖truncation(sr) − lr‖ / ‖lr‖: 0 where the SR volume explains every voxel of the LR one."""
+    """‖truncation(sr) − lr‖ / ‖lr‖: 0 if the SR volume explains every voxel of the LR one."""
     again = acquire(sr, Acquisition(scale))
     return float(np.linalg.norm(again - lr) / max(float(np.linalg.norm(lr)), 1e-12))
 

@@ -22,7 +22,7 @@ from ...runtime.system.files import read_json, write_json
 from .kspace import Acquisition, DegradationError, acquire, crop
 from .thick import Slices, lr_grid, slices_of
 
-OURS = {"source", "slab_axis", "seed", "noise"}  # keys by which a sidecar is one of ours
+OURS = {"source", "slab_axis", "seed", "noise"}  # keys that identify a sidecar as one of ours
 
 log = logging.getLogger("udean")
 
@@ -34,8 +34,8 @@ def simulate_all(
     seed: int = 0,
     axis: int | None = None,
 ) -> Iterator[Path | RunError]:
-    """Acquire HR scans anew at low resolution, into the same folders below `out`; yields the scans' paths, or
-    why there is none.
+    """Simulate LR scans of HR scans, into the same folders below `out`; yields each path, or the reason why
+    there is none.
 
     Raises RunError if an LR scan would replace an HR scan.
     """
@@ -46,20 +46,22 @@ def simulate_all(
     if out.resolve() in {source.parent for source in sources} or sources & {
         target.resolve() for target in targets.values()
     }:
-        raise RunError(f"{out} holds HR scans: give another folder with --out.")
+        raise RunError(f"{out} contains HR scans: give another folder with --out.")
     claimed: dict[Path, Path] = {}
     for path, name in names.items():
         other = claimed.setdefault(_sidecar(targets[path]), path)
         try:
             if other != path:
-                raise RunError(f"The LR scans of {path} and {other} would have one name: make them apart.")
+                raise RunError(
+                    f"The LR scans of {path} and {other} would have the same name: simulate them separately."
+                )
             yield simulate(path, out, acquisition, seed, axis, name)
         except RunError as error:
             yield error
 
 
 def target_name(name: Path) -> Path:
-    """What the LR scan of an HR scan of this name is called: NIfTI, also where that is FreeSurfer's."""
+    """The LR scan's name for an HR scan of this name: NIfTI, even if the HR scan is FreeSurfer's."""
     return name.with_name(stem(name) + ".nii.gz") if name.name.lower().endswith(FREESURFER) else name
 
 
@@ -75,19 +77,19 @@ def simulate(
     axis: int | None = None,
     name: Path | None = None,
 ) -> Path:
-    """Acquire an HR scan anew at low resolution; writes OUT/NAME and its sidecar, returns the scan's path.
+    """Simulate the LR scan of an HR scan; writes OUT/NAME and its sidecar, returns the scan's path.
 
-    axis: that across the slices, by default that of `Orientation.of`. name: by default the scan's own.
-    Noise and bias field depend on seed and name, so every scan has its own. Integers are rounded.
-    Raises RunError for a scan that cannot be read or is too small, for noise or bias beyond all numbers, and
-    for a file that cannot be written or is there already and not made by this.
+    axis: the axis across the slices, by default that of `Orientation.of`. name: by default the scan's own.
+    Noise and bias field depend on seed and name, so every scan has its own. Integers are rounded. Raises
+    RunError for a scan that cannot be read or is too small, for noise or bias so large that voxels overflow,
+    and for a file that cannot be written or exists already and was not made by this command.
     """
     name = name or Path(path.name)
     target = out / target_name(name)
     sidecar = _sidecar(target)
     for there in (target, sidecar):
         if os.path.lexists(there) and not read_json(sidecar).keys() >= OURS:
-            raise RunError(f"{there} is there already and not made by udean-simulate: give another --out.")
+            raise RunError(f"{there} already exists and was not made by udean-simulate: give another --out.")
     scan = open_scan(path)
     for remark in scan.remarks:
         log.warning("%s", remark)
@@ -103,9 +105,7 @@ def simulate(
         raise RunError(f"{path}: {error}") from None
     if not np.isfinite(lr).all():
         bias = f" and bias {acquisition.bias:g}" if isinstance(acquisition, Acquisition) else ""
-        raise RunError(
-            f"{path}: noise {acquisition.noise:g}{bias} give voxels beyond all numbers: take less."
-        )
+        raise RunError(f"{path}: noise {acquisition.noise:g}{bias} give voxels that overflow: take less.")
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
         lr = np.clip(np.rint((lr - scan.inter) / scan.slope), limits.min, limits.max)
@@ -129,7 +129,7 @@ def _acquired(
         grid = lr_grid(scan.shape, turn.axis, thick.step)
         slices = slices_of(np.moveaxis(voxels, turn.axis, 2), thick, seed)[0]
         return np.moveaxis(slices, 2, turn.axis), scan.header_on(grid, dtype)
-    # As it is stored: the "fft" grid has LR voxel i on HR voxel s·i, in whichever direction an axis runs.
+    # In stored order: on the "fft" grid LR voxel i lies on HR voxel s·i, whichever direction an axis runs in.
     hr = crop(voxels.transpose(turn.axes), acquisition.scale)
     lr = acquire(hr.astype(np.float32), acquisition, seed=seed)
     header = scan.coarse_header(turn.by_stored(acquisition.scale), "fft", dtype)

@@ -1,4 +1,4 @@
-"""Thick slices of an isotropic volume: what a 2-D acquisition would have seen of it."""
+"""Thick slices of an isotropic volume, as a 2-D acquisition would see it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ FEWEST = 2  # slices
 
 @dataclass(frozen=True)
 class Thick:
-    """How slices lie. step: between their centres, width: of their profile at half maximum, in fine voxels.
+    """How slices lie. step: distance of their centres; width: of their profile at half maximum; both in fine
+    voxels.
 
-    width None is as wide as the step; less leaves gaps, more overlaps. noise: Rician, as a share of the
+    width None: as wide as the step; less leaves gaps, more overlaps. noise: Rician, as a share of the
     volume's 99.9th percentile.
     """
 
@@ -32,7 +33,7 @@ class Thick:
 
 @dataclass(frozen=True)
 class Slices:
-    """Thick slices as a user orders them, in mm. gap: between them; negative, they overlap."""
+    """Thick slices as a user specifies them, in mm. gap: between slices; negative: they overlap."""
 
     thickness: float
     gap: float = 0.0
@@ -43,10 +44,10 @@ class Slices:
         if self.profile not in get_args(Shape):
             raise RunError(f"The slice profile is one of {', '.join(get_args(Shape))}, not '{self.profile}'.")
         if not (self.thickness > 0 and self.thickness + self.gap > 0 and 0 <= self.noise < 1):
-            raise RunError("The slice thickness and the spacing that it has with the gap must be positive.")
+            raise RunError("The slice thickness, and the spacing (thickness plus gap), must be positive.")
 
     def of(self, size: float) -> Thick:
-        """In voxels of this size along the slice normal, mm. Raises RunError if it is no less than theirs."""
+        """In voxels of this size along the slice normal, mm. Raises RunError if slices are not thicker."""
         step = (self.thickness + self.gap) / size
         if step <= 1 or self.thickness <= size:
             raise RunError(f"its voxels of {size:.3g} mm are no thinner than the slices asked for.")
@@ -54,7 +55,7 @@ class Slices:
 
 
 def first_center(count: int, step: float) -> float:
-    """Where the first of `count` slices lies, so that the target grid over them begins with plane 0."""
+    """Position of the first of `count` slices, such that the target grid over them begins with plane 0."""
     return (math.ceil(count * step - 1e-3) - count * step) / 2 + (step - 1) / 2
 
 
@@ -71,15 +72,16 @@ def lr_grid(shape: tuple[int, int, int], axis: int, step: float) -> Grid:
 def slices_of(
     volume: NDArray[np.float32], thick: Thick, seed: int = 0
 ) -> tuple[NDArray[np.float32], NDArray[np.float64], int]:
-    """The slices (rows, columns, slices) of a volume, their centres along axis 2, and the planes they cover.
+    """Cut slices (rows, columns, slices) from a volume; also their centres along axis 2 and the planes
+    covered.
 
-    As many slices as lie in the volume; the target grid over them (`regrid.Grid`) has its first planes.
-    Raises RunError for fewer than two.
+    There are as many slices as fit in the volume; the target grid over them (`regrid.Grid`) has its first
+    planes. Raises RunError for fewer than two.
     """
     count = int(volume.shape[2] / thick.step + 1e-6)
     if count < FEWEST:
         raise RunError(
-            f"{volume.shape[2]} planes hold {count} slices {thick.step:.3g} planes apart: too few."
+            f"{volume.shape[2]} planes have room for {count} slices {thick.step:.3g} planes apart: too few."
         )
     size = int(np.ceil(count * thick.step - 1e-3))
     centers = first_center(count, thick.step) + np.arange(count, dtype=np.float64) * thick.step

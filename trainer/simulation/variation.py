@@ -1,4 +1,4 @@
-"""Random degradations around the nominal one: a network that has met one kind of scan knows no other."""
+"""Random degradations around the nominal one: a network trained on one kind of scan handles no other."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .kspace import Degradation, DegradationError
 class Variation:
     """How far simulated LR scans of a group depart from the nominal degradation, each by a draw of its own.
 
-    noise: up to this much is added to the nominal, evenly drawn. clean: share of the scans that get none.
-    shaped: share of the scans whose k-space is shaped by one of these, drawn evenly from those that are on:
-    partial_fourier and filled down to these shares, elliptical, a hamming or tukey window up to that.
-    quantised: share of the scans that are stored in 120 to 1000 grey levels.
+    noise: up to this much is added to the nominal noise, drawn uniformly. clean: share of the scans that get
+    none. shaped: share of the scans whose k-space is shaped by one of these, drawn uniformly from those that
+    are enabled: partial_fourier and filled down to these shares, elliptical, a hamming or tukey window up to
+    that. quantised: share of the scans that are stored in 120 to 1000 grey levels.
     """
 
     noise: float = 0.0
@@ -37,7 +37,7 @@ class Variation:
             raise DegradationError(
                 "A variation's clean, shaped and quantised are shares from 0 to 1; its noise is not negative."
             )
-        # Degradation says what is wrong with the others.
+        # Degradation checks the other values.
         Degradation(
             partial_fourier=self.partial_fourier, filled=self.filled, hamming=self.hamming, tukey=self.tukey
         )
@@ -72,7 +72,7 @@ class Variation:
         return dataclasses.replace(nominal, **changes)
 
     def _shapes(self) -> list[str]:
-        """The shapes of k-space that are on."""
+        """The enabled shapes of k-space."""
         still = Variation.__dataclass_fields__
         names = ("partial_fourier", "filled", "elliptical", "hamming", "tukey")
         return [name for name in names if getattr(self, name) != still[name].default]
