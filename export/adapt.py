@@ -1,8 +1,8 @@
 """The command `udean-adapt`: the embedded model, tuned to the user's own LR scans.
 
-The degradation is estimated from the scans, unpaired (`trainer.simulation.estimate`); the network goes on
-learning from HR scans of other people, or from drawn heads, that were degraded so; the result is kept only if
-`judge` finds it better than what it began as.
+The degradation is estimated from the scans, unpaired (`trainer.simulation.estimate`); the embedded network is
+then trained further on HR scans of other people, or on drawn heads, that were degraded in the same way. The
+result is kept only if `judge` finds it better than the embedded model.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from ..trainer.data.orientation import AlongWorld
     from ..trainer.data.scans import Entry
 
-HEADS = 5  # that are drawn where the user has no HR scans; the last is judged by
-TRAINS = 0.7  # share of the time that is training; the rest estimates, judges and draws
+HEADS = 5  # drawn if the user has no HR scans; the last one serves to judge
+TRAINS = 0.7  # share of the time spent on training; the rest goes to estimating, judging and drawing
 FEWEST, MOST = 20, 4000  # steps
 OFFERED = (2, 2, 2)  # the embedded model's scale
 DRAWN = 1.0  # mm, of the heads that are drawn without label maps
@@ -40,24 +40,24 @@ def adapt(
     out: Annotated[Path, typer.Option("--out", "-o", help="The model to write.")] = Path("adapted.onnx"),
     source: Annotated[
         list[str] | None,
-        typer.Option(help="HR scans of other people, of voxels half as large; default: drawn heads."),
+        typer.Option(help="HR scans of other people, with voxels half as large; default: drawn heads."),
     ] = None,
     labels: Annotated[
         list[str] | None, typer.Option(help="Label maps that heads are drawn from, instead of ICBM152's.")
     ] = None,
-    minutes: Annotated[float, typer.Option(min=0.1, help="How long it may take.")] = 25.0,
+    minutes: Annotated[float, typer.Option(min=0.1, help="Time limit.")] = 25.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback for errors.")] = False,
 ) -> None:
-    """Tune the embedded model to your scans, whose degradation nobody has to know: OUT and a page, OUT.html.
+    """Tune the embedded model to your scans; their degradation is estimated. Writes OUT and a page, OUT.html.
 
-    The same command goes on where it was stopped. The exit code is 1 if the result is not better than the
-    embedded model, and therefore not written.
+    After an interruption, the same command continues. If the result is not better than the embedded model, it
+    is not written and the exit code is 1.
     """
     if out.suffix != ".onnx":
-        raise RunError(f"The model is an .onnx file, not {out}.")
+        raise RunError(f"The output must be an .onnx file, not {out}.")
     if out.exists():
-        raise RunError(f"{out} is there already: give another name with -o.")
+        raise RunError(f"{out} already exists: give another name with -o.")
 
     from ..runtime.resolver import SuperResolver
     from ..runtime.scan.scan import open_scan, write_scan
@@ -149,7 +149,7 @@ def _lie(entries: Sequence[Entry]) -> tuple[int, tuple[float, float, float]]:
     if len(lies) > 1:
         (first, _), (second, _) = (group[0] for group in list(lies.values())[:2])
         raise RunError(
-            f"{first} and {second} lie in other planes: adapt to scans of one kind, one model for each."
+            f"{first} and {second} have different slice directions: adapt one model to each kind of scan."
         )
     ((axis, group),) = lies.items()
     i, j, k = (float(v) for v in np.median([zooms for _, zooms in group], axis=0))
@@ -195,7 +195,7 @@ def _draw(file: Path, maps: list[Path], zooms: tuple[float, ...], number: int, s
     else:
         image, spacing = atlas_heads.head(own)[0], DRAWN
     sizes = np.abs(axes.T) @ np.asarray(zooms)  # along the head's own axes
-    coarser = np.maximum(1, sizes / spacing)  # finer than it is drawn, a head is a smaller one
+    coarser = np.maximum(1, sizes / spacing)  # if voxels are finer than drawn, the head is smaller
     if coarser.max() > 1.01:
         image = ndimage.gaussian_filter(image, 0.4 * np.where(coarser > 1.01, coarser, 0))
         image = ndimage.zoom(image, 1 / coarser, order=1)
@@ -207,7 +207,7 @@ def _draw(file: Path, maps: list[Path], zooms: tuple[float, ...], number: int, s
 
 
 def fine_tuning(steps: int, seed: int) -> dict[str, Any]:
-    """The options, but for names, method and data, by which the embedded model goes on learning."""
+    """The options (without names, method and data) with which the embedded model is trained further."""
     from ..trainer.fit import network_of
 
     return {
@@ -243,14 +243,14 @@ def _config(lr: Sequence[Path], hr: Sequence[Path], axis: int, steps: int, seed:
             "target": [str(path) for path in lr],
             "slab_axes": [axis],
             "any_voxel_size": True,
-            "pairing": "misaligned",  # people in both groups are no harm: nothing is paired
+            "pairing": "misaligned",  # the same people in both groups do no harm: nothing is paired
         },
     }
     return resolved(load("compact", None, options))
 
 
 def _seconds_a_step() -> float:
-    """What a step of the training takes here, measured."""
+    """Measured seconds of a training step on this machine."""
     import torch
 
     from ..trainer.config import load
@@ -274,7 +274,7 @@ def _seconds_a_step() -> float:
 
 
 def _steps_before(run: Path) -> int:
-    """The steps of the training that is gone on with."""
+    """Number of steps of the interrupted training that is being continued."""
     return int(tomllib.loads((run / "config.toml").read_text("utf-8"))["schedule"]["steps"])
 
 

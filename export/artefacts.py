@@ -1,4 +1,4 @@
-"""From a checkpoint to its ONNX files: export each precision, hold it to the float32 network, write it."""
+"""From a checkpoint to its ONNX files: export each precision, compare with the float32 network, write."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def export_onnx(
     Parameters
     ----------
     checkpoint
-        NAME.pt, of which the LR encoder and the SR decoder are exported.
+        NAME.pt; its LR encoder and SR decoder are exported.
     scans
-        LR scans (NIfTI) to calibrate int8 on; none, no int8.
+        LR scans (NIfTI) to calibrate int8 on; if empty, no int8 model is written.
     tell
         Called with each Artefact, or with the ExportError that rejected it, as it happens.
     quality
@@ -114,7 +114,7 @@ def export_onnx(
 def _measure(
     contents: bytes, precision: Precision, windows: parity.Probes, expected: parity.Probes
 ) -> dict[str, dict[str, parity.Deviation]]:
-    """Deviations by engine and windows, of a model that is not yet anywhere; ExportError beyond the limit."""
+    """Deviations of a not yet written model, by engine and windows; ExportError beyond the limit."""
     found: dict[str, dict[str, parity.Deviation]] = {}
     with tempfile.TemporaryDirectory(prefix="udean-") as folder:
         path = Path(folder) / "model.onnx"
@@ -126,7 +126,7 @@ def _measure(
 
 
 def reference(network: SuperResolution, windows: parity.Probes) -> tuple[parity.Probes, dict[str, float]]:
-    """What the float32 PyTorch network makes of the windows, and each layer's largest activation."""
+    """Outputs of the float32 PyTorch network for the windows, and each layer's largest activation."""
     import torch
 
     largest: dict[str, float] = {}
@@ -143,7 +143,7 @@ def reference(network: SuperResolution, windows: parity.Probes) -> tuple[parity.
 
     handles = [m.register_forward_hook(note(name)) for name, m in network.named_modules() if name]
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums in one order, so that equal checkpoints become equal files
+    torch.set_num_threads(1)  # a fixed order of sums, so that equal checkpoints give equal files
     try:
         return parity.run(run, windows), largest
     finally:

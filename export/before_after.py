@@ -34,7 +34,7 @@ def write_page(
         compare(lr, open_scan(file), resolve.card) for file, resolve in zip(results, cards, strict=True)
     ]
     parts = [opening("Adapted to your scans")]
-    verdict = f"Not kept: {refused}." if refused else "Kept: better in every figure below that is judged."
+    verdict = f"Not kept: {refused}." if refused else "Kept: better in every judged figure below."
     parts.append(f"<section><p>{_text(verdict)}</p><p>What was read off the scans: {_text(told)}.</p>")
     rows = {
         "": ("before", "after"),

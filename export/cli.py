@@ -36,21 +36,21 @@ def export(
         bool,
         typer.Option(
             "--allow-untrusted",
-            help="Export a 2x2x2 model too that loses small lesions, or draws detail that is not there.",
+            help="Export a 2x2x2 model even if it loses small lesions or draws detail that is not there.",
         ),
     ] = False,
     trt: Annotated[bool, typer.Option("--trt", help="Also a TensorRT plan for this machine's GPU.")] = False,
     rtx: Annotated[
         bool,
         typer.Option(
-            "--rtx", help="NAME.rtx.plan for every RTX card, built on any machine. Experimental: run on none."
+            "--rtx", help="NAME.rtx.plan for every RTX card, built on any machine. Experimental: not yet run."
         ),
     ] = False,
     source: Annotated[
         Path | None, typer.Option("--from", help="Build the plan from this .onnx, without a checkpoint.")
     ] = None,
     verify: Annotated[
-        Path | None, typer.Option(help="Measure this .onnx or .plan here, against its float32 model.")
+        Path | None, typer.Option(help="Compare this .onnx or .plan with its float32 model on this machine.")
     ] = None,
     against: Annotated[
         Path | None, typer.Option(help="The float32 model, .onnx or checkpoint; default: the one beside.")
@@ -61,12 +61,12 @@ def export(
     windows: Annotated[
         str,
         typer.Option(
-            help="The same of windows, such as 32x32:64x64:128x128; default: the training window.",
+            help="Least, usual and largest window: 32x32:64x64:128x128; default: the training window.",
             rich_help_panel=PLAN,
         ),
     ] = "",
     streams: Annotated[
-        int, typer.Option(min=1, help="Batches in flight, a profile each.", rich_help_panel=PLAN)
+        int, typer.Option(min=1, help="Batches in flight, with one profile each.", rich_help_panel=PLAN)
     ] = 2,
     optimization_level: Annotated[
         int, typer.Option(min=0, max=5, help="0: built soonest, 5: searched longest.", rich_help_panel=PLAN)
@@ -81,7 +81,7 @@ def export(
         bool,
         typer.Option(
             "--refit",
-            help="Exchangeable weights; exchange them where such a plan lies.",
+            help="Make weights exchangeable; if such a plan is already there, only exchange them.",
             rich_help_panel=PLAN,
         ),
     ] = False,
@@ -94,7 +94,9 @@ def export(
         _verify(verify, against)
         return
     if rtx and (refit or version_compatible or hardware_compatible):
-        raise ExportError("--rtx takes no other kind of plan: build that on a GPU, without --rtx.")
+        raise ExportError(
+            "--rtx cannot be combined with other kinds of plan: build those on a GPU, without --rtx."
+        )
     batch_sizes = _three(batches, "--batches", int)
     window_sizes = _three(windows, "--windows", _window) if windows else None
     options = BuildOptions(
@@ -105,7 +107,7 @@ def export(
     )
     plans = [options] if trt or (source and not rtx) else []
     plans += [dataclasses.replace(options, hardware="rtx")] if rtx else []
-    if plans:  # what they need is known before the minute of an export, not after it
+    if plans:  # check their requirements before the export, which takes a minute
         from . import trt_plan
 
         for kind in plans:
@@ -131,7 +133,7 @@ def export(
         models = export_onnx(checkpoint, out or checkpoint.parent, int8 or [], tell, figures)
         source = next((a.path for a in models if a.card.precision == "fp16"), None) if plans else None
         if plans and source is None:
-            tell(ExportError("No plan is built, since it is made of the fp16 model."))
+            tell(ExportError("No plan is built, because it would be made from the fp16 model."))
     for kind in plans if source is not None else ():
         from . import trt_plan
 
@@ -143,7 +145,7 @@ def export(
             if not written or debug:
                 raise
             tell(error)
-        except KeyboardInterrupt:  # TensorRT may be at work for seconds yet, in a thread that knows no exit
+        except KeyboardInterrupt:  # TensorRT may keep working for seconds, in a thread that cannot be stopped
             typer.echo("Interrupted: no plan is written.", err=True)
             sys.stdout.flush()
             os._exit(INTERRUPTED)
@@ -155,7 +157,7 @@ def inspect(
     file: Annotated[Path, typer.Argument(help="A checkpoint, an .onnx or a .plan.")],
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    """Tell what a model is: its card, inputs, profiles, sizes and operators."""
+    """Show what a model is: its card, inputs, profiles, sizes and operators."""
     from .inspect import describe
 
     lines = list(describe(file))
@@ -171,7 +173,7 @@ EXPORT = command(
     "udean-export runs/mine/checkpoint.pt --int8 lr/",
     "udean-export --from NAME.fp16.onnx  # a plan for this GPU",
     "udean-export --verify NAME.onnx",
-    note="udean-export inspect FILE tells what a checkpoint, an .onnx or a .plan is.",
+    note="udean-export inspect FILE shows what a checkpoint, an .onnx or a .plan is.",
     extra="export",
 )
 INSPECT = command(inspect, "udean-export inspect", "udean-export inspect NAME.onnx", extra="export")
@@ -211,7 +213,7 @@ def _show_deviations(engine: str, found: dict[str, Deviation]) -> None:
 
 
 def _three(text: str, option: str, read: Callable[[str], T]) -> tuple[T, T, T]:
-    """Three increasing sizes, "least:usual:largest"; one alone stands for all three."""
+    """Three increasing sizes, "least:usual:largest"; a single one is used for all three."""
     parts = text.split(":")
     try:
         least, usual, largest = map(read, parts * 3 if len(parts) == 1 else parts)

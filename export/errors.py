@@ -1,7 +1,7 @@
-"""The one exception of this room: something that the user can mend, said in one sentence."""
+"""The only exception of this package: something that the user can fix, in one sentence."""
 
 from ..runtime.errors import RunError
 
 
 class ExportError(RunError):
-    """What is wrong, with which file, and what to do. Shown to the user as it is, without a traceback."""
+    """What is wrong, with which file, and what to do. Shown to the user verbatim, without a traceback."""

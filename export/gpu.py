@@ -1,4 +1,4 @@
-"""The runtime's CUDA engines as plain functions of windows, to be measured as they will run."""
+"""The runtime's CUDA engines as plain functions of windows, measured in the way they will run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def builder_gpu() -> Gpu:
     except GpuError as error:
         reason = str(error.__cause__ or error).rstrip(".")
         raise ExportError(
-            f"A TensorRT plan is built on the GPU that will run it, and there is none here ({reason}): "
+            f"A TensorRT plan is built on the GPU that will run it, and no GPU is available here ({reason}): "
             "take the .onnx there, pip install 'udean[trt,export]', udean-export --from MODEL.onnx"
         ) from None
 
@@ -42,7 +42,7 @@ def cuda_engine(path: Path) -> CudaEngine:
 
 
 class CudaNetwork:
-    """An engine as a function of LR windows (N, slab, H, W); its slots, and so its profiles, take turns."""
+    """An engine as a function of LR windows (N, slab, H, W); uses its slots, and so profiles, in turn."""
 
     def __init__(self, engine: CudaEngine) -> None:
         self._engine = engine

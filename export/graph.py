@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from ..trainer.nets.generators import SuperResolution
     from ..trainer.nets.through_plane import ThroughPlane
 
-# The opset in which PyTorch's exporter itself writes; any other one passes through a version converter.
+# The opset that PyTorch's exporter writes natively; any other passes through a version converter.
 # It has all that the network needs; ONNX Runtime since 1.14 and TensorRT since 10.0 (opsets 9-20) read it.
 OPSET = 18
 
 
 def to_onnx(network: SuperResolution | ThroughPlane, slab: int, *, half: bool) -> onnx.ModelProto:
-    """The network as a checked ONNX graph, `lr` (N, slab, H, W) to `sr`; the network is left as it is.
+    """The network as a checked ONNX graph, `lr` (N, slab, H, W) to `sr`; the network is not changed.
 
     N, H and W are dynamic. half: float16 weights, activations, input and output, with the float32 islands
     that the network has.
@@ -40,7 +40,7 @@ def to_onnx(network: SuperResolution | ThroughPlane, slab: int, *, half: bool) -
 
     network = copy.deepcopy(network).eval()
     network = network.half() if half else network.float()
-    # Batch 2 and unequal sides: the exporter takes a 1 for a constant, and equal sizes for one symbol.
+    # Batch 2 and unequal sides: the exporter treats a 1 as a constant, and equal sizes as one symbol.
     example = torch.zeros(2, slab, 32, 40, dtype=torch.float16 if half else torch.float32)
     with warnings.catch_warnings(), _quiet("torch.onnx"):
         warnings.simplefilter("ignore")
@@ -63,14 +63,14 @@ def to_onnx(network: SuperResolution | ThroughPlane, slab: int, *, half: bool) -
 
 
 def serialize(model: onnx.ModelProto, card: ModelCard) -> bytes:
-    """The model with its card as bytes; equal models and cards are equal bytes."""
+    """The model with its card as bytes; equal models and cards give equal bytes."""
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, {METADATA_KEY: card.to_json()})
     return model.SerializeToString(deterministic=True)
 
 
 def write(contents: bytes, path: Path) -> None:
-    """Write a file atomically. Raises ExportError if the folder does not allow it."""
+    """Write a file atomically. Raises ExportError if the folder cannot be written to."""
     try:
         with atomic(path) as file:
             file.write(contents)
@@ -119,7 +119,7 @@ def type_name(element: int) -> str:
 
 
 def _strip(message: Message) -> None:
-    """Remove what the exporter notes about its run: stack traces with local paths, Python names."""
+    """Remove what the exporter records about its run: stack traces with local paths, Python names."""
     for field in ("metadata_props", "doc_string"):
         if field in message.DESCRIPTOR.fields_by_name:
             message.ClearField(field)
@@ -135,7 +135,7 @@ def _children(message: Message) -> Iterator[Message]:
 
 
 class _quiet:
-    """Only errors of a logger are heard inside this block; the exporter tells of libraries we do not use."""
+    """Mute a logger except for errors: the exporter warns about libraries that we do not use."""
 
     def __init__(self, name: str) -> None:
         self.logger = logging.getLogger(name)

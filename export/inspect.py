@@ -20,7 +20,7 @@ Line = tuple[str, str]
 def describe(path: Path) -> Iterator[Line]:
     """(name, value) lines about a checkpoint, an .onnx or a .plan; no GPU and no TensorRT is needed.
 
-    Raises ExportError, RunError or CheckpointError if the file is none of these.
+    Raises ExportError, RunError or CheckpointError if the file is not one of these.
     """
     kind = model_kind(path)
     if kind == "checkpoint":

@@ -1,7 +1,7 @@
-"""Whether an adapted model is better than the one it began as, by what a user has: no truth of his scans.
+"""Judge whether an adapted model is better than the embedded one, without the truth of the user's scans.
 
-A head that the training has not seen is acquired as was estimated from the user's scans: its truth is known.
-And of the user's own scan: how well the SR volume, seen by the estimated scanner, explains it.
+A head that the training has not seen is degraded as estimated from the user's scans; its truth is known. For
+the user's own scan the criterion is how well the SR volume, seen by the estimated scanner, explains it.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from ..trainer.simulation.kspace import Acquisition, acquire
 
 Volume = NDArray[Any]  # float32 (rows, columns, slices)
 Restore = Callable[[Volume], Volume]
-BLOCK = 96  # HR voxels along each side of a head's middle that are judged
+BLOCK = 96  # HR voxels along each side of the block that is judged, in a head's middle
 WORSE = 0.05  # dB in tissue, and share of a lesion's contrast, that is more than rounding
-UNEXPLAINED = 1.1  # times the noise: how much more of a scan may go unexplained
+UNEXPLAINED = 1.1  # times the noise: how much of a scan may stay unexplained
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one model. psnr: dB in tissue of the head. lesions: share of contrast left, by radius in HR voxels,
-    "1.5". residual: RMS over the user's scan in tissue of what the SR volume does not explain, and noise:
-    that of the scan, both as shares of its 99.9th percentile."""
+    """Figures of one model. psnr: dB in tissue of the head. lesions: share of contrast left, by radius in HR
+    voxels, "1.5". residual: RMS, in the tissue of the user's scan, of what the SR volume does not explain;
+    noise: of that scan; both as shares of its 99.9th percentile."""
 
     psnr: float
     lesions: dict[str, float]
@@ -41,8 +41,9 @@ class Figures:
 def figures(
     restore: Restore, alone: Restore, hr: Volume, acquisition: Acquisition, scan: Volume, lines: Transfer
 ) -> Figures:
-    """restore: LR to SR volume as the runtime does it; alone: by the network alone, which explains the scan
-    by itself. hr: a head. scan: of the user. lines: the estimated point spread along (row, column, slice)."""
+    """Measure a model. restore: LR to SR volume as the runtime does it; alone: by the network only, without
+    the measured band. hr: a head. scan: the user's scan. lines: the estimated point spread along (row,
+    column, slice)."""
     hr = hr * np.float32(1000 / np.percentile(hr, PEAK))
     factors = acquisition.scale
     box = tuple(slice((n - b) // 2 // 4 * 4, (n - b) // 2 // 4 * 4 + b) for n, b in _middle(hr))
@@ -64,26 +65,26 @@ def figures(
 
 
 def worse(before: Figures, after: Figures) -> str | None:
-    """Why the model must not take the place of that which it began as, in a sentence; None if it may."""
+    """Why the model must not replace the one it started from, in a sentence; None if it may."""
     if after.psnr < before.psnr + WORSE:
         return (
-            f"in tissue of a head acquired as your scans seem to be it has {after.psnr:.2f} dB, "
-            f"where the model that it began as has {before.psnr:.2f} dB"
+            f"in tissue of a head acquired as your scans seem to be, it has {after.psnr:.2f} dB, "
+            f"but the model that it started from has {before.psnr:.2f} dB"
         )
     for radius, share in after.lesions.items():
         if share < before.lesions.get(radius, share) - WORSE:
             return (
                 f"lesions of radius {radius} voxels keep {share:.2f} of their contrast, "
-                f"where they kept {before.lesions[radius]:.2f}"
+                f"but kept {before.lesions[radius]:.2f} before"
             )
     if after.residual > max(before.residual, UNEXPLAINED * after.noise) + 0.1 * after.noise:
         return (
-            f"it leaves {after.residual:.2%} of your scan unexplained, where the model that it began as left "
+            f"it leaves {after.residual:.2%} of your scan unexplained; the model that it started from left "
             f"{before.residual:.2%}, and the scan's noise is {after.noise:.2%}"
         )
     return None
 
 
 def _middle(hr: Volume) -> list[tuple[int, int]]:
-    """Sizes, and those of the block in the middle: multiples of 4."""
+    """Start and stop of the block in the middle along each axis, in multiples of 4."""
     return [(n, min(BLOCK, n // 4 * 4)) for n in hr.shape]

@@ -1,4 +1,4 @@
-"""Parity: how far an exported model lies from the float32 network, on noise and on a real brain.
+"""Parity: how far an exported model deviates from the float32 network, on noise and on a real brain.
 
 Errors are measured on windows of random intensities (every frequency, two window sizes) and on windows of
 the ICBM152 T1, truncated in k-space to the model's LR grid. A model beyond the limits is not written.
@@ -32,10 +32,10 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far an output lies from the reference.
+    """Deviation of an output from the reference.
 
     max_error: largest absolute difference, in the network's intensities.
-    relative: that, over the largest absolute value of the reference.
+    relative: max_error over the largest absolute value of the reference.
     psnr: dB over the range of the reference; at most 200.
     """
 
@@ -44,9 +44,9 @@ class Deviation:
     psnr: float
 
     def rounded(self) -> dict[str, float]:
-        """Bounds that hold, for the card: errors up to one digit, PSNR down to whole dB.
+        """Safe bounds for the card: errors rounded up to one digit, PSNR down to whole dB.
 
-        Last digits depend on the processor; a card, and so the model's bytes, should not.
+        The last digits depend on the processor; a card, and therefore the model's bytes, should not.
         """
         return {
             "max_error": _round_up(self.max_error),
@@ -57,7 +57,7 @@ class Deviation:
 
 @dataclass(frozen=True)
 class Limit:
-    """What a precision must reach on every set of windows: largest relative error, least PSNR (dB)."""
+    """Limits of a precision on every set of windows: largest relative error, least PSNR (dB)."""
 
     relative: float
     psnr: float
@@ -72,9 +72,9 @@ LIMITS: dict[Precision, Limit] = {
 
 
 def deviation(output: Windows, reference: Windows) -> Deviation:
-    """Compare an output with the reference, both float32 of one shape; not finite counts as infinite."""
+    """Compare an output with the reference, both float32 of one shape; NaN counts as infinite."""
     if output.shape != reference.shape:
-        raise ExportError(f"The model yields shape {output.shape} where {reference.shape} is expected.")
+        raise ExportError(f"The model yields shape {output.shape}, but {reference.shape} is expected.")
     error = np.abs(output.astype(np.float64) - reference)
     if not np.isfinite(error).all():
         return Deviation(math.inf, math.inf, 0.0)
@@ -86,7 +86,7 @@ def deviation(output: Windows, reference: Windows) -> Deviation:
 
 
 def probe_windows(card: ModelCard, sizes: Sequence[Size] = ()) -> Probes:
-    """Batches (N, slab, H, W) by name: "random" and "brain". sizes: the only (N, H, W) to use.
+    """Batches (N, slab, H, W) by name: "random" and "brain". sizes: use only these (N, H, W).
 
     Without sizes the random windows have the training size and an odd one.
     """
@@ -126,12 +126,12 @@ def _brain(scale: tuple[int, int, int], rule: str) -> Windows:
 
 
 def run(network: Network, windows: Probes) -> Probes:
-    """What a network makes of the windows."""
+    """The network's outputs for the windows."""
     return {name: [network(batch) for batch in batches] for name, batches in windows.items()}
 
 
 def measure(network: Network, windows: Probes, expected: Probes) -> dict[str, Deviation]:
-    """The worst deviation from what is expected on each set of windows."""
+    """The worst deviation from the expected output on each set of windows."""
     found: dict[str, Deviation] = {}
     for name, outputs in run(network, windows).items():
         each = [deviation(output, wanted) for output, wanted in zip(outputs, expected[name], strict=True)]
@@ -144,7 +144,7 @@ def measure(network: Network, windows: Probes, expected: Probes) -> dict[str, De
 def enforce(found: dict[str, Deviation], precision: Precision, engine: str) -> None:
     """Raise ExportError if a deviation is beyond the limit of the precision.
 
-    An int8 model is calibrated on scans, and noise is none: only the brain counts.
+    An int8 model is calibrated on scans, and noise is not a scan: only the brain counts.
     """
     limit = LIMITS[precision]
     for name, d in found.items():
@@ -158,9 +158,9 @@ def enforce(found: dict[str, Deviation], precision: Precision, engine: str) -> N
 
 
 def engines(path: Path) -> Iterator[tuple[str, Network]]:
-    """Everything here that runs an artefact, by name, opened one after the other as the runtime opens it.
+    """Every engine of this machine that runs an artefact, by name, opened one after another by the runtime.
 
-    OpenVINO is held to float32: that it may compute in bfloat16 is the runtime's choice, not the model's.
+    OpenVINO is made to compute in float32: using bfloat16 is the runtime's choice, not the model's.
     """
     if model_kind(path) == "plan":
         yield "tensorrt", _cuda_network(path)
@@ -181,7 +181,7 @@ def _cuda_network(path: Path) -> Network:
 
 
 def figures(found: dict[str, dict[str, Deviation]]) -> dict[str, dict[str, float]]:
-    """What the card says of deviations by engine and windows: keys such as "onnxruntime-cpu/brain"."""
+    """Deviations by engine and windows as the card holds them, with keys such as "onnxruntime-cpu/brain"."""
     return {f"{engine}/{name}": d.rounded() for engine, sets in found.items() for name, d in sets.items()}
 
 

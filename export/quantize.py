@@ -1,8 +1,8 @@
 """Eight-bit models for CPU engines: post-training static quantization by ONNX Runtime's own tools.
 
-Convolutions of the body compute in int8 (activations uint8, weights int8 per channel, so that processors
-with VNNI multiply them natively); the first and last convolution, which see and make the image, the
-fixed interpolation and the attention's gates stay float32.
+Convolutions of the body compute in int8 (activations uint8, weights int8 per channel, so that processors with
+VNNI multiply them natively); the first and last convolution (the image's input and output), the fixed
+interpolation and the attention's gates stay float32.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ REPEATS = 7
 
 
 def scan_windows(paths: Sequence[Path], card: ModelCard, seed: int = 0) -> parity.Windows:
-    """Windows (64, slab, rows, columns) of LR scans in the network's range, drawn where there is tissue.
+    """Windows (64, slab, rows, columns) of LR scans in the network's range, drawn from tissue.
 
-    paths: NIfTI files and folders of them. Raises ExportError or RunError if no window can be had.
+    paths: NIfTI files and folders of them. Raises ExportError or RunError if no window can be drawn.
     """
     files = [f for path in paths for f in _files(path)]
     if not files:
@@ -70,11 +70,11 @@ def scan_windows(paths: Sequence[Path], card: ModelCard, seed: int = 0) -> parit
 
 
 def quantize(model: onnx.ModelProto, windows: parity.Windows) -> onnx.ModelProto:
-    """The model with its body in int8, activation ranges being those seen on the windows."""
+    """The model with its body in int8; activation ranges are those observed on the windows."""
     batches = [windows[n : n + 1] for n in range(len(windows))]
     with tempfile.TemporaryDirectory(prefix="udean-") as folder:
         source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-        source.write_bytes(model.SerializeToString())  # given the model itself, the tool would change it
+        source.write_bytes(model.SerializeToString())  # the tool would change the model object itself
         logging.disable(logging.WARNING)  # it advises a pass that PyTorch's exporter has already done
         try:
             quantize_static(
@@ -97,7 +97,7 @@ def quantize(model: onnx.ModelProto, windows: parity.Windows) -> onnx.ModelProto
 
 
 def speed(full: onnx.ModelProto, small: onnx.ModelProto, card: ModelCard, windows: parity.Windows) -> str:
-    """How many times faster the small model is on these windows, by engine; medians of runs in turn."""
+    """How many times faster the small model is on these windows, by engine; medians of alternating runs."""
     with tempfile.TemporaryDirectory(prefix="udean-") as folder:
         paths = Path(folder) / "full.onnx", Path(folder) / "small.onnx"
         for path, model in zip(paths, (full, small), strict=True):

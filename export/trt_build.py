@@ -34,7 +34,7 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class Built:
-    """A serialized plan, and the timing cache with what this build has learned."""
+    """A serialized plan, and the timing cache including this build's measurements."""
 
     plan: bytes
     timings: bytes
@@ -51,14 +51,14 @@ def build(
 ) -> Built:
     """Build a plan on the first GPU or, with TensorRT for RTX and without one, for all of its cards.
 
-    trt: the tensorrt module. log: `runtime.models.trt_plan.logger(trt)`. onnx: the graph, whose input is
-    `lr` (N, slab, H, W). profiles: one for each execution context that may be in flight. timings: an earlier
-    timing cache of this GPU and version, or nothing. Raises ExportError in TensorRT's own words. Ctrl-C is
-    raised within a second; TensorRT may then be at work for some more, in a daemon thread.
+    trt: the tensorrt module. log: `runtime.models.trt_plan.logger(trt)`. onnx: the graph, whose input is `lr`
+    (N, slab, H, W). profiles: one for each execution context that may be in flight. timings: an earlier
+    timing cache of this GPU and version, or empty. Raises ExportError in TensorRT's own words. Ctrl-C is
+    raised within a second; TensorRT may keep working a little longer, in a daemon thread.
     """
     try:
         builder = trt.Builder(log)
-    except TypeError:  # the binding's way to say that the library gave no builder
+    except TypeError:  # how the binding reports that the library gave no builder
         raise ExportError(f"TensorRT cannot start: {log.reason()}") from None
     monitor = Monitor(trt)
 
@@ -69,7 +69,7 @@ def build(
             _add_profile(builder, config, slab, profile)
         cache = config.create_timing_cache(timings)
         if cache is None or not config.set_timing_cache(cache, False):  # of another GPU, or damaged
-            log.reason()  # said of the cache, not of the build
+            log.reason()  # discard the message: it concerns the cache, not the build
             cache = config.create_timing_cache(b"")
             config.set_timing_cache(cache, False)
         plan = builder.build_serialized_network(network, config)
@@ -83,17 +83,17 @@ def build(
 
 
 def _interruptibly(work: Callable[[], Built | None], monitor: Monitor) -> Built | None:
-    """What the work returns, done in a thread of its own, so that Ctrl-C is heard at once.
+    """Run the work in a thread of its own and return its result, so that Ctrl-C takes effect at once.
 
-    Python would look for it in whatever callback comes next, mostly the logger's, and TensorRT drops what
-    callbacks raise; nor does it ask the monitor whether to go on more often than every ten seconds.
+    Otherwise Python would raise KeyboardInterrupt in the next callback, mostly the logger's, and TensorRT
+    drops exceptions of callbacks; and it asks the monitor whether to continue only every ten seconds or so.
     """
     done: Future[Built | None] = Future()
 
     def run() -> None:
         try:
             done.set_result(work())
-        except BaseException as error:  # raised where it is waited for
+        except BaseException as error:  # re-raised in the waiting thread
             done.set_exception(error)
 
     try:
@@ -107,7 +107,7 @@ def _interruptibly(work: Callable[[], Built | None], monitor: Monitor) -> Built 
 
 def parse(trt: Any, log: Any, builder: Any, onnx: bytes) -> tuple[Any, Any]:
     """The network of a graph, and its parser, which holds the weights."""
-    # Version 11 knows no other networks; version 10 wants to be told.
+    # Version 11 has only strongly typed networks; version 10 must be told.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
     if not parser.parse(onnx):
@@ -121,7 +121,7 @@ def parse(trt: Any, log: Any, builder: Any, onnx: bytes) -> tuple[Any, Any]:
 def _parser_error(trt: Any, error: Any) -> str:
     """A parser's error in one line: operator and node, what is wrong, code, and where in the parser.
 
-    What is wrong is often a bare condition, or "false": the rest is what helps.
+    The description is often only a bare condition, or "false"; the rest is what helps.
     """
     names = {value: name for name, value in trt.ErrorCode.__members__.items()}
     code = names.get(error.code(), str(error.code()))
@@ -134,7 +134,7 @@ def _configure(trt: Any, builder: Any, options: BuildOptions, monitor: Any) -> A
     config = builder.create_builder_config()
     config.builder_optimization_level = options.level
     config.progress_monitor = monitor
-    # The graph's float32 islands are there for precision: no 10-bit mantissas behind its back.
+    # The graph's float32 islands exist for precision: no TF32 (10-bit mantissas) behind its back.
     config.clear_flag(trt.BuilderFlag.TF32)
     # The network is one chain, and several contexts fill the device: helper streams only add events.
     config.max_aux_streams = 0
@@ -157,13 +157,13 @@ def _add_profile(builder: Any, config: Any, slab: int, sizes: Profile) -> None:
 class Monitor:
     """A progress bar for each phase of a build; `binding` is what TensorRT is given.
 
-    TensorRT calls it from threads of its choice. `cancelled` ends the build at its next step.
+    TensorRT calls it from arbitrary threads. `cancelled` ends the build at its next step.
     """
 
     def __init__(self, trt: Any) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
         console = Console(stderr=True)
-        # Elsewhere rich would write a bare line feed at the end.
+        # Without a terminal, rich would write a bare line feed at the end.
         self.progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self.cancelled = False
         self._tasks: dict[str, TaskID] = {}
@@ -178,7 +178,7 @@ class Monitor:
         self._update(change)
 
     def step(self, phase: str, done: int) -> bool:
-        """Whether to go on."""
+        """Whether to continue."""
         self._update(lambda: self.progress.update(self._tasks[phase], completed=done + 1))
         return not self.cancelled
 

@@ -1,7 +1,7 @@
 """TensorRT plans as files: build one on this GPU or renew its weights, measure it, write it with its card.
 
-A plan of TensorRT for RTX is built for all of its cards at once, without any; so nothing is measured, and its
-sidecar says that it has run on none.
+A plan of TensorRT for RTX is built for all RTX cards at once, without a GPU; so nothing is measured, and its
+sidecar says that it has not run on any card.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
 class Sizes:
     """Input sizes of a dynamic graph: batches and windows (rows, columns), each least, usual and largest.
 
-    windows: None for the training window. streams: batches in flight, each with a profile of its own.
+    windows: None: the training window. streams: batches in flight, each with a profile of its own.
     """
 
     batches: tuple[int, int, int] = (1, 8, 16)
@@ -58,7 +58,7 @@ class Sizes:
 
 
 def check_host(rtx: bool = False) -> None:
-    """Raise RunError or ExportError, with what to install, where no plan can be built."""
+    """Raise RunError or ExportError, with what to install, if no plan can be built."""
     require(*(RTX if rtx else TENSORRT))
     if not rtx:
         builder_gpu()
@@ -74,18 +74,18 @@ def build_plan(
 ) -> Artefact:
     """Write NAME.plan and NAME.plan.json into the folder, from NAME.onnx or NAME.fp16.onnx.
 
-    With refittable weights, a plan that already lies there and differs in nothing else only gets new weights.
+    With refittable weights, an existing plan that differs in nothing else only gets new weights.
 
     Parameters
     ----------
     path
         The ONNX file; its precision is the plan's.
     sizes
-        Windows and batches that the plan takes; ignored for a graph with a fixed input size.
+        Windows and batches that the plan accepts; ignored for a graph with a fixed input size.
     options
         `hardware` "rtx" writes NAME.rtx.plan, by TensorRT for RTX, on any machine.
     against
-        The float32 model to hold the plan to; by default found beside the ONNX file.
+        The float32 model to compare the plan with; by default found beside the ONNX file.
     debug
         Print TensorRT's whole log.
 
@@ -97,7 +97,7 @@ def build_plan(
     Raises
     ------
     ExportError, RunError
-        Then nothing has been written.
+        If no plan can be built; nothing has been written.
     """
     rtx = options.hardware == "rtx"
     trt: Any = require(*(RTX if rtx else TENSORRT))
@@ -120,13 +120,13 @@ def build_plan(
     found = {"tensorrt": _measure(contents, card, model, target)}
     own = card.card.replace(parity=card.card.parity | parity.figures(found))
     write_plan(target, contents, dataclasses.replace(card, card=own))
-    how = "new weights in the plan that was there" if renewed else "built"
-    return Artefact(target, own, found, f"{how} for {builder.gpu.name}, held to {model.file.name}")
+    how = "new weights in the existing plan" if renewed else "built"
+    return Artefact(target, own, found, f"{how} for {builder.gpu.name}, compared with {model.file.name}")
 
 
 @dataclass(frozen=True)
 class Source:
-    """The ONNX model that a plan is made of. path: its file."""
+    """The ONNX model that a plan is made from. path: its file."""
 
     path: Path
     contents: bytes
@@ -153,22 +153,22 @@ class Builder:
 
     @property
     def timings(self) -> Path:
-        """Where this GPU's and version's timings are kept, in the user's cache folder."""
+        """The file for this GPU's and version's timings, in the user's cache folder."""
         gpu = f"{self.gpu.name} {self.gpu.capability} tensorrt" if self.gpu else "tensorrt rtx"
         name = re.sub(r"[^a-z0-9]+", "-", f"{gpu} {self.trt.__version__}".lower())
         return cache_folder() / f"{name}.timings"
 
     def build(self) -> bytes:
-        """Build anew, with the timings that earlier builds on this GPU and version have left."""
+        """Build from scratch, with the timings of earlier builds on this GPU and version."""
         old = self.timings.read_bytes() if self.timings.is_file() else b""
         slab = self.source.card.slab[0]
         built = build(self.trt, self.log, self.source.contents, slab, self.profiles, self.options, old)
-        with contextlib.suppress(RunError), atomic(self.timings) as file:  # else the next one takes longer
+        with contextlib.suppress(RunError), atomic(self.timings) as file:  # else the next build takes longer
             file.write(built.timings)
         return built.plan
 
     def renew(self, target: Path) -> bytes | None:
-        """The plan that lies at target with the weights of the source, None where it has to be built."""
+        """The existing plan at `target` with the weights of the source; None if it has to be built."""
         if self.gpu is None or self.options.weights != "refittable":
             return None
         try:
@@ -177,7 +177,7 @@ class Builder:
                 return None
             engine = deserialize(self.trt, self.log, contents, old, target, self.gpu.capability)
             refit(self.trt, self.log, engine, self.source.contents, target)
-        except RunError:  # there is none, or it does not take them
+        except RunError:  # there is no plan, or it does not accept the weights
             return None
         config = engine.create_serialization_config()
         config.set_flag(self.trt.SerializationFlag.INCLUDE_REFIT)
@@ -200,14 +200,14 @@ class Builder:
             hardware=options.hardware,
             weights=options.weights,
             level=options.level,
-            remark="" if gpu else "experimental: built without a GPU, it has run on none",
+            remark="" if gpu else "experimental: built without a GPU, not yet run on any",
         )
 
 
 def _measure(
     contents: bytes, card: PlanCard, model: verify.Reference, target: Path
 ) -> dict[str, parity.Deviation]:
-    """Deviations of a plan that is not yet at its target, run as it will be; ExportError beyond limits."""
+    """Deviations of a plan before it is moved to its target; ExportError beyond limits."""
     windows = parity.probe_windows(card.card, verify.sizes(card.profiles[0]))
     expected = parity.run(model.network, windows)
     with tempfile.TemporaryDirectory(prefix="udean-") as scratch:

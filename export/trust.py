@@ -1,4 +1,4 @@
-"""Whether a model may be exported: what it leaves of lesions, and how much detail it draws, on phantoms."""
+"""Whether a model may be exported: how much it keeps of lesions and how much detail it invents."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from ..runtime.trust.examine import against
 from ..runtime.trust.proof import figures, prove
 from .errors import ExportError
 
-EXAMINED = (2, 2, 2)  # the factors whose lesions and detail are known of good and of bad models
+EXAMINED = (2, 2, 2)  # the factors for which results of good and bad models are known
 
 
 def examined(checkpoint: Path, allow_untrusted: bool = False) -> tuple[dict[str, float], str]:
     """Figures for the card of a checkpoint's model, and a remark.
 
-    Raises ExportError with what speaks against the model, unless it is allowed, and RunError or
-    CheckpointError as opening the checkpoint does.
+    Raises ExportError with the objections to the model, unless it is allowed, and RunError or CheckpointError
+    if the checkpoint cannot be opened.
     """
     _, _, card = load_network(checkpoint)
     if card.kind != "slab" or card.scale != EXAMINED:
-        return {}, "not examined for trust: only models of 2x2x2 are"
+        return {}, "not examined for trust: only 2x2x2 models are"
     with SuperResolver(checkpoint, "cpu", "fp32") as resolve:
         tests = prove(resolve, card.scale, card.grid)
     worse = " ".join(against(tests))

@@ -1,4 +1,4 @@
-"""Verification: what an artefact is worth on this machine, against the float32 model it came from."""
+"""Check an exported model against its float32 source on this machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .errors import ExportError
 
 @dataclass(frozen=True)
 class Reference:
-    """What an artefact is held to. file: the model it runs."""
+    """The model that an artefact is compared with. file: the model's file."""
 
     file: Path
     network: parity.Network
@@ -33,7 +33,7 @@ def base_name(path: Path) -> str:
 
 
 def verify(path: Path, against: Path | None = None) -> Iterator[tuple[str, dict[str, parity.Deviation]]]:
-    """Hold an exported model to its float32 source, in every engine of this machine that runs it.
+    """Compare an exported model with its float32 source, in every engine of this machine that runs it.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def verify(path: Path, against: Path | None = None) -> Iterator[tuple[str, dict[
 
 
 def _contract(path: Path) -> tuple[ModelCard, list[parity.Size], Path | None]:
-    """An artefact's card, the sizes to measure it at, and the file to hold it to where no better one is."""
+    """An artefact's card, the sizes to measure, and a file to compare with if there is no better one."""
     kind = model_kind(path)
     if kind == "plan":
         plan = read_card(path)
@@ -101,7 +101,7 @@ def reference(
     if last is not None and last.is_file():
         return Reference(last, _open(last))
     raise ExportError(
-        f"{path} has nothing beside it to be held to: put the {base}.onnx or {base}.pt of the same "
+        f"{path} has no float32 model beside it: put the {base}.onnx or {base}.pt of the same "
         "checkpoint there, or name one with --against."
     )
 

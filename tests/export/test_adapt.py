@@ -57,7 +57,7 @@ def test_one_scan_and_two_hr_scans_give_a_model_that_knows_the_blur(scans):
     assert card.consistency == "transfer" and slices[-1] < 0.6 * rows[-1]
     assert not list(scans.glob("*.adapting"))
     again = adapt(scans, "lr", "-o", "mine.onnx")
-    assert again.returncode == 2 and "is there already" in again.stderr
+    assert again.returncode == 2 and "already exists" in again.stderr
 
 
 def test_mistakes_are_said_in_one_sentence(scans):
@@ -68,8 +68,8 @@ def test_mistakes_are_said_in_one_sentence(scans):
     nib.save(flat, scans / "mixed" / "b.nii.gz")
     for arguments, sentence in (
         (["nowhere"], "contains no .nii"),
-        (["lr", "-o", "mine.plan"], "is an .onnx file"),
-        (["mixed", "--source", "hr"], "lie in other planes"),
+        (["lr", "-o", "mine.plan"], "must be an .onnx file"),
+        (["mixed", "--source", "hr"], "different slice directions"),
         (["lr", "--source", "lr"], "are no finer than the target scans"),
     ):
         done = adapt(scans, *arguments)

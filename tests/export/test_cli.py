@@ -264,7 +264,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
         (["a.pt", "--verify", "b.onnx"], "Name one of"),
         (["a.pt", "--trt", "--batches", "8:4:16"], "--batches takes three increasing sizes"),
         (["a.pt", "--trt", "--windows", "64:128"], "--windows takes three increasing sizes"),
-        (["a.pt", "--rtx", "--refit"], "--rtx takes no other kind of plan"),
+        (["a.pt", "--rtx", "--refit"], "--rtx cannot be combined"),
         (["--verify", "a.txt"], "a.txt is neither an .onnx nor a .plan file"),
         (["inspect", "a.txt"], "a.txt is not a model"),
     ],

@@ -164,11 +164,11 @@ def test_a_plan_for_every_rtx_card_says_that_it_has_run_on_none(
 ) -> None:
     source = exported["fp16"].path
     artefact = trt_plan.build_plan(source, tmp_path, SIZES, BuildOptions(level=0, hardware="rtx"))
-    assert artefact.path == tmp_path / "tiny.rtx.plan" and "it has run on none" in artefact.remark
+    assert artefact.path == tmp_path / "tiny.rtx.plan" and "not yet run on any" in artefact.remark
     contents, card = read_plan(artefact.path)
     assert len(contents) > 1000 and card == read_card(artefact.path)
     assert (card.onnx, card.gpu, card.capability, card.library) == (source.name, "", "", RTX)
-    assert card.remark == "experimental: built without a GPU, it has run on none"
+    assert card.remark == "experimental: built without a GPU, not yet run on any"
     assert card.profiles == (Profile((1, 16, 16), (2, 16, 16), (4, 16, 16)),) * 2
     assert not any("tensorrt" in engine for engine in card.card.parity)  # nothing was measured
     card.check_host(artefact.path, card.tensorrt, "8.9")
