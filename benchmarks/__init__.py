@@ -1,4 +1,4 @@
-"""Matplotlib's files lie in our cache folder, whoever imports it first: MONAI does so too."""
+"""Puts Matplotlib's files into our cache folder, no matter who imports it first (MONAI does, too)."""
 
 import contextlib
 import os
@@ -9,5 +9,5 @@ from ..runtime.system.files import cache_folder
 
 with contextlib.suppress(RunError):  # without a home folder Matplotlib takes a temporary one
     os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))
-# Matplotlib has fontconfig list the system's fonts, which writes a cache; its own are all that pictures need.
+# Matplotlib lets fontconfig list the system's fonts, which writes a cache; pictures need only its own fonts.
 os.environ.setdefault("FONTCONFIG_FILE", str(Path(__file__).with_name("fonts.conf")))

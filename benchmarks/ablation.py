@@ -7,8 +7,8 @@ other half its LR group.
 
     python -m udean.benchmarks.ablation OUT --hr FOLDER [--steps 1500] [--rows "recipe,UDEAN"]
 
-FOLDER: heads as `make default-model` draws them (RUN/hr). OUT keeps what is done: the same command goes on
-after it was stopped.
+FOLDER: heads as `make default-model` draws them (RUN/hr). OUT keeps finished runs: after an interruption the
+same command continues.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main(
     out: Annotated[Path, typer.Argument(help="Folder of the runs; resumes.")],
     hr: Scans,
     steps: Annotated[int, typer.Option(min=8, help="Of each training.")] = 1500,
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each row.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of trainings for each row.")] = 1,
     rows: Annotated[str, typer.Option(help="Rows to train, by their beginnings; all by default.")] = "",
 ) -> None:
     """Train, measure, and write benchmarks/results/ablation.json."""
@@ -104,7 +104,7 @@ def main(
 
 
 def configuration(row: str, scans: list[str], steps: int, seed: int) -> Config:
-    """The recipe's configuration with one change. Raises ConfigError for one that cannot be."""
+    """The recipe's configuration with one change. Raises ConfigError for an impossible one."""
     options: dict[str, Any] = tomllib.loads(RECIPE.read_text("utf-8"))
     options["schedule"] |= {"steps": steps, "seed": seed, "validate_every": steps, "precision": "auto"}
     data = {

@@ -1,15 +1,15 @@
-"""LR scans whose degradation no method is told: what adapting to it is worth, in tissue.
+"""What is adapting to an unknown degradation worth, in tissue?
 
-Three scanners degrade heads; a network knows HR heads of other people (source) and a few LR scans of further
-ones (target). All trainings begin as the embedded model, which knows truncation. Of those without pairs
-best.pt is measured, which is chosen without truth; how what it is chosen by goes with the truth is told of a
-further head (validation). Test heads are of none of the groups.
+Three scanners degrade heads; a network sees HR heads of some people (source) and a few LR scans of others
+(target). All trainings start from the embedded model, which knows truncation. Without pairs, best.pt is
+measured, which is chosen without truth; a further head (validation) shows how well that choice agrees with
+the truth. Test heads belong to none of these groups.
 
     python -m udean.benchmarks.adaptation OUT --source HR... --target HR... --validation HR... --test HR...
         [--rows 'udean;cyclegan'] [--seeds 3] [--steps 150]
 
-OUT keeps what is done: the same command goes on after it was stopped, and one with other rows, seeds or steps
-adds to the same table.
+OUT keeps finished runs: after an interruption the same command continues, and a command with other rows,
+seeds or steps adds to the same table.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ TARGETS: dict[str, Degradation] = {
 }
 LETTERS = dict(zip("abc", TARGETS, strict=True))  # the folders in OUT
 BLOCK = (48, 56, 32)  # LR voxels in the middle of a test head that are restored and measured
-SLABS: Options = {"schedule": {"depth": 3, "patch": 24, "batch": 4}}  # of methods that see slabs only
-CHECKPOINTS = 5  # of a run that learns without pairs, to choose from
+SLABS: Options = {"schedule": {"depth": 3, "patch": 24, "batch": 4}}  # for methods that see slabs only
+CHECKPOINTS = 5  # per run without pairs, to choose from
 MEASURED = ("interpolations", "embedded")  # rows that train nothing
 
 
 @dataclass(frozen=True)
 class Row:
-    """A training. options: over `fine_tuning` and, of methods that see slabs only, the compact preset."""
+    """A training. options: override `fine_tuning` (for methods on slabs, the compact preset)."""
 
     method: Name
     options: Options = field(default_factory=dict)
@@ -95,16 +95,16 @@ def _coarse(method: Name, coarse: str) -> Row:
 
 
 ROWS: dict[str, Row] = {
-    # The embedded network's own method goes on: on truncation (wrong), on what was estimated, on the truth.
+    # The embedded network's own method continues: on truncation (wrong), on the estimate, on the truth.
     "truncation": Row("supervised"),
     "adapted": Row("parametric"),
     "bound": Row("supervised"),
-    # UDEAN and its ablations, with what helped of `TRIED`
+    # UDEAN and its ablations, with those changes of `TRIED` that helped
     "udean": _udean(ADAPTIVE),
     "udean, image only": _udean(ADAPTIVE | {"feature_adaptation": 0.0}),
     "udean, features only": _udean(ADAPTIVE | {"image_adaptation": 0.0}),
     "udean, neither": _udean(ADAPTIVE | {"feature_adaptation": 0.0, "image_adaptation": 0.0}),
-    # The baselines, as published and told of truncation; cyclegan takes neither.
+    # The baselines, as published and with truncation; cyclegan uses neither.
     "cyclegan": Row("cyclegan"),
     "dasr, bicubic": _coarse("dasr", "bicubic"),
     "dasr, truncation": _coarse("dasr", "truncation"),
@@ -113,8 +113,8 @@ ROWS: dict[str, Row] = {
     "zssr, bicubic": _coarse("zssr", "bicubic"),
     "zssr, truncation": _coarse("zssr", "truncation"),
 }
-# What was tried to make UDEAN adapt, each added to what is above it; an anchor of 1 to 0.1, the last one,
-# makes the row "udean".
+# What was tried to make UDEAN adapt, each added to the one above it; the last one, an anchor of 1 to 0.1,
+# gives the row "udean".
 TRIED: dict[str, Row] = {
     "compact preset": _udean({}, "slab", noise=False),
     "+ anchor 10 to 0.1": _udean(FALLING, "slab", noise=False),
@@ -146,12 +146,14 @@ def main(
     target: Scans,
     validation: Scans,
     test: Scans,
-    rows: Annotated[str, typer.Option(help="Of ROWS and TRIED, divided by semicolons.")] = ";".join(ROWS),
+    rows: Annotated[str, typer.Option(help="Rows of ROWS and TRIED, separated by semicolons.")] = ";".join(
+        ROWS
+    ),
     targets: Annotated[str, typer.Option(help="Which scanners, in this order.")] = "bca",
     steps: Annotated[int, typer.Option(min=8, help="Of each training.")] = 150,
     seeds: Annotated[int, typer.Option(min=1)] = 1,
     scan: Annotated[list[str] | None, typer.Option(help="LR scans to run udean-adapt on.")] = None,
-    minutes: Annotated[float, typer.Option(help="That udean-adapt is given.")] = 25.0,
+    minutes: Annotated[float, typer.Option(help="Time limit for udean-adapt.")] = 25.0,
 ) -> None:
     """Train, measure, and write benchmarks/results/adaptation.json."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
@@ -159,7 +161,7 @@ def main(
     asked = [name.strip() for name in rows.split(";")]
     for name in {*asked} - {*ALL}:
         raise RunError(f"There is no row '{name}': choose from {'; '.join(ALL)}.")
-    # What trains nothing first, then a seed of everything before the next.
+    # First the rows without training, then one seed of everything before the next seed.
     todo = [(name, letter, 0, 0) for letter in targets for name in MEASURED]
     todo += [(name, letter, seed, steps) for seed in range(seeds) for name in asked for letter in targets]
     for name, letter, seed, length in todo:
@@ -172,14 +174,14 @@ def main(
         kept = out / "results" / f"udean-adapt {_name(path)}.json"
         if not kept.exists():
             write_json(kept, _command(cohort, path, minutes))
-    # The places of a user's scans are his own.
+    # Do not record where a user's scans are.
     groups = ["--source", "HR", "--target", "HR", "--validation", "HR", "--test", "HR"]
     command = ["python", "-m", "udean.benchmarks.adaptation", "OUT", *groups]
     write_json(common.RESULTS / "adaptation.json", {**common.circumstances(command), **summary(out)})
 
 
 def _result(cohort: Cohort, name: str, letter: str, steps: int, seed: int) -> dict[str, Any]:
-    """Figures by head and way, and for a training what it took, what it was told and its checkpoints."""
+    """Figures by head and method; of a training also its cost, its settings and its checkpoints."""
     degradation = TARGETS[LETTERS[letter]]
     model, more = None, {}
     if name in ALL:
@@ -199,7 +201,7 @@ def _result(cohort: Cohort, name: str, letter: str, steps: int, seed: int) -> di
 
 
 def _command(cohort: Cohort, scan: str, minutes: float) -> dict[str, Any]:
-    """What `udean-adapt` says of an LR scan, whole and at its size, and what that takes of the processor."""
+    """What `udean-adapt` reports for a whole LR scan, and the processor time it takes."""
     model = cohort.out / "adapt" / f"{_name(scan)}.onnx"
     model.parent.mkdir(exist_ok=True)
     source = [part for path in cohort.source for part in ("--source", path)]
@@ -218,7 +220,7 @@ def _command(cohort: Cohort, scan: str, minutes: float) -> dict[str, Any]:
 
 
 def said(stdout: str, stderr: str) -> dict[str, Any]:
-    """The outcome in what udean-adapt has printed."""
+    """Parse the outcome from udean-adapt's output."""
     steps = re.search(r"step \d+ of (\d+)", stderr)
     gain = re.search(r": ([+-][\d.]+) dB in tissue", stdout)
     refused = re.search(r"Not written: (.*?)\. ", stdout)
@@ -236,7 +238,7 @@ def _name(path: str) -> str:
 
 
 def _watched(run: Path) -> list[dict[str, float]]:
-    """What the validations of a run have found."""
+    """The validation figures of a run."""
     with open(run / "metrics.csv", newline="") as stream:
         rows = [row for row in csv.DictReader(stream) if row.get("validation_psnr")]
     names = ("step", "selection", "validation_psnr")
@@ -318,10 +320,10 @@ def _measured(path: str, degradation: Degradation, row: str, model: Path | None)
 
 
 def summary(out: Path) -> dict[str, Any]:
-    """What is done so far: by scanner, each row's figures with the most steps that it has had, and how the
-    choice of a checkpoint without truth goes with the truth.
+    """The results so far: by scanner, each row's figures at its largest number of steps, and how well
+    choosing a checkpoint without truth agrees with the truth.
 
-    gain: over the embedded model, mean over heads and seeds; sd: of seeds.
+    gain: over the embedded model, mean over heads and seeds; sd: over seeds.
     """
     targets: dict[str, Any] = {}
     for letter, target in LETTERS.items():
@@ -374,8 +376,8 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _selection(runs: Sequence[Sequence[Mapping[str, float]]]) -> dict[str, float]:
-    """How the figure by which checkpoints are chosen without truth goes with their PSNR (Spearman), over the
-    last ones of all runs and within runs; and what choosing so loses to choosing by the truth, dB."""
+    """Rank correlation (Spearman) of the figure that chooses checkpoints without truth with their PSNR, over
+    the last checkpoints of all runs and within runs; and the dB lost compared with choosing by the truth."""
     if not runs:
         return {}
     last = [run[-1] for run in runs]

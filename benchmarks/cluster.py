@@ -4,11 +4,11 @@
 
 The same scans by one process with two cores and by Ray with one such worker; by two processes as shards with
 a core each and by Ray with two such workers. Figures are taken between the outcomes at a tenth and at nine
-tenths of the cohort: start and end are the same for 200 scans and for 10 000; whole seconds stand beside.
+tenths of the cohort: start and end cost the same for 200 scans and for 10 000; total seconds are given too.
 
 The machine's own speed may change by a third within minutes, which is more than Ray costs. So all run twice:
-with the embedded model, where Ray's overhead is read off the seconds a scan, round by round; and with a small
-network that takes next to nothing, where the processor time shows what everything else takes.
+with the embedded model, whose seconds per scan show Ray's overhead round by round; and with a tiny network,
+whose processor time shows what everything else takes.
 
 That a cohort survives the death of a worker and of the driver is a test: tests/runtime/cluster/.
 """
@@ -100,7 +100,7 @@ def main(scans: int = 200, shape: str = "64,64,32", times: int = 3) -> None:
 
 
 def _overhead(found: dict[str, Figures], ray: str, other: str) -> dict[str, Any]:
-    """Ray's time a scan over the other's, and the processor time that it takes beside the network."""
+    """Ray's time per scan over the other's, and the processor time it takes besides the network."""
     seconds = zip(found[EMBEDDED][ray][SECONDS], found[EMBEDDED][other][SECONDS], strict=True)
     rounds = [100 * (a / b - 1) for a, b in seconds]
 
@@ -121,7 +121,7 @@ def _command(folder: Path, source: Path, arguments: list[str]) -> list[str]:
 
 
 def _run(folder: Path, source: Path, scans: int, commands: list[list[str]]) -> dict[str, float]:
-    """Run a cohort afresh; seconds a scan once it runs, and in all."""
+    """Run a cohort from scratch; seconds per scan in steady state, and in total."""
     shutil.rmtree(folder / "out", ignore_errors=True)
     start = time.perf_counter()
     running = [
@@ -147,7 +147,7 @@ def _run(folder: Path, source: Path, scans: int, commands: list[list[str]]) -> d
 
 
 def _busy() -> float:
-    """Seconds that this machine's processors have worked, for whomever."""
+    """Busy seconds of this machine's processors, for all processes."""
     user, nice, system = map(int, Path("/proc/stat").read_text().split()[1:4])
     return (user + nice + system) / os.sysconf("SC_CLK_TCK")
 

@@ -1,4 +1,4 @@
-"""What every benchmark needs: model, volume, fair repetition, yardstick, a result with its circumstances."""
+"""What every benchmark needs: model, volume, fair repetition, baseline, a result with its circumstances."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _exported(stem: Path, card: ModelCard, network: Any) -> tuple[Path, Path]:
 
 
 def head(shape: Sequence[int], dtype: str = "int16") -> NDArray[Any]:
-    """A volume that is noise and waves wherever one looks, so that every window has to be computed."""
+    """A volume of noise and waves everywhere, so that every window has to be computed."""
     axes = np.meshgrid(*(np.linspace(0, 9, n, dtype=np.float32) for n in shape), indexing="ij", sparse=True)
     waves = np.sin(axes[0]) * np.cos(axes[1]) * np.sin(axes[2] + 1) * 300 + 500
     noise = np.random.default_rng(0).standard_normal(shape, np.float32) * 20
@@ -110,7 +110,7 @@ def alternate(
 ) -> dict[str, dict[str, list[float]]]:
     """Run each once to warm up, then all in turn; returns the figures of each, in order.
 
-    By turns, so that a disturbance of the machine meets all alike.
+    They alternate, so that a disturbance of the machine affects all of them equally.
     """
     figures: dict[str, dict[str, list[float]]] = {name: {} for name in runs}
     for turn in range(times + 1):
@@ -137,7 +137,7 @@ def deviation(found: NDArray[Any], wanted: NDArray[Any]) -> dict[str, float]:
 
 
 def record(name: str, result: dict[str, Any], folder: Path = RESULTS) -> None:
-    """Write a result with what it was measured on: machine, versions, command."""
+    """Write a result with its circumstances: machine, versions, command."""
     command = ["python", "-m", f"udean.benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{name}.json", {**circumstances(command), **result})
@@ -145,7 +145,7 @@ def record(name: str, result: dict[str, Any], folder: Path = RESULTS) -> None:
 
 
 def tell_steps(step: int, total: int, values: dict[str, float]) -> None:
-    """How a training gets on, for `fit`: a line every 25 steps."""
+    """Progress of a training, for `fit`: a line every 25 steps."""
     if step % 25 == 0:
         print(f"  step {step} of {total}", {k: round(v, 4) for k, v in values.items()}, flush=True)
 
@@ -174,7 +174,7 @@ def circumstances(command: Sequence[str]) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's name and what makes it fast here."""
+    """The processor's name and the instruction sets that make it fast here."""
     fields: dict[str, str] = {}
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         key, _, value = line.partition(":")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes. x: numbers for lines, names for bars. series: as many values by label."""
+    """One pair of axes. x: numbers for lines, names for bars. series: by label, one value for each x."""
 
     title: str
     xlabel: str
@@ -24,7 +24,7 @@ class Panel:
 
 
 def draw(panels: Sequence[Panel], source: str) -> bytes:
-    """A PNG of the panels side by side; its text "Source" tells what it was drawn from."""
+    """A PNG of the panels side by side; its text "Source" says what it was drawn from."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

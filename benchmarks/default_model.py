@@ -1,8 +1,8 @@
-"""The embedded model's first and last step: check the data it is made of; measure a run and ship it.
+"""The embedded model's first and last step: check its training data; measure a run and ship it.
 
-`make default-model` makes the cohort and trains with the product's own commands between the two. The ICBM152
-figures go into the model's card, the checkpoint and what is exported from it into `runtime/models/`, and the
-curve of the training and the demo's picture into `docs/`.
+`make default-model` makes the cohort and trains with the product's own commands in between. The ICBM152
+figures go into the model's card, the checkpoint and its exports into `runtime/models/`, and the training
+curve and the demo's picture into `docs/`.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def prepare(
     head: Annotated[Path, typer.Argument(help="The real T1 at 0.67 mm.")],
     out: Annotated[Path, typer.Argument(help="Folder for HR scans.")],
 ) -> None:
-    """Check LABELS and HEAD by their SHA-256, and put the head into OUT, as it is and at 1 mm."""
+    """Check LABELS and HEAD by their SHA-256, and put the head into OUT, unchanged and at 1 mm."""
     for line in (Path(__file__).parent / "default_model.sha256").read_text().splitlines():
         digest, name = line.split()
         file = head if name.startswith("t1w") else labels / name
         if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
             raise RunError(
-                f"{file} is not {name} of SHA-256 {digest}: docs/default-model.md says where it is."
+                f"{file} is not {name} with SHA-256 {digest}: docs/default-model.md says where to get it."
             )
     out.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(head, out / "real-0.67mm.nii.gz")

@@ -1,4 +1,4 @@
-"""`udean-demo`: the whole way on a real brain, with a picture and numbers.
+"""`udean-demo`: the whole pipeline on a real brain, with a picture and numbers.
 
 The ICBM152 T1 template, which the default model has never seen, is truncated in k-space to half its
 resolution along every axis, restored as `udean-run` restores it, and compared with the truth.
@@ -27,7 +27,7 @@ from ..trainer.evaluation.quality import Quality, quality
 from ..trainer.simulation import icbm152, kspace
 
 SCALE = (2, 2, 2)
-MIDDLE = 0.45  # where each plane is cut: off the midline, which shows little
+MIDDLE = 0.45  # position of each cut: off the midline, which shows little
 Volume = NDArray[Any]  # float32
 TITLES = {"tricubic": "Tricubic", "sinc": "Sinc (zero-filled)", "sr": "UDEAN"}
 
@@ -87,7 +87,7 @@ def demo(
 def draw(
     path: Path, lr: Volume, results: dict[str, Volume], hr: Volume, measured: dict[str, Quality]
 ) -> None:
-    """The middle of three orientations: LR as acquired, tricubic, SR, HR, errors in one scale."""
+    """The middle of three orientations: LR as acquired, tricubic, SR, HR, errors on one scale."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -132,7 +132,7 @@ def draw(
 
 
 def content(volume: Volume, margin: int = 6) -> tuple[slice, slice, slice]:
-    """The box around what is not zero, with some voxels of margin."""
+    """The bounding box of the non-zero voxels, with a margin."""
     filled = np.argwhere(volume > 0)
     low, high = np.maximum(filled.min(0) - margin, 0), filled.max(0) + margin + 1
     i, j, k = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))

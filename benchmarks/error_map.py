@@ -1,4 +1,4 @@
-"""How true is the map of expected errors, and where do its weights come from?
+"""How accurate is the map of expected errors, and where do its weights come from?
 
     python -m udean.trainer.simulation.heads OUT --labels MAPS --first 1000 --heads 6 --spacing 1.2
     python -m udean.benchmarks.error_map calibrate OUT [--model MODEL.onnx]
@@ -8,8 +8,9 @@ The first line draws heads of numbers that no training takes, as coarse as train
 halves their resolution with noise and without, restores them, and writes the weights of
 `runtime.pipeline.error_map` into the model's card: those of the least squares of the squared error, each
 divided by what is expected, and the interval that holds nine of ten voxels of tissue. `check` restores whole
-heads that neither training nor calibration has seen, and counts. To the drawn heads comes a real one,
-`real-1mm.nii.gz` of `benchmarks.default_model prepare`: the model has seen it, but drawn texture is not all.
+heads that neither training nor calibration has seen, and counts. The drawn heads are joined by a real one,
+`real-1mm.nii.gz` of `benchmarks.default_model prepare`: the model has seen it, but drawn texture alone would
+not do.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ from ..trainer.simulation import kspace
 from . import common, tissue
 from .demo import SCALE
 
-NOISE = (0.01, 0.02, 0.03)  # in turn, beside none
-VOXELS = 20_000  # of tissue, of each volume that is restored
-TIMES = 5  # that the fit is weighted anew
+NOISE = (0.01, 0.02, 0.03)  # in turn, besides none
+VOXELS = 20_000  # of tissue, per restored volume
+TIMES = 5  # iterations of reweighting the fit
 
 app = typer.Typer(help=__doc__)
 Model = Annotated[Path | None, typer.Option(help="ONNX model. (default: the embedded one)")]
@@ -88,8 +89,8 @@ def check(model: Model = None) -> None:
 
 
 def samples(hr: NDArray[Any], noise: float, resolve: SuperResolver) -> NDArray[np.float64]:
-    """Voxels of tissue, (3, n) in shares of the unit: noise that was put in and the band brings, bare map,
-    absolute error."""
+    """Voxels of tissue, (3, n), as shares of the unit: the added noise that comes through the band, the map
+    without weights, the absolute error."""
     error, expected, unit = restored(hr, noise, resolve)
     kept = np.random.default_rng(0).choice(len(error), min(VOXELS, len(error)), replace=False)
     brought = noise * consistency.weight(noise, magnitude=True, mean=True).share
@@ -99,7 +100,7 @@ def samples(hr: NDArray[Any], noise: float, resolve: SuperResolver) -> NDArray[n
 
 
 def covered(hr: NDArray[Any], noise: float, resolve: SuperResolver, interval: float) -> dict[str, float]:
-    """How a map did in tissue."""
+    """How accurate a map is in tissue."""
     error, expected, _ = restored(hr, noise, resolve)
     return {
         "within the interval": round(float(np.mean(error <= interval * expected)), 3),
@@ -120,17 +121,17 @@ def restored(
 
 
 def fitted(found: Sequence[NDArray[np.float64]]) -> dict[str, float]:
-    """Weights and interval from `samples` of several volumes, which all count alike."""
+    """Weights and interval from `samples` of several volumes, with equal weight."""
     least = min(part.shape[1] for part in found)
     noise, bare, error = np.concatenate([part[:, :least] for part in found], axis=1)
     squares = np.stack([np.ones_like(noise), noise**2, bare**2], axis=1)
     weights, expected = np.zeros(3), np.ones_like(error)
-    for _ in range(TIMES):  # the spread of a squared error is as its mean
+    for _ in range(TIMES):  # the spread of a squared error is proportional to its mean
         scale = (squares / expected[:, None]).std(0) + 1e-12
         weights = optimize.nnls(squares / expected[:, None] / scale, error**2 / expected)[0] / scale
         expected = np.maximum(squares @ weights, 1e-5)
     rms = np.sqrt(squares @ weights)
-    mean = float(error.mean() / rms.mean())  # the map says the mean error, not its RMS
+    mean = float(error.mean() / rms.mean())  # the map gives the mean error, not its RMS
     floor, per_noise, spread = np.sqrt(weights) * mean
     interval = float(np.quantile(error / (rms * mean), error_map.SHARE))
     return {"floor": floor, "noise": per_noise, "spread": spread, "interval": interval}

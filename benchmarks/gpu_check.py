@@ -1,11 +1,11 @@
-"""All that needs a GPU, in one call that loses nothing if it is cut off: for a machine lent by the minute.
+"""Every check that needs a GPU, in one call that loses nothing if interrupted: for a short loan of a GPU.
 
     python benchmarks/gpu_check.py [--minutes 14] [--device cuda] [--out benchmarks/results]
 
 It needs no installation of this package: a Python with numpy, scipy, nibabel, isal, typer, rich, pytest,
-hypothesis, lightning-fabric, PyTorch, onnx, onnxscript and monai, beside what it is to measure. Steps run one
-after the other, each in a process of its own and for no longer than its limit; one that fails keeps none of
-the others from running. `gpu-check-DEVICE.json` is written anew after each, and the last lines are a summary.
+hypothesis, lightning-fabric, PyTorch, onnx, onnxscript and monai, besides the engines to measure. Steps run
+one after another, each in a process of its own and for no longer than its limit; a failure does not keep the
+others from running. `gpu-check-DEVICE.json` is rewritten after each, and the last lines are a summary.
 `--device cpu` rehearses the same steps.
 """
 
@@ -27,12 +27,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 TAIL = 60  # lines of a step's output that are kept
 SUMMARY = 40  # lines of the summary
-LEAST = 20.0  # seconds: a step with less time left is not begun
+LEAST = 20.0  # seconds: with less time left, no step is started
 
 
 @dataclass(frozen=True)
 class Step:
-    """name: of the step. limit: seconds. arguments: of Python."""
+    """A step. limit: seconds. arguments: Python's command line."""
 
     name: str
     limit: float
@@ -41,7 +41,7 @@ class Step:
 
 @dataclass
 class Outcome:
-    """What became of a step. state: done, failed, out of time, not begun. told: the end of its output."""
+    """A step's outcome. state: done, failed, out of time, not begun. told: the end of its output."""
 
     name: str
     state: str
@@ -50,7 +50,7 @@ class Outcome:
 
 
 def steps(device: str, out: Path) -> list[Step]:
-    """In the order of their worth: what is right comes before what is fast, and training last."""
+    """The steps in order of importance: correctness before speed, training last."""
     real = device != "cpu"
     shape = ("--shape", "160,160,129") if real else ("--shape", "64,64,5")
     bench = ("-m", "udean.benchmarks.engines.command", "--device", device, "--model", "paper", *shape)
@@ -103,7 +103,7 @@ def run(step: Step, left: float, environment: dict[str, str]) -> Outcome:
 
 
 def tell() -> dict[str, Any]:
-    """The device and the versions of all that takes part."""
+    """The device and the versions of all libraries involved."""
     import importlib.metadata
 
     found: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
@@ -140,7 +140,7 @@ def summary(found: dict[str, Any], outcomes: list[Outcome]) -> list[str]:
     each = max(1, (SUMMARY - 1 - len(outcomes)) // max(1, len(outcomes)))
     for outcome in outcomes:
         lines.append(f"{outcome.state:>12}  {outcome.seconds:6.1f} s  {outcome.name}")
-        wanted = r"\d" if outcome.state == "done" else r"\w"  # figures; of what failed, its last words
+        wanted = r"\d" if outcome.state == "done" else r"\w"  # figures, or the last words of a failed step
         telling = [line for line in outcome.told if re.search(wanted, line)]
         lines += [f"    {line.strip()[:140]}" for line in telling[-each:]]
     return lines[:SUMMARY]

@@ -1,10 +1,11 @@
-"""What to expect of an H100: bytes and operations of each stage, and what bounds it. Nothing is measured.
+"""What to expect of an H100: bytes and operations of each stage, and its bottleneck. Nothing is measured.
 
     python -m udean.benchmarks.gpu_on_paper [--shape 160,160,128] [--preset paper]
 
-Every stage takes at least the longer of its operations at the card's peak and its bytes at the memory's or
-the bus's rate; of the network each convolution by itself, with what lies between two of them fused. Real
-kernels reach a part of that: the figures are what a measurement is to be compared with, and replaced by.
+Every stage takes at least as long as its operations at the card's peak or its bytes at the memory's or the
+bus's rate, whichever is longer; in the network this holds for each convolution by itself, with everything
+between two of them fused. Real kernels reach only part of that: the figures are for comparison with a
+measurement, until one replaces them.
 
 Source: NVIDIA, "H100 Tensor Core GPU", datasheet, 2024 (SXM): peaks without sparsity, memory, bus.
 """

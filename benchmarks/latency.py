@@ -5,12 +5,13 @@
 `serve`: from the last slice sent to `udean-serve` to the last one received, as a share of the network's time
 inside the server. Target: 1.10 or less.
 
-`stream`: the same of `resolve.stream`, as a share of the network's time for the whole volume, which `volume`
-measures in the same turn. Target: 0.15 or less. Slices come evenly, in just the time that the network needs
-for all of them: a faster scan would wait for the network whatever the program, a slower one lets it rest.
+`stream`: the same for `resolve.stream`, as a share of the network's time for the whole volume, which `volume`
+measures in the same turn. Target: 0.15 or less. Slices arrive evenly, over exactly the time that the network
+needs for all of them: a faster scan would have to wait for the network in any case, a slower one leaves it
+idle.
 
-`greedy`: slices lie ready, and each is in when the stream takes it, so its latency is that of the last slab.
-`overhead` is what streaming costs where nobody waits: its time as a multiple of the whole volume's.
+`greedy`: all slices are available at once, so the latency is that of the last slab. `overhead` is the cost of
+streaming if nobody waits: its time as a multiple of the whole volume's.
 """
 
 from __future__ import annotations
@@ -135,12 +136,12 @@ class Streams:
         }
 
     def _drain(self, slices: Iterator[NDArray[Any]]) -> float:
-        """When the last SR slice was there."""
+        """The time at which the last SR slice arrived."""
         end, count = 0.0, 0
         for _ in self._resolve.stream(slices, len(self._stack), self._known):
             end, count = time.perf_counter(), count + 1
         if count != len(self._stack) * self._resolve.card.scale[2]:
-            raise SystemExit(f"The stream has yielded {count} slices only.")
+            raise SystemExit(f"The stream has yielded only {count} slices.")
         return end
 
 

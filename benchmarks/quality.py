@@ -4,11 +4,11 @@
 
 First comes tissue, on whole heads: see `benchmarks.tissue`.
 
-The ICBM152 T1 and synthetic heads of numbers that no training takes (1000 and up) are acquired anew at half
-their resolution along every axis and restored; tricubic and zero-filled sinc interpolation stand beside. Of
-each the LR slices in the middle are measured; of the T1 the whole volume too, as in `udean-demo`, and the
-error inside grey matter, white matter and fluid. Last come the artefacts: what bfloat16, half precision and
-eight bits change. No figure depends on the machine's speed.
+The ICBM152 T1 and synthetic heads with numbers that no training uses (1000 and up) are degraded to half their
+resolution along every axis and restored, beside tricubic and zero-filled sinc interpolation. The LR slices in
+the middle of each are measured; for the T1 also the whole volume, as in `udean-demo`, and the error inside
+grey matter, white matter and fluid. Last come the artefacts: what bfloat16, half precision and eight bits
+change. No figure depends on the machine's speed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from .demo import SCALE, template
 
 Volume = NDArray[Any]  # float32
 SEED = 0  # of noise and bias fields
-FIRST = 1000  # number of the first synthetic head; trainings take those below
+FIRST = 1000  # number of the first synthetic head; trainings use lower ones
 IN_TISSUE = "whole heads, in tissue"
 BEST = "sr, mean of three"  # slab axes: --best
 MARGIN = 3  # LR slices restored on each side of those that are measured, so that no slab is cut short
@@ -52,7 +52,7 @@ CONDITIONS: dict[str, dict[str, Any]] = {
     "elliptical k-space": {"elliptical": True},
     "bias field 20 %": {"bias": 0.2},
 }
-# Artefact, library and arithmetic; all are held to the first.
+# Artefact, library and arithmetic; all are compared with the first.
 PRECISIONS: dict[str, tuple[str, Library, Precision]] = {
     "fp32 (OpenVINO)": ("fp32", "openvino", "fp32"),
     "fp32 (ONNX Runtime)": ("fp32", "onnxruntime", "auto"),
@@ -130,7 +130,7 @@ def by_degradation(result: dict[str, Any]) -> dict[str, dict[str, dict[str, floa
 
 
 def gain(row: dict[str, float]) -> float:
-    """What SR is better than the better interpolation, in dB."""
+    """Gain of SR over the better interpolation, in dB."""
     return row["sr dB"] - max(row[f"{name} dB"] for name in INTERPOLATIONS)
 
 
@@ -173,7 +173,7 @@ def whole(hr: Volume, resolve: SuperResolver) -> dict[str, Any]:
 
 
 def tissues() -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    """Where the ICBM maps give a tissue more than half of an HR voxel."""
+    """Masks of the HR voxels more than half of which the ICBM maps assign to a tissue."""
     grey, white, brain = (kspace.crop(m, SCALE) for m in atlas_heads.tissue_maps()[:3])
     fluid = brain - grey - white
     for name, share in (("grey matter", grey), ("white matter", white), ("fluid", fluid)):
@@ -183,7 +183,7 @@ def tissues() -> Iterator[tuple[str, NDArray[np.bool_]]]:
 def degraded(hr: Volume, condition: str, resolve: SuperResolver, slices: int) -> dict[str, float]:
     """PSNR and SSIM of each volume under a degradation, in the middle of the head.
 
-    A bias field belongs to what is to be restored: it lies on the truth too.
+    A bias field is part of what is to be restored: it is applied to the truth too.
     """
     options = dict(CONDITIONS[condition])
     if bias := options.pop("bias", 0.0):
@@ -200,7 +200,7 @@ def degraded(hr: Volume, condition: str, resolve: SuperResolver, slices: int) ->
 
 
 def middle(lr: Volume, hr: Volume, slices: int) -> tuple[Volume, slice, Volume]:
-    """LR slices in the middle with margins, where their HR slices lie without these, and the HR slices."""
+    """LR slices in the middle with margins, the range of their HR slices without margins, and these."""
     first = (lr.shape[2] - slices) // 2
     part = lr[:, :, first - MARGIN : first + slices + MARGIN]
     inside = slice(MARGIN * SCALE[2], (MARGIN + slices) * SCALE[2])
@@ -208,7 +208,7 @@ def middle(lr: Volume, hr: Volume, slices: int) -> tuple[Volume, slice, Volume]:
 
 
 def restored(lr: Volume, resolve: SuperResolver) -> dict[str, Volume]:
-    """The interpolations and the network's answer, by name."""
+    """The interpolations and the network's result, by name."""
     named: dict[str, Callable[[], Volume]] = {
         name: lambda method=method: method(lr, SCALE) for name, method in INTERPOLATIONS.items()
     }
@@ -216,9 +216,9 @@ def restored(lr: Volume, resolve: SuperResolver) -> dict[str, Volume]:
 
 
 def artefacts(full: Path, half: Path, hr: Volume, other: Volume, slices: int) -> dict[str, dict[str, float]]:
-    """What each precision makes of the T1, against float32 and against the truth.
+    """How good each precision is on the T1, against float32 and against the truth.
 
-    other: HR volume of somebody else, whose LR scan int8 is calibrated on.
+    other: HR volume of another person; int8 is calibrated on its LR scan.
     """
     part, inside, truth = middle(kspace.acquire(hr, kspace.Acquisition(SCALE)), hr, slices)
     found: dict[str, dict[str, float]] = {}

@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def pages(folder: Path = RESULTS) -> dict[Path, bytes]:
-    """What RESULTS.md and the pages with marked figures have to hold."""
+    """The contents that RESULTS.md and the pages with marked figures must have."""
     found = results(folder)
     marks = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
     sections = [section(name, result, folder) for name, result in found.items()]
@@ -66,7 +66,7 @@ def pages(folder: Path = RESULTS) -> dict[Path, bytes]:
 
 
 def pictures(folder: Path = RESULTS) -> dict[Path, bytes]:
-    """The plots whose source has changed; another version of matplotlib would draw other bytes."""
+    """The plots whose source has changed; another matplotlib version would draw different bytes."""
     drawn: dict[Path, bytes] = {}
     for name, result in results(folder).items():
         path, source = folder / f"{name}.png", digest(folder / f"{name}.json")
@@ -82,7 +82,7 @@ def results(folder: Path = RESULTS) -> dict[str, Result]:
 
 
 def of(name: str, prefix: str) -> bool:
-    """Whether a result is of this benchmark: "scaling" or "scaling-2-cores"."""
+    """Whether a result belongs to this benchmark: "scaling" or "scaling-2-cores"."""
     return name == prefix or name.startswith(f"{prefix}-")
 
 
@@ -91,7 +91,7 @@ def digest(path: Path) -> str:
 
 
 def source_of(picture: Path) -> str:
-    """SHA-256 of the JSON that a plot was drawn from, as its PNG says; empty where it is missing."""
+    """SHA-256 of the JSON that a plot was drawn from, as its PNG says; empty if there is no PNG."""
     if not picture.exists():
         return ""
     found = re.search(rb"tEXtSource\0([0-9a-f]{64})", picture.read_bytes())
@@ -104,7 +104,7 @@ def marked(text: str, found: Mapping[str, Result]) -> str:
     def figure(match: re.Match[str]) -> str:
         if match["name"] not in FIGURES:
             raise RunError(
-                f"A page marks a figure {match['name']}, which benchmarks/results.py does not know."
+                f"A page refers to a figure {match['name']}, which benchmarks/results.py does not know."
             )
         value = FIGURES[match["name"]](found)
         gap = "\n\n" if "\n" in value else ""
@@ -134,13 +134,13 @@ def how_good(found: Mapping[str, Result]) -> str:
 
 
 def _kept(by_method: Mapping[str, Mapping[str, float]], method: str) -> str:
-    """What is left of the contrast of the smallest lesions, where there was room for some."""
+    """The remaining contrast of the smallest lesions, if there was room for any."""
     kept = by_method[method].get("lesions r = 1")
     return "" if kept is None else f"{kept:.2f}"
 
 
 def how_steady(found: Mapping[str, Result]) -> str:
-    """What is gained under all degradations: a sentence."""
+    """The gain under all degradations: a sentence."""
     subjects = quality.by_degradation(found["quality"])
     gains = {(s, c): quality.gain(row) for s, rows in subjects.items() for c, row in rows.items()}
     (_, least), (_, most) = min(gains, key=gains.__getitem__), max(gains, key=gains.__getitem__)
@@ -165,7 +165,7 @@ def precisions(found: Mapping[str, Result]) -> str:
 
 
 def background(found: Mapping[str, Result]) -> str:
-    """What leaving out the background brings: part of a sentence."""
+    """What skipping the background saves: part of a sentence."""
     rows = [by_way["content"] for by_way in found["background"]["by window"].values()]
     faster, psnr = sorted(row["times faster"] for row in rows), min(row["psnr"] for row in rows)
     return f"{faster[0]:.1f} to {faster[-1]:.1f} times as fast at {psnr:.0f} dB inside the head"
@@ -212,12 +212,12 @@ def fastest(found: Mapping[str, Result]) -> str:
 
 
 def _processor(result: Result) -> str:
-    """Its name, without what it can."""
+    """The processor's name, without its features."""
     return result["processor"].partition(" (")[0]
 
 
 def _windows(result: Result) -> str:
-    """Those of the PyTorch path."""
+    """The windows of the PyTorch path."""
     return f"{'×'.join(map(str, result['model']['window']))} voxels, overlap {result['overlap']:g}"
 
 
@@ -266,7 +266,7 @@ def adapted(found: Mapping[str, Result]) -> str:
 
 
 def tried(found: Mapping[str, Result]) -> str:
-    """What was tried to make UDEAN adapt: likewise."""
+    """What was tried to make UDEAN adapt: a table for each scanner."""
     return _adaptation(found, ("embedded", *adaptation.TRIED, "udean"))
 
 
@@ -286,7 +286,7 @@ def _adaptation(found: Mapping[str, Result], names: Sequence[str]) -> str:
 
 
 def chosen(found: Mapping[str, Result]) -> str:
-    """How choosing a checkpoint without truth goes with the truth: a table."""
+    """How well choosing a checkpoint without truth agrees with the truth: a table."""
     known = {name: t["selection"] for name, t in found["adaptation"]["targets"].items() if t["selection"]}
     if not known:
         return "Not measured yet."
@@ -296,7 +296,7 @@ def chosen(found: Mapping[str, Result]) -> str:
 
 
 def adapt_command(found: Mapping[str, Result]) -> str:
-    """What udean-adapt made of whole scans: a table."""
+    """The results of udean-adapt on whole scans: a table."""
     rows = []
     for scan, run in found["adaptation"]["udean-adapt"].items():
         outcome = f"not written: {run['refused']}" if run["refused"] else f"{run['gain']:+.2f} dB"
@@ -306,7 +306,7 @@ def adapt_command(found: Mapping[str, Result]) -> str:
 
 
 def soaked(found: Mapping[str, Result]) -> str:
-    """What node and server went through, and what came of it: two tables."""
+    """What node and server were put through, and the outcome: two tables."""
     lines: list[str] = []
     for name, title in (("soak-node", "DICOM node"), ("soak-mrd", "MRD server")):
         rows = [[key, number(value)] for key, value in found[name].items() if key not in CIRCUMSTANCES]
@@ -333,7 +333,7 @@ def on_paper(found: Mapping[str, Result]) -> str:
 
 
 def how_true(found: Mapping[str, Result]) -> str:
-    """In how much of tissue the interval of expected errors holds: a sentence and a table."""
+    """The share of tissue in which the interval of expected errors holds: a sentence and a table."""
     result = found["error-map"]
     heads = result["whole heads, in tissue"]
     columns = list(next(iter(heads.values())))
@@ -369,14 +369,14 @@ FIGURES: dict[str, Callable[[Mapping[str, Result]], str]] = {
 
 
 def section(name: str, result: Result, folder: Path) -> str:
-    """A result under its name: what it was measured on, its tables, its pictures."""
+    """A result under its name: its circumstances, tables and pictures."""
     lines = [f"## {name}", "", circumstances(result), ""]
     if of(name, "bench"):
         lines += table(page.HEADS, [page.cells(row) for row in result["rows"]])
         notes = [*page.failures(result), *result["warnings"]]
         lines += ["", page.caption(result), *(f"\n**{text}**" for text in notes), ""]
     else:
-        # "command" is also what some benchmarks call the whole command's figures.
+        # Some benchmarks also use "command" for the whole command's figures.
         known = CIRCUMSTANCES if isinstance(result.get("command"), str) else CIRCUMSTANCES[1:]
         lines += told_of(_without({k: v for k, v in result.items() if k not in known}), 3)
     if any(of(name, prefix) for prefix in PLOTS) or (folder / f"{name}.png").exists():
@@ -385,7 +385,7 @@ def section(name: str, result: Result, folder: Path) -> str:
 
 
 def circumstances(result: Result) -> str:
-    """Command, day, machine and versions, as far as they are told, in one line."""
+    """Command, day, machine and versions, as far as they are known, in one line."""
     command, cores = result.get("command"), result.get("cores")
     parts = [f"`{command}`"] if isinstance(command, str) else []
     parts += [str(result[name]) for name in ("date", "processor") if name in result]
@@ -396,7 +396,7 @@ def circumstances(result: Result) -> str:
 
 
 def tables(path: Path) -> str:
-    """The paper's tables, from what `benchmarks.paper_tables` wrote into a folder, and our notes on them."""
+    """The paper's tables, as `benchmarks.paper.tables` wrote them into a folder, and our notes on them."""
     lines = [f"## {path.parent.name}", ""]
     rows = []
     for name, result in json.loads(path.read_bytes()).items():
@@ -412,7 +412,7 @@ def tables(path: Path) -> str:
 
 
 def told_of(value: Mapping[str, Any], level: int) -> list[str]:
-    """Nested figures as Markdown: what is alike is a table, what is single a line, the rest a heading."""
+    """Nested figures as Markdown: similar rows as a table, single values as lines, others by heading."""
     plain = {k: v for k, v in value.items() if not _nested(v)}
     lines = [f"- {key}: {number(v)}" for key, v in plain.items()]
     lines += [""] if plain else []
@@ -444,7 +444,7 @@ def _nested(value: Any) -> bool:
 
 
 def _table(rows: Mapping[str, Mapping[str, Any]] | Sequence[Mapping[str, Any]]) -> list[str]:
-    """A table of rows alike, in mappings by name; numbers of a column have one precision."""
+    """A table of similar rows, in mappings by name; numbers in a column have the same precision."""
     named = list(rows.items()) if isinstance(rows, Mapping) else [("", row) for row in rows]
     names = any(name for name, _ in named)
     columns = list(dict.fromkeys(column for _, row in named for column in row))
@@ -461,7 +461,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _aligned(values: Sequence[Any]) -> list[str]:
-    """A column's texts: floats of like size with the decimals of the longest."""
+    """A column's texts: floats of similar size get the decimals of the longest."""
     floats = [abs(v) for v in values if isinstance(v, float) and v]
     texts = [number(v) for v in values]
     if not floats or max(floats) > 1000 * min(floats) or any("e" in t for t in texts):

@@ -4,9 +4,9 @@
     python -m udean.benchmarks.scaling background      # what leaving out a constant background saves
     python -m udean.benchmarks.scaling memory [--shape 160,160,128] [--suffix .nii.gz]
 
-Of `cost`, sizes are volumes of which every window is computed; the rest is the ICBM152 T1, halved in k-space,
-whose middle slices are restored, so that PSNR and SSIM against the truth stand beside the seconds. Threads
-are the processor's, streams the GPU's.
+In `cost`, sizes are measured on volumes in which every window has to be computed; the rest on the middle
+slices of the ICBM152 T1, halved in k-space, so that PSNR and SSIM against the truth can be given beside the
+seconds. Threads are the processor's, streams the GPU's.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ WINDOWS: dict[str, Window] = {"32x32": (32, 32), "48x48": (48, 48), "64x64": (64
 Volume = NDArray[Any]
 Row = dict[str, Any]
 Model = Annotated[Path | None, typer.Option(help="Model; the embedded one by default.")]
-Times = Annotated[int, typer.Option(min=1, help="Runs of each; large volumes have one.")]
+Times = Annotated[int, typer.Option(min=1, help="Runs of each; large volumes run once.")]
 
-# In a process of its own, since the peak of a process never falls. VmHWM is the kernel's own high-water mark
-# and counts pages of mapped files too; writing 5 to clear_refs sets it back to what is resident now.
+# In a process of its own, because a process's peak never falls. VmHWM is the kernel's own high-water mark
+# and counts pages of mapped files too; writing 5 to clear_refs resets it to the current resident size.
 CHILD = """
 import sys
 from pathlib import Path
@@ -106,11 +106,12 @@ def cost(
 
 @app.command()
 def background(engine: Model = None, device: str = "cpu", times: Times = 5) -> None:
-    """What leaving out the background of the ICBM152 T1, 78 % zero, saves, and what it changes in the head.
+    """What skipping the background of the ICBM152 T1 (78 % zero) saves, and what it changes in the head.
 
-    "every window": a background that differs everywhere by a millionth, so that nothing can be left out;
-    "twins": byte-identical windows are computed once; "content": windows lie over the content alone, hence
-    elsewhere, and the channel attention has another mean in each. Writes benchmarks/results/background.json.
+    "every window": a background that differs everywhere by a millionth, so that nothing can be skipped;
+    "twins": byte-identical windows are computed once; "content": windows cover the content only, so they lie
+    elsewhere, and the channel attention sees a different mean in each. Writes
+    benchmarks/results/background.json.
     """
     volume, _ = template()
     inside = np.repeat(np.repeat(np.repeat(volume > 0, 2, 0), 2, 1), 2, 2)
@@ -174,7 +175,7 @@ def sizes(resolve: SuperResolver, shapes: list[tuple[int, int, int]], times: int
     rows = []
     for shape in shapes:
         volume = common.head(shape)
-        turns = times if volume.size <= np.prod(SHAPES[3]) else 1  # a minute and more each
+        turns = times if volume.size <= np.prod(SHAPES[3]) else 1  # these take more than a minute each
         found = _measured({"size": lambda volume=volume: _timed(resolve, volume)[1]}, turns)["size"]
         nanoseconds = round(found["seconds"] / volume.size * 1e9)
         size = {"LR voxels": volume.size, "shape": "x".join(map(str, shape)), "repeats": turns}
@@ -185,7 +186,7 @@ def sizes(resolve: SuperResolver, shapes: list[tuple[int, int, int]], times: int
 def against_truth(
     resolvers: dict[str, SuperResolver], what: str, brain: tuple[Volume, slice, Volume], times: int
 ) -> list[Row]:
-    """Cost and quality of the T1's middle, restored in several ways that take turns."""
+    """Cost and quality of the T1's middle, restored in several ways in alternation."""
     lr, inside, truth = brain
     kept: dict[str, Volume] = {}
 
@@ -206,13 +207,13 @@ def against_truth(
 
 
 def streams(engine: CudaEngine, brain: tuple[Volume, slice, Volume], times: int) -> list[Row]:
-    """Cost with fewer and more batches in flight; TensorRT has those that its plan was built for."""
+    """Cost with fewer and more batches in flight; TensorRT has as many as its plan was built for."""
     stated: Any = engine
     most = engine.slots if engine.info.library == "tensorrt" else 4
     rows = []
     for count in range(1, most + 1):
         stated.slots = count
-        resolve = SuperResolver(engine)  # its workspace has as many streams
+        resolve = SuperResolver(engine)  # its workspace has that many streams
         rows += against_truth({str(count): resolve}, "streams", brain, times)
     return rows
 
@@ -245,7 +246,7 @@ def _timed(resolve: SuperResolver, volume: Volume) -> tuple[Volume, dict[str, fl
 
 
 def _measured(runs: dict[str, Callable[[], dict[str, float]]], times: int) -> dict[str, dict[str, float]]:
-    """Medians, and how far the slowest run lay above the fastest."""
+    """Medians, and how much slower the slowest run was than the fastest."""
     figures = common.alternate(runs, times)
     found = common.medians(figures)
     for name, kinds in figures.items():

@@ -1,9 +1,9 @@
-"""Does anything get lost or mixed up when much goes wrong for long? The DICOM node, then the MRD server.
+"""Does anything get lost or mixed up if a lot goes wrong for long? The DICOM node, then the MRD server.
 
     python -m udean.benchmarks.soak --studies 200 --senders 20
 
-What is done to them, and what is compared: `soak_dicom`, `soak_mrd`. Everything runs on loopback; CI runs a
-small size (tests/benchmarks/test_soak.py).
+`soak_dicom` and `soak_mrd` describe what is done to them and what is compared. Everything runs on loopback;
+CI runs a small size (tests/benchmarks/test_soak.py).
 """
 
 from __future__ import annotations
@@ -20,15 +20,21 @@ from .common import record
 
 
 def main(
-    studies: Annotated[int, typer.Option(min=0, help="Through the node; 0 leaves it out.")] = 200,
+    studies: Annotated[
+        int, typer.Option(min=0, help="Studies sent through the node; 0: skip the node.")
+    ] = 200,
     senders: Annotated[int, typer.Option(min=1, help="Scanners at once.")] = 20,
-    accidents: Annotated[int, typer.Option(min=1, help="That befall node, archive, disk and clock.")] = 60,
+    accidents: Annotated[int, typer.Option(min=1, help="Accidents of node, archive, disk and clock.")] = 60,
     messages: Annotated[
-        int, typer.Option(min=0, help="To the server, damaged; 0 leaves it out.")
+        int, typer.Option(min=0, help="Damaged messages sent to the server; 0: skip the server.")
     ] = 1_000_000,
-    clients: Annotated[int, typer.Option(min=3, help="At once: one dead, one slow.")] = 50,
-    minutes: Annotated[float, typer.Option(min=0.1, help="After which no more messages are begun.")] = 10,
-    seed: Annotated[int, typer.Option(help="Of all that is random.")] = 0,
+    clients: Annotated[
+        int, typer.Option(min=3, help="Simultaneous clients, one of them dead, one slow.")
+    ] = 50,
+    minutes: Annotated[
+        float, typer.Option(min=0.1, help="Time after which no new messages are started.")
+    ] = 10,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
 ) -> None:
     """Soak the DICOM node and the MRD server; writes soak-node.json and soak-mrd.json."""
     if studies:

@@ -1,12 +1,12 @@
-"""The DICOM node under all that goes wrong at once: does every image reach the archive, once, and right?
+"""The DICOM node while everything goes wrong at once: does every image reach the archive once, intact?
 
 Scanners of all kinds send studies at once; meanwhile node and archive are killed (SIGKILL) at random, the
 spool's disk fills up and is freed, and the clock jumps. In the end the archive's images are compared with
-those that the same slices give undisturbed: voxels, identity, place.
+those that the same slices give without accidents: voxels, identity, position.
 
-Node, archive (Orthanc, which commits itself to what it stores), senders (dcmtk's storescu, pynetdicom),
+Node, archive (Orthanc, which offers storage commitment), senders (dcmtk's storescu, pynetdicom),
 disk (a tmpfs) are real; the wall clock is the node's own, moved by a library that is loaded before libc.
-Without Orthanc there is nothing to soak, and what else is missing is left out and said so.
+Orthanc is required; if anything else is missing, its part is skipped and reported.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from ..runtime.resolver import SuperResolver
 from ..runtime.system.extras import require
 
 ROOM = 192 << 20  # bytes of the spool's disk beyond those that the node keeps free
-ABANDONED = 120  # seconds: a node killed between its last answer and its farewell waits that long
-PATIENCE = 1800.0  # seconds for the node to get through with all when nothing happens any more
-JUMPS = 10800, -7200, 400 * 86400, -86400, 0  # seconds that the wall clock is off
+ABANDONED = 120  # seconds: a node killed between its last response and the release waits that long
+PATIENCE = 1800.0  # seconds for the node to finish everything once the accidents are over
+JUMPS = 10800, -7200, 400 * 86400, -86400, 0  # seconds by which the wall clock is off
 CLOCK = r"""  // a wall clock that is off by as many seconds as the file named by SOAK_CLOCK says
 #define _GNU_SOURCE
 #include <stdio.h>
@@ -75,7 +75,7 @@ SETTINGS = ["--precision", "fp32", "--threads", "1"]
 
 
 def require_orthanc() -> str:
-    """The archive's program. Raises RunError where it is not installed."""
+    """The archive's program. Raises RunError if it is not installed."""
     found = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin")
     if not found:
         raise RunError("The soak of the DICOM node needs Orthanc (apt-get install orthanc).")
@@ -85,17 +85,17 @@ def require_orthanc() -> str:
 def soak(
     studies: int, senders: int, accidents: int, folder: Path, pause: float = 8.0, seed: int = 0
 ) -> dict[str, Any]:
-    """Send the studies, come what may.
+    """Send the studies while accidents happen.
 
-    accidents: how many, at least; pause: seconds from one to the next, in the mean. The studies are spread
-    over them. Returns the figures; those of `BAD` are 0 if all is well. Raises RunError if the node does not
-    get through.
+    accidents: least number of accidents; pause: mean seconds between them. The studies are spread over that
+    time. Returns the figures; those of `BAD` are 0 if all is well. Raises RunError if the node does not
+    finish.
     """
     start = time.monotonic()
     series = phantoms(studies, folder / "in", seed)
     wanted = undisturbed(folder / "in", folder / "sr")
     hospital = Hospital(folder, [f"SCANNER{n}" for n in range(senders)])
-    idle = 2 * accidents * pause * senders / len(series)  # at most, between two series of a scanner
+    idle = 2 * accidents * pause * senders / len(series)  # longest pause between two series of a scanner
     scanners = [Scanner(f"SCANNER{n}", hospital.node_port, idle, seed + n) for n in range(senders)]
     work = list(series.values())
     turn = threading.Lock()
@@ -120,7 +120,7 @@ def soak(
             happened[kind] += 1
         for sending in sendings:
             sending.result()
-        hospital.wait_for(lambda: not hospital.waiting(), "The node still has series on their way.")
+        hospital.wait_for(lambda: not hospital.waiting(), "The node still has series to send.")
         found = hospital.archived()
         aside = hospital.set_aside()
     return {
@@ -141,7 +141,7 @@ def soak(
 
 
 def compared(wanted: dict[str, str], found: dict[str, list[str]]) -> dict[str, int]:
-    """The figures of `BAD`. Identities by UID, of what an archive has as often as it is there."""
+    """The figures of `BAD`, from identities by UID; an archive's image is listed once per copy."""
     counts = (
         len(wanted.keys() - found.keys()),
         sum(found[uid] != [wanted[uid]] for uid in found.keys() & wanted.keys()),
@@ -150,14 +150,14 @@ def compared(wanted: dict[str, str], found: dict[str, list[str]]) -> dict[str, i
     return dict(zip(BAD, counts, strict=True))
 
 
-# What is sent, and what has to come of it
+# What is sent, and the expected result
 
 
 def phantoms(studies: int, folder: Path, seed: int) -> dict[str, list[Path]]:
-    """MR series of small slices, each of which shows something else; their files by folder.
+    """MR series of small slices, all with different content; their files by folder.
 
     Every third study has two dynamics in its series, every fourth a second series; every fifth has the series
-    UID of the study before it, of another patient, as from a poor anonymiser.
+    UID of the previous study, which is another patient's, as from a poor anonymiser.
     """
     made: dict[str, list[Path]] = {}
     for study in range(studies):
@@ -225,7 +225,7 @@ def _slice(folder: Path, study: int, series: int, uid: int, time_point: int, pla
 
 
 def undisturbed(folder: Path, out: Path) -> dict[str, str]:
-    """What comes of each series if nothing happens to it: SR images by their UID."""
+    """The result of each series without accidents: SR images by their UID."""
     pydicom = require_pydicom()
     found = {}
     with SuperResolver(precision="fp32", threads=1) as resolve:
@@ -241,7 +241,7 @@ def undisturbed(folder: Path, out: Path) -> dict[str, str]:
 
 
 def _identity(dataset: Any) -> str:
-    """What an image shows, whose it is and where it lies."""
+    """An image's patient, series, position and a hash of its voxels, as text."""
     said = [str(dataset.get(name)) for name in ("PatientID", "PatientName", "StudyInstanceUID")]
     said += [str(dataset.SeriesInstanceUID), str([float(v) for v in dataset.ImagePositionPatient])]
     return f"{said} {hashlib.sha256(dataset.PixelData).hexdigest()}"
@@ -252,7 +252,7 @@ def _identity(dataset: Any) -> str:
 
 @dataclass
 class Scanner:
-    """Sends series, and does not rest before the node has said that it has them.
+    """Sends series, again and again until the node has confirmed them.
 
     idle: seconds at most until the next one.
     """
@@ -261,8 +261,8 @@ class Scanner:
     port: int
     idle: float
     seed: int
-    sent: int = 0  # slices that were taken
-    broken: int = 0  # sendings that did not end as they should
+    sent: int = 0  # slices that were accepted
+    broken: int = 0  # associations that did not end properly
 
     def __post_init__(self) -> None:
         self._rng = random.Random(self.seed)
@@ -286,7 +286,7 @@ class Scanner:
             if done < len(part):
                 self.broken += 1
                 time.sleep(self._rng.uniform(0.5, 2))
-                # Some begin again, some go on where they were.
+                # Some start again, some continue where they stopped.
                 left = slices if self._rng.random() < 0.5 else left[done:]
             else:
                 left = left[len(part) :]
@@ -295,7 +295,7 @@ class Scanner:
                 time.sleep(1)
 
     def _send(self, slices: list[Path], end: str = "release") -> int:
-        """How many of the slices the node has, as far as it said so and bade farewell."""
+        """How many slices the node has confirmed in an association that was released."""
         net, pydicom = require("pynetdicom", "dicom"), require_pydicom()
         entity = net.AE(self.title)
         entity.add_requested_context(CLASSIC, pydicom.uid.ExplicitVRLittleEndian)
@@ -305,7 +305,7 @@ class Scanner:
             return 0
         done = 0
         for path in slices:
-            with contextlib.suppress(RuntimeError):  # the link broke meanwhile
+            with contextlib.suppress(RuntimeError):  # the connection broke in the meantime
                 status = link.send_c_store(pydicom.dcmread(path))
                 if status and status.Status == 0:
                     done += 1
@@ -314,7 +314,7 @@ class Scanner:
         with contextlib.suppress(RuntimeError):
             getattr(link, end)()
         self.sent += done
-        # Without a farewell the last slice is sent again: else the node has to wait for it long.
+        # Without a release the last slice is sent again: else the node would wait for it for a long time.
         return done if link.is_released or done < len(slices) else done - 1
 
     def _storescu(self, slices: list[Path]) -> int:
@@ -326,7 +326,7 @@ class Scanner:
         return len(slices)
 
 
-# Who receives, and what befalls them
+# Who receives, and which accidents they have
 
 
 @dataclass
@@ -364,7 +364,7 @@ class Hospital:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """From an empty spool on a disk of its own, where that can be had, to the end."""
+        """Run from an empty spool, on a disk of its own if that is possible, to the end."""
         self._spool.mkdir(parents=True)
         size = FREE + ROOM
         if os.geteuid() == 0:
@@ -384,7 +384,7 @@ class Hospital:
                 subprocess.run(["umount", str(self._spool)], check=False)
 
     def accidents(self) -> dict[str, Callable[[random.Random], None]]:
-        """What can happen here, by name."""
+        """The accidents that are possible on this machine, by name."""
         kinds: dict[str, Callable[[random.Random], None]] = {
             "node killed": self._kill_node,
             "archive killed": self._kill_archive,
@@ -396,14 +396,14 @@ class Hospital:
         return kinds
 
     def left_out(self) -> str:
-        """What could not be tried here, "nothing" or in words."""
+        """The accidents that are not possible on this machine, in words; or "nothing"."""
         missing = [] if self._disk else ["a full disk (needs root, for a tmpfs)"]
         missing += [] if self._library.exists() else ["clock jumps (need cc)"]
         missing += [] if shutil.which("storescu") else ["storescu (needs dcmtk)"]
         return ", ".join(missing) or "nothing"
 
     def waiting(self) -> int:
-        """Series on their way."""
+        """Number of series that the node has not finished."""
         return sum(
             not path.name.startswith(".")
             for place in ("incoming", "work")
@@ -411,7 +411,7 @@ class Hospital:
         )
 
     def set_aside(self) -> int:
-        """Series that came again after they had gone out. Raises RunError if others were set aside."""
+        """Number of series received again after they were sent. Raises RunError for others set aside."""
         reasons = [path.read_text() for path in (self._spool / "quarantine").glob("*/reason.txt")]
         for reason in reasons:
             if "had gone out" not in reason:
@@ -419,7 +419,7 @@ class Hospital:
         return len(reasons)
 
     def archived(self) -> dict[str, list[str]]:
-        """The archive's images by SOPInstanceUID, each as often as it is there."""
+        """The identities of the archive's images by SOPInstanceUID, one per copy."""
         pydicom = require_pydicom()
         found: dict[str, list[str]] = {}
         for key in json.loads(self._ask("/instances")):
@@ -451,7 +451,7 @@ class Hospital:
         self._start_archive()
 
     def _fill(self, rng: random.Random) -> None:
-        """Below what the node keeps free, or to the last byte."""
+        """Fill the disk to less than the node keeps free, or to the last byte."""
         filler = self._spool / "filler"
         with open(filler, "wb") as file:
             free = shutil.disk_usage(self._spool).free
@@ -492,7 +492,7 @@ class Hospital:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 5):
                 return
             if process.poll() is not None or time.monotonic() > deadline:
-                raise RunError(f"A process does not start. {self._last_words()}")
+                raise RunError(f"A process did not start. {self._last_words()}")
             time.sleep(0.05)
 
     def _last_words(self) -> str:

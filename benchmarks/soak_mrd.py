@@ -1,12 +1,12 @@
-"""The MRD server under damaged messages: do the scanner's own images come back, and is everybody served?
+"""The MRD server under damaged messages: do the scanner's own images come back, and is every client served?
 
-Many clients at once send streams of small images whose messages are damaged at random: bits flipped,
-lengths that lie, messages cut, doubled, left out, attributes that are not XML. One client is dead (it sends
-half an image and nothing more), one is slow (it takes a few bytes at a time), and some send sound streams,
-whose SR images have to be the same bit by bit as those of the first. The server is a process of its own.
+Many clients at once send streams of small images whose messages are damaged at random: bits flipped, lengths
+that lie, messages cut, doubled, left out, attributes that are not XML. One client is dead (it sends half an
+image and nothing more), one is slow (it takes a few bytes at a time), and some send intact streams, whose SR
+images must equal those of the first one bit for bit. The server is a process of its own.
 
-Every image whose message kept its framing has to come back byte by byte, and each stream has to end with the
-close message. After the soak the server holds no memory for anybody.
+Every image whose message kept its framing must come back byte for byte, and every stream must end with the
+close message. After the soak the server must hold no memory for any client.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ import numpy as np
 from ..runtime.errors import RunError
 from ..runtime.mrd import messages as mrd
 
-IMAGES = 40  # of a stream, about
+IMAGES = 40  # per stream, about
 SHAPE = 12, 10  # rows, columns
-SOUND = 0.02  # share of streams that are whole, and are compared
-PAUSE = 600.0  # seconds that a client waits for the server: others have work for it, and so may the machine
-SERIES = 900  # of an image of its own behind damage that hides where the next message begins
+SOUND = 0.02  # share of streams that are intact, and are compared
+PAUSE = 600.0  # seconds that a client waits for the server, which is busy with others on a busy machine
+SERIES = 900  # of an image that follows damage to the framing
 LIMITS = ["--max-connections", "100", "--max-memory", "512", "--max-message", "8", "--idle-timeout", "300"]
 
 
 def soak(messages: int, clients: int, seconds: float, seed: int = 0) -> dict[str, Any]:
-    """Send so many messages, or for so long. Returns the figures; those of `BAD` are 0 if all is well."""
+    """Send this many messages, or for this long. Returns the figures; those of `BAD` are 0 if all is well."""
     start = time.monotonic()
     with serving() as server:
         counts = Counts(messages, start + seconds)
         whole = stream(random.Random(seed), 0)
         wanted = _sr_images(talk(server.address, b"".join(whole.parts)))
         if len(wanted) != 2 * len(whole.images):
-            raise RunError("The server did not restore a sound stream.")
+            raise RunError("The server did not restore an intact stream.")
         stop, peak = threading.Event(), 0
         with ThreadPoolExecutor(clients) as pool:
             others = [
@@ -98,7 +98,7 @@ BAD = (
 
 @dataclass
 class Counts:
-    """What has been sent so far, and what is still to be."""
+    """Counts what has been sent and what is left."""
 
     messages: int
     deadline: float
@@ -118,8 +118,8 @@ class Counts:
 
 @dataclass(frozen=True)
 class Stream:
-    """Messages in order. images: those of images that have to come back. framed: whether every message's
-    length is what it says, so that all have to."""
+    """Messages in order. images: the image messages that must come back. framed: whether every message has
+    the length that it declares, so that all must come back."""
 
     parts: list[bytes]
     images: list[bytes]
@@ -128,7 +128,7 @@ class Stream:
 
 
 def stream(rng: random.Random, series: int) -> Stream:
-    """A sound stream: configuration, header, slices, physiology, raw data, close."""
+    """An intact stream: configuration, header, slices, physiology, raw data, close."""
     images = [_image(rng, place, series + 1) for place in range(IMAGES)]
     parts = [struct.pack("<H1024s", mrd.CONFIG_NAME, b"udean"), _text(mrd.HEADER, b"<ismrmrdHeader/>")]
     for number, image in enumerate(images):
@@ -143,7 +143,7 @@ def stream(rng: random.Random, series: int) -> Stream:
 
 
 def damaged(rng: random.Random, series: int) -> Stream:
-    """A stream of which some messages are damaged, most of them inside."""
+    """A stream with some damaged messages, most of them damaged in their contents."""
     sound = stream(rng, series)
     parts, images, count, framed = [], [], 0, True
     unframed = rng.random() < 0.1
@@ -202,7 +202,7 @@ def _acquisition(rng: random.Random) -> bytes:
 
 
 def _changed(rng: random.Random, message: bytes, kind: str) -> list[bytes]:
-    """An image with other contents, and lengths that fit them; twice, or not at all."""
+    """An image with changed contents and matching lengths; or twice, or not at all."""
     header = np.frombuffer(message[2:200], mrd.HEADER_DTYPE)[0].copy()
     pixels = message[208:]
     if kind == "again":
@@ -228,7 +228,7 @@ def _changed(rng: random.Random, message: bytes, kind: str) -> list[bytes]:
             xml = bytes(spoilt)
         return [_packed(header, xml, pixels)]
     data = bytearray(message)
-    for _ in range(rng.randint(1, 6)):  # any bit but of what the length follows from
+    for _ in range(rng.randint(1, 6)):  # any bit that does not change the length
         at = rng.choice([2, 3, *range(6, 18), *range(24, 36), *range(38, 196)])
         data[at] ^= 1 << rng.randrange(8)
     if rng.random() < 0.3:
@@ -238,7 +238,7 @@ def _changed(rng: random.Random, message: bytes, kind: str) -> list[bytes]:
 
 
 def _changed_other(rng: random.Random, message: bytes, kind: str) -> list[bytes]:
-    """A message that is no image, changed where its length does not hang on it."""
+    """A message that is not an image, changed without changing its length."""
     if kind == "again":
         return [message, message]
     if kind == "left out":
@@ -249,7 +249,7 @@ def _changed_other(rng: random.Random, message: bytes, kind: str) -> list[bytes]
 
 
 def _noise(rng: random.Random, image: bytes) -> bytes:
-    """What breaks the framing: no message at all, one that was cut, or one whose lengths lie."""
+    """Something that breaks the framing: random bytes, a truncated message, or one with wrong lengths."""
     kind = rng.choice(("unknown", "cut", "matrix", "attributes", "text"))
     if kind == "unknown":
         return struct.pack("<H", rng.choice([0, 2, *range(6, 1000), 1009, 1023, 65535])) + rng.randbytes(200)
@@ -314,7 +314,7 @@ def _client(address: tuple[str, int], counts: Counts, seed: int, whole: Stream, 
 
 
 def lost(images: list[bytes], back: bytes) -> int:
-    """How many images are not there byte by byte, as often as they were sent and in their order."""
+    """How many images did not come back byte for byte, as often as sent and in order."""
     place, missing = 0, 0
     for image in images:
         found = back.find(image, place)
@@ -324,7 +324,7 @@ def lost(images: list[bytes], back: bytes) -> int:
 
 
 def _sr_images(back: bytes) -> list[bytes]:
-    """The images of a sound stream's answer that are of a series of its own."""
+    """The images of an intact stream's answer that belong to the SR series."""
     found, place = [], 0
     while place + 2 <= len(back):
         (kind,) = struct.unpack_from("<H", back, place)
@@ -359,7 +359,7 @@ def answer(address: tuple[str, int], sent: Stream) -> tuple[bytes, bool]:
 
 
 def talk(address: tuple[str, int], data: bytes, finish: bool = False) -> bytes:
-    """Send all while reading all; what came back. finish: say that no more will come."""
+    """Send everything while reading; returns what came back. finish: close the sending side."""
     back = bytearray()
     with contextlib.suppress(OSError), socket.create_connection(address, PAUSE) as link:
         sender = threading.Thread(target=_send, args=(link, data, finish))
@@ -378,7 +378,7 @@ def _send(link: socket.socket, data: bytes, finish: bool) -> None:
 
 
 def _dead(address: tuple[str, int], whole: Stream, stop: threading.Event) -> None:
-    """Connects, sends half an image, and is never heard of again; another takes its place."""
+    """Connects, sends half an image and then nothing; another one then takes its place."""
     while not stop.is_set():
         with contextlib.suppress(OSError), socket.create_connection(address, PAUSE) as link:
             link.sendall(b"".join(whole.parts[:5]) + whole.images[0][:100])
@@ -386,7 +386,7 @@ def _dead(address: tuple[str, int], whole: Stream, stop: threading.Event) -> Non
 
 
 def _slow(address: tuple[str, int], whole: Stream, stop: threading.Event, counts: Counts) -> None:
-    """Sends and takes a little at a time, and gets all the same what everybody gets."""
+    """Sends and reads a little at a time, and must still get the same as everybody."""
     data = b"".join(whole.parts)
     while not stop.is_set():
         back = bytearray()
@@ -413,7 +413,7 @@ class Running:
     watch: int
 
     def held(self) -> int:
-        """Bytes held for clients, when all have gone."""
+        """Bytes held for clients after all have disconnected."""
         url, deadline = f"http://127.0.0.1:{self.watch}/metrics", time.monotonic() + PAUSE
         while True:
             with urllib.request.urlopen(url, timeout=PAUSE) as answer:
@@ -443,7 +443,7 @@ def serving() -> Iterator[Running]:
         said = "".join(server.stdout.readline() for _ in range(3))
         ports = re.findall(r"127\.0\.0\.1:(\d+)", said)
         if len(ports) != 2:
-            raise RunError("The server does not start.")
+            raise RunError("The server did not start.")
         yield Running(server, ("127.0.0.1", int(ports[1])), int(ports[0]))
     finally:
         server.kill()

@@ -3,10 +3,10 @@
     python -m udean.benchmarks.through_plane SCAN ... [--factors 3,4,5] [--size 96]
 
 The middle of each isotropic scan gets lesions, is cut into thick slices (factor, slice profile, noise), and
-is brought back to its own spacing as `udean-run --to` does it: nothing is told about the profile. Nearest,
-linear and cubic B-spline interpolation and zero-filled sinc stand beside. Of each: dB in tissue, SSIM, the
-share of the lesions' contrast that is left, and steps at slice edges (1 is the truth's). No figure depends on
-the machine's speed.
+is brought back to its own spacing as `udean-run --to` does it, without being told the profile, beside
+nearest, linear and cubic B-spline interpolation and zero-filled sinc. Figures: dB in tissue, SSIM, the share
+of the lesions' contrast that is left, and steps at slice edges (1 is the truth's). No figure depends on the
+machine's speed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from . import common
 Volume = NDArray[np.float32]
 SHAPES: tuple[Shape, ...] = ("gaussian", "box", "slr")
 NOISES = 0.0, 0.02  # of the 99.9th percentile
-LESIONS = 10  # dark and bright in turn, 2 to 4 voxels of radius
+LESIONS = 10  # alternately dark and bright, with a radius of 2 to 4 voxels
 CONTRAST = 0.25
 
 
@@ -109,7 +109,7 @@ def case(head: tuple[Volume, NDArray[np.int32]], thick: Thick, resolve: SuperRes
     for name, result in results.items():
         assert result.shape == truth.shape
         out[f"{name} dB"] = psnr(result[tissue], truth[tissue], 1.0)
-        if name in ("sr", "b-spline"):  # it takes longer than all else
+        if name in ("sr", "b-spline"):  # it takes longer than everything else
             out[f"{name} SSIM"] = ssim(result, truth, 1.0)
         out[f"{name} lesions"] = contrast(result, truth, lesions[:, :, :size])
         out[f"{name} steps"] = steps(result, near, tissue) / steps(truth, near, tissue)
@@ -121,7 +121,7 @@ def case(head: tuple[Volume, NDArray[np.int32]], thick: Thick, resolve: SuperRes
 
 
 def contrast(result: Volume, truth: Volume, lesions: NDArray[np.int32]) -> float:
-    """The mean share of the lesions' contrast to what surrounds them that a result has of the truth's."""
+    """Mean contrast of the lesions to their surroundings, as a share of the truth's."""
     shares = []
     for number in np.unique(lesions)[1:]:
         inside = lesions == number
@@ -135,7 +135,7 @@ def contrast(result: Volume, truth: Volume, lesions: NDArray[np.int32]) -> float
 
 
 def steps(volume: Volume, near: NDArray[np.intp], tissue: NDArray[np.bool_]) -> float:
-    """The mean step between planes where the nearest slice changes, over that between all planes."""
+    """The mean step between planes with different nearest slices, over that between all planes."""
     change = np.abs(np.diff(volume, axis=2))
     both = tissue[:, :, 1:] & tissue[:, :, :-1]
     edge = np.broadcast_to(np.diff(near) > 0, change.shape)
@@ -143,7 +143,7 @@ def steps(volume: Volume, near: NDArray[np.intp], tissue: NDArray[np.bool_]) -> 
 
 
 def sinc_weights(size: int, places: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Zero-filled sinc interpolation, of samples that go on as their mirror image: by cosines, (n, size)."""
+    """Zero-filled sinc interpolation, of samples continued by their mirror image: by cosines, (n, size)."""
     waves = np.arange(size)
     here = np.cos(np.pi * np.outer(np.arange(size) + 0.5, waves) / size)
     there = np.cos(np.pi * np.outer(np.clip(places, -0.5, size - 0.5) + 0.5, waves) / size)

@@ -28,7 +28,7 @@ MODEL = Path(__file__).parents[1] / "runtime" / "models" / "through-plane.onnx"
 def main(
     run: Annotated[Path, typer.Argument(help="Folder of the training.")],
     out: Annotated[Path, typer.Option(help="The ONNX model.")] = MODEL,
-    trained_on: Annotated[str, typer.Option(help="What the card says of the scans.")] = "",
+    trained_on: Annotated[str, typer.Option(help="The scans in words, for the card.")] = "",
 ) -> None:
     """Export the averaged weights of RUN with their card."""
     kept = torch.load(run / NAME, weights_only=True)

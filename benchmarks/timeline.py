@@ -27,7 +27,7 @@ from ..runtime.system.files import atomic
 from . import common
 from .curves import small_png
 
-STARTING = ("load", "warm-up")  # once a process, not once a scan
+STARTING = ("load", "warm-up")  # once per process, not once per scan
 COLOURS = {
     "load": "tab:gray",
     "warm-up": "tab:brown",
@@ -87,7 +87,7 @@ def main(
 
 
 def read(path: Path) -> list[Event]:
-    """The complete events of a Chrome trace. Raises RunError if it is none of ours."""
+    """The complete events of a Chrome trace. Raises RunError if it is not one of ours."""
     try:
         found = json.loads(path.read_bytes())["traceEvents"]
         lanes = {e["tid"]: e["args"]["name"] for e in found if e["name"] == "thread_name"}
@@ -103,7 +103,7 @@ def read(path: Path) -> list[Event]:
 
 
 def stages(events: list[Event]) -> dict[str, float]:
-    """Seconds of each stage once the engine was ready, and from first to last of them."""
+    """Seconds of each stage once the engine was ready, and the time from their start to their end."""
     found: dict[str, float] = collections.defaultdict(float)
     after = [e for e in events if e.stage not in STARTING]
     for event in after:

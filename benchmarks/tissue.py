@@ -1,4 +1,4 @@
-"""What a model does in the tissue of whole heads: the part of `benchmarks.quality` that air cannot flatter.
+"""How good a model is in the tissue of whole heads: the part of `benchmarks.quality` that air cannot flatter.
 
 Colin27 with its skull and a macaque (both in Debian's mricron-data), the ICBM152 T1 and any folder of HR
 scans, halved in k-space along every axis, without noise and with 2 % of it. None of them is trained on.
@@ -31,7 +31,7 @@ NOISE = {"no noise": 0.0, "noise 2 %": 0.02}
 FOLDER = "UDEAN_MRICRON"  # environment variable: where mricron-data's templates are
 PLACES = ("/usr/share/mricron/templates",)
 FILES = {"Colin27": "ch2.nii.gz", "macaque": "inia19-t1-brain.nii.gz"}
-RANGE = 2500.0  # of what is restored, as scanners store it
+RANGE = 2500.0  # of the volume to restore, as scanners store it
 TITLES = {
     "psnr_tissue": "tissue dB",
     "psnr_air": "air dB",
@@ -43,7 +43,7 @@ TITLES = {
 
 
 def heads(more: Path | None = None) -> Iterator[tuple[str, Callable[[], Volume]]]:
-    """Names of heads and what reads them. more: a file or folder of the user's HR scans.
+    """Names of heads and the functions that read them. more: a file or folder of the user's HR scans.
 
     Raises RunError if mricron-data is not there.
     """
@@ -64,7 +64,7 @@ def measure(hr: Volume, restorers: Mapping[str, Restore]) -> dict[str, dict[str,
     methods |= restorers
     table: dict[str, dict[str, dict[str, float]]] = {}
     for condition, noise in NOISE.items():
-        # Digitised as scanners do it; the same noise with lesions and without.
+        # Digitised as by scanners; the noise is the same with and without lesions.
         lr, ill = (
             np.rint(kspace.acquire(v.astype(np.float32), kspace.Acquisition(SCALE, noise=noise)))
             for v in (hr, hr + added)
@@ -81,7 +81,7 @@ def measure(hr: Volume, restorers: Mapping[str, Restore]) -> dict[str, dict[str,
 
 
 def gain(rows: dict[str, dict[str, float]], method: str = "sr") -> float:
-    """What SR is better in tissue than the better interpolation, in dB."""
+    """Gain of SR in tissue over the better interpolation, in dB."""
     return rows[method]["tissue dB"] - max(rows[name]["tissue dB"] for name in INTERPOLATIONS)
 
 
@@ -102,7 +102,7 @@ def _templates() -> Path:
 
 
 def head(path: Path) -> Volume:
-    """An HR scan, float32, cropped to what can be halved, in the range of scanners."""
+    """An HR scan, float32, cropped so that it can be halved, in the range of scanners."""
     image: Any = nib.load(path)  # pyright: ignore[reportPrivateImportUsage]
     return _scaled(np.maximum(np.asarray(image.dataobj, np.float32), 0))
 

@@ -2,8 +2,9 @@
 
     python -m udean.benchmarks.training_speed --preset compact --steps 100
 
-Every variant takes the same steps on the same slabs in a process of its own; the yardstick is plain eager
-float32 with contiguous images. The losses of all are reported and drawn, so that speed cannot hide harm.
+Every variant takes the same steps on the same slabs in a process of its own; the baseline is plain eager
+float32 with contiguous images. All losses are reported and drawn, so that a faster variant cannot hide a
+worse training.
 """
 
 from __future__ import annotations
@@ -63,15 +64,19 @@ def main(
     preset: Annotated[str, typer.Option(help="paper or compact.")] = "compact",
     method: Annotated[str, typer.Option(help="Which method's step.")] = "udean",
     steps: Annotated[int, typer.Option(min=2, help="Timed steps.")] = 20,
-    warmup: Annotated[int, typer.Option(min=1, help="Steps before; compiling takes place here.")] = 5,
-    batch: Annotated[int | None, typer.Option(help="LR patches a step, by default the preset's.")] = None,
+    warmup: Annotated[
+        int, typer.Option(min=1, help="Steps before timing; compilation takes place here.")
+    ] = 5,
+    batch: Annotated[int | None, typer.Option(help="LR patches per step; default: the preset's.")] = None,
     compiled: Annotated[bool, typer.Option("--compiled/--no-compiled", help="torch.compile too.")] = True,
     out: Annotated[Path, typer.Option(help="Folder for the result.")] = common.RESULTS,
 ) -> None:
     """Time a training step in every variant; writes training-speed-….json."""
     variants = [v for v in VARIANTS if compiled or not v.compile]
     results = []
-    context = multiprocessing.get_context("spawn")  # a process each: peak memory is a process's
+    context = multiprocessing.get_context(
+        "spawn"
+    )  # one process each, because peak memory is counted per process
     for variant in variants:
         with context.Pool(1) as pool:
             results.append(pool.apply(measure, (variant, preset, method, batch, steps, warmup)))
@@ -123,7 +128,7 @@ def measure(
         start = time.perf_counter()
         drawn = to_batch(slabs, step, config, fabric)
         values = take_step(fabric, method, players, drawn, config.schedule.learning_rate)
-        times.append(time.perf_counter() - start)  # reading the losses has waited for the device
+        times.append(time.perf_counter() - start)  # reading the losses waited for the device
         losses.append(sum(value for name, value in values.items() if not name.startswith("d_")))
     if fabric.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated() / 2**20

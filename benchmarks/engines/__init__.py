@@ -1,1 +1,1 @@
-"""`udean-bench`: what each engine gives on this machine, against the PyTorch path."""
+"""`udean-bench`: how fast each engine is on this machine, against the PyTorch path."""

@@ -1,8 +1,8 @@
-"""`udean-bench`: what does each engine give on this machine, against PyTorch as a careful user runs it?
+"""`udean-bench`: how fast is each engine on this machine, against PyTorch as a careful user runs it?
 
-The yardstick is the same network in eager float32 PyTorch behind MONAI's sliding window (peers/monai.py),
-with as many windows as ours, and by default in the same places. contest.py says who takes part and what a
-figure is, roofline.py how near each comes to what the machine can do.
+The baseline is the same network in eager float32 PyTorch behind MONAI's sliding window (peers/monai.py), with
+as many windows as ours, and by default in the same places. contest.py defines the contenders and the figures,
+roofline.py how close each comes to the machine's limits.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from .contest import PATH, WIDE, Contest, Models, Row, SpeedUp, agree, contender
 from .peers import monai
 
 QUICK, FULL = (112, 112, 9), (160, 160, 129)  # LR voxels, before they are fitted to the windows
-BUSY = 0.25  # processes that want each core before anything is measured, from which it is not quiet
-ENOUGH = 5  # turns: four leave one chance in eight that the median lies outside of their range
+BUSY = 0.25  # waiting processes per core, before anything is measured, from which the machine counts as busy
+ENOUGH = 5  # turns: with four, the median lies outside their range with a probability of one in eight
 
 
 def bench(
@@ -46,33 +46,40 @@ def bench(
         typer.Option(help="embedded; paper or compact: that size, untrained; or a checkpoint."),
     ] = "embedded",
     shape: Annotated[
-        str | None, typer.Option(help="LR rows,columns,slices. (default: where both sides' windows coincide)")
+        str | None,
+        typer.Option(help="LR rows,columns,slices. (default: such that both sides' windows coincide)"),
     ] = None,
-    overlap: Annotated[float, typer.Option(min=0.0, max=0.95, help="Least share of a window.")] = OVERLAP,
+    overlap: Annotated[
+        float, typer.Option(min=0.0, max=0.95, help="Least overlap, as a share of a window.")
+    ] = OVERLAP,
     window: Annotated[
-        str | None, typer.Option(help="64x64, of both sides alike. (default: as the network was trained)")
+        str | None, typer.Option(help="64x64, for both sides. (default: as the network was trained)")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="(default: all cores)")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Turns after the warm-up; 5 or more to conclude.")] = 5,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Turns after the warm-up; at least 5 for a conclusion.")
+    ] = 5,
     engine: Annotated[
         list[str] | None, typer.Option(help="Only rows whose name contains this; repeatable.")
     ] = None,
-    peers: Annotated[bool, typer.Option("--peers", help="Buffered MONAI and TorchIO too.")] = False,
+    peers: Annotated[bool, typer.Option("--peers", help="Also measure buffered MONAI and TorchIO.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="A small volume, nothing compiled.")] = False,
     compile_limit: Annotated[float, typer.Option(help="Seconds that torch.compile may take.")] = 300,
     commands: Annotated[
         int | None, typer.Option(min=0, help="Whole commands a row, file to file. (default: 3; quick: 1)")
     ] = None,
-    scans: Annotated[int, typer.Option(min=1, help="Measure whole commands on so many scans, too.")] = 1,
+    scans: Annotated[int, typer.Option(min=1, help="Also measure whole commands on this many scans.")] = 1,
     json_path: Annotated[
-        Path | None, typer.Option("--json", help="Write the result. Of these three each may be a folder.")
+        Path | None, typer.Option("--json", help="Write the result as JSON; a file or a folder.")
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a page that needs nothing besides itself.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Write the roofline as PNG.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a self-contained HTML page; a file or a folder.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write the roofline as PNG; a file or a folder.")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    """Measure every engine that is here against the PyTorch path, on this machine, in turn."""
+    """Measure every installed engine against the PyTorch path, on this machine, in alternation."""
     load, cores = machine.load(), common.cores()
     gpu, asked = _gpu(device), _numbers(shape, 3, "160,160,129") if shape else None
     where, threads = f"cuda:{gpu.index}" if gpu else "cpu", threads or cores
@@ -143,7 +150,7 @@ def bench(
         "rows": [row.as_dict() for row in rows],
         "warnings": warnings(rows, windows, load / cores, repeats),
     }
-    if json_path:  # before all that could fail
+    if json_path:  # before anything else can fail
         write_json(_into(json_path, document, ".json"), document)
     _show(document)
     if not (plot or html):
@@ -163,16 +170,16 @@ def bench(
 
 
 def warnings(rows: Sequence[Row], windows: dict[str, Any], load: float, repeats: int) -> list[str]:
-    """What a reader must know before he concludes. load: processes that wanted each core beforehand."""
+    """What a reader must know before drawing conclusions. load: waiting processes per core beforehand."""
     found = []
     if load > BUSY:
         found.append(f"The machine was busy before anything was measured ({load:.1f} processes a core).")
     if repeats < ENOUGH:
-        found.append(f"{repeats} turns are too few to conclude: use --repeats {ENOUGH} or more.")
+        found.append(f"{repeats} turns are too few for a conclusion: use --repeats {ENOUGH} or more.")
     if not windows["same_places"]:
         found.append(
-            "MONAI lays its windows elsewhere in this shape, so that each voxel is a mean of others: compare "
-            "path_psnr in a shape where they coincide (leave out --shape)."
+            "MONAI places its windows elsewhere in this shape, so voxels average other windows: compare "
+            "path_psnr in a shape in which they coincide (leave out --shape)."
         )
     alike = {row.name for row in rows if not row.contender.as_run}
     unequal = {
@@ -203,12 +210,12 @@ def _numbers(text: str, count: int, form: str) -> Any:
     except ValueError:
         found = ()
     if len(found) != count or min(found) < 1:
-        raise RunError(f"'{text}' is not of the form {form}, at least one voxel along each axis.")
+        raise RunError(f"'{text}' is not of the form {form}, with at least one voxel along each axis.")
     return found
 
 
 def _gpu(device: str) -> Gpu | None:
-    """The GPU asked for, or, for "auto", that there is."""
+    """The requested GPU or, for "auto", the one that is present, if any."""
     if device == "cpu":
         return None
     name, _, number = device.partition(":")
@@ -230,7 +237,7 @@ def _models(model: str, folder: Path, gpu: Gpu | None) -> Models:
     elif Path(model).is_file():
         files = common.trained(Path(model), folder)
     else:
-        raise RunError(f"The model '{model}' is neither embedded, paper, compact, nor a checkpoint's file.")
+        raise RunError(f"The model '{model}' is not embedded, paper, compact, or a checkpoint file.")
     checkpoint, full, half = files
     card = read(full)[1]
     plan = half.with_suffix(".plan")  # absent: its row will say so
@@ -248,7 +255,7 @@ def _models(model: str, folder: Path, gpu: Gpu | None) -> Models:
 
 
 def _roofs(device: str, threads: int) -> roofline.Roofs:
-    """In a process of its own, whose threads then do not stay."""
+    """Measure the roofs in a process of their own, so that no threads stay behind."""
     command = [sys.executable, "-m", roofline.__name__, "--device", device, "--threads", str(threads)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -257,7 +264,7 @@ def _roofs(device: str, threads: int) -> roofline.Roofs:
 
 
 def _places(plan: Tiling) -> dict[str, Any]:
-    """How many windows MONAI lays, and whether in the same places."""
+    """How many windows MONAI places, and whether in the same positions."""
     theirs = monai.starts(plan)
     ours = [axis.starts for axis in (plan.rows, plan.columns, plan.slices)]
     count = 1
@@ -267,7 +274,7 @@ def _places(plan: Tiling) -> dict[str, Any]:
 
 
 def _graphs(models: Models) -> dict[bool, onnx.ModelProto]:
-    """What the runtime runs (True), and whoever runs the network as it was trained."""
+    """The graph that the runtime runs (True), and the network as it was trained (False)."""
     network, card = checkpoint.load_generator(models.checkpoint)
     return {True: onnx.load(models.full), False: to_onnx(network, card.slab[0], half=False)}
 
@@ -275,7 +282,7 @@ def _graphs(models: Models) -> dict[bool, onnx.ModelProto]:
 def _place(
     rows: Sequence[Row], roofs: roofline.Roofs, layers: Mapping[str, Sequence[roofline.Layer]]
 ) -> None:
-    """Operations per second in the network, and the share of what the machine can do."""
+    """Operations per second in the network, and as a share of the machine's limit."""
     for row in rows:
         precision, own = row.contender.precision, layers[row.name]
         rate = sum(layer.flop for layer in own) * row.windows / statistics.median(row.networks)
@@ -288,7 +295,7 @@ def _place(
 
 
 def _into(path: Path, document: dict[str, Any], suffix: str) -> Path:
-    """The file, or, of a folder, one in it that is named for model, shape and device."""
+    """The file or, for a folder, a file in it named after model, shape and device."""
     if path.suffix:
         return path
     device = document["device"]
@@ -300,7 +307,7 @@ def _into(path: Path, document: dict[str, Any], suffix: str) -> Path:
 
 
 def _show(document: dict[str, Any]) -> None:
-    """The table, what it was measured on, and what to beware of."""
+    """Print the table, its circumstances, and warnings."""
     console = Console()
     if not console.is_terminal:  # a file or a log has room
         console = Console(width=160)

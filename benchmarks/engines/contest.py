@@ -29,9 +29,9 @@ from .. import common
 from . import machine
 from .worker import Contender, Failed, Worker
 
-PATH = "PyTorch path fp32"  # the yardstick's row
-WIDE = 0.2  # spread of a speed-up, over its median, from which it says little
-OPENING = 900.0  # seconds that opening an engine may take, and the first volume
+PATH = "PyTorch path fp32"  # the baseline's row
+WIDE = 0.2  # spread of a speed-up, over its median, above which it means little
+OPENING = 900.0  # seconds allowed for opening an engine and resolving the first volume
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Models:
 
 @dataclass(frozen=True)
 class SpeedUp:
-    """Ratios of one turn each: the median, and the least and largest.
+    """Ratios, one per turn: their median, least and largest.
 
-    Between these two lies the true median with probability 1 - 2^(1 - n) for n turns: 94 % for 5.
+    The true median lies between the last two with probability 1 - 2^(1 - n) for n turns: 94 % for 5.
     """
 
     median: float
@@ -59,27 +59,27 @@ class SpeedUp:
 
     @classmethod
     def of(cls, path: Sequence[float], ours: Sequence[float]) -> SpeedUp:
-        """Of the seconds of both, turn by turn."""
+        """From the seconds of both, turn by turn."""
         ratios = [p / o for p, o in zip(path, ours, strict=True)]
         return cls(statistics.median(ratios), min(ratios), max(ratios))
 
     @property
     def doubt(self) -> str:
-        """Why nothing can be concluded; empty where something can."""
+        """Why no conclusion is possible; empty if one is."""
         between = f"{self.low:.2f} to {self.high:.2f} times as fast as the PyTorch path"
         if (self.high - self.low) / self.median > WIDE:
             return f"{between}: too wide to conclude; close other programs, or use more --repeats."
         if self.low < 1 < self.high:
-            return f"{between}: no difference can be told."
+            return f"{between}: no difference can be shown."
         return ""
 
 
 @dataclass
 class Row:
-    """A contender and what was measured. failed: why there is nothing. Seconds: one of each turn.
+    """A contender and its measurements. failed: why there are none. Seconds: one value per turn.
 
-    window: rows and columns of one. windows: how many the network saw. figures: the rest, by the names in the
-    JSON.
+    window: rows and columns of one window. windows: how many the network processed. figures: the rest, under
+    their names in the JSON.
     """
 
     contender: Contender
@@ -129,7 +129,7 @@ def contenders(
     peers: bool,
     window: tuple[int, int],
 ) -> list[Contender]:
-    """The rows, the yardstick first."""
+    """The rows, the baseline first."""
     cuda, low = device != "cpu", "bf16" if device == "cpu" else "fp16"
     common_fields: dict[str, Any] = {
         "device": device,
@@ -170,7 +170,7 @@ def contenders(
 
 
 def fitting(near: tuple[int, int, int], card: ModelCard, overlap: float) -> tuple[int, int, int]:
-    """The shape nearest to one where MONAI's windows and ours coincide: whole steps, none shifted."""
+    """The nearest shape in which MONAI's windows and ours coincide: whole steps, none shifted."""
     sizes = []
     for size, window in zip(near, (*card.window, card.slab[0]), strict=True):
         step = max(1, int(window * (1 - overlap) + 1e-9))
@@ -179,7 +179,7 @@ def fitting(near: tuple[int, int, int], card: ModelCard, overlap: float) -> tupl
 
 
 class Contest:
-    """Opens every row's process, lets all resolve the volume in turn, and measures what they made."""
+    """Opens every row's process, lets all resolve the volume in turn, and measures the results."""
 
     def __init__(
         self, rows: Sequence[Row], volume: NDArray[Any], folder: Path, gpu: Gpu | None, compile_limit: float
@@ -195,7 +195,7 @@ class Contest:
         return self._gpu.mhz if self._gpu else []
 
     def run(self, turns: int, tell: Callable[[str], None]) -> None:
-        """tell: what is done, `turns` + 1 times a row. Raises Failed if the yardstick does."""
+        """tell: hears of progress, `turns` + 1 times per row. Raises Failed if the baseline does."""
         workers: dict[str, Worker] = {}
         try:
             for row in self.rows:
@@ -216,7 +216,7 @@ class Contest:
     def _open(self, row: Row, workers: dict[str, Worker], tell: Callable[[str], None]) -> None:
         tell(f"Opening {row.name}")
         who = row.contender
-        if who.compiled:  # a batch size that was right without it spares a compilation for each
+        if who.compiled:  # reusing the best uncompiled batch size avoids compiling each size
             who = row.contender = dataclasses.replace(who, batch=self.rows[0].batch)
         try:
             if who.precision == "bf16" and not processor_has_bf16():
@@ -242,7 +242,7 @@ class Contest:
 
     def _fail(self, row: Row, error: Failed, workers: dict[str, Worker]) -> None:
         if row is self.rows[0]:
-            raise Failed(f"The yardstick, {row.name}, cannot be measured: {error}") from error
+            raise Failed(f"The baseline, {row.name}, cannot be measured: {error}") from error
         row.failed = str(error)
         if worker := workers.pop(row.name, None):
             worker.close()
@@ -265,7 +265,7 @@ class Contest:
             row.figures["host_mb_over_ready"] = round((memory["peak"] - memory["ready"]) / 1e6, 1)
             if self._gpu and (peak := self._gpu.peak(row.name)) is not None:
                 row.figures["device_mb"] = round(peak / 1e6, 1)
-            # The runtime gives magnitudes no negative voxels; hold the others to the same.
+            # The runtime yields no negative voxels for magnitudes; clip the others likewise.
             results[row.name] = np.maximum(worker.save(self._folder / f"sr-{place}.npy"), 0)
         full = [r for r in self.rows if r.name in results and r.contender.precision == "fp32"]
         exact = next((row for row in full if row.ours and not row.contender.as_run), path)
@@ -278,7 +278,7 @@ class Contest:
 
 
 def _deviation(found: NDArray[Any], wanted: NDArray[Any]) -> dict[str, float | None]:
-    """PSNR in dB, None where nothing differs, and the largest error over the wanted range."""
+    """PSNR in dB (None if nothing differs), and the largest error over the wanted range."""
     measured = common.deviation(found, wanted)
     return {
         "psnr": None if measured["psnr"] == float("inf") else measured["psnr"],
@@ -287,9 +287,9 @@ def _deviation(found: NDArray[Any], wanted: NDArray[Any]) -> dict[str, float | N
 
 
 def agree(models: Models, device: str, overlap: float) -> dict[str, Any]:
-    """Do MONAI and the runtime agree, in float32, where windows coincide? Two windows along each axis.
+    """Do MONAI and the runtime agree, in float32, if windows coincide? Two windows along each axis.
 
-    "own_weights": MONAI's gaussian. "same_weights": ours, by its `process_fn`: what is left is rounding.
+    "own_weights": MONAI's gaussian. "same_weights": ours, through its `process_fn`: only rounding remains.
     """
     from .peers.monai import MonaiPath
     from .peers.network import TorchNetwork
@@ -314,9 +314,9 @@ def agree(models: Models, device: str, overlap: float) -> dict[str, Any]:
 def whole(row: Row, volume: NDArray[Any], folder: Path, times: int, scans: int) -> dict[str, Any]:
     """Seconds of a whole command from .nii.gz to .nii.gz, interpreter and imports included.
 
-    `udean-run` for the runtime, peers/monai.py for the PyTorch path. With more than one scan also what each
-    further one takes of a folder, and of the runtime's commands how many times as long as their network they
-    take, as their sidecars have it. Empty for rows that no command stands for.
+    `udean-run` for the runtime, peers/monai.py for the PyTorch path. With more than one scan, also the time
+    of each further scan in a folder and, for the runtime's commands, the ratio of that to their network's
+    time according to their sidecars. Empty for rows without a command.
     """
     who = row.contender
     if who.compiled or who.kind not in ("udean", "monai"):

@@ -16,7 +16,7 @@ PERIOD = 0.02  # seconds between samples of a GPU
 
 
 def clocks() -> list[float]:
-    """MHz of each core now, as far as the system tells."""
+    """MHz of each core now, as far as the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -25,14 +25,14 @@ def clocks() -> list[float]:
 
 
 def load() -> float:
-    """Processes that wanted a core, on average over the last minute."""
+    """Average number of running or waiting processes over the last minute."""
     return os.getloadavg()[0]
 
 
 class GpuMonitor:
     """Samples a GPU's memory in use (bytes, of all processes) and its clock (MHz) until closed.
 
-    bus: PCI address, since the driver's numbers are not CUDA's. Without `nvidia-smi` it knows nothing.
+    bus: PCI address, since the driver's numbers are not CUDA's. Without `nvidia-smi` there are no samples.
     """
 
     def __init__(self, bus: str) -> None:
@@ -51,14 +51,14 @@ class GpuMonitor:
     def _read(self) -> None:
         assert self._process and self._process.stdout
         for line in self._process.stdout:
-            with contextlib.suppress(ValueError):  # "[N/A]" where a device does not tell
+            with contextlib.suppress(ValueError):  # "[N/A]" if a device does not report it
                 used, mhz = map(float, line.split(","))
                 self._memory.append((time.perf_counter(), int(used * 2**20)))
                 self.mhz.append(mhz)
 
     @contextlib.contextmanager
     def watch(self, name: str) -> Iterator[None]:
-        """Put down to a name what memory grows by inside the block; one at a time, the others idle."""
+        """Attribute memory growth inside the block to a name; one at a time, while the others are idle."""
         if self._process:
             time.sleep(3 * PERIOD)
         start, before = time.perf_counter(), self._memory[-1][1] if self._memory else 0
@@ -72,7 +72,7 @@ class GpuMonitor:
                 self._held[name] += seen[-1] - before
 
     def peak(self, name: str) -> int | None:
-        """Bytes that a name has held at most; None where nothing was measured."""
+        """Peak bytes attributed to a name; None if nothing was measured."""
         return self._peaks.get(name)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""A result of `udean-bench` for people: the cells of its table, and one HTML page that needs nothing else."""
+"""A result of `udean-bench` for people: the cells of its table, and one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HEADS = (
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
-    """A row as texts; what was not measured is a dash."""
+    """A row as texts; a dash stands for what was not measured."""
     if "failed" in row:
         return row["name"], "failed", *[""] * (len(HEADS) - 2)
     speed = row["speed_up"]
@@ -42,12 +42,12 @@ def title(document: dict[str, Any]) -> str:
 
 
 def failures(document: dict[str, Any]) -> list[str]:
-    """Rows without figures, and why, in the words of the library that refused."""
+    """Rows without figures and the reason, in the failing library's own words."""
     return [f"{row['name']} failed: {row['failed']}" for row in document["rows"] if "failed" in row]
 
 
 def caption(document: dict[str, Any]) -> str:
-    """What the figures rest on, in words."""
+    """The circumstances of the figures, in words."""
     windows, roofs, agreement = (document[name] for name in ("windows", "roofs", "agreement"))
     peaks = ", ".join(f"{name} {value:.0f}" for name, value in roofs["gflops"].items())
     clocks = ", ".join(f"{name} {low} to {high} MHz" for name, (low, high) in document["mhz"].items())

@@ -1,11 +1,11 @@
-"""How near does a network come to what the machine can do?
+"""How close does a network come to the machine's limits?
 
     python -m udean.benchmarks.engines.roofline [--device cuda] [--threads 2]     prints the machine's roofs
 
 Two roofs, measured: arithmetic by a large matrix product in the same precision (the best of the libraries
-that are here), traffic by copying an array that no cache holds. Below them lies the network: each of its
-convolutions takes at least the longer of its arithmetic at the one and its traffic at the other. Williams,
-Waterman and Patterson, "Roofline", CACM 52(4), 2009.
+that are here), traffic by copying an array that no cache holds. They bound the network: each convolution
+takes at least as long as its arithmetic at the one rate or its traffic at the other, whichever is longer.
+Williams, Waterman and Patterson, "Roofline", CACM 52(4), 2009.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ class Layer:
 
 @dataclass(frozen=True)
 class Roofs:
-    """What a machine can do. flops: operations per second by precision. copy: bytes per second, both ways."""
+    """A machine's limits. flops: operations per second by precision. copy: bytes per second, both ways."""
 
     flops: dict[str, float]
     copy: float
 
     def attainable(self, layers: Sequence[Layer], precision: str, batch: int) -> float:
-        """Operations per second at most, where every convolution reads and writes memory once.
+        """Upper bound of operations per second, if every convolution reads and writes memory once.
 
-        Activations, additions and scaling are counted as fused. Caches spare traffic, so a network whose
-        layers fit into them may pass the traffic's roof; the arithmetic's stands.
+        Activations, additions and scaling are counted as fused. Caches save traffic, so a network whose
+        layers fit into them may exceed the traffic roof, but not the arithmetic roof.
         """
         size, peak = BYTES[precision], self.flops[precision]
         seconds = sum(
@@ -101,7 +101,7 @@ def measure(device: str = "cpu", threads: int | None = None) -> Roofs:
     precisions = {"fp32": torch.float32}
     if cuda:
         precisions["fp16"] = torch.float16
-    elif processor_has_bf16():  # which others emulate, for minutes a product
+    elif processor_has_bf16():  # other processors emulate it, which takes minutes per product
         precisions["bf16"] = torch.bfloat16
     wait: Callable[[], Any] = (lambda: torch.cuda.synchronize(device)) if cuda else (lambda: None)
     n = 8192 if cuda else 2048
@@ -124,7 +124,7 @@ def measure(device: str = "cpu", threads: int | None = None) -> Roofs:
 
 
 def _seconds(work: Callable[[], Any], wait: Callable[[], Any], budget: float = 1.0) -> float:
-    """The least time of a call: a roof is what is possible, not what is usual."""
+    """The shortest time of a call: a roof is what is possible, not what is typical."""
     found: list[float] = []
     started = time.perf_counter()
     while len(found) < 4 or (time.perf_counter() - started < budget and len(found) < 100):
@@ -158,7 +158,7 @@ def _openvino(n: int, precisions: Sequence[str], threads: int | None) -> dict[st
 
 
 def draw(roofs: Roofs, reached: dict[str, tuple[str, Sequence[Layer], int, float]], title: str) -> bytes:
-    """A PNG: roofs, and each engine's (precision, layers, batch, operations per second) where these lie."""
+    """A PNG: roofs, and a point for each engine's (precision, layers, batch, operations per second)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,7 +1,7 @@
-"""A row of the benchmark in a process of its own: whoever resolves the volume, asked turn by turn.
+"""A row of the benchmark in a process of its own, which resolves the volume on request, turn by turn.
 
-So nobody's threads, allocator or crash touches another's figures, peak memory is that of one engine, and what
-does not come to an end, such as a compilation, can be stopped. Questions and answers are lines of JSON.
+So no row's threads, allocator or crash affects another's figures, peak memory is that of one engine, and what
+does not finish, such as a compilation, can be stopped. Questions and answers are lines of JSON.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ Kind = Literal["udean", "monai", "monai buffered", "monai folded", "torchio docu
 
 @dataclass(frozen=True)
 class Contender:
-    """Who resolves the volume: the runtime, or the network in PyTorch behind somebody's windows.
+    """What resolves the volume: the runtime, or the network in PyTorch behind another library's windows.
 
-    model: file. library: of the runtime, for .onnx. compiled: by `torch.compile`. batch: windows a call, None
-    for the fastest; the runtime has its own. window: rows and columns, None for those that the network was
-    trained on. as_run: of the runtime, with the windows and the measured band that `udean-run` takes by
-    default; else with `window` and nothing after it, as its peers.
+    model: file. library: of the runtime, for .onnx. compiled: by `torch.compile`. batch: windows per call;
+    None: the fastest; the runtime chooses its own. window: rows and columns; None: those that the network was
+    trained on. as_run: for the runtime: with the windows and the measured band that `udean-run` uses by
+    default; else with `window` and no later stages, like its peers.
     """
 
     name: str
@@ -93,7 +93,7 @@ class Worker:
         return np.load(path, mmap_mode="r")
 
     def memory(self) -> dict[str, int]:
-        """Bytes of host memory: "peak" since it was ready, and "ready": held then."""
+        """Bytes of host memory: "ready": in use once it was ready; "peak": since then."""
         return self._ask(do="memory")
 
     def close(self) -> None:
@@ -124,7 +124,7 @@ class Worker:
 
 
 class _Session:
-    """The other end."""
+    """The worker's side of the pipe."""
 
     resolve: Callable[[NDArray[Any]], NDArray[Any]]
     report: Callable[[], dict[str, float]]
@@ -212,7 +212,7 @@ def _status(name: str) -> int:
 
 
 def _forget_peak() -> None:
-    """Set the high-water mark back to what is resident now."""
+    """Reset the high-water mark to the current resident size."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -222,13 +222,13 @@ def _forget_peak() -> None:
 def main() -> None:
     """Answer the parent's questions until it closes the pipe."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is not an answer
+    os.dup2(2, 1)  # keeps libraries' output out of the answers
     session = _Session()
     for line in sys.stdin:
         question = json.loads(line)
         try:
             answer = getattr(session, question.pop("do"))(**question)
-        except Exception as error:  # carried to the parent, whatever it is
+        except Exception as error:  # whatever it is, it is reported to the parent
             text = str(error).strip().splitlines() or [""]
             name = "" if isinstance(error, RunError) else f"{type(error).__name__}: "
             answer = {"failed": name + text[0]}

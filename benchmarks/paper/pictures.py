@@ -30,7 +30,7 @@ class Planes:
 
     @classmethod
     def of(cls, sr: Image, hr: Image, lr: Image) -> Planes:
-        """Of volumes (rows, columns, slices): the middle slice."""
+        """The middle slices of volumes (rows, columns, slices)."""
         middle = hr.shape[2] // 2
         coarse = lr[:, :, middle * lr.shape[2] // hr.shape[2]]
         for axis in (0, 1):
@@ -59,7 +59,7 @@ class Planes:
 
 
 def draw_panels(path: Path, results: Mapping[str, Path]) -> None:
-    """Columns: LR, HR, and each result; rows: the plane, its crop, |SR − HR| in one scale for all."""
+    """Columns: LR, HR, and each result; rows: the plane, its crop, |SR − HR| on one scale for all."""
     planes = {title: Planes.load(file) for title, file in results.items()}
     first = next(iter(planes.values()))
     crop, top = first.crop, float(np.percentile(first.hr, 99.9))
@@ -87,8 +87,8 @@ def draw_panels(path: Path, results: Mapping[str, Path]) -> None:
 
 
 def draw_curves(path: Path, metrics: Sequence[Path]) -> None:
-    """Validation PSNR over the steps of each run SCALE/SETTING/METHOD/metrics.csv, a panel a setting; nothing
-    where no run has been validated."""
+    """Validation PSNR over the steps of each run SCALE/SETTING/METHOD/metrics.csv, one panel per setting;
+    nothing if no run has been validated."""
     settings: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
     for file in metrics:
         with open(file, newline="") as stream:

@@ -16,7 +16,7 @@ Published = tuple[float, float]  # SSIM, PSNR
 class Experiment:
     """A network to train, or with method None an interpolation that needs no training.
 
-    options: of the configuration, by table, beside those that follow from the fields.
+    options: of the configuration, by table, besides those that follow from the fields.
     """
 
     key: str
@@ -68,7 +68,7 @@ UNSUPERVISED: tuple[tuple[str, str, Name], ...] = (
 
 
 def table_one(scale: Scale = (2, 2, 2)) -> list[Experiment]:
-    """The ablation, on misaligned scans, and the upper bound, which the paper does not have."""
+    """The ablation, on misaligned scans, and the upper bound, which is not in the paper."""
     return [Experiment(key, title, m, scale, pairing, o) for key, title, m, pairing, o in ABLATIONS]
 
 

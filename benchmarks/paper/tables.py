@@ -4,9 +4,9 @@
     python -m udean.benchmarks.paper.tables heads/ -o tables --preset compact --setting misaligned
 
 Participants are divided once into source, target, validation and test group (4:4:1:1, as 120/120/30/30). LR
-scans are simulated. Every experiment trains in OUT/runs/NAME, is tested on the test group, and is not done
-again; call the command again after a kill or with more experiments. Several GPUs: one command each, with
-other --method or --setting and the same --out. Results: OUT/tables.md, .csv, .json and pictures.
+scans are simulated. Every experiment trains in OUT/runs/NAME, is tested on the test group, and is not
+repeated; run the command again after an interruption or with more experiments. Several GPUs: one command
+each, with other --method or --setting and the same --out. Results: OUT/tables.md, .csv, .json and pictures.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ Volume = NDArray[Any]  # float32
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """Where the tables are made, and what all their experiments have in common.
+    """The output folder, and what all experiments have in common.
 
-    options: over preset and config, by table.
+    options: override preset and config, by table.
     """
 
     out: Path
@@ -86,12 +86,18 @@ def main(
     cohort: Annotated[list[str], typer.Argument(help="HR scans: files, folders, globs, lists, hcp:ROOT, …")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the tables and runs.")] = Path("tables"),
     preset: Annotated[str, typer.Option(help="paper or compact.")] = "paper",
-    config: Annotated[Path | None, typer.Option(help="TOML file over the preset, for all methods.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file that overrides the preset, for all methods.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of every method's schedule.")] = None,
     scale: Annotated[list[str] | None, typer.Option(help="Only these; repeatable.")] = None,
-    setting: Annotated[list[str] | None, typer.Option(help="Only unpaired, misaligned, aligned.")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option(help="Only these settings: unpaired, misaligned, aligned.")
+    ] = None,
     method: Annotated[list[str] | None, typer.Option(help="Only these experiments, such as udean.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the division into groups and of all training.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Random seed of the division into groups and of all training.")
+    ] = 0,
 ) -> None:
     """Train, test and tabulate every method of the paper on a cohort of HR scans."""
     experiments = [
@@ -114,7 +120,7 @@ def make(
     experiments: Sequence[Experiment],
     say: Say = lambda text: None,
 ) -> None:
-    """Do what is not done yet of the experiments, then write all tables and pictures."""
+    """Run the remaining experiments, then write all tables and pictures."""
     if not experiments:
         raise RunError("There is no such experiment: see --method, --setting and --scale.")
     keep(study, groups)
@@ -124,12 +130,12 @@ def make(
             before = read_json(study.results(experiment)).get("config", "")
             if other := changed(before, _configured(study, experiment), (*ROUNDING, *GROUPS)):
                 raise RunError(
-                    f"{study.results(experiment)} is of a run with {other}: give another --out, or remove it."
+                    f"{study.results(experiment)} is from a run with {other}: give another --out or remove it."
                 )
             continue
         model = train(study, experiment, say) if experiment.method else None
         test(study, experiment, model, groups["test"])
-        write(study)  # what is there already can be read while the rest is trained
+        write(study)  # finished results can be read while the rest is trained
     write(study)
     say(f"Look at {study.out / 'tables.md'}")
 
@@ -151,7 +157,7 @@ def divide(entries: Sequence[Entry], seed: int) -> dict[str, list[Entry]]:
 
 
 def keep(study: Study, groups: dict[str, list[Entry]]) -> None:
-    """Write the groups as lists; refuse a folder that has others."""
+    """Write the groups as lists; refuse a folder that has different ones."""
     for name, entries in groups.items():
         path = study.group(name)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -165,7 +171,7 @@ def keep(study: Study, groups: dict[str, list[Entry]]) -> None:
 
 
 def train(study: Study, experiment: Experiment, say: Say) -> Path:
-    """The checkpoint of an experiment, trained from its last one on."""
+    """The checkpoint of an experiment; training resumes from its last one."""
     config, run = resolved(study.configuration(experiment)), study.out / "runs" / experiment.name
     saved = run / "config.toml"
     if saved.exists() and (other := changed(saved.read_text("utf-8"), config)):
@@ -198,7 +204,7 @@ def test(study: Study, experiment: Experiment, model: Path | None, entries: Sequ
 
 
 def _configured(study: Study, experiment: Experiment) -> Config:
-    """Of interpolation too: how its scans are degraded."""
+    """The configuration, also for interpolation: how its scans are degraded."""
     return study.configuration(dataclasses.replace(experiment, method=experiment.method or "udean"))
 
 

@@ -1,1 +1,1 @@
-"""What users have without this toolkit: the same weights in PyTorch behind MONAI's or TorchIO's windows."""
+"""The alternative to this toolkit: the same weights in PyTorch behind MONAI's or TorchIO's windows."""

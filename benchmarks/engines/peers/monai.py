@@ -1,10 +1,10 @@
-"""The PyTorch path, our yardstick: `monai.inferers.sliding_window_inference`, nibabel for files.
+"""The PyTorch path, our baseline: `monai.inferers.sliding_window_inference`, nibabel for files.
 
     python -m udean.benchmarks.engines.peers.monai CHECKPOINT LR.nii.gz SR.nii.gz [--precision bf16]
 
 As MONAI's documentation advises: gaussian weights, windows batched, overlap · window · scale an integer.
-`buffer_steps` is meant for outputs of the input's size; "buffered" asks for it as it is, and "folded" gives
-it what it needs: the network's output folded into channels on the LR grid, unfolded at the end.
+`buffer_steps` is meant for outputs of the input's size; "buffered" calls it unmodified, and "folded" gives it
+what it needs: the network's output folded into channels on the LR grid, unfolded at the end.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BUFFER_STEPS = 4  # rows of windows held before they go to the output
 class MonaiPath:
     """A network behind MONAI's sliding window.
 
-    batch: windows a call, None for the fastest on this device. weights: HR weights of a window (rows,
+    batch: windows per call; None: the fastest on this device. weights: HR weights of a window (rows,
     columns, slices) in place of MONAI's own gaussian, which is made on the LR grid, cut off from below and
     repeated.
     """
@@ -64,7 +64,7 @@ class MonaiPath:
                 self.window,
                 self.batch,
                 self._folded if self._variant == "folded" else network,
-                # The half keeps int(window · (1 - overlap)) at the step whatever the rounding.
+                # The half makes int(window · (1 - overlap)) equal the step, however it is rounded.
                 overlap=[
                     max(0.0, 1 - (s + 0.5) / w) for s, w in zip(steps(self.tiling), self.window, strict=True)
                 ],
@@ -92,7 +92,7 @@ def _unfold(sr: Any, scale: tuple[int, int, int]) -> Any:
 
 
 def starts(tiling: Tiling) -> list[tuple[int, ...]]:
-    """Where MONAI lays its windows along rows, columns and slices, by its own functions."""
+    """Positions of MONAI's windows along rows, columns and slices, from its own functions."""
     slices = require("monai.data.utils", "bench").dense_patch_slices
     size = tuple(max(a.size, a.window) for a in (tiling.rows, tiling.columns, tiling.slices))
     window = tiling.rows.window, tiling.columns.window, tiling.slices.window
@@ -112,7 +112,7 @@ def main(
     overlap: float = OVERLAP,
     window: Annotated[tuple[int, int] | None, typer.Option(help="(default: the network's own)")] = None,
 ) -> None:
-    """Restore one scan, from file to file, as the script that a user would write."""
+    """Restore one scan, from file to file, as a user's script would."""
     import torch
 
     if threads:

@@ -1,4 +1,4 @@
-"""A checkpoint's network as PyTorch's performance guide advises to run it, and what it did.
+"""A checkpoint's network, run as PyTorch's performance guide advises, with its timings.
 
 Channels last, inference mode, autocast below float32, `torch.compile` on request, no TF32 (the comparison is
 with float32). pytorch.org/tutorials/recipes/recipes/tuning_guide.html
@@ -16,7 +16,7 @@ from ....trainer import checkpoint
 
 
 class TorchNetwork:
-    """Maps windows as 3-D libraries cut them, (N, 1, rows, columns, slab), to their HR windows.
+    """Maps windows in the layout of 3-D libraries, (N, 1, rows, columns, slab), to their HR windows.
 
     precision: "fp32", or "bf16" (processor) and "fp16" (GPU) by autocast. batches: windows of each call
     since `reset`.
@@ -43,7 +43,7 @@ class TorchNetwork:
 
     @property
     def seconds(self) -> float:
-        """Inside the network since `reset`. On a GPU by events, which do not hold up the host."""
+        """Inside the network since `reset`. On a GPU measured by events, which do not block the host."""
         if self._events:
             self.torch.cuda.synchronize(self.device)
         return self._seconds + sum(start.elapsed_time(end) for start, end in self._events) / 1e3
@@ -72,7 +72,7 @@ class TorchNetwork:
         return sr
 
     def best_batch(self, window: tuple[int, int, int], sizes: tuple[int, ...]) -> int:
-        """The number of windows a call with which a window takes least."""
+        """The number of windows per call that minimises the time per window."""
         seconds = {}
         with self.torch.inference_mode():
             for size in sizes:

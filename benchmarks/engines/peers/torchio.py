@@ -1,7 +1,7 @@
 """TorchIO's `GridSampler` and `GridAggregator` around the same network and windows.
 
-As documented they are meant for outputs of the input's size and for even overlaps: "documented" asks them as
-they are. "doubled" gives them what they need: a second sampler on the HR grid, whose locations, divided by
+As documented they are meant for outputs of the input's size and for even overlaps: "documented" calls them
+unmodified. "doubled" gives them what they need: a second sampler on the HR grid, whose locations, divided by
 the scale, are those of the LR windows.
 """
 
@@ -45,7 +45,7 @@ class TorchioPath:
             scale = np.ones(6, int)
         else:
             scale = np.array([*network.card.scale] * 2)
-            fine = torch.empty(1).expand(1, *(np.array(volume.shape) * scale[:3]).tolist())  # takes no memory
+            fine = torch.empty(1).expand(1, *(np.array(volume.shape) * scale[:3]).tolist())  # needs no memory
             hr = tio.GridSampler(
                 tio.Subject(sr=tio.ScalarImage(tensor=fine)),
                 tuple(np.array(self.window) * scale[:3]),
