@@ -74,9 +74,7 @@ def main(
     """Time a training step in every variant; writes training-speed-….json."""
     variants = [v for v in VARIANTS if compiled or not v.compile]
     results = []
-    context = multiprocessing.get_context(
-        "spawn"
-    )  # one process each, because peak memory is counted per process
+    context = multiprocessing.get_context("spawn")  # peak memory is counted per process
     for variant in variants:
         with context.Pool(1) as pool:
             results.append(pool.apply(measure, (variant, preset, method, batch, steps, warmup)))

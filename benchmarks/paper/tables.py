@@ -130,7 +130,7 @@ def make(
             before = read_json(study.results(experiment)).get("config", "")
             if other := changed(before, _configured(study, experiment), (*ROUNDING, *GROUPS)):
                 raise RunError(
-                    f"{study.results(experiment)} is from a run with {other}: give another --out or remove it."
+                    f"{study.results(experiment)} is of a run with {other}: give another --out, or remove it."
                 )
             continue
         model = train(study, experiment, say) if experiment.method else None
