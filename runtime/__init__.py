@@ -1,7 +1,7 @@
 """The runtime: super-resolution of volumes, files and folders by a trained network.
 
 Importing it needs numpy and nibabel; an engine's library is imported when that engine is opened. Names are
-imported when they are asked for, so that a command can refuse a wrong option before it has loaded anything.
+imported on first use, so that a command can refuse a wrong option before it has loaded anything.
 """
 
 import importlib

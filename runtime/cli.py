@@ -1,4 +1,4 @@
-"""`python -m udean.runtime.cli`: udean-run where its script is not installed, or its package has moved."""
+"""`python -m udean.runtime.cli`: udean-run if its script is not installed or its package has moved."""
 
 from .commands.run import main
 

@@ -1,12 +1,12 @@
 """`--ray`: a cohort over the machines of a Ray cluster, or over this machine's GPUs or cores.
 
-A worker is an actor that holds one warm engine (`workers`): while the network has a scan, the next one is
-read and the one before is written, in threads of the same process, so that no voxels travel. The driver
+A worker is an actor that holds one warm engine (`workers`): while the network processes a scan, the next one
+is read and the previous one is written, in threads of the same process, so that no voxels travel. The driver
 (`driver`) keeps a few scans in flight for each worker, is the only one to write the manifest, and replaces
 workers that die. A scan that kills its worker twice is set aside, so that it cannot stop the cohort.
 
-Paths mean the same on every machine: a shared file system is taken for granted. Ray (docs.ray.io, "Ray Core")
-is imported when a cluster is asked for (`connection`).
+Paths must mean the same on every machine: a shared file system is assumed. Ray (docs.ray.io, "Ray Core") is
+imported when a cluster is requested (`connection`).
 """
 
 from .connection import ADDRESS

@@ -1,4 +1,4 @@
-"""Ray itself: a cluster that is there, or one of this process's own."""
+"""Ray itself: an existing cluster, or one that this process starts."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from ..system.extras import require
 from ..system.offline import OFFLINE
 from ..system.threads import cores
 
-ADDRESS = re.compile(r"auto|local|[^/\s]+:\d+|ray://\S+")  # of --ray-address
+ADDRESS = re.compile(r"auto|local|[^/\s]+:\d+|ray://\S+")  # accepted by --ray-address
 ALONE = {  # keeps a Ray of our own, with all its processes, on this machine
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported to Ray's makers
-    # Listen on loopback, as Ray does wherever it is not on Linux, and open no socket to 8.8.8.8 to learn the
+    # Listen on loopback, as Ray does on systems other than Linux, and open no socket to 8.8.8.8 to learn the
     # machine's address.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    # Its dashboard, which runs even where nobody looks, asks clouds' metadata services which cloud it is in,
-    # though nothing is reported.
+    # Its dashboard, which always runs, asks cloud metadata services which cloud it is in, even if nothing is
+    # reported.
     **OFFLINE,
 }
 
 
 def connect(address: str | None) -> Any:
-    """The module `ray`, connected. address: HOST:PORT, "auto" for the cluster that runs on this machine,
-    "local" for one of this process's own, which ends with it; None for RAY_ADDRESS, else "local".
+    """The module `ray`, connected. address: HOST:PORT; "auto": the cluster that runs on this machine;
+    "local": one of this process's own, which ends with it; None: RAY_ADDRESS if set, else "local".
 
-    Raises RunError if that cannot be.
+    Raises RunError if that fails.
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address.startswith("ray://"):
@@ -39,17 +39,17 @@ def connect(address: str | None) -> Any:
     options: dict[str, Any] = {}
     if address == "local":
         os.environ |= ALONE
-        # Others on this machine reach Ray too, and it runs what it is sent: they shall not know the word.
+        # Other users of this machine can reach Ray too, and it runs what it is sent: keep the token secret.
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine starts slowly
         for watched in ("enable_metrics_collection", "task_events_report_interval_ms", "event_stats"):
-            os.environ.setdefault(f"RAY_{watched}", "0")  # nobody looks: there is no dashboard
+            os.environ.setdefault(f"RAY_{watched}", "0")  # not needed: there is no dashboard
         options = {"num_cpus": cores(), "include_dashboard": False}
     ray: Any = require("ray", "cluster")
     stop = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
-    except Exception as error:  # of no class of its own, on a machine too busy to start it in time
+    except Exception as error:  # a bare Exception if a busy machine does not start it in time
         if address == "local":
             raise RunError(
                 f"Ray does not start here ({first_line(error)}): leave out --ray, or name a running cluster."
@@ -60,12 +60,12 @@ def connect(address: str | None) -> Any:
         ) from error
     finally:
         with contextlib.suppress(ValueError):  # not the main thread
-            signal.signal(signal.SIGTERM, stop)  # Ray's own would leave no time for what is being written
+            signal.signal(signal.SIGTERM, stop)  # Ray's own handler would leave no time to finish writing
     return ray
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """What lies below Ray's wrapping of errors in errors of the tasks that depend on them."""
+    """The original error, which Ray wraps in the errors of dependent tasks."""
     while isinstance(cause := getattr(error, "cause", None), BaseException):
         error = cause
     return error

@@ -1,4 +1,4 @@
-"""The driver: who works, which scans are in flight, what is tried again, and when."""
+"""The driver: its workers, the scans in flight, and what is retried when."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from . import workers
 from .connection import connect, root_cause
 from .workers import About, Make
 
-CORES = 4  # of a worker without a GPU, unless --threads says so: more give little to one scan
-DEPTH = 3  # scans in flight a worker: one being read, one with the network, one being written
-DEATHS = 2  # of workers, before their scan is set aside: the first perhaps another's fault, the second not
-TRIES = 4  # of a scan whose files cannot be reached, and of starting a worker
-PATIENCE = 30.0  # seconds that scans being written get when a run is stopped
-TRANSIENT = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EHOSTDOWN)  # of file servers
+CORES = 4  # of a worker without a GPU, unless --threads is given: more hardly speed up a single scan
+DEPTH = 3  # scans in flight per worker: one being read, one with the network, one being written
+DEATHS = 2  # of workers before their scan is set aside: the first may have another cause, the second hardly
+TRIES = 4  # for a scan whose files cannot be reached, and for starting a worker
+PATIENCE = 30.0  # seconds for scans being written when a run is stopped
+TRANSIENT = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EHOSTDOWN)  # file servers'
 
 
 @dataclass
 class Seat:
-    """A worker's place. opening: what it tells of itself, as Ray's reference. scans: in flight, by the
+    """A worker's place. opening: Ray's reference to the worker's `About`. scans: those in flight, by the
     references to their outcomes, in order."""
 
     actor: Any = None
@@ -75,7 +75,7 @@ class Cluster:
             self._leave()
             raise
         self.about = self._seats[0].about = about
-        # The other workers shall run the same model at the same precision.
+        # The other workers must run the same model at the same precision.
         self._make = functools.partial(self._make, precision=about.info.precision)
         return self
 
@@ -87,7 +87,7 @@ class Cluster:
         return self.about.card
 
     def describe(self) -> str:
-        """The model, what runs it, and how many workers do, in one line."""
+        """The model, its engine and the number of workers, in one line."""
         scale = "x".join(map(str, self.card.scale))
         return f"{self.card.name} ({self.card.method}, {scale}): {self.about.info}, {len(self._seats)} by Ray"
 
@@ -100,7 +100,7 @@ class Cluster:
     ) -> Generator[Outcome]:
         """Resolve every job of the shard, as `folder.run_all` does; outcomes come as scans are finished.
 
-        Closing the generator, or an interruption, gives the scans being written half a minute.
+        After an interruption, or if the generator is closed, scans being written get half a minute to finish.
         """
         with Manifest(jobs, shard, noted) as manifest:
             self._manifest, self._settings = manifest, settings or Settings()
@@ -115,7 +115,7 @@ class Cluster:
                 self._stop()
 
     def _places(self) -> tuple[list[Seat], dict[str, Any]]:
-        """A seat for each GPU, or for every few cores; and what an actor asks Ray for."""
+        """One seat per GPU, or per few cores; and the resources that an actor requests from Ray."""
         device, engine = str(self._make.keywords["device"]), self._make.keywords["engine"]
         if device.startswith("cuda:"):
             raise RunError("Ray hands out the GPUs: give --device cuda, without a number.")
@@ -141,7 +141,7 @@ class Cluster:
             opening = [seat.opening for seat in self._seats if seat.opening and not seat.about]
             outcomes = [reference for seat in self._seats for reference in seat.scans]
             if not (opening or outcomes):
-                time.sleep(0.1)  # whatever is to be tried again has to wait
+                time.sleep(0.1)  # whatever is to be retried has to wait
                 continue
             ready, _ = self._ray.wait([*opening, *outcomes], num_returns=1, timeout=1.0)
             for seat in self._seats:
@@ -169,7 +169,7 @@ class Cluster:
                     self._submit(seat, self._todo.popleft())
 
     def _hire(self, seat: Seat) -> None:
-        # A call for each scan in flight, and one that stops them.
+        # One call for each scan in flight, and one that stops them.
         actor = self._ray.remote(**self._needs, max_restarts=0, max_concurrency=DEPTH + 1)(workers.Worker)
         seat.actor, seat.about = actor.remote(self._make), None
         seat.opening = seat.actor.open.remote()
@@ -184,7 +184,7 @@ class Cluster:
         seat.scans[seat.actor.resolve.remote(job.absolute(), self._settings, known)] = job
 
     def _opened(self, seat: Seat) -> None:
-        """A worker says that it is ready, or not."""
+        """Handle a worker's report that it is ready, or that it failed."""
         try:
             about = self._ray.get(seat.opening)
         except self._ray.exceptions.RayError as error:
@@ -202,7 +202,7 @@ class Cluster:
             )
         self._vacate(seat)
         if all(other.failures >= TRIES for other in self._seats):
-            raise RunError(f"No worker can be started any more: {about}")
+            raise RunError(f"No further worker can be started: {about}")
 
     def _vacate(self, seat: Seat) -> None:
         """Leave a seat empty for a while, longer each time."""
@@ -217,9 +217,9 @@ class Cluster:
         except exceptions.RayError as error:
             cause = root_cause(error)
             if not isinstance(cause, exceptions.RayError):
-                raise cause from None  # with --debug, or a fault of ours
+                raise cause from None  # with --debug, or a bug of ours
             if isinstance(cause, exceptions.RaySystemError):
-                raise RunError(f"Ray cannot go on: {first_line(cause)}") from cause
+                raise RunError(f"Ray cannot continue: {first_line(cause)}") from cause
             yield from self._died(seat)
             return
         del seat.scans[reference]
@@ -230,44 +230,44 @@ class Cluster:
             yield self._note(outcome, job)
 
     def _died(self, seat: Seat) -> Generator[Outcome]:
-        """A worker has died: each of its scans is tried again, alone, so that the one that kills is known."""
+        """After a worker's death, retry each of its scans alone, to find the one that kills workers."""
         node, jobs = seat.about.node if seat.about else "", list(seat.scans.values())
         seat.scans = {}
         self._vacate(seat)
         gone = any(n["NodeID"] == node and not n["Alive"] for n in self._ray.nodes())
         for job in jobs:
-            sweep(job.target.parent, job.written)  # what it was writing
+            sweep(job.target.parent, job.written)  # its unfinished files
             if gone:
-                self._queue(job)  # with its machine: no scan's fault
+                self._queue(job)  # its machine died: not a scan's fault
             else:
                 yield from self._blame(job)
 
     def _blame(self, job: Job) -> Generator[Outcome]:
-        """A process has died over a scan: once may be bad luck."""
+        """Count a worker's death against a scan: once may be bad luck."""
         self._deaths[job] += 1
         if self._deaths[job] < DEATHS:
             self._try_later(job, self._deaths[job])
             return
         message = (
-            f"{job.source} has killed its worker {DEATHS} times and is set aside: see what is wrong with it, "
+            f"{job.source} has killed its worker {DEATHS} times and is set aside: check the scan, "
             f"and try again with --overwrite {job.source} -o {job.root}"
         )
         seen = Fingerprint(job.stamps()[0], "")
         yield self._manifest.note(Outcome(job, "failed", message, input=seen, aside=True))
 
     def _queue(self, job: Job) -> None:
-        """A scan that a worker has died over shall have one for itself."""
+        """Queue a scan; one that a worker died over gets a worker to itself."""
         (self._alone if self._deaths[job] else self._todo).append(job)
 
     def _try_later(self, job: Job, tries: int) -> None:
         heapq.heappush(self._later, (time.monotonic() + _delay(tries), next(self._order), job))
 
     def _note(self, outcome: Outcome, job: Job) -> Outcome:
-        """Write an outcome down, with the job as the user has named it."""
+        """Record an outcome, with the job as the user named it."""
         return self._manifest.note(dataclasses.replace(outcome, job=job))
 
     def _stop(self) -> None:
-        """Start nothing more; what is being written gets its time, and is noted."""
+        """Start nothing more; let scans being written finish, and record them."""
         scans = {reference: job for seat in self._seats for reference, job in seat.scans.items()}
         if not scans:
             return
@@ -276,7 +276,7 @@ class Cluster:
                 seat.actor.stop.remote()
         self._ray.wait(list(scans), num_returns=len(scans), timeout=PATIENCE)
         for reference, job in scans.items():
-            with contextlib.suppress(Exception):  # it was with the network for long, or its worker has died
+            with contextlib.suppress(Exception):  # it was in the network for too long, or its worker has died
                 if outcome := self._ray.get(reference, timeout=0):
                     self._note(outcome, job)
         for seat in self._seats:

@@ -1,4 +1,4 @@
-"""What runs on the cluster's machines: the actor with the engine, which reads, resolves and writes scans."""
+"""The code on the cluster's machines: an actor with the engine, which reads, resolves and writes scans."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Make: TypeAlias = "functools.partial[SuperResolver]"  # opens an engine: SuperRe
 
 @dataclass(frozen=True)
 class About:
-    """What a worker tells of itself. node: the machine, as Ray calls it. udean: the version there."""
+    """A worker's description of itself. node: Ray's name of the machine. udean: the version there."""
 
     card: ModelCard
     info: EngineInfo
@@ -30,14 +30,14 @@ class About:
 
 
 class Stopped(BaseException):
-    """The run has been stopped: no Exception, so that it is not taken for a scan's failure."""
+    """The run has been stopped. Not an Exception, so that it does not count as a scan's failure."""
 
 
 class Worker:
-    """The actor: one engine, loaded once, and a thread each for reading, the network and writing.
+    """The actor: one engine, loaded once, and one thread each for reading, the network and writing.
 
-    Ray calls `resolve` for several scans at once, in threads of its own: while the network has one, the next
-    is read and the one before is written.
+    Ray calls `resolve` for several scans at once, in threads of its own: while the network processes one, the
+    next is read and the previous one is written.
     """
 
     def __init__(self, make: Make) -> None:
@@ -49,18 +49,18 @@ class Worker:
         self._stopped = False
 
     def open(self) -> About | str:
-        """Load the engine; a sentence where that cannot be."""
+        """Load the engine; returns a sentence if that fails."""
         import ray
 
         try:
-            # Where it will run: a CUDA context belongs to a thread.
+            # In the thread that will run it: a CUDA context belongs to a thread.
             self._resolve = resolve = self._network.submit(self._make).result()
         except RunError as error:
             return str(error)
         return About(resolve.card, resolve.engine.info, ray.get_runtime_context().get_node_id(), __version__)
 
     def resolve(self, job: Job, settings: Settings, known: Known) -> Outcome | None:
-        """Read a scan, resolve it and write it; None where the run has been stopped before it was written."""
+        """Read a scan, resolve it and write it; None if the run was stopped before it was written."""
         item = self._decoder.submit(decode, job, self._resolve, settings, known).result()
         try:
             written = self._network.submit(self._restore, item, settings).result()
@@ -73,7 +73,7 @@ class Worker:
         self._stopped = True
 
     def _restore(self, item: Loaded | Outcome, settings: Settings) -> Future[Outcome]:
-        """In the network's thread, by which scans are handed on to be written before the next one starts."""
+        """In the network's thread: resolve a scan and hand it on to be written before the next one starts."""
         if self._behind and is_large(item):
             wait([self._behind])
         self._check()

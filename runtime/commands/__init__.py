@@ -1,1 +1,1 @@
-"""Commands: what a user types, one file a command."""
+"""Commands: what a user types, one file per command."""

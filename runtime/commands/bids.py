@@ -25,32 +25,32 @@ from . import options
 from .common import command, sentences
 from .run import prepare_process, run
 
-VALIDATORS = ("bids-validator-deno", "bids-validator")  # the first that is installed is asked
+VALIDATORS = ("bids-validator-deno", "bids-validator")  # the first that is installed is used
 
 
 def bids(
     bids_dir: Annotated[Path, typer.Argument(metavar="BIDS_DIR", help="The raw dataset.")],
-    output_dir: Annotated[Path, typer.Argument(metavar="OUTPUT_DIR", help="The derived dataset to make.")],
+    output_dir: Annotated[Path, typer.Argument(metavar="OUTPUT_DIR", help="The derived dataset to write.")],
     level: Annotated[
         Literal["participant", "group"],
         typer.Argument(
-            metavar="participant|group", help="Restore scans; or sum up what is restored, as page and table."
+            metavar="participant|group", help="Restore scans; or summarise the results as a page and a table."
         ),
     ],
     participants: Annotated[
         list[str] | None,
-        typer.Option("--participant-label", help="These only; several by commas."),
+        typer.Option("--participant-label", help="Only these participants, separated by commas."),
     ] = None,
     sessions: Annotated[
         list[str] | None, typer.Option("--session-label", help="These only; likewise.")
     ] = None,
     suffixes: Annotated[
         list[str] | None,
-        typer.Option("--suffix", help="These only, such as T1w. (default: anatomical images)"),
+        typer.Option("--suffix", help="Only these suffixes, such as T1w. (default: anatomical images)"),
     ] = None,
     skip_validation: Annotated[
         bool,
-        typer.Option("--skip-bids-validation", help="Take the dataset as it is."),
+        typer.Option("--skip-bids-validation", help="Do not run the validator."),
     ] = False,
     engine: options.Model = None,
     library: options.Library = "auto",
@@ -88,14 +88,14 @@ def bids(
 
 
 def validate(dataset: Path) -> None:
-    """Ask the official validator, if one is installed. Raises RunError for what it calls an error."""
+    """Run the official validator, if one is installed. Raises RunError for what it reports as an error."""
     places = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
     validator = next(filter(None, (shutil.which(name, path=places) for name in VALIDATORS)), None)
     if validator is None:
-        typer.echo("No BIDS validator is installed: the dataset is taken as it is.", err=True)
+        typer.echo("No BIDS validator is installed: the dataset is not validated.", err=True)
         return
-    env = os.environ | OFFLINE | {"DENO_NO_UPDATE_CHECK": "1"}  # Deno, which runs it, asks for newer ones
-    with contextlib.suppress(RunError):  # without a home folder Deno goes without a cache
+    env = os.environ | OFFLINE | {"DENO_NO_UPDATE_CHECK": "1"}  # Deno, which runs it, looks for updates
+    with contextlib.suppress(RunError):  # without a home folder Deno runs without a cache
         env.setdefault("DENO_DIR", str(cache_folder() / "deno"))
     line = [validator, dataset, "--format", "json", "--ignoreWarnings"]
     done = subprocess.run(line, capture_output=True, text=True, env=env)
@@ -107,10 +107,10 @@ def validate(dataset: Path) -> None:
     except (ValueError, KeyError, TypeError):
         said = (done.stderr or done.stdout).strip().splitlines()
         raise RunError(
-            f"{validator} has not examined {dataset} ({said[-1] if said else 'it says nothing'}). "
-            "--skip-bids-validation takes the dataset as it is."
+            f"{validator} did not validate {dataset} ({said[-1] if said else 'without any message'}). "
+            "--skip-bids-validation leaves the validation out."
         ) from None
-    raise RunError(f"{dataset} is not valid BIDS: {wrong}. --skip-bids-validation takes it as it is.")
+    raise RunError(f"{dataset} is not valid BIDS: {wrong}. --skip-bids-validation uses it anyway.")
 
 
 COMMAND = command(

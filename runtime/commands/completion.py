@@ -1,6 +1,6 @@
-"""The command `udean completion`: what a shell needs to complete our commands and their options.
+"""The command `udean completion`: a script with which a shell completes our commands and their options.
 
-typer's scripts complete udean-run and the like; `udean run` is handed on to them.
+typer's scripts complete udean-run and the like; `udean run` is delegated to them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ FISH_COMMAND = (
 
 
 def completion(
-    shell: Annotated[Literal["bash", "zsh", "fish"], typer.Argument(help="The shell that completes.")],
+    shell: Annotated[Literal["bash", "zsh", "fish"], typer.Argument(help="Your shell.")],
 ) -> None:
     """Print a script that lets a shell complete commands and options."""
     from typer.completion import get_completion_script  # pyright: ignore[reportPrivateImportUsage]

@@ -20,13 +20,13 @@ from . import options
 from .common import command, on_stop
 
 Where = Annotated[Path, typer.Option("--spool", help="The node's spool.")]
-Names = Annotated[list[str], typer.Argument(help="As `queue` lists them.", metavar="NAME…")]
+Names = Annotated[list[str], typer.Argument(help="Names as `queue` lists them.", metavar="NAME…")]
 
 
 def serve(
     to: Annotated[str, typer.Option(help="Where SR series go: AET@host:port.")],
     allow: Annotated[list[str], typer.Option(help="Title of a caller that may send; can be repeated.")],
-    spool: Annotated[Path, typer.Option(help="Folder for series on their way; nobody else may read it.")],
+    spool: Annotated[Path, typer.Option(help="Folder for series in transit; nobody else may read it.")],
     title: Annotated[str, typer.Option(help="This node's title; callers must name it.")] = "UDEAN",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="TCP port; 0 takes a free one.")] = 11112,
@@ -36,7 +36,7 @@ def serve(
     ] = 15,
     abandoned: Annotated[
         float,
-        typer.Option(min=0.1, help="The same where the sender broke off; its series then say so."),
+        typer.Option(min=0.1, help="The same if the sender broke off; its series then say so."),
     ] = 3600,
     retry: Annotated[
         float, typer.Option(min=0.1, help="Seconds to the second attempt to send; later ones wait longer.")
@@ -45,16 +45,21 @@ def serve(
         float, typer.Option(min=0.1, help="Seconds without a byte that end an association.")
     ] = 600,
     max_associations: Annotated[int, typer.Option(min=1, help="Senders served at once.")] = 64,
-    max_associations_per_peer: Annotated[int, typer.Option(min=1, help="Of them by one address.")] = 32,
+    max_associations_per_peer: Annotated[
+        int, typer.Option(min=1, help="Senders served at once from one address.")
+    ] = 32,
     metrics_port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Of /health and /metrics, on loopback; 0 takes a free one.")
+        int,
+        typer.Option(
+            min=0, max=65535, help="TCP port of /health and /metrics, on loopback; 0 takes a free one."
+        ),
     ] = 0,
     tls_certificate: Annotated[
-        Path | None, typer.Option(help="PEM, of this node; turns TLS on, both ways.")
+        Path | None, typer.Option(help="This node's certificate (PEM); turns TLS on in both directions.")
     ] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="PEM, of the certificate.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="The certificate's private key (PEM).")] = None,
     tls_authority: Annotated[
-        Path | None, typer.Option(help="PEM, of peers' certificates, which are then required.")
+        Path | None, typer.Option(help="Authority of peers' certificates (PEM), which are then required.")
     ] = None,
     tls_listen: Annotated[
         bool | None, typer.Option("--tls-listen/--no-tls-listen", help="TLS from senders.")
@@ -71,16 +76,18 @@ def serve(
     best: options.Best = False,
     spacing: Annotated[
         str | None,
-        typer.Option(help="Voxel size wanted: 1mm, 1x1x2mm or iso, as `udean-run --to`; for thick slices."),
+        typer.Option(
+            help="Target voxel size: 1mm, 1x1x2mm or iso, as in `udean-run --to`; for thick slices."
+        ),
     ] = None,
     strict: Annotated[
         bool,
-        typer.Option("--strict", help="Set series outside the model's range aside, instead of a warning."),
+        typer.Option("--strict", help="Set aside series outside the model's range instead of only warning."),
     ] = False,
     debug: options.Debug = False,
 ) -> None:
     """Restore MR series that arrive, and send the results on. Research only, not for diagnosis."""
-    warnings.simplefilter("ignore")  # pydicom's quote values
+    warnings.simplefilter("ignore")  # pydicom's warnings quote values
     for name in ("pydicom", "pynetdicom"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     me, both = Peer(title, host, port), tls_certificate is not None
@@ -128,7 +135,7 @@ def serve(
 
 
 def queue(spool: Where) -> None:
-    """List what is on its way, and what was set aside with the reason."""
+    """List series in transit, and those set aside with the reason."""
     state = _existing(spool)
     for place, count in state.waiting().items():
         print(f"{count} in {place}")
@@ -137,13 +144,13 @@ def queue(spool: Where) -> None:
 
 
 def retry(names: Names, spool: Where) -> None:
-    """Put back what was set aside, to be restored and sent again."""
+    """Put set-aside series back, to be restored and sent again."""
     for name in names:
         _existing(spool).retry(name)
 
 
 def drop(names: Names, spool: Where) -> None:
-    """Remove what was set aside, for good."""
+    """Remove set-aside series permanently."""
     for name in names:
         _existing(spool).drop(name)
 
@@ -163,7 +170,7 @@ serving = command(
     f"{NAME} retry NAME {SPOOL}",
     f"{NAME} drop NAME {SPOOL}",
     extra="dicom",
-    note="queue, retry and drop list, put back and remove what was set aside.",
+    note="queue, retry and drop list, put back and remove series that were set aside.",
 )
 OPERATIONS = {
     "queue": command(queue, f"{NAME} queue", f"{NAME} queue {SPOOL}"),
@@ -173,7 +180,7 @@ OPERATIONS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the node, or what the first argument names."""
+    """Run the node, or the subcommand that the first argument names."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     operation = OPERATIONS.get(given[0]) if given else None
     if operation:

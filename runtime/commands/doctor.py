@@ -20,7 +20,7 @@ from ..system.threads import cores
 from .common import command, sentence
 from .launch import commands
 
-FEATURES = {  # as Linux names them: what makes a network fast on a processor
+FEATURES = {  # Linux's names of features that make a network fast on a processor
     "AVX2": "avx2",
     "AVX-512": "avx512f",
     "VNNI": "avx512_vnni",
@@ -61,7 +61,9 @@ def doctor(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.
     print("\nCommands: " + ", ".join(sorted(commands())))
     problems = []
     if installed("onnxruntime") and installed("onnxruntime-gpu"):
-        problems.append("onnxruntime and onnxruntime-gpu share one folder: keep one, install it anew.")
+        problems.append(
+            "onnxruntime and onnxruntime-gpu share one folder: keep only one of them and reinstall it."
+        )
     print("\nEngine")
     print(f"  GPU: {why_no_gpu(None) or 'ready'}")
     try:
@@ -76,7 +78,7 @@ def doctor(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.
 
 
 def processor() -> tuple[str, set[str]]:
-    """Its name and the features that the system tells of."""
+    """The processor's name, and its features as far as the system reports them."""
     name, features = platform.processor() or platform.machine(), set[str]()
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
@@ -92,17 +94,17 @@ def processor() -> tuple[str, set[str]]:
 
 
 def memory() -> str:
-    """What the machine has and what is free, as far as the system tells."""
+    """Total and free memory, as far as the system reports it."""
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         total, free = (int(lines[key].split()[0]) / 1e6 for key in ("MemTotal", "MemAvailable"))
     except (OSError, KeyError, ValueError):
-        return "not told by this system"
+        return "not reported by this system"
     return f"{total:.1f} GB, {free:.1f} GB of them free"
 
 
 def installed(package: str) -> str | None:
-    """A distribution's version, None if it is not there."""
+    """A distribution's version; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -111,12 +113,12 @@ def installed(package: str) -> str | None:
 
 def _why(library: str) -> str:
     reason = why_no_gpu(None)
-    where = f"no GPU is used ({reason})" if reason else "there is a GPU, and what it needs"
+    where = f"no GPU is used ({reason})" if reason else "a GPU and its libraries are present"
     if library == "openvino":
-        return f"{where}, and OpenVINO is the fastest on processors"
+        return f"{where}, and OpenVINO is the fastest library on processors"
     if library == "onnxruntime" and reason:
         missing = "" if find_spec("openvino") else ", as OpenVINO is not installed"
-        return f"{where}, and ONNX Runtime is there{missing}"
+        return f"{where}, and ONNX Runtime is installed{missing}"
     return where
 
 

@@ -1,6 +1,6 @@
 """`udean`, and what every command starts with: the streams are guarded before anything else is imported.
 
-Commands are the entry points of the group "udean.commands" (pyproject.toml): a new one appears by itself.
+Commands are the entry points of the group "udean.commands" (pyproject.toml): a new one appears automatically.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..errors import RunError
 from .common import refuse_empty, sentences
 
 GROUP = "udean.commands"
-LIBRARIES = {  # distributions that may run a model, by the name that people call them
+LIBRARIES = {  # distributions that may run a model, by their usual names
     "OpenVINO": "openvino",
     "ONNX Runtime": "onnxruntime",
     "ONNX Runtime for GPUs": "onnxruntime-gpu",
@@ -29,16 +29,16 @@ LIBRARIES = {  # distributions that may run a model, by the name that people cal
 
 
 def main() -> None:
-    """Run the command that the program is called by, as udean-run, or that its first argument names."""
+    """Run the command of the program's name, such as udean-run, or the one that its argument names."""
     with sentences():
         name = Path(sys.argv[0]).stem.removeprefix("udean-")
         if name not in commands():
             name = _chosen(sys.argv[1:])
         if name == "run" and sys.argv[1:2] == ["status"] and not os.path.lexists("status"):
-            name, sys.argv[1:2] = "status", []  # its older spelling: udean-run status OUT
+            name, sys.argv[1:2] = "status", []  # the older spelling: udean-run status OUT
         if name:
             refuse_empty(sys.argv[1:])
-            if sys.argv[1:] == ["--version"]:  # told without the libraries that the command needs
+            if sys.argv[1:] == ["--version"]:  # shown without loading the command's libraries
                 print(f"udean-{name} {__version__}")
                 return
             point = commands()[name]
@@ -56,7 +56,7 @@ def commands() -> dict[str, EntryPoint]:
 
 
 def _chosen(arguments: Sequence[str]) -> str | None:
-    """The command that `udean NAME ...` runs; None if all has been said."""
+    """The command that `udean NAME ...` runs; None if there is nothing left to do."""
     refuse_empty(arguments)
     name = arguments[0] if arguments else "--help"
     if name == "--version":
@@ -86,7 +86,7 @@ def versions() -> str:
 
 
 def overview() -> str:
-    """The commands with a line each."""
+    """The commands, one line each."""
     width = max(map(len, commands()))
     lines = [f"udean {__version__}: MRI super-resolution. Research only, not for diagnosis.", ""]
     lines += ["Usage: udean COMMAND ..., or udean-COMMAND ...", ""]

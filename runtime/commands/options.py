@@ -1,4 +1,4 @@
-"""Options that every command has which opens a model."""
+"""Options shared by all commands that open a model."""
 
 from __future__ import annotations
 
@@ -14,22 +14,21 @@ from ..pipeline import engine
 Model = Annotated[
     Path | None, typer.Option(help="Model: .plan, .onnx or a checkpoint. (default: the embedded model)")
 ]
-Library = Annotated[engine.Library, typer.Option(help="What runs an .onnx.")]
+Library = Annotated[engine.Library, typer.Option(help="Library that runs an .onnx.")]
 Device = Annotated[
     str,
     typer.Option(
-        help="Where the network runs: auto, cpu, cuda or cuda:N; an .onnx also on gpu or npu (Intel's, by "
+        help="Device of the network: auto, cpu, cuda or cuda:N; an .onnx also on gpu or npu (Intel's, by "
         "OpenVINO), coreml or dml (by ONNX Runtime)."
     ),
 ]
-Precision = Annotated[engine.Precision, typer.Option(help="Of the network's arithmetic.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Of the network. (default: all cores)")]
+Precision = Annotated[engine.Precision, typer.Option(help="Numerical precision of inference.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads for inference. (default: all cores)")]
 Consistency = Annotated[
     str,
     typer.Option(
         metavar="auto|off|W",
-        help="How much of the band that the scan measured is taken from it: by its noise, nothing, or W from "
-        "0 to 1.",
+        help="Weight of the scan's own measured band: chosen by its noise, none, or W from 0 to 1.",
     ),
 ]
 Best = Annotated[
@@ -43,7 +42,7 @@ ErrorMap = Annotated[
     bool,
     typer.Option(
         "--error-map",
-        help="Write each voxel's expected error beside the result, as *_desc-error*; takes --best.",
+        help="Write each voxel's expected error beside the result, as *_desc-error*; needs --best.",
     ),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]

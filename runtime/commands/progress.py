@@ -1,4 +1,4 @@
-"""What the user sees of a run: a line for each outcome and, on a terminal, how far it is."""
+"""What the user sees of a run: a line for each outcome and, on a terminal, a progress bar."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..run.manifest import Outcome
 
 
 class Board:
-    """Counts the outcomes of `total` scans, prints them, and draws a bar while it is entered."""
+    """Counts and prints the outcomes of `total` scans; draws a bar inside a `with` block."""
 
     def __init__(self, total: int) -> None:
         self.done: list[Outcome] = []
@@ -38,20 +38,20 @@ class Board:
         self._bar.stop()
 
     def advance(self, done: int, every: int) -> None:
-        """Windows of the scan in hand, where this process has one."""
+        """Report finished windows of the current scan, if this process has one."""
         if not self._started or done <= self._bar.tasks[self._current].completed:
-            self._started += 1  # the next scan, whose time left is its own
+            self._started += 1  # a new scan, with its own remaining time
             self._bar.reset(self._current, total=every, visible=True)
         self._bar.update(self._current, completed=done, total=every)
         before = self._started - 1 + self.counts["kept"] + self.counts["failed"]
         self._bar.update(self._overall, completed=min(before + done / every, self._total))
 
     def count(self, outcome: Outcome) -> None:
-        """An outcome stands in the manifest."""
+        """Count an outcome that the manifest already holds."""
         self.counts[outcome.status] += 1
 
     def add(self, outcome: Outcome) -> None:
-        """A scan is done, or has failed."""
+        """Count and print the outcome of a scan."""
         self.done.append(outcome)
         if not self._started:
             self._bar.update(self._overall, completed=len(self.done))

@@ -32,24 +32,31 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="TCP port; 0 takes a free one.")] = 9002,
     metrics_port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Of /health and /metrics, on loopback; 0 takes a free one.")
+        int,
+        typer.Option(min=0, max=65535, help="Port of /health and /metrics, on loopback; 0 takes a free one."),
     ] = 9003,
     position: Annotated[
-        Position, typer.Option(help="What an image's position is: its centre, or its first voxel.")
+        Position, typer.Option(help="Meaning of an image's position: its centre, or its first voxel.")
     ] = "spec",
-    dtype: Annotated[Output, typer.Option(help="Of the SR images' voxels.")] = "input",
+    dtype: Annotated[Output, typer.Option(help="Data type of the SR images.")] = "input",
     to: Annotated[
-        str, typer.Option(help="Spacing of the SR images, 1mm, 1x1x2mm or iso; by default twice as fine.")
+        str, typer.Option(help="Voxel size of the SR images: 1mm, 1x1x2mm or iso; default: half the scan's.")
     ] = "",
     originals: Annotated[
         bool, typer.Option("--originals/--no-originals", help="Send the images back before the SR series.")
     ] = True,
-    max_message: Annotated[int, typer.Option(min=1, help="MiB of one image.")] = 512,
-    max_memory: Annotated[int, typer.Option(min=1, help="MiB held for all clients together.")] = 4096,
+    max_message: Annotated[int, typer.Option(min=1, help="Largest image, MiB.")] = 512,
+    max_memory: Annotated[int, typer.Option(min=1, help="Memory for all clients together, MiB.")] = 4096,
     max_connections: Annotated[int, typer.Option(min=1, help="Clients served at once.")] = 16,
-    idle_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds without a byte.")] = 600,
-    total_timeout: Annotated[float, typer.Option(min=0.1, help="Seconds of a connection.")] = 7200,
-    grace: Annotated[float, typer.Option(min=0, help="Seconds for clients to end when stopped.")] = 30,
+    idle_timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds without data after which a connection ends.")
+    ] = 600,
+    total_timeout: Annotated[
+        float, typer.Option(min=0.1, help="Longest duration of a connection, seconds.")
+    ] = 7200,
+    grace: Annotated[
+        float, typer.Option(min=0, help="Seconds for clients to finish when the server is stopped.")
+    ] = 30,
     debug: options.Debug = False,
 ) -> None:
     """Restore images that MRD clients send. Research only, not for diagnosis."""

@@ -1,4 +1,4 @@
-"""The command `udean-status`: how far the runs of an output folder are."""
+"""The command `udean-status`: the progress of an output folder's runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def status(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder of udean-run.")],
     debug: options.Debug = False,
 ) -> None:
-    """Say how far the runs of an output folder are: done, failed and why, left, scans an hour.
+    """Show the progress of an output folder's runs: done, failed and why, left, scans per hour.
 
     The exit code is 1 if scans have failed, else 0.
     """

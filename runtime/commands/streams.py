@@ -1,4 +1,4 @@
-"""What a command says must not end its work: readers leave, disks are full, terminals know ASCII only."""
+"""Output problems must not end a command: readers leave, disks are full, terminals know only ASCII."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import select
 import sys
 from typing import Any, TextIO
 
-# What terminals without Unicode are shown in place of signs that we use ourselves.
+# Replacements of our own symbols on terminals without Unicode.
 PLAIN = {
     "×": "x",
     "·": "*",
@@ -27,8 +27,8 @@ ERRORS = "udean-plain"
 
 def guard_streams() -> None:
     """Make stdout and stderr take everything: what cannot be written is dropped, what cannot be encoded is
-    shown in plain letters. A stream that was closed when the process began stands for /dev/null, before
-    another file takes its number."""
+    shown in plain letters. A stream that was closed when the process began is opened on /dev/null, before
+    another file gets its number."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -40,11 +40,11 @@ def guard_streams() -> None:
 
 
 class _Enduring(io.RawIOBase):
-    """A stream's bytes. Those that it does not take are dropped, and stderr is told so once."""
+    """A stream's bytes. Those that it does not accept are dropped, which is reported once on stderr."""
 
     def __init__(self, raw: io.FileIO, name: str, owner: TextIO) -> None:
         self._raw, self._name = raw, name
-        self._owner = owner  # which would close the file if it went
+        self._owner = owner  # keeps the file open
         self._told = self._left = False
 
     def writable(self) -> bool:
@@ -62,7 +62,7 @@ class _Enduring(io.RawIOBase):
             return size
         try:
             written: int | None
-            while (written := self._raw.write(data)) is None:  # a pipe that does not block, and is full
+            while (written := self._raw.write(data)) is None:  # a full non-blocking pipe
                 select.select([], [self._raw], [])
             return written
         except BrokenPipeError:  # the reader has seen enough, as `head` does
@@ -71,7 +71,8 @@ class _Enduring(io.RawIOBase):
             if not self._told and self._name != "stderr":
                 self._told = True
                 print(
-                    f"{self._name} takes no more ({error.strerror}): what it misses is lost.", file=sys.stderr
+                    f"{self._name} accepts no more output ({error.strerror}): the rest is lost.",
+                    file=sys.stderr,
                 )
         return size
 
@@ -81,7 +82,7 @@ def _guarded(stream: TextIO | None, name: str) -> TextIO:
         stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  as long as the process lives
     raw = getattr(getattr(stream, "buffer", None), "raw", getattr(stream, "buffer", None))
     if type(stream) is not io.TextIOWrapper or not isinstance(raw, io.FileIO):
-        return stream  # guarded already, or a notebook's
+        return stream  # already guarded, or a notebook's
     buffered = io.BufferedWriter(_Enduring(raw, name, stream))
     lines = stream.line_buffering or stream.write_through or name == "stderr"
     return io.TextIOWrapper(buffered, stream.encoding, ERRORS, line_buffering=lines)

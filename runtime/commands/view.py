@@ -14,7 +14,7 @@ from .common import command, on_stop
 
 
 def view(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder that udean-run has written.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder of udean-run.")],
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="TCP port on this machine; 0 takes a free one.")
     ] = 0,

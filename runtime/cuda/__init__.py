@@ -1,4 +1,4 @@
-"""CUDA: one pipeline for every engine of a GPU, the device it runs on and the kernels it launches."""
+"""CUDA: one pipeline for every GPU engine, the device it runs on and the kernels it launches."""
 
 from .engine import CudaEngine, Slot
 from .pipeline import CudaPipeline

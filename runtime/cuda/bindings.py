@@ -2,7 +2,7 @@
 
 PyTorch for CUDA brings these bindings, so a checkpoint runs on a GPU without PyCUDA, which must be compiled.
 Errors are raised as `Error`, full memory as `MemoryError`. Memory may be freed in any thread that has the
-context; what is dropped without `free` goes with the context.
+context; whatever is dropped without `free` is released with the context.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 _cuda: Any = importlib.import_module("cuda.bindings.driver")
-BLOCKING = 1  # of a stream that the default stream does not wait for: CU_STREAM_NON_BLOCKING
+BLOCKING = 1  # a stream that does not wait for the default stream: CU_STREAM_NON_BLOCKING
 
 
 class Error(Exception):
-    """What the driver refused, in its own words."""
+    """An error of the driver, in its own words."""
 
 
 class MemoryError(Error):
@@ -38,7 +38,7 @@ def _call(name: str, *args: Any) -> Any:
 def init() -> None:
     try:
         _call("cuInit", 0)
-    except RuntimeError as error:  # of the bindings: there is no driver to load
+    except RuntimeError as error:  # from the bindings: there is no driver to load
         raise Error(str(error)) from error
 
 
@@ -47,7 +47,7 @@ def get_driver_version() -> int:
 
 
 def mem_get_info() -> tuple[int, int]:
-    """Free and all bytes of the current device."""
+    """Free and total bytes of the current device."""
     _, free, whole = _cuda.cuMemGetInfo()
     return free, whole
 
@@ -97,7 +97,7 @@ class Context:
 
 
 class Stream:
-    """A stream that waits for no other. handle: as libraries take it."""
+    """A stream that waits for no other. handle: in the form that libraries accept."""
 
     def __init__(self) -> None:
         self._stream = _call("cuStreamCreate", BLOCKING)
@@ -128,7 +128,7 @@ class Event:
 
     def __del__(self) -> None:
         if hasattr(self, "event"):
-            _cuda.cuEventDestroy(self.event)  # of a context that is gone this is refused, and nothing is lost
+            _cuda.cuEventDestroy(self.event)  # refused if the context is gone; then nothing is lost
 
 
 class Allocation:
@@ -149,7 +149,7 @@ def mem_alloc(size: int) -> Allocation:
 
 
 def pagelocked_empty(count: int, dtype: DTypeLike) -> NDArray[Any]:
-    """Host memory that the device reaches by itself; given back with its last view."""
+    """Page-locked host memory; released with its last view."""
     dtype = np.dtype(dtype)
     pinned = _Pinned(max(1, count * dtype.itemsize))
     memory: Any = (ctypes.c_char * pinned.size).from_address(pinned.address)

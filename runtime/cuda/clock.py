@@ -1,4 +1,4 @@
-"""When streams were busy, by the device's own events, on the host's clock; does nothing unless traced."""
+"""Times when streams were busy, from the device's events, on the host's clock; only if traced."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..system.trace import Stopwatch
 
 
 class StreamClock:
-    """Times what is put on streams while one volume is resolved. stream: an idle one, to set the clock by."""
+    """Times the work on streams while one volume is resolved. stream: an idle one, to set the clock."""
 
     def __init__(self, cuda: Any, watch: Stopwatch, stream: Any) -> None:
         self._cuda, self._watch = cuda, watch
@@ -20,11 +20,11 @@ class StreamClock:
             self._zero = cuda.Event()
             self._zero.record(stream)
             self._zero.synchronize()
-            self._host = time.perf_counter()  # when the event passed, to some microseconds
+            self._host = time.perf_counter()  # when the event passed, to within microseconds
 
     @contextlib.contextmanager
     def time(self, stage: str, lane: str, stream: Any) -> Iterator[None]:
-        """Time what the block puts on a stream."""
+        """Time the work that the block puts on a stream."""
         if not self._watch.trace:
             yield
             return

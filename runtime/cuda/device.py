@@ -1,4 +1,4 @@
-"""A CUDA device as the runtime uses it: its context, the kernels, and a sentence for whatever goes wrong."""
+"""A CUDA device as the runtime uses it: its context, the kernels, and a sentence for every failure."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ..system.extras import require
 
 
 class GpuError(RunError):
-    """The GPU is not there, is busy, or has been lost; `--fallback cpu` goes on without it."""
+    """The GPU is missing, busy, or has been lost; `--fallback cpu` continues without it."""
 
 
 class OutOfMemory(Exception):
-    """The GPU's memory does not hold a batch; the pipeline halves it and goes on."""
+    """The GPU's memory does not hold a batch; the pipeline halves the batch and continues."""
 
 
 FULL = re.compile(
@@ -31,16 +31,16 @@ FULL = re.compile(
 
 
 def is_full(text: str) -> bool:
-    """Whether a library's error says that memory ran out; an illegal memory access is another matter."""
+    """Whether a library's error says that memory ran out; an illegal memory access does not count."""
     return bool(FULL.search(text))
 
 
 class Gpu:
     """One CUDA device. index: as the driver counts. capability: compute capability, such as "9.0".
 
-    driver: the module `pycuda.driver`, or one like it. The primary context is let go of with the last
-    reference, at the latest when Python ends, after all that has been put into it (see `closes`).
-    Raises GpuError if there is no such device, or no PyCUDA to reach it.
+    driver: the module `pycuda.driver`, or one like it. The primary context is released with the last
+    reference, at the latest when Python ends, after everything in it (see `closes`). Raises GpuError if there
+    is no such device, or PyCUDA is missing.
     """
 
     def __init__(self, index: int = 0, driver: Any = None) -> None:
@@ -52,11 +52,11 @@ class Gpu:
         try:
             self.cuda.init()
             if index >= self.cuda.Device.count():
-                raise GpuError(f"There is no GPU {index} here: {self.cuda.Device.count()} are found.")
+                raise GpuError(f"There is no GPU {index} here: {self.cuda.Device.count()} were found.")
             device = self.cuda.Device(index)
             self.name: str = device.name()
             self.capability = ".".join(map(str, device.compute_capability()))
-            # A context of our own would share neither memory nor streams with the engines' libraries.
+            # A separate context could not share memory and streams with the engines' libraries.
             self._context = device.retain_primary_context()
         except self.cuda.Error as error:
             raise GpuError(
@@ -68,7 +68,7 @@ class Gpu:
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
-        """Make this device's context the thread's own inside the block; errors of the driver become ours."""
+        """Make this device's context current inside the block; errors of the driver become ours."""
         try:
             self._context.push()
         except self.cuda.Error as error:
@@ -84,29 +84,29 @@ class Gpu:
                 self.cuda.Context.pop()
 
     def kernel(self, name: str) -> Any:
-        """A kernel by its name in `kernels.cu`; the driver compiles the PTX beside it for its card."""
+        """A kernel by its name in `kernels.cu`; the driver compiles its PTX for the card."""
         if self._kernels is None:
             ptx = files("udean.runtime.cuda") / "kernels.ptx"
             self._kernels = self.cuda.module_from_buffer(ptx.read_bytes())
         return self._kernels.get_function(name)
 
     def streams(self, count: int) -> list[Any]:
-        """The first so many streams of this device; the same ones each time, since engines bind to them."""
+        """The first `count` streams of this device; always the same ones, because engines bind to them."""
         while len(self._streams) < count:
             self._streams.append(self.cuda.Stream())
         return self._streams[:count]
 
     def closes(self, owner: object, resource: Any) -> weakref.finalize[..., Any]:
-        """Have a resource's `close()` called inside this context, in whatever thread its owner ends.
+        """Call a resource's `close()` inside this context, in whichever thread its owner ends.
 
-        PyCUDA frees memory only where the context is current, and loses it elsewhere. Calling what is
-        returned closes it sooner.
+        PyCUDA frees memory only if the context is current, and leaks it otherwise. Calling the returned
+        finalizer closes it earlier.
         """
         return weakref.finalize(owner, _close, self, resource)
 
     def _lost(self, error: Exception) -> GpuError:
         return GpuError(
-            f"GPU {self.index} ({self.name}) stopped working ({first_line(error)}): start again, or go on "
+            f"GPU {self.index} ({self.name}) stopped working ({first_line(error)}): start again, or continue "
             "with --fallback cpu."
         )
 
@@ -118,7 +118,7 @@ def _driver() -> Any:
     except ModuleNotFoundError:
         if find_spec("cuda") is None or find_spec("cuda.bindings") is None:
             return require("pycuda.driver", "trt")
-    except ImportError:  # PyCUDA is there, what it needs is not: `require` says what
+    except ImportError:  # PyCUDA is installed, but something it needs is not: `require` says what
         return require("pycuda.driver", "trt")
     from . import bindings
 
@@ -126,7 +126,7 @@ def _driver() -> Any:
 
 
 def _close(gpu: Gpu, resource: Any) -> None:
-    with contextlib.suppress(GpuError), gpu.current():  # of a device that was lost, nothing is left to free
+    with contextlib.suppress(GpuError), gpu.current():  # on a lost device, nothing is left to free
         resource.close()
 
 

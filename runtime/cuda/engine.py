@@ -1,4 +1,4 @@
-"""What a CUDA engine is: a network that puts its work on a stream, between two places in device memory."""
+"""The CUDA engine interface: a network that puts its work on a stream, between two device buffers."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .device import Gpu
 
 @dataclass(frozen=True)
 class Slot:
-    """One batch on its way: a stream, and where in device memory its input lies and its output goes.
+    """One batch in flight: a stream, and the device addresses of its input and output.
 
-    index: of the slot, and so of the execution context. stream: the CUDA stream's handle. lr: address of
-    (N, slab, H, W); sr: address for (N, slab·s, s·H, s·W); both in the engine's type.
+    index: of the slot, and therefore of the execution context. stream: the CUDA stream's handle. lr: address
+    of (N, slab, H, W); sr: address for (N, slab·s, s·H, s·W); both in the engine's type.
     """
 
     index: int
@@ -43,11 +43,11 @@ class CudaEngine(Protocol):
 
     @property
     def slots(self) -> int:
-        """Batches that may be in flight."""
+        """Number of batches that may be in flight."""
         ...
 
     def batches(self, window: tuple[int, int]) -> tuple[int, int]:
-        """The least and most windows of this size in one call; RunError for a size it does not take."""
+        """The least and most windows of this size in one call; RunError for a size it does not accept."""
         ...
 
     def enqueue(self, slot: Slot) -> None:

@@ -1,10 +1,10 @@
 """The CUDA pipeline, written once for every CUDA engine: gather, network, blend and store on the device.
 
-The volume is uploaded once. Batches of windows go round the slots, each a stream with an execution context of
-its own; their outputs go to a ring of batches that all share. One further stream blends slab after slab, in
-one fixed order, as soon as a slab's windows are there, and stores what is finished as voxels of the output's
-type; a third copies these to the host, while later ones compute. Events join the streams; the host only waits
-for finished slabs. The number of slots therefore changes nothing in the result.
+The volume is uploaded once. Batches of windows rotate through the slots, each a stream with an execution
+context of its own; their outputs go to a shared ring of batches. Another stream blends slab after slab, in
+one fixed order, as soon as a slab's windows are complete, and stores finished slices as voxels of the
+output's type; a third copies these to the host while later ones are computed. Events synchronise the streams;
+the host only waits for finished slabs. The number of slots therefore changes nothing in the result.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .workspace import LANDING, Order, Workspace
 __all__ = ["CudaEngine", "CudaPipeline", "Slot"]
 
 BATCH_VOXELS = 16 * 64 * 64  # LR voxels of a batch's windows: enough work to fill a large GPU
-LAYERS = 65_535  # of a grid, and a batch has as many as its windows have slices
+LAYERS = 65_535  # of a grid; a batch needs one per slice of its windows
 
 log = logging.getLogger("udean")
 
@@ -46,7 +46,7 @@ class CudaPipeline:
         self._closes: weakref.finalize[..., Any] | None = None
 
     def close(self) -> None:
-        """Free what is on the device; the next volume allocates anew."""
+        """Free the device buffers; the next volume allocates them again."""
         if self._closes:
             self._closes()
         self._closes = self._workspace = None
@@ -59,12 +59,13 @@ class CudaPipeline:
         watch: Stopwatch,
         progress: Callable[[int, int], None] | None = None,
     ) -> Generator[tuple[int, NDArray[Any]]]:
-        """Yield finished slabs: (first HR slice, voxels to store (rows, columns, slices)), valid for a step.
+        """Yield finished slabs: (first HR slice, voxels to store (rows, columns, slices)), valid until the
+        next step.
 
-        Where memory runs out the batch is halved and the volume begun again, so slabs may come twice.
+        If memory runs out, the batch is halved and the volume restarted, so slabs may come twice.
         Raises GpuError if the device is lost, RunError for non-finite values.
         """
-        # The network sees float32 anyway, and what it makes of a volume is no finer.
+        # The network computes in float32 anyway, and its output is no more precise.
         if _is_foreign(volume.voxels.dtype):
             volume = dataclasses.replace(volume, voxels=volume.voxels.astype(np.float32))
         if _is_foreign(store.dtype):
@@ -72,7 +73,7 @@ class CudaPipeline:
         least, most = self.engine.batches((tiling.rows.window, tiling.columns.window))
         wanted = max(1, BATCH_VOXELS // (tiling.rows.window * tiling.columns.window))
         wanted = min(wanted, most, LAYERS // tiling.slices.window, self._batch or most)
-        # Batches of equal size, since the last is filled up.
+        # Batches of equal size: the last is filled up.
         batch = max(least, math.ceil(len(tiling) / math.ceil(len(tiling) / wanted)))
         while True:
             try:
@@ -82,11 +83,11 @@ class CudaPipeline:
                 self.close()
                 if batch <= max(least, 1):
                     raise GpuError(
-                        f"{self.engine.gpu.name} does not have enough memory for one batch: free it, use "
-                        "smaller windows, or go on with --fallback cpu."
+                        f"{self.engine.gpu.name} does not have enough memory for one batch: free memory, use "
+                        "smaller windows, or continue with --fallback cpu."
                     ) from error
                 batch = self._batch = max(least, batch // 2)
-                log.warning("The GPU's memory is full: going on with batches of %d windows.", batch)
+                log.warning("The GPU's memory is full: continuing with batches of %d windows.", batch)
 
     def _resolve(
         self,
@@ -158,11 +159,11 @@ class CudaPipeline:
 
 
 def _is_foreign(dtype: np.dtype[Any]) -> bool:
-    """Whether `kernels.cu` has no kernels for it: float16, and floats of more than 8 bytes."""
+    """Whether `kernels.cu` has no kernels for this type: float16, and floats of more than 8 bytes."""
     return dtype.kind == "f" and dtype.itemsize not in (4, 8)
 
 
 def _key(tiling: Tiling) -> tuple[object, ...]:
-    """What tells tilings apart."""
+    """A key that distinguishes tilings."""
     axes = (tiling.rows, tiling.columns, tiling.slices)
     return tuple((a.size, a.window, a.scale, a.starts, b"".join(s.tobytes() for s in a.shares)) for a in axes)

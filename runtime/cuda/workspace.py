@@ -1,4 +1,4 @@
-"""What the CUDA pipeline has on the device: streams, events and buffers, and the kernels that fill them."""
+"""The CUDA pipeline's device state: streams, events and buffers, and the kernels that fill them."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ SPAN = np.dtype([(name, np.int32) for name in ("low", "seen", "high", "skip", "o
 
 
 class Order:
-    """Which window is computed when and lies where.
+    """When each window is computed, and where its output lies.
 
-    Computed windows are numbered in tiling order and cut into batches; batch b has place b modulo `ring` of
-    the pool, where places lie `stride` windows apart. An output that a later window needs as its own is kept
-    behind the ring.
+    Computed windows are numbered in tiling order and cut into batches; batch b uses place b modulo `ring` of
+    the pool, in which places lie `stride` windows apart. An output that a later identical window reuses is
+    kept behind the ring.
     """
 
     def __init__(self, tiling: Tiling, sources: list[int], batch: int, ring: int, stride: int) -> None:
@@ -57,7 +57,7 @@ class Order:
 
 
 class Workspace:
-    """Events and buffers for volumes of one size; to be closed inside the context."""
+    """Events and buffers for volumes of one size; must be closed inside the context."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Workspace:
         size = np.dtype(np.float16 if engine.half else np.float32).itemsize
         self._window_bytes = math.prod(self.fine) * size
         whole = ALIGNED // math.gcd(ALIGNED, self._window_bytes)
-        self.stride = -(-batch // whole) * whole  # windows from batch to batch, so that each begins aligned
+        self.stride = -(-batch // whole) * whole  # windows between batch starts, which are aligned
         self._allocated: list[Any] = []
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
@@ -126,15 +126,15 @@ class Workspace:
         self._slabs = _spans(tiling.slices)
 
     def close(self) -> None:
-        """Free the buffers. The thread must have the context, as `Gpu.current` gives it."""
+        """Free the buffers. The context must be current in this thread, see `Gpu.current`."""
         allocated = self._allocated
-        self.__dict__.clear()  # pinned memory and events go with their last reference
+        self.__dict__.clear()  # pinned memory and events are freed with their last reference
         self.__dict__["_allocated"] = allocated
         while allocated:
             allocated.pop().free()
 
     def upload(self, volume: LrVolume, watch: Stopwatch) -> None:
-        """Bring the volume to the device, in the order in which it lies in memory."""
+        """Copy the volume to the device, in its memory order."""
         order = np.argsort(-np.abs(volume.voxels.strides), kind="stable")
         laid = volume.voxels.transpose(order)
         staged = self._stage.reshape(laid.shape)
@@ -149,7 +149,7 @@ class Workspace:
             self._cuda.memcpy_htod_async(self._volume, self._stage, self._slots[0])
 
     def digests(self) -> list[bytes]:
-        """What tells the windows of the tiling apart, computed on the device; waits for it."""
+        """Digests of the tiling's windows, to find identical ones; computed on the device, blocking."""
         count = len(self.tiling)
         stream = self._slots[0]
         with self.clock.time("gather", "GPU stream 0", stream):
@@ -162,7 +162,7 @@ class Workspace:
         return [row.tobytes() for row in found]
 
     def begin(self, order: Order, tiling: Tiling) -> None:
-        """Tell the device which windows are computed and where their outputs lie."""
+        """Upload which windows are computed and where their outputs lie."""
         starts = np.array(list(_starts(tiling)), np.int32)[order.computed]
         self._cuda.memcpy_htod(self._order, np.ascontiguousarray(starts))
         self._cuda.memcpy_htod(self._at, order.at)
@@ -172,14 +172,14 @@ class Workspace:
         self._first.record(self._slots[0])
 
     def issue(self, number: int, order: Order, volume: LrVolume, engine: CudaEngine) -> None:
-        """Gather a batch and run the network on it, in the slot whose turn it is.
+        """Gather a batch and run the network on it, in the next slot.
 
-        The network always gets a whole batch, whatever lies at the end of a last one: another size would
-        have it plan, measure and capture again.
+        The network always gets a full batch, even if the end of the last one is unused: with another size it
+        would plan, measure and capture again.
         """
         windows, place, index = order.batches[number], number % self.ring, number % len(self._slots)
         stream = self._slots[index]
-        if number >= self.ring:  # whose place in the ring it takes
+        if number >= self.ring:  # the batch whose place it takes
             stream.wait_for_event(self._blended[order.last_slab[number - self.ring]])
         slices, rows, columns = self.window
         starts = int(self._order) + 12 * self.batch * number
@@ -208,7 +208,7 @@ class Workspace:
         self._done[place].record(stream)
 
     def blend(self, k: int, order: Order, tiling: Tiling) -> None:
-        """Blend slab k's windows into the mean, once they are there."""
+        """Blend slab k's windows into the mean, once they are computed."""
         stream = self._blending
         for number in range(self._waited + 1, order.needs[k] + 1):
             stream.wait_for_event(self._done[number % self.ring])
@@ -264,7 +264,7 @@ class Workspace:
         return voxels.reshape((height, width, count), order="F")
 
     def network_seconds(self, batches: int) -> float:
-        """From the first gather to the last batch's end, on the device's own clock."""
+        """Seconds from the first gather to the end of the last batch, on the device's clock."""
         for number in range(max(0, batches - len(self._slots)), batches):
             self._slots[0].wait_for_event(self._done[number % self.ring])
         self._last.record(self._slots[0])
@@ -277,7 +277,7 @@ class Workspace:
         return bool(found[0])
 
     def finish(self) -> None:
-        """Wait until nothing reads or writes the buffers any more."""
+        """Wait until nothing uses the buffers any more."""
         for stream in (*self._slots, self._blending, self._copying):
             stream.synchronize()
 
