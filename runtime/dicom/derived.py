@@ -68,6 +68,7 @@ DROPPED = (
     "ExtendedOffsetTableLengths",
     "ImagesInAcquisition",
     "WindowCenterWidthExplanation",
+    "InstanceCreatorUID",
 )
 REQUIRED = {  # type 1 and 2 attributes of the MR image that an enhanced file keeps elsewhere, or not at all
     "ScanningSequence": "RM",
@@ -105,6 +106,7 @@ KEPT = (  # of the same name in both
     *("DiffusionBValue", "DiffusionGradientOrientation", "TriggerTime", "InversionTime", "RescaleType"),
     *("AcquisitionNumber", "TemporalPositionIdentifier", "EchoNumbers", "MagneticFieldStrength"),
 )
+TEXTS = {"LO", "LT", "PN", "SH", "ST", "UC", "UT"}  # that hang on a character set
 DIRECTIONS = {"ROW": "ROW", "COLUMN": "COL"}  # of phase encoding
 PULSES = {"SPIN": ["SE"], "GRADIENT": ["GR"], "BOTH": ["SE", "GR"]}  # of an echo, as ScanningSequence
 
@@ -137,23 +139,27 @@ def write_derived(
         raise RunError(
             f"{series.name}: one multi-frame file holds less than 4 GiB of voxels: --format dicom."
         )
-    template = _template(series, card, sizes, voxels, note)
     uid = _uid_root(series, affine, voxels, model)
-    template.SeriesInstanceUID = derived_uid(_series_root(series, voxels, model) or uid)
-    files = _Files(series)
+    series_uid = derived_uid(_series_root(series, voxels, model) or uid)
+    files, now = _Files(series), datetime.datetime.now()
+    templates: dict[Path, Dataset] = {}
     groups, slices = [], []
     with atomic_folder(folder) as partial:
         for number in range(voxels.shape[2]):
-            dataset = copy.deepcopy(template)
+            frame = series.frames[nearest[number]]
+            if frame.path not in templates:
+                templates[frame.path] = _template(series, files.of(frame), card, sizes, voxels, note, now)
+            dataset = copy.deepcopy(templates[frame.path])
+            dataset.SeriesInstanceUID = series_uid
             dataset.SOPInstanceUID = derived_uid(f"{uid} {number}")
             dataset.InstanceNumber = before + number + 1
             position = affine[:3] @ [0, 0, number, 1]
             dataset.ImagePositionPatient = [_decimal(v) for v in position]
             dataset.SliceLocation = _decimal(position @ normal)
             dataset.SourceImageSequence = _sources(series, nearest[number])
-            frame = series.frames[nearest[number]]
             if series.enhanced:
                 _flatten(dataset, functional_groups(files.of(frame), frame.number))
+            _say_diffusion(dataset, frame)
             if window := frame.window:
                 dataset.WindowCenter, dataset.WindowWidth = ([_decimal(v) for v in ends] for ends in window)
             if enhanced:
@@ -186,7 +192,7 @@ def _write(path: Path, dataset: Dataset, voxels: NDArray[Any]) -> None:
 
 
 class _Files:
-    """The multi-frame files of a series: its frames may lie in several."""
+    """The heads of a series' files."""
 
     def __init__(self, series: Series) -> None:
         self._heads = {series.frames[0].path: series.head}
@@ -258,21 +264,40 @@ def _series_root(series: Series, voxels: NDArray[Any], model: str) -> str:
 
 
 def _public(head: Dataset) -> Dataset:
-    """A data set's public elements but those on the LR grid, to be written as little endian."""
+    """A data set's public elements but those on the LR grid, to be written as little endian.
+
+    Texts keep their bytes, whatever they are in the character set that they claim.
+    """
     pydicom = require_pydicom()
     dataset = pydicom.Dataset()
-    big = not head.original_encoding[1]
-    for element in head:
-        group = element.tag.group
-        curve = 0x5000 <= group < 0x5100 or 0x6000 <= group < 0x6100  # and overlays
-        if element.tag.is_private or curve or element.keyword in DROPPED:
+    implicit, little = head.original_encoding
+    dataset.set_original_encoding(implicit, True, head.original_character_set)
+    for tag in head.keys():  # noqa: SIM118  # iterating would decode
+        curve = 0x5000 <= tag.group < 0x5100 or 0x6000 <= tag.group < 0x6100  # and overlays
+        if tag.is_private or curve or pydicom.datadict.keyword_for_tag(tag) in DROPPED:
             continue
-        element = copy.deepcopy(element)
-        if big and element.VR == "OW" and isinstance(element.value, bytes):
+        raw = head.get_item(tag)
+        kind = pydicom.datadict.dictionary_VR(tag) if pydicom.datadict.dictionary_has_tag(tag) else ""
+        if raw.is_raw and kind in TEXTS and raw.value is not None:
+            dataset[tag] = raw._replace(VR=kind, is_implicit_VR=False, is_little_endian=True)
+            continue
+        element = copy.deepcopy(head[tag])
+        if not little and element.VR == "OW" and isinstance(element.value, bytes):
             element.value = np.frombuffer(element.value, ">u2").astype("<u2").tobytes()
+        items: Any = element.value if element.VR == "SQ" else ()
+        for item in items or ():
+            item.remove_private_tags()
         dataset.add(element)
-    dataset.remove_private_tags()  # in sequences
     return dataset
+
+
+def _say_diffusion(dataset: Dataset, frame: Frame) -> None:
+    """Put b-value and direction where everybody finds them, if a vendor said them in private."""
+    b_value, direction = frame.diffusion
+    if b_value is not None and "DiffusionBValue" not in dataset:
+        dataset.DiffusionBValue = b_value
+    if len(direction) == 3 and "DiffusionGradientOrientation" not in dataset:
+        dataset.DiffusionGradientOrientation = list(direction)
 
 
 def _flatten(dataset: Dataset, at: dict[str, Any]) -> None:
@@ -318,16 +343,21 @@ def _quality(card: ModelCard) -> str:
 
 
 def _template(
-    series: Series, card: ModelCard, sizes: NDArray[np.float64], voxels: NDArray[Any], note: str
+    series: Series,
+    head: Dataset,
+    card: ModelCard,
+    sizes: NDArray[np.float64],
+    voxels: NDArray[Any],
+    note: str,
+    now: datetime.datetime,
 ) -> Dataset:
-    """All that the SR slices have in common."""
+    """All that the SR slices have in common that lie nearest to frames of one file."""
     pydicom = require_pydicom()
-    dataset = _public(series.head)
+    dataset = _public(head)
     for name, value in REQUIRED.items():
         if name not in dataset:
             setattr(dataset, name, value)
 
-    now = datetime.datetime.now()
     given = [str(v) for v in dataset.get("ImageType", ())] if not series.enhanced else []
     dataset.SOPClassUID = CLASSIC
     dataset.Modality = "MR"

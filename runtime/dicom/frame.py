@@ -7,6 +7,7 @@ C.8.13.3.1.1 (complex image component), PS3.10, 7.1 (files). pydicom is imported
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,7 +34,16 @@ REPEATS = (  # what may tell volumes at the same positions apart; or its like in
     "EchoNumbers",
     "InversionTime",
     "FlipAngle",
+    "DiffusionBValue",
     "DiffusionGradientOrientation",
+    "AcquisitionTime",
+)
+# What every slice of a series has in common, whatever else is true of it: whose it is, of which side, in
+# which space, from which device. The name is one of them, compared without case and padding.
+IDENTITY = (
+    *("PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex"),
+    *("StudyInstanceUID", "StudyDate", "AccessionNumber"),
+    *("FrameOfReferenceUID", "PatientPosition", "Laterality", "ImageLaterality", "DeviceSerialNumber"),
 )
 # Where vendors say what ImageType does not: (private creator, group, element): {value: component}.
 COMPONENTS: dict[tuple[str, int, int], dict[str, str]] = {
@@ -45,6 +55,29 @@ COMPONENTS: dict[tuple[str, int, int], dict[str, str]] = {
         "I": "IMAGINARY",
     },
 }
+# And what DiffusionBValue, s/mm², and DiffusionGradientOrientation do not, in one element or three.
+SIEMENS, UIH = "SIEMENS MR HEADER", "Image Private Header"
+B_VALUES = (
+    (SIEMENS, 0x0019, 0x0C),
+    ("GEMS_PARM_01", 0x0043, 0x39),
+    ("Philips Imaging DD 001", 0x2001, 0x03),
+    (UIH, 0x0065, 0x09),
+)
+GE_BIAS = 10**9  # that GE adds to some b-values
+DIRECTIONS = (
+    (SIEMENS, 0x0019, (0x0E,)),
+    ("GEMS_ACQU_01", 0x0019, (0xBB, 0xBC, 0xBD)),
+    ("Philips MR Imaging DD 001", 0x2005, (0xB0, 0xB1, 0xB2)),
+    (UIH, 0x0065, (0x37,)),
+)
+TILES = (SIEMENS, 0x0019, 0x0A)  # how many slices one image holds
+TILED = (UIH, 0x0065, 0x51)  # what is there only if one image holds several
+LOCATIONS = (  # how many slices a volume has
+    ("GEMS_RELA_01", 0x0021, 0x4F),
+    ("Philips Imaging DD 001", 0x2001, 0x18),
+    (UIH, 0x0065, 0x50),
+)
+TIME = re.compile(r"(\d{8})?(\d{6}(?:\.\d+)?)(?:[+-]\d{4})?")  # of a day, with or without its date
 
 Dataset = Any  # pydicom's, which is not imported here
 Key: TypeAlias = tuple[Any, ...]
@@ -55,28 +88,37 @@ Values: TypeAlias = tuple[float | None, ...]
 class Frame:
     """One slice. number: of the frame in its file, from 0.
 
-    identity: whose it is and in which space: patient, study, frame of reference.
+    identity: whose it is and in which space; see IDENTITY.
+    order: the instance number. turns: how many images a scan has at each place, as far as it says so.
+    images, places: how many its acquisition has, and at how many places; 0 where it does not say so.
     position: first voxel's centre, LPS, mm. cosines: of a row's and of a column's direction, six. spacing:
-    from row to row and from column to column, mm.
+    from row to row and from column to column, mm. between: from a slice's centre to the next one's, mm.
     slope, inter: stored voxels · slope + inter. real: the same to real-world values, if it says so. pixels:
     BitsStored, PixelRepresentation, PhotometricInterpretation. kind: image type and complex component.
-    window: centre and width, if they are of use. repeat: the values of REPEATS, empty where there is none.
+    window: centre and width, if they are of use. diffusion: b-value, s/mm², or none, and direction, or none.
+    repeat: the values of REPEATS, empty where there is none.
     """
 
     path: Path
     number: int
     instance: str
     identity: tuple[str, ...]
+    order: int
+    turns: tuple[int, ...]
+    images: int
+    places: int
     position: tuple[float, float, float]
     cosines: tuple[float, ...]
     spacing: tuple[float, float]
     thickness: float | None
+    between: float | None
     slope: float
     inter: float
     real: tuple[float, ...]
     pixels: tuple[int, int, str]
     kind: tuple[str, ...]
     window: tuple[tuple[float, ...], tuple[float, ...]] | None
+    diffusion: tuple[float | None, tuple[float, ...]]
     repeat: tuple[tuple[float, ...], ...]
 
 
@@ -138,7 +180,10 @@ def frames(path: Path, dataset: Dataset) -> Iterator[Found]:
     if str(dataset.SOPClassUID) == CLASSIC:
         yield _frame(path, dataset, 0, dataset, "")
         return
-    for number in range(len(dataset.PerFrameFunctionalGroupsSequence)):
+    count, groups = int(dataset.NumberOfFrames), len(dataset.PerFrameFunctionalGroupsSequence)
+    if count != groups:
+        raise RunError(f"{path} has {count} frames and says of {groups} where they lie.")
+    for number in range(count):
         at = functional_groups(dataset, number)
         yield _frame(path, dataset, number, at, str(at.get("StackID", "")))
 
@@ -157,31 +202,39 @@ def functional_groups(dataset: Dataset, number: int) -> dict[str, Any]:
 def _frame(path: Path, dataset: Dataset, number: int, at: Any, stack: str) -> Found:
     """at: attributes of the frame by keyword; of functional groups the items' too."""
     _check(path, dataset)
-    types = texts(at.get("FrameType") or dataset.get("ImageType"))
+    types = *texts(at.get("FrameType") or dataset.get("ImageType")), *_marks(dataset, at)
     component = str(at.get("ComplexImageComponent") or dataset.get("ComplexImageComponent") or "")
-    directions = at.get("DiffusionGradientDirectionSequence") or [at]
+    diffusion = _diffusion(dataset, at)
     repeat = (
-        at.get("TriggerTime", at.get("NominalCardiacTriggerDelayTime")),
-        at.get("AcquisitionNumber", at.get("FrameAcquisitionNumber")),
-        at.get("EchoNumbers"),
-        at.get("InversionTime", at.get("InversionTimes")),
-        at.get("FlipAngle"),
-        directions[0].get("DiffusionGradientOrientation"),
+        floats(at.get("TriggerTime", at.get("NominalCardiacTriggerDelayTime"))),
+        floats(at.get("AcquisitionNumber", at.get("FrameAcquisitionNumber"))),
+        floats(at.get("EchoNumbers")),
+        floats(at.get("InversionTime", at.get("InversionTimes"))),
+        floats(at.get("FlipAngle")),
+        floats(diffusion[0]),
+        diffusion[1],
+        _moment(at.get("AcquisitionTime") or at.get("FrameAcquisitionDateTime")),
     )
     real = at.get("RealWorldValueMappingSequence") or ()
     window = floats(at.get("WindowCenter")), floats(at.get("WindowWidth"))
     useful = len(window[0]) == len(window[1]) > 0 and min(window[1]) > 0 and np.isfinite(window).all()
+    measured = types[:1] == ("ORIGINAL",)  # others may have kept what was true of those
     row, column = _numbers(at, "PixelSpacing", 2)
     x, y, z = _numbers(at, "ImagePositionPatient", 3)
     frame = Frame(
         path,
         number,
         str(dataset.SOPInstanceUID),
-        _identity(dataset),
+        identity(dataset),
+        integer(dataset.get("InstanceNumber")),
+        tuple(integer(dataset.get(name)) for name in ("NumberOfTemporalPositions", "CardiacNumberOfImages")),
+        integer(dataset.get("ImagesInAcquisition")) if measured else 0,
+        _locations(dataset) if measured else 0,
         (x, y, z),
         _numbers(at, "ImageOrientationPatient", 6),
         (row, column),
         _number(at.get("SliceThickness")),
+        _number(at.get("SpacingBetweenSlices")),
         _number(at.get("RescaleSlope")) or 1.0,
         _number(at.get("RescaleIntercept")) or 0.0,
         tuple(
@@ -197,36 +250,111 @@ def _frame(path: Path, dataset: Dataset, number: int, at: Any, stack: str) -> Fo
         ),
         tuple(value.upper() for value in (*types, component or _private_component(dataset))),
         window if useful else None,
-        tuple(map(floats, repeat)),
+        diffusion,
+        repeat,
     )
     time = integer(at.get("TemporalPositionIdentifier", at.get("TemporalPositionIndex")))
     echo = _number(at.get("EchoTime", at.get("EffectiveEchoTime")))
-    near = *frame.cosines, echo, _number(at.get("DiffusionBValue"))
+    near = *frame.cosines, echo, diffusion[0]
     shape = int(dataset.Rows), int(dataset.Columns)
-    return Found((frame.identity, shape, frame.kind, stack), near, (time,), frame)
+    side = str(at.get("FrameLaterality") or "")
+    return Found((frame.identity, shape, frame.kind, stack, side), near, (time,), frame)
 
 
-def _identity(dataset: Dataset) -> tuple[str, ...]:
+def identity(dataset: Dataset) -> tuple[str, ...]:
     """Whose image it is and in which space, so that nothing of two is ever put together."""
-    name = str(dataset.get("PatientName") or "").rstrip("^ ").upper()
-    names = ("PatientID", "IssuerOfPatientID", "PatientBirthDate", "StudyInstanceUID", "FrameOfReferenceUID")
-    return name, *(str(dataset.get(key) or "").strip() for key in names)
+    name, *others = (_undecoded(dataset, key) for key in ("PatientName", *IDENTITY))
+    return name.rstrip("^ ").upper(), *others
+
+
+def _undecoded(dataset: Dataset, key: str) -> str:
+    """A text's bytes, as they are in the file: to decode them would be to change them, if they are wrong."""
+    item = dataset.get_item(key)
+    value = b"" if item is None or item.value is None else item.value
+    return (value.decode("latin-1") if isinstance(value, bytes) else str(value)).strip(" \0")
+
+
+def _marks(dataset: Dataset, at: Any) -> Iterator[str]:
+    """What an image says of itself elsewhere than in its type, in words of image types."""
+    tiles = _private_floats(_private(dataset, *TILES))
+    if (tiles and tiles[0] > 1) or _private(dataset, *TILED) is not None:
+        yield "MOSAIC"
+    technique = str(at.get("VolumeBasedCalculationTechnique") or "")
+    if technique not in ("", "NONE", "MIXED"):
+        yield technique
+    if dataset.get("BurnedInAnnotation") == "YES":
+        yield "SCREEN SAVE"
+
+
+def _diffusion(dataset: Dataset, at: Any) -> tuple[float | None, tuple[float, ...]]:
+    """The b-value, s/mm², and the direction; in public or, of a classic file, in private words."""
+    b_value = _number(at.get("DiffusionBValue"))
+    for place in B_VALUES if b_value is None else ():
+        if found := _private_floats(_private(dataset, *place)):
+            b_value = found[0] % GE_BIAS
+            break
+    directions = at.get("DiffusionGradientDirectionSequence") or [at]
+    direction = floats(directions[0].get("DiffusionGradientOrientation"))
+    for creator, group, offsets in () if direction else DIRECTIONS:
+        parts = [_private_floats(_private(dataset, creator, group, offset)) for offset in offsets]
+        if all(parts):
+            direction = tuple(itertools.chain(*parts))
+            break
+    return b_value, direction
+
+
+def _locations(dataset: Dataset) -> int:
+    """How many slices a volume has, where a vendor says so."""
+    for place in LOCATIONS:
+        if found := _private_floats(_private(dataset, *place)):
+            return int(found[0])
+    return 0
+
+
+def _moment(value: Any) -> tuple[float, ...]:
+    """A time, or date and time, as a number that grows; none where it is not one."""
+    if not (found := TIME.fullmatch(str(value or "").strip())):
+        return ()
+    return (1e6 * int(found[1] or 0) + float(found[2]),)
 
 
 def _private_component(dataset: Dataset) -> str:
     """The complex image component that a vendor says in private, "" where none does."""
-    maker = str(dataset.get("Manufacturer") or "").upper()
-    for (creator, group, offset), names in COMPONENTS.items():
-        for block in range(0x10, 0x100):
-            said = dataset.get((group, block))
-            stripped = said is None and block == 0x10 and maker[:2] == creator[:2].upper()
-            if (said is not None and str(said.value).strip() == creator) or stripped:
-                element = dataset.get((group, block << 8 | offset))
-                if element is not None and (found := names.get(_private_text(element.value))):
-                    return found
-            elif said is None:
-                break
+    for place, names in COMPONENTS.items():
+        value = _private(dataset, *place)
+        if value is not None and (found := names.get(_private_text(value))):
+            return found
     return ""
+
+
+def _private(dataset: Dataset, creator: str, group: int, offset: int) -> Any:
+    """The value of a vendor's element, also where its block's name was lost; None where there is none."""
+    maker = str(dataset.get("Manufacturer") or "").upper()
+    for block in range(0x10, 0x100):
+        said = dataset.get((group, block))
+        stripped = said is None and block == 0x10 and maker[:2] == creator[:2].upper()
+        if (said is not None and str(said.value).strip() == creator) or stripped:
+            element = dataset.get((group, block << 8 | offset))
+            if element is not None:
+                return element.value
+        elif said is None:
+            break
+    return None
+
+
+def _private_floats(value: Any) -> tuple[float, ...]:
+    """The finite numbers of a private value, also where its type was lost on the way (UN)."""
+    try:
+        if isinstance(value, bytes):
+            try:
+                numbers = tuple(map(float, value.decode("ascii").strip(" \0").split("\\")))
+            except ValueError:
+                numbers = tuple(map(float, np.frombuffer(value, "<f4" if len(value) == 4 else "<f8")))
+        else:
+            numbers = floats(value)
+    except (TypeError, ValueError):
+        return ()
+    return numbers if np.isfinite(numbers).all() else ()
 
 
 def _private_text(value: Any) -> str:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ..errors import DiskError, RunError, first_line
 from ..scan.geometry import LPS_TO_RAS
-from ..scan.kinds import is_no_magnitude
+from ..scan.kinds import is_no_magnitude, no_signal
 from ..scan.scan import Scan, image_scan
 from ..scan.slices import even_step
 from .frame import (
@@ -42,8 +42,10 @@ from .frame import (
 
 TOLERANCE = 1e-3  # absolute and relative, of cosines, spacings, echo times and b-values: files round them
 SAME_PLACE = 0.01  # mm along the normal
+APART = 0.02  # relative, of distances of slices that are compared with what headers say
 SAME_SPOT = 0.1  # mm, of slices of two volumes that lie at the same position
 PADDING_GAP = 0.1  # of the other voxels' range, from it to padding that would ring: 0 in black air does not
+NEGATIVE = 0.2  # share of voxels that no magnitude image has below zero, whatever was filtered
 NUMBER_STEP = 1000  # the SR series of series 3 is 1003, if the study has no such series
 NUMBER_LIMIT = 2**31 - 1  # of an integer string (PS3.5, 6.2)
 
@@ -104,6 +106,7 @@ class Series:
         step = first.thickness or 0.0
         if len(places) > 1:
             step = even_step(self.name, places @ frame.T, size)
+            self._check_step(step)
         if not step > 0:
             raise RunError(f"{self.name} is a single slice of unknown thickness.")
         affine = np.eye(4)
@@ -111,12 +114,29 @@ class Series:
         affine[:3, 3] = places[0]
         return LPS_TO_RAS @ affine
 
+    def _check_step(self, step: float) -> None:
+        """Raise RunError if slices lie so far apart that others have lain between them."""
+        first = self.frames[0]
+        between = abs(first.between or 0.0)
+        times = round(step / between) if between else 1
+        # Some devices write the gap and not the distance of centres.
+        is_gap = between < (first.thickness or 0.0) and math.isclose(
+            step, between + (first.thickness or 0.0), rel_tol=APART
+        )
+        if times > 1 and math.isclose(step, times * between, rel_tol=APART) and not is_gap:
+            raise RunError(
+                f"{self.name} has slices {step:g} mm apart that were scanned {between:g} mm apart "
+                f"(SpacingBetweenSlices): {times - 1} of {times} are missing."
+            )
+
     def scan(self) -> Scan:
         """The series as a scan, its voxels decoded. Raises RunError for what cannot be resolved."""
         affine = self.affine()
         kind = self.frames[0].kind
         if "MOSAIC" in kind:
             raise RunError(f"{self.name} has many slices in one image (mosaic): convert it to NIfTI first.")
+        if what := no_signal(kind[:-1]):
+            raise RunError(f"{self.name} is {what}, by its image type, and no scan's signal: it is left.")
         if kind[-1] not in ("", "MAGNITUDE") or is_no_magnitude(kind[2:-1]):
             raise RunError(f"{self.name} is phase, real or imaginary: only magnitude images are restored.")
         scales = {(frame.slope, frame.inter) for frame in self.frames}
@@ -129,12 +149,13 @@ class Series:
             )
         voxels = np.stack(list(self._planes()), axis=2)
         self._check_padding(voxels)
+        slope, inter = scales.pop()
+        self._check_sign(voxels, slope, inter)
         image = nib.Nifti1Image(voxels, affine, dtype=voxels.dtype)
         image.header.set_qform(affine, "scanner")
         image.header.set_sform(affine, "scanner")
         image.header.set_xyzt_units("mm", "sec")
         scan = image_scan(image)
-        slope, inter = scales.pop()
         return Scan(self.name, scan.header, scan.shape, scan.dtype, slope, inter, array=voxels)
 
     def _check_padding(self, voxels: NDArray[Any]) -> None:
@@ -153,6 +174,16 @@ class Series:
             raise RunError(
                 f"{self.name} has padding (PixelPaddingValue {value}) far outside its other voxels' range of "
                 f"{least} to {most}: set it to their background first."
+            )
+
+    def _check_sign(self, voxels: NDArray[Any], slope: float, inter: float) -> None:
+        """Raise RunError for phase, real or imaginary images that nothing but their values tells apart."""
+        values = voxels * np.float32(slope) + np.float32(inter)
+        negative = np.count_nonzero(values < 0) / max(np.count_nonzero(values), 1)
+        if negative > NEGATIVE:
+            raise RunError(
+                f"{self.name} is negative in {negative:.0%} of its voxels, as phase, real and imaginary "
+                "images are: only magnitude images are restored."
             )
 
     def _planes(self) -> Iterator[NDArray[Any]]:
@@ -234,6 +265,11 @@ class _Group:
     def time(self) -> Key:
         return self.first.time
 
+    @property
+    def whose(self) -> Key:
+        """What volumes have in common that may tell of one another: identity, stack, side."""
+        return self.exact[0], *self.exact[3:]
+
 
 def _open(path: Path) -> Dataset | None:
     """The head of an MR file, None for other files. Raises RunError for a damaged one."""
@@ -276,30 +312,66 @@ def _series_of(uid: str, groups: list[_Group], heads: dict[Path, Dataset], place
         before = itertools.accumulate((len(found[index][1]) for index in members), initial=0)
         for index, count in zip(members, before, strict=False):
             results[index] = Result(number, count, " ".join(sorted(names)) if len(members) > 1 else "")
+    related: dict[Key, list[list[Frame]]] = defaultdict(list)
+    for group, volume in found:
+        related[group.whose].append(volume)
+    families = {whose: (_short(volumes), _shapes(volumes)) for whose, volumes in related.items()}
     series = []
-    for index, (_, ordered) in enumerate(found):
+    for index, (group, ordered) in enumerate(found):
         head = heads[ordered[0].path]
         number = integer(head.get("SeriesNumber"))
         several = len(found) > 1
         name = f"Series {number} in {place}" + (f", volume {index + 1}" if several else "")
-        fault = _fault(name, ordered, [volume for _, volume in found]) or _torn(name, ordered, heads)
+        short, shapes = families[group.whose]
+        fault = short and f"{name} {short}: it is not whole."
+        fault = fault or _fault(name, ordered, shapes) or _torn(name, ordered, heads)
         part = index + 1 if several else 0
         series.append(Series(name, uid, number, part, tuple(ordered), head, results[index], fault))
     return series
 
 
-def _fault(name: str, ordered: list[Frame], volumes: list[list[Frame]]) -> str:
+def _fault(name: str, ordered: list[Frame], shapes: list[list[Frame]]) -> str:
     """What is wrong with a volume beside the others of its series, "" for nothing."""
     places = len(_places(ordered))
     if len(ordered) >= 2 * places:
         return f"{name} holds several volumes that cannot be told apart: give one of them."
-    for other in volumes:
-        if len(_places(other)) > places and _lies_within(ordered, other):
+    for other in shapes:
+        if _lies_within(other, ordered):
+            continue
+        if _lies_within(ordered, other):
             return (
                 f"{name} has {places} of the {len(_places(other))} slices that another volume of its "
                 "series has: it is not whole."
             )
+        if _goes_on(ordered, other):
+            return f"{name} ends where slices of another volume of its series go on: it is not whole."
     return ""
+
+
+def _short(volumes: list[list[Frame]]) -> str:
+    """What the volumes of a series lack by what their headers say of its scan, "" for nothing."""
+    frames = list(itertools.chain(*volumes))
+    if len(frames) < (images := max(frame.images for frame in frames)):
+        return f"is of {len(frames)} images, and its scan has {images} (ImagesInAcquisition)"
+    if (places := max(frame.places for frame in frames)) and (there := _all_places(volumes)) < places:
+        return f"is of a series of {there} slices, and its scan has {places}"
+    return ""
+
+
+def _shapes(volumes: list[list[Frame]]) -> list[list[Frame]]:
+    """One volume of each set of positions."""
+    return list({frozenset(frame.position for frame in volume): volume for volume in volumes}.values())
+
+
+def _all_places(volumes: list[list[Frame]]) -> int:
+    """At how many places slices lie, those of several orientations together."""
+    apart: list[list[Frame]] = []
+    for volume in volumes:
+        plane = next((plane for plane in apart if _near(plane[0].cosines, volume[0].cosines)), None)
+        if plane is None:
+            apart.append(plane := [])
+        plane += volume
+    return sum(len(_places(plane)) for plane in apart)
 
 
 def _torn(name: str, ordered: list[Frame], heads: dict[Path, Dataset]) -> str:
@@ -315,11 +387,26 @@ def _torn(name: str, ordered: list[Frame], heads: dict[Path, Dataset]) -> str:
 
 def _lies_within(part: list[Frame], whole: list[Frame]) -> bool:
     """Whether each slice of one volume lies where one of the other does."""
-    one, other = part[0], whole[0]
-    if one.identity != other.identity or not _near(one.cosines, other.cosines):
+    if not _near(part[0].cosines, whole[0].cosines):
         return False
     spots = np.array([frame.position for frame in whole])
     return all(np.linalg.norm(spots - frame.position, axis=1).min() < SAME_SPOT for frame in part)
+
+
+def _goes_on(stack: list[Frame], other: list[Frame]) -> bool:
+    """Whether slices of another volume lie where those of a stack would be if it had one more or no gap."""
+    spots = np.array([frame.position for frame in stack])
+    if len(spots) < 2 or not _near(stack[0].cosines, other[0].cosines):
+        return False
+    steps = np.diff(spots, axis=0)
+    step = np.median(steps, axis=0)
+    missing = [spots[0] - step, spots[-1] + step]
+    for spot, distance in zip(spots, steps, strict=False):
+        count = round(float(distance @ step / (step @ step))) if step.any() else 0
+        missing += [spot + n * step for n in range(1, min(count, len(other) + 1))]
+    return any(
+        np.linalg.norm(missing - np.array(frame.position), axis=1).min() < SAME_SPOT for frame in other
+    )
 
 
 def _numbered(series: list[Series], taken: Collection[int]) -> list[Series]:
@@ -369,7 +456,8 @@ def _volumes(frames: list[Frame]) -> list[list[Frame]]:
     """Frames along the normal; those of several volumes apart, by the first of REPEATS, or all, that does it.
 
     Only a value that gives each volume every place once does, or one volume every place and the others
-    fewer; else they stay together, to be refused.
+    fewer. Else, if every place has as many frames as the scan has time points or cardiac phases, they follow
+    one another at each by trigger time and instance number. Else they stay together, to be refused.
     """
     places = _places(frames)
     ordered = [frame for place in places for frame in place]
@@ -382,6 +470,10 @@ def _volumes(frames: list[Frame]) -> list[list[Frame]]:
                 once = all(len(volume) == len(_places(volume)) for volume in volumes.values())
                 if once and whole(len(volume) == len(places) for volume in volumes.values()):
                     return [volumes[key] for key in sorted(volumes)]
+        turns = len(places[0])
+        if turns in ordered[0].turns and {len(place) for place in places} == {turns}:
+            in_time = [sorted(place, key=lambda frame: (frame.repeat[0], frame.order)) for place in places]
+            return [list(volume) for volume in zip(*in_time, strict=True)]
     return [ordered]
 
 

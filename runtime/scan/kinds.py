@@ -27,6 +27,16 @@ PIECE = 1 << 21  # voxels of a volume that are looked at: its middle slices
 AIR = (-1100.0, -900.0)  # Hounsfield units; what is outside a CT's field of view is still less
 # What image types say of phase, of real and imaginary parts, and of what is computed from them.
 NO_MAGNITUDE = {"P", "R", "I", "PHASE", "REAL", "IMAGINARY", "PHASE MAP", "VELOCITY MAP", "VELOCITY"}
+# And of pictures whose values are none of a scan's signal, by the first or last word of a value.
+PICTURES = {
+    **dict.fromkeys(
+        ("ADC", "EADC", "FA", "CBF", "CBV", "RCBF", "RCBV", "MTT", "TTP", "TMAX"), "a computed map"
+    ),
+    **dict.fromkeys(("MAP", "MAPS"), "a computed map"),
+    **dict.fromkeys(("MIP", "MINIP", "MNIP", "MAXIP", "PROJECTION"), "a projection"),
+    **dict.fromkeys(("MAX_IP", "MIN_IP", "VOLUME_RENDER", "SURFACE_RENDER", "CURVED_MPR"), "a projection"),
+    **dict.fromkeys(("SCREEN", "SCREENSAVE"), "a picture of a screen"),
+}
 AIRY = 0.05  # share of a CT that is air, at least
 
 
@@ -36,6 +46,16 @@ def is_no_magnitude(types: Iterable[str]) -> bool:
     Vendors put it in any value, some with more words behind it: P_FFE, PHASE_IMAGE.
     """
     return any(value.strip().upper().split("_")[0] in NO_MAGNITUDE for value in types)
+
+
+def no_signal(types: Iterable[str]) -> str:
+    """What an image is if its types (DICOM's ImageType) say that it holds no signal, "" otherwise."""
+    for value in types:
+        words = value.strip().upper().replace("_", " ").split()
+        for word in (value.strip().upper(), *words[:1], *words[-1:]):
+            if word in PICTURES:
+                return PICTURES[word]
+    return ""
 
 
 def check_layout(scan: Scan, factors: Factors) -> None:

@@ -232,6 +232,18 @@ def test_several_series_in_one_folder_are_told_apart(tmp_path):
         (lambda files: [change(f, SamplesPerPixel=3) for f in files[:1]], "colour"),
         (lambda files: [change(f, ImagePositionPatient=None) for f in files[:1]], "ImagePositionPatient"),
         (lambda files: files.extend([twin(f) for f in files]), "cannot be told apart"),
+        (lambda files: [change(f, SpacingBetweenSlices=1.5) for f in files], "1 of 2 are missing"),
+        (lambda files: [change(f, ImagesInAcquisition=12) for f in files], "6 images, and its scan has 12"),
+        (lambda files: [private(f, 0x2001, "Philips Imaging DD 001", 0x18, "SL", 8) for f in files], "has 8"),
+        (lambda files: [private(f, 0x0021, "GEMS_RELA_01", 0x4F, "SS", 9) for f in files], "has 9"),
+        (lambda files: [private(f, 0x0019, "SIEMENS MR HEADER", 0x0A, "US", 6) for f in files], "mosaic"),
+        (lambda files: [private(f, 0x0065, "Image Private Header", 0x51, "SQ", []) for f in files], "mosaic"),
+        (lambda files: [change(f, ImageType=["DERIVED", "PRIMARY", "ADC"]) for f in files], "computed map"),
+        (lambda files: [change(f, ImageType=[*"ABC", "T2_STAR MAP"]) for f in files], "computed map"),
+        (lambda files: [change(f, ImageType=[*"ABC", "MIP"]) for f in files], "projection"),
+        (lambda files: [change(f, VolumeBasedCalculationTechnique="MAX_IP") for f in files], "projection"),
+        (lambda files: [change(f, BurnedInAnnotation="YES") for f in files], "picture of a screen"),
+        (lambda files: [change(f, RescaleIntercept=-3000, RescaleSlope=1) for f in files], "negative in"),
     ],
 )
 def test_what_is_no_stack_is_refused_in_a_sentence(tmp_path, spoil, word):
@@ -255,6 +267,13 @@ def copied(path, **fields):
     return copy
 
 
+def private(path, group, creator, element, vr, value):
+    """Set a vendor's element."""
+    dataset = pydicom.dcmread(path)
+    dataset.private_block(group, creator, create=True).add_new(element, vr, value)
+    dataset.save_as(path)
+
+
 def real(slope):
     mapping = Dataset()
     mapping.RealWorldValueSlope, mapping.RealWorldValueIntercept = slope, 0.0
@@ -273,6 +292,16 @@ def ordered(files):
     """Files by where their slices lie."""
     (series,) = find_series(files, "here")
     return [frame.path for frame in series.frames]
+
+
+def test_frames_of_which_the_header_does_not_say_where_they_lie_are_refused(tmp_path):
+    file = enhanced(tmp_path / "e.dcm")
+    dataset = pydicom.dcmread(file)
+    del dataset.PerFrameFunctionalGroupsSequence[-1]
+    dataset.save_as(file)
+    (series,) = find_series([file], tmp_path)
+    with pytest.raises(RunError, match="6 frames and says of 5"):
+        series.scan()
 
 
 def test_phase_among_the_frames_of_an_enhanced_file_is_refused_by_itself(tmp_path):
@@ -322,6 +351,79 @@ def test_volumes_at_the_same_positions_are_told_apart_by_what_sets_them_apart(tm
     for n, file in enumerate(files):  # where no position repeats they say nothing
         change(file, AcquisitionNumber=n, TriggerTime=n, FlipAngle=n)
     assert len(find_series(files, tmp_path)) == 1
+
+
+DIFFUSION = {  # creator, group, element, VR; then b-value and direction along (x, y, z)
+    "Siemens": [("SIEMENS MR HEADER", 0x19, 0x0C, "IS"), ("SIEMENS MR HEADER", 0x19, 0x0E, "FD")],
+    "GE": [
+        ("GEMS_PARM_01", 0x43, 0x39, "IS"),
+        *(("GEMS_ACQU_01", 0x19, n, "DS") for n in (0xBB, 0xBC, 0xBD)),
+    ],
+    "Philips": [
+        ("Philips Imaging DD 001", 0x2001, 0x03, "FL"),
+        *(("Philips MR Imaging DD 001", 0x2005, n, "FL") for n in (0xB0, 0xB1, 0xB2)),
+    ],
+    "UIH": [("Image Private Header", 0x65, 0x09, "UN"), ("Image Private Header", 0x65, 0x37, "UN")],
+}
+
+
+@pytest.mark.parametrize("vendor", DIFFUSION)
+def test_diffusion_told_in_private_keeps_volumes_apart_and_is_in_the_result(tmp_path, vendor):
+    groups = {(0, 0, 0, 0): classic(tmp_path / "0", (3, 10, 12))}
+    for n, said in enumerate([(1000, 0, 0.6, 0.8), (1000, 0, -0.6, 0.8)], 1):
+        groups[said] = files = classic(tmp_path / str(n), (3, 10, 12))
+        b_value = [10**9 + said[0], 8, 0, 0] if vendor == "GE" else said[0]
+        values = b_value, *(said[1:] if len(DIFFUSION[vendor]) == 4 else [said[1:]])
+        for file in files:
+            for (creator, group, element, vr), value in zip(DIFFUSION[vendor], values, strict=True):
+                value = np.array(value, float).tobytes() if vr == "UN" else value
+                private(file, group, creator, element, vr, list(value) if isinstance(value, tuple) else value)
+    found = find_series([file for files in groups.values() for file in files], tmp_path)
+    assert sorted(sorted(f.path for f in s.frames) for s in found) == sorted(map(sorted, groups.values()))
+    made = [restored(series, tmp_path / f"out{series.part}")[0] for series in found]
+    said = [(d.get("DiffusionBValue", 0), *d.get("DiffusionGradientOrientation", (0, 0, 0))) for d in made]
+    np.testing.assert_allclose(sorted(said), sorted(groups), atol=1e-6)
+
+
+def test_time_points_that_only_numbers_or_times_tell_apart(tmp_path):
+    points = [ordered(classic(tmp_path / str(t), (4, 10, 12))) for t in range(3)]
+
+    def found(say):
+        for t, point in enumerate(points):
+            for place, file in enumerate(point):
+                change(file, **say(t, place))
+        series = find_series([file for point in points for file in point], tmp_path)
+        return [[frame.path for frame in one.frames] for one in series]
+
+    nothing = dict.fromkeys(("NumberOfTemporalPositions", "CardiacNumberOfImages", "TriggerTime"))
+    assert found(lambda t, n: {"NumberOfTemporalPositions": 3, "InstanceNumber": 3 * n + t}) == points
+    drifting = nothing | {"CardiacNumberOfImages": 3}
+    assert found(lambda t, n: drifting | {"TriggerTime": 33.3 * t + n, "InstanceNumber": 9 - t}) == points
+    assert len(found(lambda t, n: nothing | {"NumberOfTemporalPositions": 4})) == 1
+    assert found(lambda t, n: nothing | {"AcquisitionTime": f"10150{3 * t}.2500"}) == points
+
+
+@pytest.mark.parametrize(("first", "second"), [(range(4), range(2, 6)), (range(3), range(3, 6))])
+def test_volumes_that_each_lack_what_the_other_has_are_not_restored(tmp_path, first, second):
+    echoes = [ordered(classic(tmp_path / f"{time}", EchoTime=time)) for time in (10, 20)]
+    files = [files[n] for files, places in zip(echoes, (first, second), strict=True) for n in places]
+    for series in find_series(files, tmp_path):
+        with pytest.raises(RunError, match="go on: it is not whole"):
+            series.scan()
+
+
+def test_what_a_derived_series_kept_of_its_scans_counts_does_not_count(tmp_path):
+    files = classic(tmp_path / "in", ImageType=["DERIVED", "SECONDARY", "MPR"], ImagesInAcquisition=60)
+    (series,) = find_series(files, tmp_path)
+    assert series.scan().shape == (18, 20, 6)
+
+
+def test_a_gap_in_the_place_of_the_distance_is_read_as_one(tmp_path):
+    files = classic(tmp_path / "in", thickness=3.0)
+    for file in files:
+        change(file, SliceThickness=2.0, SpacingBetweenSlices=1.0)
+    (series,) = find_series(files, tmp_path)
+    assert series.scan().zooms[2] == pytest.approx(3.0)
 
 
 def test_cardiac_phases_of_an_enhanced_file_are_told_apart(tmp_path):
@@ -598,6 +700,11 @@ def test_copies_of_a_file_are_taken_once(tmp_path):
         {"PatientID": "", "PatientName": "Other"},
         {"StudyInstanceUID": "1.3"},
         {"FrameOfReferenceUID": "1.2.10"},
+        {"PatientSex": "F"},
+        {"StudyDate": "20261130"},
+        {"PatientPosition": "FFS"},
+        {"DeviceSerialNumber": "8"},
+        {"ImageLaterality": "L"},
     ],
 )
 def test_what_is_of_two_patients_studies_or_places_is_never_one_volume(tmp_path, fields):
@@ -760,6 +867,46 @@ def test_texts_of_the_source_stay_beside_ours_and_names_keep_their_bytes(tmp_pat
             for f in (files[0], tmp_path / f"out{n}" / "00001.dcm")
         ]
         assert raw[0] == raw[1]
+
+
+@pytest.mark.parametrize("implicit", [False, True])
+@pytest.mark.parametrize(
+    ("characters", "raw"),
+    [
+        ("ISO_IR 192", b"Universit\xe4t "),  # Latin-1 under a wrong flag
+        ("GB18030", "\u8a93^\u6bd2".encode("gb18030") + b" \x90\x5c"),  # a half of a character is a backslash
+        ("", b"M\xfcnchen "),
+        ("ISO 2022 IR 13", b"\xd4\xcf\xc0\xde"),
+    ],
+)
+def test_texts_keep_their_bytes_whatever_character_set_they_claim(tmp_path, characters, raw, implicit):
+    files = classic(tmp_path / "in", (3, 10, 12), SpecificCharacterSet=characters, InstitutionName="here")
+    for file in files:
+        dataset = pydicom.dcmread(file)
+        for keyword in ("InstitutionName", "PatientName", "StudyDescription"):
+            tag = pydicom.tag.Tag(keyword)
+            kind = "PN" if keyword == "PatientName" else "LO"
+            given = pydicom.dataelem.RawDataElement(tag, kind, len(raw), raw, 0, False, True)
+            dataset[tag] = given
+        if implicit:
+            dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
+        dataset.save_as(file, implicit_vr=implicit, little_endian=True)
+    (series,) = find_series(files, tmp_path)
+    resolve = SuperResolver(FakeEngine(interpolation((2, 2, 2), "fft"), CARD), crop=False)
+    write_derived(series, *resolve.scan(series.scan()), CARD, "f" * 64, tmp_path / "out")
+    made = pydicom.dcmread(tmp_path / "out" / "00001.dcm")
+    for keyword in ("InstitutionName", "PatientName", "StudyDescription"):
+        assert made.get_item(keyword).value == pydicom.dcmread(files[0]).get_item(keyword).value
+
+
+def test_sr_slices_say_what_the_slice_that_they_lie_in_says(tmp_path):
+    files = ordered(classic(tmp_path / "in", shape=(4, 12, 10)))
+    for n, file in enumerate(files):
+        change(file, AcquisitionTime=f"10150{n}", **({"ImageComments": "LEFT MARKED"} if n == 2 else {}))
+    (series,) = find_series(files, tmp_path)
+    made = restored(series, tmp_path / "out")
+    assert [d.AcquisitionTime for d in made] == [f"10150{n // 2}" for n in range(8)]
+    assert [n for n, d in enumerate(made) if "LEFT MARKED" in d.ImageComments] == [4, 5]
 
 
 @pytest.mark.parametrize("window", [(None, None), (0, 0), (500, 0), ([1, 2], [5])])
