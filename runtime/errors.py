@@ -1,15 +1,15 @@
-"""Errors that the user can mend, each said in one sentence."""
+"""Errors that the user can fix, each in one sentence."""
 
 
 class RunError(Exception):
-    """What is wrong, with which file, and what to do. Shown to the user as it is, without a traceback."""
+    """What is wrong, with which file, and what to do. Shown to the user verbatim, without a traceback."""
 
 
 class DiskError(RunError):
-    """A disk is full, fails or is not to be had: nothing is wrong with the scan, and later it may work."""
+    """A disk is full, failing or unavailable: nothing is wrong with the scan, and it may work later."""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error of a library says, or its kind if it says nothing."""
+    """The first line of a library's error message, or the error's type if it has no message."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -19,7 +19,7 @@ Stamp: TypeAlias = "tuple[int, int, int] | None"  # size, times of modification 
 class Job:
     """One scan: the file to read, the file to write, and the output folder that it belongs to.
 
-    dataset: the BIDS dataset that a scan of BIDS name comes from.
+    dataset: the BIDS dataset of a scan with a BIDS name.
     """
 
     source: Path
@@ -29,13 +29,13 @@ class Job:
 
     @property
     def sidecar(self) -> Path:
-        """Beside the result; its presence says that the result is whole."""
+        """The sidecar beside the result; its presence means that the result is complete."""
         return self.target.with_name(stem(self.target) + ".json")
 
     @property
     def error_map(self) -> Path | None:
         """Where the map of the result's expected errors goes: desc-sr becomes desc-error, and NAME_sr
-        NAME_desc-error. None for a result that can have none."""
+        NAME_desc-error. None for a result that cannot have one."""
         base = stem(self.target)
         suffix = self.target.name[len(base) :]
         if "_desc-sr_" in base:
@@ -44,23 +44,23 @@ class Job:
 
     @property
     def written(self) -> set[str]:
-        """Names of the files that a run may write beside each other for this job."""
+        """Names of the files that a run may write for this job, in one folder."""
         names = {self.target.name, self.sidecar.name}
         return names | {self.error_map.name, stem(self.error_map) + ".json"} if self.error_map else names
 
     @property
     def identity(self) -> Path:
-        """What tells the scan from others: its place. Two links to one file are two scans."""
+        """The path that identifies the scan. Two links to one file are two scans."""
         return real_path(self.source.parent) / self.source.name
 
     @property
     def inputs(self) -> set[Path]:
-        """What a result must not replace."""
+        """The files that a result must not replace."""
         return {real_path(self.source)}
 
     @property
     def series_sha256(self) -> str | None:
-        """Of the DICOM series' UID: what tells a folder's scan from the one that was there before."""
+        """SHA-256 of the DICOM series' UID, which distinguishes a folder's scan from an earlier one there."""
         return None
 
     def open(self, series: bool = False) -> Scan:
@@ -72,15 +72,15 @@ class Job:
         return open_scan(self.target, series)
 
     def digest(self) -> str:
-        """SHA-256 of what is read."""
+        """SHA-256 of the input."""
         return sha256(self.source)
 
     def result_digest(self) -> str | None:
-        """SHA-256 of what was written, None where nothing is."""
+        """SHA-256 of the result; None if there is none."""
         return sha256(self.target) if self.target.is_file() else None
 
     def stamps(self) -> tuple[Stamp, Stamp]:
-        """What changes when scan and result do, quick to ask for; None where there is no telling."""
+        """Stamps of scan and result that change when they do, cheap to read; None if unknown."""
         return _stamp(self.source), _stamp(self.target)
 
     def absolute(self) -> Self:
@@ -90,7 +90,7 @@ class Job:
         return dataclasses.replace(self, source=source, target=target, root=root, dataset=dataset)
 
     def draft(self, card: ModelCard, model_sha256: str) -> Draft:
-        """Room for the result of the model with this card and file."""
+        """A draft for the result of the model with this card and file hash."""
         return FileDraft(self.target)
 
 

@@ -1,1 +1,1 @@
-"""Engines: a trained network that turns LR windows into HR windows, one file a library; see `choose`."""
+"""Engines: a trained network that turns LR windows into HR windows, one file per library; see `choose`."""

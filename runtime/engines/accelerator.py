@@ -1,6 +1,7 @@
 """Accelerators that are not NVIDIA's: Intel's GPU and NPU by OpenVINO, Apple's and DirectX's by ONNX Runtime.
 
-They are the libraries' own; what one computes is held to the processor's float32 when it is opened, and told.
+They belong to the libraries; when one is opened, its output is compared with the processor's float32, and the
+agreement is reported.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Accelerator = Literal["gpu", "npu", "coreml", "dml"]
 ACCELERATORS = get_args(Accelerator)
 OPENVINO = {"gpu": "GPU", "npu": "NPU"}
 ONNX_RUNTIME = {"coreml": "CoreMLExecutionProvider", "dml": "DmlExecutionProvider"}
-LEAST = 40.0  # dB of agreement: bfloat16 has more than 50, another network less than 30
+LEAST = 40.0  # dB of agreement: bfloat16 reaches more than 50, a different network less than 30
 
 log = logging.getLogger("udean")
 
@@ -29,7 +30,7 @@ log = logging.getLogger("udean")
 def open_accelerated(
     file: Path, name: str, sha256: str, device: str, precision: Precision, threads: int | None
 ) -> Engine:
-    """An `.onnx` model on an accelerator. Raises RunError if it is not there, or computes something else."""
+    """An `.onnx` model on an accelerator. Raises RunError if it is missing or computes something else."""
     kind = OpenVinoEngine if device in OPENVINO else OnnxRuntimeEngine
     engine = kind(file, name, sha256, precision, threads, (OPENVINO | ONNX_RUNTIME)[device])
     exact = kind(file, name, sha256, "fp32" if device in OPENVINO else "auto", threads)
@@ -38,10 +39,10 @@ def open_accelerated(
 
 
 def hold(engine: Engine, exact: Engine) -> None:
-    """Say how well an engine agrees with an exact one. Raises RunError if it computes something else."""
+    """Report how well an engine agrees with an exact one. Raises RunError if it computes something else."""
     decibels = agreement(engine, exact)
     if decibels < LEAST:
-        raise RunError(f"{engine.info} and {exact.info} agree to {decibels:.0f} dB only: leave out --device.")
+        raise RunError(f"{engine.info} and {exact.info} agree only to {decibels:.0f} dB: leave out --device.")
     log.warning("%s agrees with %s to %.0f dB, on noise.", engine.info, exact.info, decibels)
 
 

@@ -1,4 +1,4 @@
-"""Networks of checkpoints: the single place where the runtime reaches up to the trainer.
+"""Networks of checkpoints: the only place where the runtime uses the trainer.
 
 The trainer's `checkpoint` knows how to rebuild the network, `merging` how to deploy it; both are imported
 when a checkpoint is opened.
@@ -14,7 +14,7 @@ from ..system.extras import require
 
 
 def load_network(file: Path) -> tuple[Any, Any, ModelCard]:
-    """torch, the network as it is deployed (torch module in float32 and eval mode) and its card.
+    """torch, the deployed network (a torch module in float32 and eval mode) and its card.
 
     Raises RunError if PyTorch is missing or the file is not a checkpoint.
     """

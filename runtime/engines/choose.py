@@ -1,4 +1,4 @@
-"""Engines: a trained network that turns LR windows into HR windows, whatever library runs it.
+"""Opening engines: trained networks that turn LR windows into HR windows, by whichever library runs them.
 
 `open_engine` chooses by the model file's kind and by what is installed. An engine's library is imported
 in that engine's file when it is opened, so that the runtime itself needs none of them.
@@ -42,11 +42,12 @@ def open_engine(
     path
         An `.onnx` file or a checkpoint; None for a model embedded in this package.
     device
-        "auto" or "cpu"; or, of an `.onnx`, one of `ACCELERATORS`.
+        "auto" or "cpu"; for an `.onnx` also one of `ACCELERATORS`.
     precision
-        Of the arithmetic; "auto" is bf16 for OpenVINO if the processor has it, else that of the model.
+        Of the arithmetic; "auto" is bf16 for OpenVINO if the processor supports it, else the model's
+        precision.
     threads
-        Of the network, by default one for each core that this process may use.
+        CPU threads of the network; by default one for each core that this process may use.
     library
         Which one runs an `.onnx`; "auto" takes OpenVINO if it is installed, else ONNX Runtime.
     embedded
@@ -81,7 +82,9 @@ def open_engine(
 
             return TorchEngine(file, name, digest, precision, threads)
         if kind != "onnx":
-            raise RunError(f"{file} is not a model that can run: give an .onnx file or a checkpoint (.pt).")
+            raise RunError(
+                f"{file} is not a model that can be run: give an .onnx file or a checkpoint (.pt)."
+            )
         if library == "openvino" or (library == "auto" and importlib.util.find_spec("openvino")):
             from .openvino import OpenVinoEngine
 
@@ -94,10 +97,10 @@ def open_engine(
 def choose_engine(
     path: Path | None, device: str, precision: Precision, threads: int | None, library: Library
 ) -> Engine | CudaEngine:
-    """Open a model where it is asked to run: device "auto", "cpu", "cuda", "cuda:N" or an accelerator.
+    """Open a model on a device: "auto", "cpu", "cuda", "cuda:N" or an accelerator.
 
-    "auto" takes the GPU for a plan, and for other models where there is one and PyCUDA and the model's own
-    library can use it. Raises GpuError if a GPU is asked for and fails, else as `open_engine`.
+    "auto" takes the GPU for a plan, and for other models if PyCUDA and the model's own library can use one.
+    Raises GpuError if a requested GPU fails; otherwise as `open_engine`.
     """
     name, _, number = device.partition(":")
     known = ("auto", "cpu", "cuda", *ACCELERATORS)
@@ -120,7 +123,7 @@ def choose_engine(
             return _open_on(gpu, path, precision)
     except OutOfMemory as error:
         raise GpuError(
-            f"{gpu.name} does not have enough memory for the model ({error}): free it, or go on with "
+            f"{gpu.name} does not have enough memory for the model ({error}): free some, or continue with "
             "--fallback cpu."
         ) from error
 
@@ -143,7 +146,7 @@ def _open_on(gpu: Gpu, path: Path | None, precision: Precision) -> CudaEngine:
 
 
 def cpu_model(path: Path | None) -> Path | None:
-    """The file that the processor can run instead: of a plan, the ONNX file that it was built from."""
+    """The file that the processor can run instead: for a plan, the ONNX file that it was built from."""
     if path is None or model_kind(path) != "plan":
         return path
     from ..models.trt_plan import read_card
@@ -162,7 +165,7 @@ def why_no_gpu(path: Path | None) -> str:
             if not importlib.import_module("torch").cuda.is_available():
                 return "PyTorch finds no GPU"
         elif "CUDAExecutionProvider" not in importlib.import_module("onnxruntime").get_available_providers():
-            return "the ONNX Runtime that is installed is the one for processors"
+            return "the installed ONNX Runtime is the one for processors"
         Gpu()
     except ImportError as error:
         return f"{error.name} cannot be imported"
@@ -173,7 +176,7 @@ def why_no_gpu(path: Path | None) -> str:
 
 @contextlib.contextmanager
 def model_file(path: str | Path | None, embedded: str = "default") -> Iterator[tuple[Path, str]]:
-    """The model's file and its name; without path the embedded one, unpacked if the package is an archive."""
+    """The model's file and its name; default: the embedded one, unpacked if the package is an archive."""
     if path is not None:
         file = Path(path)
         if not file.is_file():
@@ -182,6 +185,6 @@ def model_file(path: str | Path | None, embedded: str = "default") -> Iterator[t
         return
     resource = files("udean.runtime") / "models" / f"{embedded}.onnx"
     if not resource.is_file():
-        raise RunError("This installation holds no embedded model: name one with --engine.")
+        raise RunError("This installation contains no embedded model: name one with --engine.")
     with as_file(resource) as file:
         yield file, EMBEDDED if embedded == "default" else f"{EMBEDDED} {embedded}"

@@ -1,4 +1,4 @@
-"""Models exported for one input size: any number of windows goes through them in batches of that size."""
+"""Models exported for one input size: any number of windows is run in batches of that size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Windows = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class InputSize:
-    """The input size that a graph demands; None where it takes any."""
+    """The input size that a graph requires; None in a dimension that accepts any."""
 
     batch: int | None
     rows: int | None
@@ -24,7 +24,7 @@ class InputSize:
     def run(self, network: Callable[[Windows], Windows], windows: Windows) -> Windows:
         """The network's output for windows (N, slab, H, W); the last batch is filled up with zeros.
 
-        Raises RunError if H or W is not the graph's.
+        Raises RunError if H or W differs from the graph's.
         """
         size = windows.shape[2:]
         if any(want not in (None, have) for want, have in zip((self.rows, self.columns), size, strict=True)):

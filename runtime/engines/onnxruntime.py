@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU, or by another provider if asked: runs the graph as it is, in its own precision."""
+"""ONNX Runtime on the CPU, or another provider if requested: runs the graph in its own precision."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class OnnxRuntimeEngine:
     ) -> None:
         ort: Any = require("onnxruntime", "cpu")
         if provider not in (there := ort.get_available_providers()):
-            raise RunError(f"The ONNX Runtime that is installed has no {provider}, only {', '.join(there)}.")
+            raise RunError(f"The installed ONNX Runtime has no {provider}, only {', '.join(there)}.")
         options = ort.SessionOptions()
-        options.log_severity_level = 3  # errors: warnings are about graph details that no user can mend
-        # Without a number ONNX Runtime binds its threads to cores, those of every process to the same.
+        options.log_severity_level = 3  # errors only: warnings are about graph details that no user can fix
+        # Without a number ONNX Runtime binds its threads to cores, in every process to the same ones.
         options.intra_op_num_threads = threads or cores()
         providers = list(dict.fromkeys((provider, CPU)))
         try:

@@ -30,10 +30,10 @@ class OnnxRuntimeCudaEngine:
             raise RunError(
                 "This ONNX Runtime cannot use a GPU: pip install 'udean[gpu]' in place of 'udean[cpu]'"
             )
-        if hasattr(self._ort, "preload_dlls"):  # CUDA and cuDNN from their wheels, where those are installed
+        if hasattr(self._ort, "preload_dlls"):  # CUDA and cuDNN from their wheels, if installed
             self._ort.preload_dlls()
         self.gpu = gpu
-        self._model = file.read_bytes()  # other slots' sessions open later, and the file may be gone
+        self._model = file.read_bytes()  # other slots' sessions open later, and the file may be gone by then
         probe = self._probe()
         text = probe.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "")
         self.card = ModelCard.from_json(text, str(file))
@@ -69,7 +69,7 @@ class OnnxRuntimeCudaEngine:
             raise _ours(error) from error
 
     def _probe(self) -> Any:
-        """What the model says of itself, without a GPU: a session's settings depend on it."""
+        """The model's metadata, read without a GPU: a session's settings depend on it."""
         options = self._ort.SessionOptions()
         options.log_severity_level = 3
         options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -82,8 +82,8 @@ class OnnxRuntimeCudaEngine:
         settings = {
             "device_id": str(self.gpu.index),
             "cudnn_conv_algo_search": "HEURISTIC",  # no search at each new size
-            "prefer_nhwc": "1",  # as tensor cores read it
-            # No 10-bit mantissas in float32. In float16 this switch would take the tensor cores away.
+            "prefer_nhwc": "1",  # the layout of tensor cores
+            # No TF32 (10-bit mantissas) in float32. In float16 this switch would disable the tensor cores.
             "use_tf32": "1" if self.half else "0",
             "user_compute_stream": str(stream),
         }

@@ -1,6 +1,7 @@
-"""OpenVINO: on the CPU, the fastest path there, in float32 or bfloat16; on Intel's GPUs and NPUs if asked.
+"""OpenVINO: on the CPU, the fastest path there, in float32 or bfloat16; on Intel's GPUs and NPUs if
+requested.
 
-OpenVINO computes in bfloat16 by itself where the processor can, so its precision hint is always set, and
+OpenVINO chooses bfloat16 by itself if the processor supports it, so its precision hint is always set, and
 `info` names it. Half-precision graphs run too: their weights are half, the arithmetic is the hint's.
 """
 
@@ -63,9 +64,9 @@ class OpenVinoEngine:
         edges.output().tensor().set_element_type(ov.Type.f32)
         settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
         if device == "CPU":
-            # OpenVINO would bind its threads to the first cores, those of another shard or worker too.
+            # OpenVINO would bind its threads to the first cores, in every shard or worker to the same ones.
             settings["ENABLE_CPU_PINNING"] = False
-            if threads or quota():  # it knows of cores, and nothing of a container's share of their time
+            if threads or quota():  # it counts cores but not a container's share of their time
                 settings["INFERENCE_NUM_THREADS"] = str(threads or cores())
         try:
             compiled = core.compile_model(edges.build(), device, settings)
@@ -86,9 +87,9 @@ class OpenVinoEngine:
 def _core() -> Any:
     """OpenVINO's core, one for the whole process, kept to its end.
 
-    Each core gives the thread that first compiles with it a stack for signal handlers, and takes it away
-    again. Two cores let go in the order of their making leave that thread with one that is unmapped: the next
-    signal, be it a child process's end, would then kill the process.
+    Each core gives the thread that first compiles with it a stack for signal handlers, and removes it at its
+    end. If two cores are released in the order of their creation, that thread is left with an unmapped stack:
+    the next signal, even a child process's end, would then kill the process.
     """
     return require("openvino", "cpu").Core()
 

@@ -37,8 +37,8 @@ class TensorRtEngine:
         self._contexts = [engine.create_execution_context() for _ in range(self.slots)]
         if None in self._contexts:
             raise GpuError(f"{file} needs more memory than is free on {gpu.name}: {self._log.reason()}")
-        self._engine = engine  # contexts do not keep it alive
-        weakref.finalize(self, self._contexts.clear)  # before the GPU's context goes, also when Python ends
+        self._engine = engine  # contexts do not keep the engine alive
+        weakref.finalize(self, self._contexts.clear)  # before the GPU's context, also when Python ends
         self._ready: set[int] = set()
         self.info = EngineInfo("tensorrt", trt.__version__, gpu.name, self.card.precision, name, sha256)
 
@@ -54,7 +54,7 @@ class TensorRtEngine:
 
     def enqueue(self, slot: Slot) -> None:
         context = self._contexts[slot.index]
-        if slot.index not in self._ready:  # contexts in flight at once want a profile each
+        if slot.index not in self._ready:  # contexts in flight need one profile each
             if slot.index:
                 self._check(context.set_optimization_profile_async(slot.index, slot.stream))
             self._ready.add(slot.index)

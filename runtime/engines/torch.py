@@ -1,7 +1,8 @@
 """PyTorch on the CPU: runs a training checkpoint without exporting it.
 
-All of it runs in one thread of its own. Each thread in which PyTorch computes has a team of OpenMP threads,
-and teams of more threads than there are cores wait for their members asleep, which takes a fifth longer.
+Everything runs in one thread of its own: each thread in which PyTorch computes has a team of OpenMP threads,
+and if there are more threads than cores, teams wait for their members by sleeping, which takes a fifth
+longer.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class TorchEngine:
     def _open(self, file: Path, name: str, sha256: str, precision: Precision, threads: int | None) -> None:
         self._torch, network, self.card = load_network(file)
         precision = "fp32" if precision == "auto" else precision
-        if threads or quota():  # it knows of cores, and nothing of a container's share of their time
+        if threads or quota():  # it counts cores but not a container's share of their time
             self._torch.set_num_threads(threads or cores())
         self._dtype = self._torch.bfloat16 if precision == "bf16" else self._torch.float32
         self._network = network.eval().to(self._dtype, memory_format=self._torch.channels_last)

@@ -18,7 +18,7 @@ from .checkpoint import load_network
 
 @dataclass(frozen=True)
 class Memory:
-    """Device memory as other libraries take it: numba's CUDA array interface, version 3."""
+    """Device memory in a form that other libraries accept: numba's CUDA array interface, version 3."""
 
     __cuda_array_interface__: dict[str, Any]
 
@@ -63,14 +63,14 @@ class TorchCudaEngine:
 
     @contextlib.contextmanager
     def _failing(self) -> Iterator[None]:
-        """Turn what PyTorch raises into OutOfMemory or GpuError."""
+        """Turn PyTorch's exceptions into OutOfMemory or GpuError."""
         try:
             yield
         except self._torch.OutOfMemoryError as error:
             self._torch.cuda.empty_cache()
             raise OutOfMemory(first_line(error)) from error
         except RuntimeError as error:
-            if is_full(str(error)):  # of cuDNN, cuBLAS and the runtime, which have no exception of their own
+            if is_full(str(error)):  # cuDNN, cuBLAS and the runtime have no exceptions of their own
                 self._torch.cuda.empty_cache()
                 raise OutOfMemory(first_line(error)) from error
             raise GpuError(f"PyTorch failed on the GPU: {first_line(error)}") from error

@@ -35,25 +35,25 @@ class CardError(RunError, ValueError):
 class ModelCard:
     """What a network expects and yields.
 
-    kind: "slab": LR slices to HR slices, `scale` times as many voxels; "through-plane": planes across thick
-        slices, interpolated, to the detail that they lack (see `pipeline.through_plane`): scale is 1 and
-        slab is (channels in, 1).
+    kind: "slab": LR slices to HR slices, `scale` times as many voxels; "through-plane": interpolated planes
+        across thick slices, to the detail that they lack (see `pipeline.through_plane`): scale is 1 and slab
+        is (channels in, 1).
     scale: HR voxels per LR voxel along (row, column, slice).
     slab: (LR slices in, HR slices out) of one network call; the channels of its input and output.
     window: (rows, columns) of the training window, in LR voxels.
     grid: "fft": LR voxel i lies on HR voxel scale·i; "center": outer voxel edges coincide.
-    intensity: the rule that maps a volume to the network's range; see `runtime.intensity`.
+    intensity: the rule that maps a volume to the network's range; see `runtime.scan.intensity`.
     skip: fixed interpolation inside the graph, "none" as published, or "cubic".
-    overlap: least share of a window in the next along (row, column, slice) for which the network was trained,
-        used unless the user says otherwise.
-    precision: of weights and activations in the graph.
-    parameters: number of learned values in LR encoder and SR decoder.
-    checkpoint: SHA-256 (hex) of the checkpoint file from which the model was exported, "" inside it.
-    consistency: what the LR scan is of the HR one, so that its band can be taken from it after the network:
-        "truncation" of k-space, "transfer": truncation and the point spread of `transfer`, or "off" if that
-        is not known; see `runtime.pipeline.consistency`.
-    transfer: what the scanner's point spread leaves of frequencies, along (row, column, slice), evenly spaced
-        from 0 to the LR scan's Nyquist frequency; empty: all of them.
+    overlap: least overlap of neighbouring windows along (row, column, slice) for which the network was
+        trained, as a share of a window, used unless the user chooses another.
+    precision: of weights and activations in the graph. parameters: number of learned values in LR encoder and
+    SR decoder. checkpoint: SHA-256 (hex) of the checkpoint file from which the model was exported; "" inside
+    the checkpoint itself.
+    consistency: how the LR scan arises from the HR one, so that the measured band can be taken from it after
+        the network: "truncation" of k-space, "transfer": truncation and the point spread of `transfer`, or
+        "off" if that is not known; see `runtime.pipeline.consistency`.
+    transfer: the scanner's transfer function (share of each frequency that its point spread passes) along
+        (row, column, slice), evenly spaced from 0 to the LR scan's Nyquist frequency; empty: all is passed.
     selection: how these weights were chosen among those of the training: the "last" ones, or the best by
         "consistency" with LR scans, without truth, or by the "truth" of validation scans.
     quality: measured figures by name, such as {"icbm152.psnr": 35.2}.
@@ -100,7 +100,7 @@ class ModelCard:
             raise CardError("The model card's transfer belongs to the consistency 'transfer'.")
         right = all(len(line) > 1 and all(0 <= t <= 1 for t in line) for line in self.transfer)
         if self.transfer and not (right and len(self.transfer) == 3):
-            raise CardError("The model card's transfer is three lists of shares from 0 to 1.")
+            raise CardError("The model card's transfer must be three lists of shares from 0 to 1.")
         if not all(0 <= share < 1 for share in self.overlap):
             raise CardError("The model card's overlap must be at least 0 and less than 1.")
         if self.kind == "through-plane":
@@ -112,7 +112,7 @@ class ModelCard:
             raise CardError(f"The model card's slab {self.slab} does not fit its scale {self.scale}.")
 
     def to_json(self) -> str:
-        """The card as JSON text with sorted keys, so that equal cards are equal bytes."""
+        """The card as JSON text with sorted keys, so that equal cards give equal bytes."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
     @classmethod
@@ -125,7 +125,7 @@ class ModelCard:
             fields = json.loads(text)
             if not isinstance(fields, dict):
                 raise TypeError("not an object")
-            # Unknown fields are left to the class, which names them.
+            # Unknown fields are left to the constructor, which names them.
             return cls(**{k: typed(_HINTS[k], v) if k in _HINTS else v for k, v in fields.items()})
         except CardError as error:
             raise CardError(f"{source}: {error}") from None

@@ -1,4 +1,4 @@
-"""What kind of file a model is, told by its suffix, whatever the case of its letters."""
+"""The kind of a model file, by its suffix, in upper or lower case."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ SUFFIXES: dict[str, Kind] = {".onnx": "onnx", ".plan": "plan", **dict.fromkeys(C
 
 
 def model_kind(path: Path | None) -> Kind | None:
-    """The kind of a model's file; None for other files. Without path it is the embedded model's."""
+    """The kind of a model's file; None for other files. Without a path: the embedded model's."""
     return "onnx" if path is None else SUFFIXES.get(path.suffix.lower())

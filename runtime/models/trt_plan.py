@@ -1,8 +1,8 @@
-"""A TensorRT plan on disk: `NAME.plan`, and beside it `NAME.plan.json`, which says what it is.
+"""A TensorRT plan on disk: `NAME.plan`, and beside it `NAME.plan.json`, which describes it.
 
-The sidecar holds the model card and what a plan is bound to: TensorRT version, GPU, profiles. It is written
-last, so a plan that has one is whole. `NAME.rtx.plan` is one of TensorRT for RTX: for every RTX card, and
-built without one.
+The sidecar holds the model card and what the plan depends on: TensorRT version, GPU, profiles. It is written
+last, so a plan that has one is complete. `NAME.rtx.plan` is a plan of TensorRT for RTX: for every RTX card,
+and built without one.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ Weights = Literal["fixed", "refittable"]
 
 TENSORRT = "tensorrt", "trt"  # module, and the extra that brings it
 RTX = "tensorrt_rtx_bindings", "trt-rtx"
-RTX_CARDS = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")  # compute capabilities that TensorRT for RTX knows
+RTX_CARDS = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")  # compute capabilities of TensorRT for RTX
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Input sizes (N, H, W) that an execution context takes: least, the one tuned for, largest."""
+    """Input sizes (N, H, W) of an execution context: smallest, the one it is tuned for, largest."""
 
     min: Shape
     opt: Shape
@@ -39,14 +39,14 @@ class Profile:
 
 @dataclass(frozen=True)
 class PlanCard:
-    """What a plan is, where it runs, and what it was made of.
+    """What a plan is, where it runs, and what it was made from.
 
-    sha256: of the plan. onnx, onnx_sha256: file name and hash of the model whose weights it has.
+    sha256: of the plan. onnx, onnx_sha256: file name and hash of the model with its weights.
     structure: hash of that graph without its weights: plans of equal structure can exchange weights.
-    tensorrt, cuda, gpu, capability: versions, device name and compute capability at build; of a plan of
-        TensorRT for RTX that library's version, and nothing of a device.
+    tensorrt, cuda, gpu, capability: versions, device name and compute capability at build; for TensorRT for
+        RTX only that library's version, without a device.
     profiles: one for each execution context that may be in flight; all are equal.
-    hardware: GPUs it is made for, the "same" as at build, "ampere" and newer, or every "rtx" card.
+    hardware: GPUs that it is made for: the "same" as at build, "ampere" and newer, or every "rtx" card.
     weights: "fixed" or "refittable". remark: what a user must know before trusting it.
     """
 
@@ -94,12 +94,12 @@ class PlanCard:
 
 
 def sidecar(plan: Path) -> Path:
-    """Where a plan's card lies."""
+    """The path of a plan's card."""
     return plan.with_name(plan.name + ".json")
 
 
 def write_plan(path: Path, contents: bytes, card: PlanCard) -> None:
-    """Write a plan and then its sidecar; the old sidecar goes first, so no pair is ever mixed."""
+    """Write a plan and then its sidecar; the old sidecar is removed first, so that pairs are never mixed."""
     try:
         sidecar(path).unlink(missing_ok=True)
     except OSError as error:
@@ -131,7 +131,7 @@ def read_card(path: Path) -> PlanCard:
 
 
 def read_plan(path: Path) -> tuple[bytes, PlanCard]:
-    """A plan's bytes, held to the hash in its sidecar, and its card."""
+    """A plan's bytes, checked against the hash in its sidecar, and its card."""
     card = read_card(path)
     try:
         contents = path.read_bytes()
@@ -150,7 +150,7 @@ def deserialize(trt: Any, log: Any, contents: bytes, card: PlanCard, path: Path,
     """
     card.check_host(path, trt.__version__, capability)
     runtime = trt.Runtime(log)
-    if card.version_compatible:  # such a plan carries the code of its own runtime
+    if card.version_compatible:  # such a plan contains its own runtime's code
         runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(contents)
     if engine is None:
@@ -167,11 +167,11 @@ def refit(trt: Any, log: Any, engine: Any, onnx: bytes, path: Path) -> None:
 
 
 def logger(trt: Any) -> Any:
-    """A TensorRT logger that keeps what it hears: `messages`, (severity name, text), and `reason()`."""
+    """A TensorRT logger that keeps its `messages`, (severity name, text), and gives a `reason()`."""
 
     class Log(trt.ILogger):
         def __init__(self) -> None:
-            trt.ILogger.__init__(self)  # the binding wants its own, not super()
+            trt.ILogger.__init__(self)  # the binding needs its own, not super()
             self.messages: list[tuple[str, str]] = []
             self.told = 0
 
@@ -188,5 +188,5 @@ def logger(trt: Any) -> Any:
 
 
 def _release(version: str) -> tuple[str, ...]:
-    """Major, minor and patch; a plan does not run under another one."""
+    """Major, minor and patch; a plan does not run under any other release."""
     return tuple(version.split(".")[:3])

@@ -1,11 +1,11 @@
-"""Where a scan shows nothing but air, so that the network need not look there.
+"""Finds where a scan shows only air, so that the network can skip it.
 
 Air in a magnitude image is not zero but noise (Rician; Gudbjartsson and Patz, MRM 34, 1995), and no two of
-its windows are alike. Its level is read off the scan itself: the lowest peak in the histogram of local means.
-Of each window the network then sees one box around all that stands out of it.
+its windows are alike. Its level is estimated from the scan itself: the lowest peak in the histogram of local
+means. In each window the network then sees one box around everything that rises above that level.
 
-The rule errs on the side of anatomy. If the lowest peak is not that of noise (an abdomen that fills the field
-of view, a dark but smooth tissue), no air is found and every voxel is computed.
+The rule errs on the side of anatomy. If the lowest peak is not noise (an abdomen that fills the field of
+view, a dark but smooth tissue), no air is found and every voxel is computed.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from .tiling import Axis, Tiling
 
 SIGMAS = 6.0  # how far above the air's local means tissue begins: one false voxel in 10^9
 SPOT = 9.0  # the same for single voxels, whose Rayleigh tail is longer
-MARGIN = 8  # voxels around what stands out: skin's partial volume, and room for the seam
-STEP = 8  # spans begin and end at multiples of it, so that a scan has few shapes of windows
-SHARE = 0.05  # of the volume, the least that air must be to be worth telling from the rest
-ENOUGH = 1000  # local means of air, fewer of which tell nothing of its spread
-BRIGHT = 0.15  # of the 99.9th percentile: a peak above it is tissue's
+MARGIN = 8  # voxels around everything above the level: the skin's partial volume, and room for the seam
+STEP = 8  # spans begin and end at multiples of it, so that a scan has few window shapes
+SHARE = 0.05  # of the volume: with less air, skipping it is not worth the effort
+ENOUGH = 1000  # local means of air that are needed to estimate its spread
+BRIGHT = 0.15  # of the 99.9th percentile: a higher peak is that of tissue
 # Standard deviation over mean of single voxels: 0.52 for Rayleigh noise of one channel, 0.25 for the sum of
 # squares of four; tissue of a signal-to-noise ratio of 3 has 0.33.
 NOISY = 0.35
@@ -34,7 +34,7 @@ Span = tuple[slice, slice]  # rows, columns
 
 @dataclass(frozen=True)
 class Air:
-    """mean: above this, a mean over 3×3 voxels of a slab shows something; voxel: a single voxel does."""
+    """Thresholds. mean: for a mean over 3×3 voxels of a slab; voxel: for a single voxel."""
 
     mean: float
     voxel: float
@@ -43,18 +43,18 @@ class Air:
 def find_air(volume: NDArray[Any], slices: Axis) -> Air | None:
     """The level of the air in an LR volume (rows, columns, slices), stored units; None if there is none.
 
-    Zeroed background does not count: what surrounds the content is left out already, see `content`.
+    Zeroed background does not count: it is already skipped, see `content`.
     """
     if min(volume.shape[:2]) < 3:
         return None
     means, voxels = [], []
-    every = max(1, len(slices.starts) // 64)  # 64 slabs tell as much as all
+    every = max(1, len(slices.starts) // 64)  # 64 slabs are as good as all
     for k in range(0, len(slices.starts), every):
         slab = _slab(volume, slices, k)
         means.append(_local_means(slab)[::2, ::2].ravel())
         voxels.append(slab[0, 1:-1:2, 1:-1:2].ravel())
     local, single = np.concatenate(means), np.concatenate(voxels)
-    noisy = local > local.min()  # what is zeroed says nothing of the noise beside it
+    noisy = local > local.min()  # zeroed voxels say nothing about the noise beside them
     local, single = local[noisy], single[noisy]
     if not local.size:
         return None
@@ -65,7 +65,7 @@ def find_air(volume: NDArray[Any], slices: Axis) -> Air | None:
     low = counts[: max(2, int(BRIGHT * len(counts)))]
     peak = int(low.argmax())
     mode = float(edges[peak] + edges[peak + 1]) / 2
-    # The peak's lower half is air's own; its upper half may run into tissue.
+    # The peak's lower half is air only; its upper half may run into tissue.
     below = local[local <= mode] - mode
     spread = float(np.sqrt(np.mean(below**2)))
     inside = np.abs(local - mode) <= 3 * spread
@@ -78,7 +78,7 @@ def find_air(volume: NDArray[Any], slices: Axis) -> Air | None:
 
 
 def occupied(volume: NDArray[Any], tiling: Tiling, air: Air) -> list[Span | None]:
-    """Of each window the rows and columns around all that stands out of the air; None if that is nothing."""
+    """For each window the rows and columns around everything above the air; None if there is nothing."""
     spans: list[Span | None] = []
     for k in range(len(tiling.slices.starts)):
         slab = _slab(volume, tiling.slices, k)
@@ -94,7 +94,7 @@ def occupied(volume: NDArray[Any], tiling: Tiling, air: Air) -> list[Span | None
 
 
 def joined(spans: list[Span | None]) -> Span | None:
-    """The smallest rows and columns that hold all of these."""
+    """The smallest rows and columns that contain all of these."""
     found = [span for span in spans if span]
     if any(span == (slice(None), slice(None)) for span in found):
         return slice(None), slice(None)

@@ -1,8 +1,8 @@
 """The mean over three slab axes: the network's slabs laid across rows, columns and slices in turn.
 
-A slab sees three slices of a volume; along each axis it sees others, and errs otherwise. The mean errs less,
-at three times the cost. Two of the volumes have to be whole before the third can be joined to them, slab by
-slab, in the network's range, before the measured band is taken from the scan.
+A slab sees three slices of a volume; along each axis these are different ones, with different errors. The
+mean has smaller errors, at three times the cost. Two of the volumes must be complete before the third can be
+added to them, slab by slab, in the network's range, before the measured band is taken from the scan.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ def mean_over_axes(
     scratch: Scratch,
     spread: NDArray[np.float32] | None = None,
 ) -> Slabs:
-    """Yield the mean's slabs: (first HR slice, float32 (rows, columns, slices)), as those of one axis come.
+    """Yield the mean's slabs: (first HR slice, float32 (rows, columns, slices)), as for one axis.
 
-    restore: the slabs of a volume whose slices lie along its last axis, in order; beginning again at 0
-    replaces what came before. scale: HR voxels per LR voxel, along every axis. scratch: room for an HR volume
-    of this shape, of which two are held. spread: filled, if given, with the standard deviation of the three
-    at each voxel (rows, columns, slices), a slab before that is yielded.
+    restore: the slabs of a volume whose slices lie along its last axis, in order; restarting at 0 replaces
+    what came before. scale: HR voxels per LR voxel, along every axis. scratch: allocates an HR volume of this
+    shape; two are held. spread: if given, filled with the standard deviation of the three at each voxel
+    (rows, columns, slices), for each slab before it is yielded.
     """
     rows, columns, slices = (n * scale for n in volume.voxels.shape)
     others: list[NDArray[np.float32]] = []
     for axis in (0, 1):
-        # Planes of the slices lie whole in it, since they are what is read last.
+        # Planes of slices are contiguous in it, because that is how it is read in the end.
         whole = np.moveaxis(scratch((slices, rows, columns)), 0, 2)
         turned = dataclasses.replace(volume, voxels=np.moveaxis(volume.voxels, axis, 2))
         with contextlib.closing(restore(turned)) as slabs:

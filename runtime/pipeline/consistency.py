@@ -1,4 +1,4 @@
-"""The measured band stays measured: what the LR scan says of the SR volume is taken from the scan.
+"""The measured band stays measured: the part of the SR volume that the LR scan determines is taken from it.
 
 An LR scan is a measurement. If it is the HR volume with its k-space truncated (the card's `consistency` is
 "truncation"), then the low band of the SR volume is known up to noise, and the network adds only what was not
@@ -9,23 +9,23 @@ measured:
 U(LR) is the zero-filled scan and U(D(SR)) the low band of SR. Both are separable. In a plane they are FFTs,
 axis by axis, each cropped before the next one, so that most of the work is never done. Across the slices they
 are windowed sincs of REACH LR slices to either side, so that planes go through as they come, and a volume
-never has to be held. Only where the slices are a ring, whose first one needs the last one, is the sinc exact,
-if memory allows.
+never has to be held. If the slices form a ring, whose first one needs the last one, the sinc is exact, as far
+as memory allows.
 
 If the card knows the scanner's point spread as well (its `consistency` is "transfer"), D and U both pass what
-the point spread passes: what the scan has hardly seen corrects the network hardly, and its noise is not blown
-up.
+the point spread passes: frequencies that the scan has hardly seen hardly correct the network, and their noise
+is not amplified.
 
-w falls with the noise of the scan, but later than the least error would have it. A network takes a part of
-small lesions for noise, and only the scan brings it back: at 2 % of noise, one of radius 1 HR voxel keeps
+w falls with the noise of the scan, but later than the least error would require. A network mistakes part of a
+small lesion for noise, and only the scan brings it back: at 2 % of noise, one of radius 1 HR voxel keeps
 three quarters of what sinc leaves of it if w is 0, and all if w is 1, at a price of 0.4 dB. So w is 0.9
 there, and low only where noise hides small lesions in any case. It is one number for all frequencies and
-places: what a small lesion lacks is no more than the noise beside it, so that weights which followed the
-difference, or the scan's own structure, gained nothing for it that a higher w does not give; a weight for
-each frequency gained 0.03 dB.
+positions: the missing part of a small lesion is no larger than the noise beside it, so weights that followed
+the difference, or the scan's own structure, gained nothing that a higher w does not give as well; a weight
+for each frequency gained 0.03 dB.
 
-Where there is no signal, a magnitude image holds rectified noise and ringing, which measure nothing: w falls
-to 0 in air, of the scan and of the SR volume, lest the sinc carry what the tissue is given into the air
+Without signal, a magnitude image holds rectified noise and ringing, which measure nothing: w falls to 0 in
+the air of the scan and of the SR volume, so that the sinc does not carry the tissue's correction into the air
 beside it.
 """
 
@@ -50,21 +50,21 @@ Planes = NDArray[np.float32]
 Rings = tuple[bool, bool, bool]
 Taps = tuple[list[int], list[float]]  # slice numbers and their weights
 
-REACH = 12  # LR slices to either side that a windowed sinc takes in
+REACH = 12  # LR slices to either side that a windowed sinc covers
 TAPER = 4.0  # of its Kaiser window
-MARGIN = 8  # LR voxels in a plane over which one end of it turns into the other, at least
+MARGIN = 8  # least number of LR voxels over which one end of a plane blends into the other
 # Noise, as a share of the unit, at which half of the band is taken from the scan; less for a mean over three
-# slab axes, which errs less. The power is that of w's fall: at 1, 2, 3, 5 % of noise w is 0.99, 0.90, 0.65,
-# 0.19.
+# slab axes, whose errors are smaller. The power describes w's fall: at 1, 2, 3, 5 % of noise w is 0.99, 0.90,
+# 0.65, 0.19.
 HALF, HALF_OF_MEAN, POWER = 0.035, 0.032, 4
 AIR, TISSUE = 0.05, 0.1  # shares of the unit below which a magnitude is air, and above which it is tissue
-WHOLE = 1 << 28  # HR voxels of a ring of slices that are held all at once, for its exact sinc
+WHOLE = 1 << 28  # largest ring of slices, in HR voxels, that is held in memory for its exact sinc
 NOISE_IN_AIR = 2.0  # a magnitude of pure noise has a mean of 1.25 times the noise
 
 
 @dataclass(frozen=True)
 class Weight:
-    """How far to trust the scan. share: w in tissue, 0..1. air, tissue: magnitudes in the network's range
+    """How much to trust the scan. share: w in tissue, 0..1. air, tissue: magnitudes in the network's range
     between which w rises from 0 to the share; both 0 for images that are not magnitudes."""
 
     share: float
@@ -75,8 +75,8 @@ class Weight:
 def weight(noise: float, magnitude: bool, share: float | None = None, mean: bool = False) -> Weight:
     """The weight for a scan of this noise (standard deviation of a real channel, as a share of the unit).
 
-    magnitude: whether it has no negative voxels. share: in tissue, by default what the noise leaves of it.
-    mean: of an SR volume that is a mean over three slab axes.
+    magnitude: whether it has no negative voxels. share: w in tissue; by default it follows from the noise.
+    mean: for an SR volume that is a mean over three slab axes.
     """
     if share is None:
         share = 1 / (1 + (noise / (HALF_OF_MEAN if mean else HALF)) ** POWER)
@@ -96,16 +96,16 @@ def hold_measured(
     rings: Rings = (False, False, False),
     transfer: Transfer = (),
 ) -> Generator[tuple[int, Planes]]:
-    """Take the measured band of an SR volume from its LR scan, as the SR planes come.
+    """Take the measured band of an SR volume from its LR scan, plane by plane.
 
-    slabs: (first HR slice, float32 (slices, rows, columns) in the network's range), in order; beginning
-        again at 0 starts afresh. lr_plane(k): LR slice k (rows, columns) in the same range, asked for in
-        order, and once.
+    slabs: (first HR slice, float32 (slices, rows, columns) in the network's range), in order; restarting at 0
+        starts over. lr_plane(k): LR slice k (rows, columns) in the same range, requested in order, and only
+        once.
     shape, scale: LR voxels, and HR voxels per LR voxel, along (row, column, slice). rings: the axes along
-        which the end joins the beginning, see `scan.rings`; along others the volume goes on as its
+        which the end joins the beginning, see `scan.rings`; along others the volume continues as its
         reflection. transfer: of the point spread, see the card.
-    Yields slabs of the same kind up to 2·REACH LR slices later, and memory is that of as many planes. Where
-    the slices are a ring, those near the ends come last.
+    Yields slabs of the same kind up to 2·REACH LR slices later; memory is that of as many planes. If the
+    slices are a ring, those near the ends come last.
     """
     rows, columns, count = shape
     plane = _Plane((rows, columns), scale[:2], grid, rings[:2], transfer[:2])
@@ -131,17 +131,17 @@ def hold_measured(
 
 
 class _Passing:
-    """The planes on their way: each is kept until nothing that is still to be computed needs it."""
+    """The planes in transit: each is kept until nothing else needs it."""
 
     def __init__(
         self, plane: _Plane, downs: list[Taps], ups: list[Taps], weigh: Weight, in_order: bool
     ) -> None:
         self._in_order = in_order
-        self.lr: dict[int, Planes] = {}  # slices whose HR slices have not all come
+        self.lr: dict[int, Planes] = {}  # slices with HR slices still to come
         self._plane, self._downs, self._ups, self._weigh = plane, downs, ups, weigh
         self._waiting: dict[int, Planes] = {}  # SR planes to be corrected
         self._seen: dict[int, Planes] = {}  # as the scanner would see them
-        self._missing: dict[int, Planes] = {}  # what the scan has and SR has not, by LR slice
+        self._missing: dict[int, Planes] = {}  # present in the scan but not in SR, by LR slice
         self._need_seen = Counter(z for numbers, _ in downs for z in numbers)
         self._need_missing = Counter(k for numbers, _ in ups for k in numbers)
 
@@ -150,7 +150,7 @@ class _Passing:
         self._seen[z] = seen
 
     def compare(self, pool: ThreadPoolExecutor) -> None:
-        """What is missing from the SR volume at the LR slices whose HR slices have all come."""
+        """Compute what is missing from the SR volume at LR slices whose HR slices are all there."""
 
         def compared(k: int) -> Planes:
             return _missing(self.lr[k], _sum(self._downs[k], self._seen), self._weigh)
@@ -162,8 +162,8 @@ class _Passing:
             self._need_seen.subtract(self._downs[k][0])
 
     def ready(self) -> list[int]:
-        """HR slices that can be corrected. Those on LR slices could be before the ones between them: who
-        cannot put them in order, as a stream, gets none before its turn."""
+        """HR slices that can be corrected. Those on LR slices could come before the ones between them; for a
+        stream, which cannot reorder them, they are returned in order."""
         known = {z: all(k in self._missing for k in self._ups[z][0]) for z in self._waiting}
         if self._in_order:
             return list(itertools.takewhile(known.__getitem__, known))
@@ -176,7 +176,7 @@ class _Passing:
         return sr + added
 
     def forget(self) -> None:
-        """Let go of what has been yielded, and of what nothing needs any more."""
+        """Release planes that have been yielded, and those that nothing needs any more."""
         for z in self.ready():
             del self._waiting[z]
             self._need_missing.subtract(self._ups[z][0])
@@ -185,7 +185,7 @@ class _Passing:
 
 
 def _runs(numbers: list[int]) -> list[list[int]]:
-    """Ascending numbers, cut where one is left out."""
+    """Runs of consecutive numbers."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and runs[-1][-1] == number - 1:
@@ -196,7 +196,7 @@ def _runs(numbers: list[int]) -> list[list[int]]:
 
 
 def _missing(lr: Planes, seen: Planes, weigh: Weight) -> Planes:
-    """What the scan has and the SR volume, seen by the scanner, has not; weighted."""
+    """The scan minus the SR volume as the scanner would see it; weighted."""
     found = lr - seen
     found *= np.float32(weigh.share)
     found *= _tissue(lr, weigh)
@@ -204,17 +204,17 @@ def _missing(lr: Planes, seen: Planes, weigh: Weight) -> Planes:
 
 
 def _tissue(plane: Planes, weigh: Weight) -> Planes:
-    """How far each voxel is tissue, 0 to 1."""
+    """How much each voxel counts as tissue, 0 to 1."""
     if weigh.tissue <= weigh.air:
         return np.ones((1, 1), np.float32)
     signal = np.abs(plane)
-    for axis in (0, 1, 0, 1):  # twice a binomial filter: a Gaussian of one voxel
+    for axis in (0, 1, 0, 1):  # a binomial filter twice: a Gaussian of one voxel
         signal = binomial(signal, axis)
     return np.clip((signal - weigh.air) / np.float32(weigh.tissue - weigh.air), 0, 1, dtype=np.float32)
 
 
 def binomial(plane: Planes, axis: int) -> Planes:
-    """A binomial filter (1, 2, 1) / 4 along one axis; the plane goes on as its end voxels."""
+    """A binomial filter (1, 2, 1) / 4 along one axis; beyond its ends the plane repeats its end voxels."""
     if plane.shape[axis] == 1:
         return plane
     padded = np.pad(plane, [(1, 1) if a == axis else (0, 0) for a in range(2)], mode="edge")
@@ -234,7 +234,7 @@ def _sum(taps: tuple[list[int], list[float]], planes: dict[int, Planes]) -> Plan
 class _Across:
     """Sincs across the slices, with the LR scan's band edge: windowed, or exact over the whole of a ring.
 
-    transfer: of the point spread, which the sincs then carry.
+    transfer: of the point spread, which is then part of the sincs.
     """
 
     def __init__(
@@ -251,7 +251,7 @@ class _Across:
         self._shift = 0.0 if grid == "fft" else (1 / scale - 1) / 2
 
     def down(self, k: int) -> Taps:
-        """The HR slices that LR slice k is made of."""
+        """The HR slices that make up LR slice k."""
         if self._scale == 1:
             return [k], [1.0]
         centre = (k - self._shift) * self._scale
@@ -267,9 +267,9 @@ class _Across:
         return self._taps(self._lr.inside(k), k - centre)
 
     def _taps(self, numbers: NDArray[np.intp], t: NDArray[np.floating]) -> Taps:
-        """Weights of slices at LR distances t, which add up to 1; none twice, none of weight 0."""
+        """Weights of slices at LR distances t, which add up to 1; without duplicates and zeros."""
         if self._transfer:
-            # A ring has the frequencies k/count; beyond a ring they lie as densely as the window resolves.
+            # A ring has the frequencies k/count; otherwise they are as dense as the window resolves.
             period = self._count if self._exact else 4 * REACH
             frequency = np.arange(1, (period + 1) // 2) / period
             waves = np.cos(2 * np.pi * np.multiply.outer(t, frequency))
@@ -316,20 +316,20 @@ class _Plane:
         self._axes = [_PlaneAxis(n, s, grid, ring, axis, line) for n, s, ring, line, axis in axes if s > 1]
 
     def down(self, hr: Planes) -> Planes:
-        """The LR plane that the centre of the HR plane's k-space gives."""
+        """The LR plane from the centre of the HR plane's k-space."""
         for axis in reversed(self._axes):
             hr = axis.down(hr)
         return hr
 
     def up(self, lr: Planes) -> Planes:
-        """The HR plane whose k-space is that of the LR plane, zero-filled."""
+        """The HR plane from the LR plane's zero-filled k-space."""
         for axis in self._axes:
             lr = axis.up(lr)
         return lr
 
 
 class _PlaneAxis:
-    """One axis of a plane: by FFT, over the ring that the axis is or is made."""
+    """One axis of a plane: by FFT, over the ring that the axis is or is extended to."""
 
     def __init__(
         self, size: int, factor: int, grid: Grid, ring: bool, axis: int, transfer: tuple[float, ...] = ()
@@ -358,16 +358,16 @@ class _PlaneAxis:
 
 
 def _real(space: NDArray[Any], length: int, axis: int) -> Planes:
-    """The voxels whose k-space this is along an axis; complex64 becomes float32."""
+    """The voxels of this k-space along an axis; complex64 becomes float32."""
     voxels: Any = np.fft.irfft(space, length, axis=axis)
     return voxels
 
 
 class _Ends:
-    """How an axis goes on beyond its ends, on the LR grid (factor 1) or on the HR grid.
+    """How an axis continues beyond its ends, on the LR grid (factor 1) or on the HR grid.
 
-    size: LR voxels. ring: whether the end joins the beginning. length: LR voxels of the ring that is made of
-    it, in whose further voxels the reflection at the one end turns into that at the other.
+    size: LR voxels. ring: whether the end joins the beginning. length: LR voxels of the ring that it is
+    extended to; in the additional voxels the reflection at one end blends into that at the other.
     """
 
     def __init__(self, size: int, factor: int, grid: Grid, ring: bool, length: int = 0) -> None:
@@ -381,16 +381,16 @@ class _Ends:
         self._share = ((1 - np.cos(np.pi * share)) / 2).astype(np.float32)
 
     def inside(self, numbers: NDArray[np.intp]) -> NDArray[np.intp]:
-        """The voxels that stand for those of these numbers, which may lie outside."""
+        """Map voxel numbers, which may lie outside, to the voxels that stand for them."""
         if self._ring:
             return numbers % self._size
         first, last = self._mirrors
         inside = np.where(numbers < 0, 2 * first - numbers, numbers)
         inside = np.where(inside >= self._size, 2 * last - inside, inside)
-        return np.clip(inside, 0, self._size - 1).astype(np.intp)  # volumes may be smaller than what is asked
+        return np.clip(inside, 0, self._size - 1).astype(np.intp)  # a volume may be smaller than the reach
 
     def closed(self, plane: Planes, axis: int) -> Planes:
-        """A plane with its further voxels along an axis."""
+        """A plane with its additional voxels along an axis."""
         if not self._share.size:
             return plane
         share = np.expand_dims(self._share, 1 - axis)
@@ -399,12 +399,12 @@ class _Ends:
         return np.concatenate((plane, further), axis)
 
     def open(self, plane: Planes, axis: int) -> Planes:
-        """A plane without its further voxels."""
+        """A plane without its additional voxels."""
         return plane[: self._size] if axis == 0 else plane[:, : self._size]
 
 
 def _quick(size: int) -> int:
-    """The next size whose FFT is quick: of no prime factor above 5."""
+    """The next size with a fast FFT: without prime factors above 5."""
     while True:
         rest = size
         for prime in (2, 3, 5):

@@ -1,8 +1,7 @@
-"""What a volume holds: its range, and the box outside which it is one value.
+"""A volume's range, and its bounding box, outside which it has a single value.
 
-Zeroed background is most of a skull-stripped scan. Windows cover the content alone, and what lies around it
-becomes the background itself. Volumes are read in pieces, in the order in which they lie in memory
-or in the file, and never copied.
+Zeroed background is most of a skull-stripped scan. Windows cover only the content, and everything around it
+stays background. Volumes are read in pieces, in their order in memory or in the file, and never copied.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from ..scan.intensity import NOT_FINITE, IntensityError
 from .tiling import Box
 
-MARGIN = (4, 4, 1)  # LR voxels that count as content around it, since a restored edge reaches further
+MARGIN = (4, 4, 1)  # LR voxels around the content that belong to it, because a restored edge reaches further
 
 
 @dataclass(frozen=True)
@@ -31,10 +30,10 @@ class Content:
 
 
 def survey(volume: NDArray[Any]) -> Content:
-    """Look through a volume (rows, columns, slices) once.
+    """Read a volume (rows, columns, slices) once.
 
-    The background is the value of the first voxel, a corner; a volume with something in that corner has a
-    box as large as itself. Raises IntensityError for NaN and Inf.
+    The background is the value of the first voxel, a corner; if something lies in that corner, the box is the
+    whole volume. Raises IntensityError for NaN and Inf.
     """
     background = volume[0, 0, 0]
     low = high = background
@@ -42,7 +41,7 @@ def survey(volume: NDArray[Any]) -> Content:
     for index in planes(volume):
         plane = volume[index]
         least_here, most_here = plane.min(), plane.max()
-        if not (np.isfinite(least_here) and np.isfinite(most_here)):  # NaN and Inf show in one of them
+        if not (np.isfinite(least_here) and np.isfinite(most_here)):  # NaN and Inf show up in one of them
             raise IntensityError(f"There are {NOT_FINITE}")
         low, high = min(low, least_here), max(high, most_here)
         content = plane != background
@@ -54,7 +53,7 @@ def survey(volume: NDArray[Any]) -> Content:
 
 
 def planes(volume: NDArray[Any]) -> Iterator[Box]:
-    """Where the pieces of a volume are: planes one voxel thick, each as contiguous as the volume allows."""
+    """The pieces of a volume: planes one voxel thick, each as contiguous as the volume allows."""
     axis = int(np.argmax(np.abs(volume.strides)))
     for n in range(volume.shape[axis]):
         piece = [slice(None)] * 3
@@ -63,7 +62,7 @@ def planes(volume: NDArray[Any]) -> Iterator[Box]:
 
 
 def _extent(seen: NDArray[np.bool_], margin: int) -> slice:
-    """From the first to the last that is seen, margins added, inside the volume."""
+    """From the first to the last true value, with margins, within the volume."""
     found = np.flatnonzero(seen)
     if not found.size:
         return slice(0, len(seen))

@@ -1,4 +1,4 @@
-"""What an engine is: a trained network that turns LR windows into HR windows, whatever library runs it."""
+"""The engine interface: a trained network that turns LR windows into HR windows, in any library."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Precision = Literal["auto", "fp32", "fp16", "bf16"]
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What runs the network, for the user's eyes and for sidecars.
+    """What runs the network, for messages and sidecars.
 
     precision: of the arithmetic, such as "bf16". model: file name, or "embedded". sha256: of its file.
     """

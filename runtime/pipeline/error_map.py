@@ -1,19 +1,19 @@
-"""The expected error of each SR voxel: what can be known of it without the truth.
+"""The expected error of each SR voxel: as far as it can be known without the truth.
 
-Slabs along three axes see different slices of the same place: where they differ, at most one is right
-(the spread of an ensemble: Lakshminarayanan et al., NeurIPS 2017). How far all of them are off together shows
-in how large the spread is beside the detail of the volume: in a scan sharper than those of the training they
-differ more and miss more. And the scan's noise comes through. The squares add up, in shares of the intensity
+Slabs along three axes see different slices of the same place: if they differ, at most one is right (the
+spread of an ensemble: Lakshminarayanan et al., NeurIPS 2017). Their common error is related to the size of
+the spread relative to the detail of the volume: in a scan sharper than those of the training, slabs differ
+more and miss more. The scan's noise comes through as well. The squares add up, as shares of the intensity
 that becomes 1 in the network:
 
     expected error² = floor² + (noise · σ)² + (spread · s)² · S² / D²
 
 σ: noise that the measured band brings, the scan's times the band's weight; s: local RMS of the spread; S, D:
-RMS in tissue of the spread, and of the SR volume's detail. The weights belong to a model and stand in its
+RMS in tissue of the spread, and of the SR volume's detail. The weights belong to a model and are part of its
 card, as `error_map.floor` and so on, with `error_map.interval`: in tissue, |error| <= interval · expected
-error in nine of ten voxels. `benchmarks.error_map` measures them on other heads than it checks them on. The
-local energy of the detail that was added told no more, and flips would cost eight times as much. Errors are
-those against a scan without noise. In air nothing is promised.
+error in nine of ten voxels. `benchmarks.error_map` measures and checks them on different heads. The local
+energy of the added detail did not improve the estimate, and flips would cost eight times as much. Errors are
+relative to a scan without noise. In air nothing is promised.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ Planes = NDArray[np.float32]
 
 SHARE = 0.9  # of tissue voxels whose error is within the interval
 NAMES = ("floor", "noise", "spread", "interval")
-NEAR = 4  # times the binomial filter: a Gaussian of 1.4 voxels, over which the spread is local
+NEAR = 4  # passes of the binomial filter: a Gaussian of 1.4 voxels, the scale of the local spread
 
 
 def key(name: str) -> str:
-    """What a figure is called in the card's quality."""
+    """The name of a figure in the card's quality."""
     return f"error_map.{name}"
 
 
@@ -45,14 +45,14 @@ def figures(card: ModelCard) -> dict[str, float]:
     found = {name: card.quality[key(name)] for name in NAMES if key(name) in card.quality}
     if len(found) < len(NAMES):
         raise RunError(
-            f"The errors of {card.name} have not been measured, so that none can be expected: do so by "
+            f"The errors of {card.name} are not measured, so none can be predicted: measure them with "
             "`python -m udean.benchmarks.error_map calibrate`, or leave out --error-map."
         )
     return found
 
 
 def described(card: ModelCard) -> str:
-    """What a map says, in a sentence."""
+    """What a map promises, as a sentence."""
     return (
         "Expected absolute error of each voxel, in the scan's units: of the tissue's voxels, "
         f"{SHARE:.0%} are within {figures(card)['interval']:.2f} times it of a scan without noise"
@@ -78,7 +78,7 @@ def expect(
     spreads = (errors[:, :, z] for z in range(count))
     share = np.float32(weights["spread"] ** 2 * _shared(spreads, map(sr_plane, range(count))))
     squares = (np.square(errors[:, :, z]) for z in range(count))
-    for z, near in enumerate(_smooth(squares, NEAR)):  # which reads ahead of what is written
+    for z, near in enumerate(_smooth(squares, NEAR)):  # it reads ahead of what is written
         errors[:, :, z] = np.float32(unit) * np.sqrt(known + share * near)
 
 
@@ -94,14 +94,14 @@ def _shared(spreads: Iterable[Planes], planes: Iterable[Planes]) -> float:
 
 
 def _smooth(planes: Iterable[Planes], times: int) -> Iterator[Planes]:
-    """A volume's planes through the binomial filter (1, 2, 1) / 4 along all axes, so many times."""
+    """A volume's planes through the binomial filter (1, 2, 1) / 4 along all axes, `times` times."""
     for _ in range(times):
         planes = _smooth_once(planes)
     return iter(planes)
 
 
 def _smooth_once(planes: Iterable[Planes]) -> Iterator[Planes]:
-    """The volume goes on as its end planes."""
+    """One pass; beyond its ends the volume repeats its end planes."""
     inside = (binomial(binomial(plane, 0), 1) for plane in planes)
     before = here = next(inside)
     for after in inside:

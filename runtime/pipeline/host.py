@@ -1,8 +1,8 @@
-"""The host pipeline: gather windows, run the network, blend; three stages, each ahead of the next.
+"""The host pipeline: gather windows, run the network, blend: three overlapping stages.
 
-Gather and network run in a thread each, blending in the caller's, joined by queues of one item, so
-copies hide behind the network and memory is bounded by a few batches and one slab. Windows go through
-in one fixed order, whatever the threads do, so the result is the same bits every time.
+Gathering and the network have a thread each, and blending runs in the caller's; queues of one item join them,
+so copies hide behind the network and memory is bounded by a few batches and one slab. Windows are processed
+in one fixed order, whatever the threads do, so the result is bit-identical every time.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from .tiling import Axis, Tiling
 Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 Planes = NDArray[np.float32]
 
-# Windows of one network call: activations of 64 channels then stay near 4 MB. Measured with 1, 2, 4, 8 and 16
+# Windows per network call: activations of 64 channels then stay near 4 MB. Measured with 1, 2, 4, 8 and 16
 # windows of 64x64x3 on two cores, OpenVINO and ONNX Runtime: 4 takes at most 2 % more than the fastest.
 BATCH_VOXELS = 4 * 64 * 64
 SEAM = 4  # LR voxels over which the network's output fades into interpolated air
 WHOLE: Span = (slice(None), slice(None))
-KEPT_OUTPUTS = 64  # outputs held for byte-identical windows to come
+KEPT_OUTPUTS = 64  # outputs held for later byte-identical windows
 
 
 @dataclass(frozen=True)
 class LrVolume:
-    """An LR volume as it lies in memory or in a memory map, and how it reads in the network's range.
+    """An LR volume in memory or in a memory map, and its conversion to the network's range.
 
     voxels: (rows, columns, slices), any real dtype; the network sees float32 voxels·gain + offset.
-    air: what the network need not see, and is interpolated instead; None for nothing.
+    air: the air that the network may skip, which is interpolated instead; None: nothing is skipped.
     """
 
     voxels: NDArray[Any]
@@ -93,9 +93,9 @@ def resolve_slabs(
 ) -> Generator[tuple[int, Planes]]:
     """Yield finished HR slabs in order: (first HR slice, float32 (slices, rows, columns)), network's range.
 
-    The yielded planes are overwritten by the next step. network: float32 (N, slab, H, W) of the tiling's
-    windows to float32 (N, slab·s, s·H, s·W). batch: windows a call. progress(done, all) is told of
-    windows blended. Raises RunError if the network yields another shape or non-finite values.
+    The yielded planes are overwritten in the next step. network: float32 (N, slab, H, W) of the tiling's
+    windows to float32 (N, slab·s, s·H, s·W). batch: windows per call. progress(done, all) counts blended
+    windows. Raises RunError if the network yields another shape or non-finite values.
     """
     watch = watch or Stopwatch()
     with watch.time("gather"):
@@ -133,11 +133,12 @@ def batch_size(tiling: Tiling) -> int:
 
 
 def buffer_nbytes(tiling: Tiling) -> int:
-    """Bytes that `resolve_slabs` holds at most, besides the volume and what the network needs."""
+    """Peak bytes of `resolve_slabs`, besides the volume and the network's own memory."""
     coarse = tiling.slices.window * tiling.rows.window * tiling.columns.window * 4
     scales = tiling.slices.scale * tiling.rows.scale * tiling.columns.scale
     slab = tiling.slices.window * tiling.rows.size * tiling.columns.size * scales * 4
-    # Three batches in and three out, outputs kept for twins, and of slab size: band, slab, mean, restored.
+    # Three batches in and three out, outputs kept for twins, and four of slab size: band, slab, mean,
+    # restored.
     return 3 * batch_size(tiling) * coarse * (1 + scales) + KEPT_OUTPUTS * coarse * scales + 4 * slab
 
 
@@ -149,9 +150,9 @@ def windows(volume: LrVolume, tiling: Tiling) -> Iterator[Planes]:
 
 
 def contents(volume: LrVolume, tiling: Tiling) -> list[Hashable]:
-    """What stands for each window's content: equal for two of the same bytes, different for others.
+    """A key for each window's content: equal for windows of equal bytes, different for others.
 
-    Most windows differ from all others in a few of their voxels already.
+    Most windows can be distinguished from all others by a few of their voxels.
     """
 
     def stored() -> Iterator[NDArray[Any]]:
@@ -185,7 +186,8 @@ def _cut(slab: NDArray[Any], tiling: Tiling) -> Iterator[NDArray[Any]]:
 
 
 def twins(contents: Sequence[Hashable]) -> list[int]:
-    """For each window the number of the first one with the same content: air is computed once.
+    """For each window, the number of the first one with the same content, so that zeroed air is computed
+    once.
 
     Only the most frequent contents count as twins, so that few outputs have to be kept.
     """
@@ -202,7 +204,8 @@ def _gather(
     size: int,
     watch: Stopwatch,
 ) -> Iterator[tuple[NDArray[np.float32], Span | None]]:
-    """Batches (n <= size, slab, H, W) of the windows to be computed, and where they are more than air.
+    """Batches (n <= size, slab, H, W) of the windows to be computed, and the spans in which they are more
+    than air.
 
     Three buffers in turn: one with the network, one waiting in the queue, one being filled.
     """
@@ -248,7 +251,7 @@ def _compute(
 def _restored(
     batch: NDArray[np.float32], span: Span | None, network: Network, tiling: Tiling
 ) -> NDArray[np.float32]:
-    """The network's output inside the span, fading into interpolation in the air around it."""
+    """The network's output inside the span, blended into interpolation in the air around it."""
     axes = tiling.rows, tiling.columns
     if span and all(part.indices(a.window)[:2] == (0, a.window) for part, a in zip(span, axes, strict=True)):
         return network(batch)
@@ -261,7 +264,7 @@ def _restored(
     new = network(np.ascontiguousarray(batch[:, :, rows, columns]))
     inside = output[:, :, _fine(rows, tiling.rows), _fine(columns, tiling.columns)]
     if new.shape != inside.shape:
-        return new  # `_compute` refuses it
+        return new  # `_compute` rejects it
     weights = _fade(rows, tiling.rows)[:, None] * _fade(columns, tiling.columns)
     np.copyto(inside, new * weights + inside * (1 - weights))
     return output
@@ -272,7 +275,7 @@ def _fine(part: slice, axis: Axis) -> slice:
 
 
 def _fade(part: slice, axis: Axis) -> NDArray[np.float32]:
-    """Weights from 0 to 1 where a part of a window ends in air, 1 elsewhere."""
+    """Weights: a ramp from 0 to 1 at ends of the part that lie in air, 1 elsewhere."""
     weights = np.ones((part.stop - part.start) * axis.scale, np.float32)
     ramp = (np.arange(SEAM * axis.scale, dtype=np.float32) + 0.5) / (SEAM * axis.scale)
     if part.start > 0:
@@ -309,9 +312,9 @@ def _blend(
 
 
 def blend_slabs(axis: Axis, slabs: Iterable[Planes], watch: Stopwatch) -> Iterator[tuple[int, Planes]]:
-    """Blend the HR slabs (window·s, rows, columns) of all an axis's windows, float32, in order.
+    """Blend the HR slabs (window·s, rows, columns) of all windows of an axis, float32, in order.
 
-    Yields the planes that each slab finishes: (first HR slice, planes), overwritten by the next step. Raises
+    Yields the planes that each slab completes: (first HR slice, planes), overwritten in the next step. Raises
     RunError for non-finite values.
     """
     mean, first = np.empty(0, np.float32), 0

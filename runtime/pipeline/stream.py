@@ -1,9 +1,10 @@
 """Super-resolution of a volume whose slices are still arriving.
 
-Windows along the slices are evenly spaced, so where they lie is known as soon as the number of slices is. A
-slab is resolved when its last slice has come, by the same pipeline as a whole volume, and blended with the
-slabs before it; what no later slab will touch goes out. Slices are asked for when they are needed, in the
-caller's thread, and held until no slab reads them: memory is that of a slab, however long the stream.
+Windows along the slices are evenly spaced, so their positions are known as soon as the number of slices is. A
+slab is resolved when its last slice has arrived, by the same pipeline as a whole volume, and blended with the
+slabs before it; slices that no later slab will change are yielded. Input slices are requested when they are
+needed, in the caller's thread, and held until no slab reads them: memory is that of a slab, however long the
+stream.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ def resolve_stream(
     band: Band | None,
     watch: Stopwatch,
 ) -> Generator[NDArray[Any]]:
-    """Yield the HR slices (s·rows, s·columns) in order; they are the caller's to keep.
+    """Yield the HR slices (s·rows, s·columns) in order; the caller may keep them.
 
-    slices: `count` LR slices (rows, columns). planned: the windows of a volume; stored: the output's dtype
-    for the input's; run: fills an array (rows, columns, slices) with what the pipeline makes of a volume.
-    band: takes the measured band of SR slabs from LR planes, given by number, of a volume of this shape.
-    Raises RunError for slices that make no volume.
+    slices: `count` LR slices (rows, columns). planned: gives the windows of a volume; stored: the output's
+    dtype for an input dtype; run: fills an array (rows, columns, slices) with the pipeline's result for a
+    volume. band: takes the measured band of SR slabs from LR planes, requested by number, for a volume of
+    this shape. Raises RunError for slices that do not form a volume.
     """
     source = iter(slices)
     arriving = _checked(source, count, watch)
@@ -50,7 +51,7 @@ def resolve_stream(
     alone = Tiling(tiling.rows, tiling.columns, tiling.slices.alone)
     slab = np.empty(alone.fine_shape[2:] + alone.fine_shape[:2], np.float32)
     voxels = np.empty((tiling.slices.window, rows, columns), held[0].dtype)
-    measured: dict[int, NDArray[Any]] = {}  # slices whose SR slices are still to come, where `band` is given
+    measured: dict[int, NDArray[Any]] = {}  # slices with SR slices still to come, if `band` is given
 
     def lr_plane(k: int) -> Planes:
         return LrVolume(measured[k], 1.0 / intensities.unit).in_range()
@@ -82,11 +83,11 @@ def resolve_stream(
         for n in [n for n in measured if (n + 1) * tiling.slices.scale <= first + len(planes)]:
             del measured[n]
     if next(source, None) is not None:
-        raise RunError(f"The stream goes on after the {count} slices that were announced.")
+        raise RunError(f"The stream has more than the {count} slices that were announced.")
 
 
 def _checked(source: Iterator[NDArray[Any]], count: int, watch: Stopwatch) -> Iterator[NDArray[Any]]:
-    """Copies of the slices, since their giver may use the memory again. Raises RunError for what is none."""
+    """Copies of the slices, because their source may reuse the memory. Raises RunError for invalid ones."""
     shape, dtype = (), np.dtype(np.float32)
     for number in range(count):
         with watch.time("read"):
@@ -99,6 +100,8 @@ def _checked(source: Iterator[NDArray[Any]], count: int, watch: Stopwatch) -> It
         if not number:
             shape, dtype = lr.shape, lr.dtype
         if (lr.shape, lr.dtype) != (shape, dtype):
-            raise RunError(f"{name} is {lr.dtype} of shape {lr.shape}, and the first one {dtype} of {shape}.")
+            raise RunError(
+                f"{name} is {lr.dtype} of shape {lr.shape}, but the first one is {dtype} of {shape}."
+            )
         check_finite(lr, name)
         yield lr

@@ -6,7 +6,7 @@ moves toward it by the share of n in the weight gathered up to and including n:
     mean += share · (new - mean),    share = w_n / (w_0 + … + w_n)
 
 This equals dividing a weighted sum by the sum of weights, needs no second buffer for that sum, and is
-exact by construction: where windows agree `new - mean` is 0, so an identity (or nearest-neighbour)
+exact by construction: if windows agree, `new - mean` is 0, so an identity (or nearest-neighbour)
 network gives the volume back bit for bit. Weights are separable, hence so is the mean: columns are
 blended into a band, bands into a slab, slabs into the volume, each with shares along one axis only.
 """
@@ -25,14 +25,15 @@ from ..models.card import Grid, ModelCard
 from ..scan.geometry import lr_coordinate
 
 Weighting = Literal["gaussian", "hann", "constant"]
-# LR rows and columns; those of the volume; as many of those as memory should hold; the card's.
+# (rows, columns) in LR voxels; "plane": the volume's; "auto": planes as far as memory allows; None: the
+# card's.
 Window = tuple[int, int] | Literal["plane", "auto"] | None
 Box = tuple[slice, slice, slice]
 OVERLAP = 0.25  # at least: 16 of 64 voxels in plane, 1 of 3 slices
 # Of "auto": LR voxels of a window, whose activations of 64 channels then take 26 MB a layer, and rows that
 # two windows of a larger plane share.
 LARGEST, SHARED = 320 * 320, 16
-SIGMA = 0.125  # of the gaussian, in window lengths, the usual choice of sliding-window inference
+SIGMA = 0.125  # of the Gaussian, in window lengths: the usual choice in sliding-window inference
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ class Axis:
     """The windows along one axis.
 
     size, window: LR voxels of the volume and of one window. scale: HR voxels per LR voxel.
-    starts: first LR voxel of each window, ascending. Negative where the volume is smaller than a
-        window: what lies outside the volume is its reflection and is cropped after the network.
-    shares: for each window, float32, of its HR voxels that an earlier window has reached already.
+    starts: first LR voxel of each window, ascending. Negative if the volume is smaller than a window: voxels
+        outside the volume are its reflection and are cropped after the network.
+    shares: for each window, float32, of those HR voxels that an earlier window covers already.
     grid: where HR voxels lie between LR ones; see `profile`.
     """
 
@@ -91,7 +92,7 @@ class Axis:
             before += step
 
     def around(self, part: slice) -> slice:
-        """These LR voxels, and where they are fewer than a window, as many around them as the axis has."""
+        """These LR voxels, extended to the size of a window if they are fewer, as far as the axis allows."""
         length = max(part.stop - part.start, min(self.window, self.size))
         start = min(max(0, (part.start + part.stop - length) // 2), self.size - length)
         return slice(start, start + length)
@@ -106,7 +107,7 @@ class Tiling:
     slices: Axis
 
     def around(self, box: Box) -> Box:
-        """A box of LR voxels, at least as large as a window where the volume is."""
+        """A box of LR voxels, extended to at least the size of a window if the volume is large enough."""
         rows, columns, slices = box
         return self.rows.around(rows), self.columns.around(columns), self.slices.around(slices)
 
@@ -135,12 +136,12 @@ def tile_windows(
     """Cover an LR volume (rows, columns, slices) by windows of the card's slab.
 
     overlap: least fraction of a window that it shares with the next, 0 <= overlap < 1, by default the card's.
-        weighting: of overlapping windows. Both for all axes or one by one.
-    window: LR (rows, columns), by default the card's training window: a network with channel attention
-        is another function at another window size. "plane" for one window over rows and columns; "auto" for
-        that too, except that large planes are cut across their rows.
-    The windows are the fewest with this overlap, so the least is computed twice. Raises RunError for
-    values out of range.
+        weighting: of overlapping windows. Both for all axes, or one value per axis.
+    window: LR (rows, columns), by default the card's training window: a network with channel attention is a
+        different function at a different window size. "plane": one window over rows and columns; "auto": the
+        same, except that large planes are cut across their rows.
+    There are as few windows as this overlap allows, so that as little as possible is computed twice. Raises
+    RunError for values out of range.
     """
     overlap = card.overlap if overlap is None else overlap
     overlaps = overlap if isinstance(overlap, tuple) else (overlap,) * 3
