@@ -9,7 +9,7 @@ from ..errors import RunError
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import a library, or say with which extra it comes. Raises RunError."""
+    """Import a library. Raises RunError, which names the extra that contains it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

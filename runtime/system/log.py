@@ -1,4 +1,4 @@
-"""The journal of a server: one line of JSON an event."""
+"""A server's structured log: one line of JSON per event."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from typing import Any
 
 
 def log(event: str, **fields: Any) -> None:
-    """A line of JSON on stderr: numbers and our own words, never what a client has sent."""
+    """Write a line of JSON to stderr: numbers and our own words, never anything that a client sent."""
     line = {"time": round(time.time(), 3), "event": event, **fields}
     print(json.dumps(line), file=sys.stderr, flush=True)

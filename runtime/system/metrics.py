@@ -1,4 +1,4 @@
-"""Health and numbers of a server over HTTP, for whoever watches it: `/health` and `/metrics`.
+"""Health and metrics of a server over HTTP, for monitoring: `/health` and `/metrics`.
 
 Source of the format: Prometheus, "Exposition formats", text format 0.0.4.
 """
@@ -18,7 +18,7 @@ PREFIX = "udean_"
 class Metrics:
     """Counters and gauges, safe from any thread.
 
-    counters: what each counts, by name. gauges: what each says, and how it is read.
+    counters: descriptions by name. gauges: by name, a description and a function that reads the value.
     """
 
     def __init__(self, counters: dict[str, str], gauges: dict[str, tuple[str, Callable[[], float]]]) -> None:
@@ -27,13 +27,13 @@ class Metrics:
         self._counts: dict[tuple[str, str], float] = defaultdict(float)
 
     def add(self, name: str, amount: float = 1, **labels: str) -> None:
-        """Count; name is one of the counters."""
+        """Increase a counter; `name` is one of the counters."""
         inside = ",".join(f'{key}="{value}"' for key, value in labels.items())
         with self._lock:
             self._counts[name, f"{{{inside}}}" if inside else ""] += amount
 
     def render(self) -> str:
-        """All of them as Prometheus reads them."""
+        """All metrics in Prometheus' text format."""
         with self._lock:
             counts = sorted(self._counts.items())
         lines = []
@@ -50,12 +50,12 @@ class Metrics:
 def serve_metrics(port: int, metrics: Metrics, ready: Callable[[], bool], info: str) -> ThreadingHTTPServer:
     """Serve on loopback, in a thread, until `shutdown`. Port 0 takes a free one.
 
-    `/health` answers 200 with what runs while the server takes clients, else 503. Raises RunError if
-    the port is not to be had.
+    `/health` answers 200 with `info` while the server takes clients, else 503. Raises RunError if the port is
+    not available.
     """
 
     class Handler(BaseHTTPRequestHandler):
-        timeout = 10  # seconds for a request to come
+        timeout = 10  # seconds for a request to arrive
 
         def do_GET(self) -> None:
             status, body = 404, "not here: /health or /metrics\n"

@@ -16,14 +16,14 @@ T = TypeVar("T")
 
 
 def cores() -> int:
-    """The processor's cores that this process may use: those of its affinity, and no more than a container's
-    share of processor time is worth. More threads than that are stopped for most of each period."""
+    """The number of cores that this process may use: those of its affinity, but no more than a container's
+    share of processor time corresponds to. Additional threads would be throttled most of the time."""
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = quota()
     return here if share is None else max(1, min(here, math.ceil(share)))
 
 
-@functools.cache  # a share that changes while a run goes on is not followed
+@functools.cache  # a share that changes during a run is not followed
 def quota(root: Path = Path("/")) -> float | None:
     """Processors' worth of time that control groups allow this process, the least of all levels; None: no
     limit. Source: Linux's documentation, cgroup-v2 ("cpu.max") and sched-bwc ("cpu.cfs_quota_us")."""
@@ -36,7 +36,7 @@ def quota(root: Path = Path("/")) -> float | None:
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue
-        # In a container its own group is the root of what is mounted there, whatever its path outside.
+        # In a container its own group is the root of the mounted hierarchy, whatever its path outside.
         mount = root / "sys/fs/cgroup" / (controllers and "cpu")
         group = mount / path.lstrip("/")
         for folder in (group, *group.parents):
@@ -47,7 +47,7 @@ def quota(root: Path = Path("/")) -> float | None:
 
 
 def _allowed(folder: Path) -> float | None:
-    """What one control group allows itself."""
+    """The limit of one control group, without its parents."""
     try:
         if (folder / "cpu.max").exists():
             most, period = (folder / "cpu.max").read_text().split()
@@ -74,7 +74,7 @@ def ahead(items: Iterable[T], name: str | None = None) -> Generator[T, None, Non
                 ready.put(("item", item))
                 if stop.is_set():
                     break
-        except BaseException as error:  # carried to the consumer, whatever it is
+        except BaseException as error:  # whatever it is, it is re-raised in the consumer
             end = ("error", error)
         finally:
             if isinstance(items, Generator):

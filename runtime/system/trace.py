@@ -1,4 +1,4 @@
-"""Where the time goes: how long each stage was busy and, for those who ask, when.
+"""Where the time goes: how long each stage was busy and, if requested, when.
 
 A `Stopwatch` adds up each stage's seconds, always. A `Trace` keeps every stretch of work with the thread or
 CUDA stream that did it, and writes them as Chrome trace JSON, which Perfetto and chrome://tracing show.
@@ -41,9 +41,9 @@ class Trace:
         self.spans.append(Span(stage, scan, lane or threading.current_thread().name, start, stop))
 
     def shares(self) -> str:
-        """Seconds of each stage, and how much of the time since the trace was made that is, in one line.
+        """Seconds of each stage, and their share of the time since the trace was made, in one line.
 
-        Stages overlap, and a GPU's streams have their own, so shares may add up to more than the whole.
+        Stages overlap, and a GPU's streams run in parallel, so shares may add up to more than the whole.
         """
         total = time.perf_counter() - self._start
         seconds: dict[str, float] = collections.defaultdict(float)
@@ -74,7 +74,7 @@ class Trace:
 
 @contextlib.contextmanager
 def span(trace: Trace | None, stage: str, scan: str = "") -> Iterator[None]:
-    """Keep the block as a span of the calling thread, where there is a trace."""
+    """Record the block as a span of the calling thread, if there is a trace."""
     start = time.perf_counter()
     try:
         yield
@@ -87,7 +87,7 @@ def span(trace: Trace | None, stage: str, scan: str = "") -> Iterator[None]:
 class Stopwatch:
     """Seconds that each stage was busy on a scan, and how many windows went through.
 
-    trace: what is also told when, if anything. scan: its name there.
+    trace: also gets the times, if given. scan: its name in the trace.
     """
 
     trace: Trace | None = None

@@ -8,11 +8,11 @@ from typing import Any, Literal, Union
 
 
 class Mismatch(ValueError):
-    """A value is not of the declared type; the text goes on from the field's name: "must be int, not 'a'"."""
+    """A value is not of the declared type; the text follows the field's name: "must be int, not 'a'"."""
 
 
 def typed(hint: Any, value: Any) -> Any:
-    """The value as the declared type. Raises Mismatch if it is of another.
+    """The value as the declared type. Raises Mismatch if it is of a different type.
 
     hint: a class, Literal, tuple, dict or optional, of these. Lists may stand for tuples and integers for
     floats, and are converted; True and False are not numbers.

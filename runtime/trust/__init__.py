@@ -1,1 +1,1 @@
-"""Whether an SR volume may be trusted: what becomes of lesions, edges and noise, what is made of nothing."""
+"""Whether an SR volume can be trusted: what happens to lesions, edges and noise, and what is invented."""

@@ -1,6 +1,6 @@
-"""A model under examination, beside sinc and tricubic interpolation: one restored phantom after the other.
+"""Examines a model beside sinc and tricubic interpolation, one restored phantom after another.
 
-Each figure is of the whole way from LR to SR voxels as `udean-run` goes it, the measured band included.
+Each figure covers the whole path from LR to SR voxels as in `udean-run`, including the measured band.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from .resolution import edge_spread, two_points
 Volume = NDArray[Any]
 Restore = Callable[[Volume], Volume]
 Figures = dict[str, dict[str, Any]]  # by method
-NOISE, MUCH = 0.02, 0.05  # of what is bright; the second beyond what models are trained for
-ALLOWED = 0.02  # of lesion transfer below sinc's
-OVERDRAWN = 0.8  # best factor of the added detail, below which too much of it is drawn
-SIDE, WHOLE_SIDE = 48, 72  # LR voxels along an axis of a phantom, and along one that stays as it is
+NOISE, MUCH = 0.02, 0.05  # share of bright tissue; the second is beyond what models are trained for
+ALLOWED = 0.02  # how far lesion transfer may be below sinc's
+OVERDRAWN = 0.8  # best factor for the added detail, below which too much of it is drawn
+SIDE, WHOLE_SIDE = 48, 72  # LR voxels along an axis of a phantom, and along an axis that is not restored
 
 
 def examine(resolve: Restore, factors: Factors, grid: Grid, hr: Volume | None = None) -> dict[str, Figures]:
@@ -76,7 +76,7 @@ def phantom_shape(factors: Factors) -> tuple[int, ...]:
 
 
 def against(tests: dict[str, Figures]) -> list[str]:
-    """A sentence for all that speaks against a model: lesions that lose more of their contrast than by sinc
+    """One sentence for each objection to a model: lesions that lose more of their contrast than by sinc
     interpolation, and detail that is drawn too strongly."""
     sr, sinc = ({r: kept["all"] for r, kept in tests["lesions"][name].items()} for name in ("sr", "sinc"))
     lost = [radius for radius, kept in sr.items() if kept < sinc[radius] - ALLOWED]
@@ -87,19 +87,19 @@ def against(tests: dict[str, Figures]) -> list[str]:
             for parts in (lost, [f"{sr[r]:.2f}" for r in lost], [f"{sinc[r]:.2f}" for r in lost])
         )
         said.append(
-            f"Lesions of radius {radii} voxels keep {here} of their contrast, where sinc interpolation keeps "
+            f"Lesions of radius {radii} voxels keep {here} of their contrast; sinc interpolation keeps "
             f"{there}."
         )
     factor = tests["high band"]["sr"].get("factor", 1.0)
     if factor < OVERDRAWN:
-        said.append(f"Too much detail is drawn: {factor:.2f} of it would come nearest the truth.")
+        said.append(f"Too much detail is drawn: {factor:.2f} times as much would be closest to the truth.")
     return said
 
 
 def high_band(sr: Volume, hr: Volume, factors: Factors, grid: Grid) -> dict[str, float]:
-    """Of the detail that the LR scan cannot hold, in tissue: the factor by which it would have to be
-    multiplied to come nearest the truth (1 is right, less: too much was drawn), and its correlation with the
-    truth. Nothing for a method that adds none."""
+    """For the detail that the LR scan cannot hold, in tissue: the factor by which it would be closest to the
+    truth (1 is right, less: too much was drawn), and its correlation with the truth. Empty for a method that
+    adds none."""
     tissue = hr > 0.05 * np.percentile(hr, 99.9)
     drawn, true = (detail(v, factors, grid)[tissue].astype(np.float64) for v in (sr, hr))
     power, common = float(drawn @ drawn), float(drawn @ true)
@@ -109,7 +109,7 @@ def high_band(sr: Volume, hr: Volume, factors: Factors, grid: Grid) -> dict[str,
 
 
 def noise_gain(noisy: Volume, clean: Volume, noisy_lr: Volume, clean_lr: Volume, hr: Volume) -> float:
-    """Standard deviation of the noise that comes out over that which goes in, where the volume is bright."""
+    """Standard deviation of the output noise over that of the input noise, in bright voxels."""
     out = (noisy - clean)[hr > 0.5 * np.percentile(hr, 99)]
     went_in = (noisy_lr - clean_lr)[clean_lr > 0.5 * np.percentile(clean_lr, 99)]
     return float(out.std() / went_in.std())
@@ -118,8 +118,8 @@ def noise_gain(noisy: Volume, clean: Volume, noisy_lr: Volume, clean_lr: Volume,
 def out_of_nothing(
     method: Restore, scan: Callable[..., Volume], factors: Factors, grid: Grid
 ) -> dict[str, float]:
-    """What is drawn where nothing is. noise: see `drawn_in_noise`; empty: the largest voxel of an empty scan;
-    ramp: RMS error of a smooth ramp, as a share of it.
+    """What is drawn although nothing is there. noise: see `drawn_in_noise`; empty: the largest voxel of an
+    empty scan; ramp: RMS error of a smooth ramp, as a share of it.
     """
     shape = phantom_shape(factors)
     smooth = phantoms.ramp(shape)
@@ -140,16 +140,16 @@ def drawn_in_noise(method: Restore, scan: Callable[..., Volume], factors: Factor
 
 
 def detail(volume: Volume, factors: Factors, grid: Grid) -> Volume:
-    """What is in an HR volume beyond the band that its LR scan holds."""
+    """The part of an HR volume beyond the band that its LR scan holds."""
     return volume - scanner.sinc(acquired_again(volume, factors, grid), factors, grid)
 
 
 def sensitivity(
     method: Restore, scan: Callable[..., Volume], hr: Volume, restored: Volume, factors: Factors, grid: Grid
 ) -> dict[str, float]:
-    """What should change nothing: RMS difference in tissue, as a share of the peak, after the LR scan is
-    flipped along an axis and its SR volume flipped back, after the truth is moved by one HR voxel, and after
-    the scan is given in other units."""
+    """Effects of changes that should have none: RMS difference in tissue, as a share of the peak, after the
+    LR scan is flipped along an axis and its SR volume flipped back, after the truth is moved by one HR voxel,
+    and after the scan is given in other units."""
     peak = float(np.percentile(hr, 99.9))
     tissue = hr > 0.05 * peak
     lr = scan(hr)
@@ -160,7 +160,7 @@ def sensitivity(
 
     found, whole = {}, (slice(None),) * 3
     for axis, name in enumerate(("rows", "columns", "slices")):
-        # On the FFT grid the last voxels have no LR voxel beyond them: flipped, they are others.
+        # On the FFT grid the last voxels have no LR voxel beyond them, so they differ after a flip.
         last = hr.shape[axis] - (factors[axis] - 1 if grid == "fft" else 0)
         here = tuple(slice(0, last) if a == axis else slice(None) for a in range(3))
         flipped = method(np.ascontiguousarray(np.flip(lr, axis)))
@@ -175,7 +175,7 @@ def sensitivity(
 def out_of_range(
     method: Restore, scan: Callable[..., Volume], hr: Volume, restored: Volume
 ) -> dict[str, float]:
-    """PSNR in tissue, dB, peak the 99.9th percentile: of the scan as it is, with more noise than models are
+    """PSNR in tissue, dB, peak the 99.9th percentile: of the unchanged scan, with more noise than models are
     trained for, and under a coil's sensitivity that falls to a fifth along the rows."""
     peak = float(np.percentile(hr, 99.9))
     tissue = hr > 0.05 * peak

@@ -1,10 +1,10 @@
-"""Lesions of known size and contrast put into a volume, and how much of their contrast is left of them.
+"""Lesions of known size and contrast are put into a volume, to see how much of their contrast is left.
 
-Balls are added to the truth in homogeneous bright tissue (white matter in T1) or where tissues meet, as at
-the cortex, bright and dark ones in turn. The difference of what is restored with them and without is the
-lesion as the model has kept it; its projection on the true lesion is the transfer: 1 where all is kept, 0
-where nothing is. It is the signal-known-exactly task of detectability studies (Barrett and Myers, Foundations
-of Image Science, 2004, ch. 13) with a linear template.
+Balls are added to the truth in homogeneous bright tissue (white matter in T1) or at boundaries of tissues,
+such as the cortex, alternately bright and dark. The difference between the results with and without them is
+the lesion as the model has kept it; its projection on the true lesion is the transfer: 1 if all of it is
+kept, 0 if nothing is. It is the signal-known-exactly task of detectability studies (Barrett and Myers,
+Foundations of Image Science, 2004, ch. 13) with a linear template.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 Volume = NDArray[Any]
 RADII = (1.0, 1.5, 2.0, 3.0)  # HR voxels
-CONTRAST = 0.3  # of the tissue around
+CONTRAST = 0.3  # of the surrounding tissue
 COUNT = 80
-REACH = 6  # HR voxels around a lesion's centre in which it is looked for
-APART = 16  # HR voxels between centres, along one axis at least
-BOX = 9  # HR voxels along each side of the cube that has to be homogeneous
+REACH = 6  # HR voxels around a lesion's centre in which it is measured
+APART = 16  # HR voxels between centres, along at least one axis
+BOX = 9  # HR voxels along each side of the cube that must be homogeneous
 EVEN, BRIGHT = 0.08, 0.5  # largest spread over mean of such a cube, least mean over the 99th percentile
-UNEVEN = 0.15, 0.5  # spread over mean of one where tissues meet
+UNEVEN = 0.15, 0.5  # spread over mean of such a cube at boundaries
 Where = Literal["inside", "boundary"]
 
 
@@ -38,9 +38,9 @@ class Lesion:
 
 
 def put_lesions(hr: Volume, where: Where = "inside", seed: int = 0) -> tuple[Volume, list[Lesion]]:
-    """Lesions for a volume (HR grid), as a volume to be added, float64, and where they are.
+    """Lesions for a volume (HR grid), as a volume to be added, float64, and their positions.
 
-    where: in homogeneous tissue, or at its boundaries. There may be none, where there is no such place.
+    where: in homogeneous tissue, or at its boundaries. There may be none if there is no such place.
     """
     rng = np.random.default_rng(seed)
     hr = hr.astype(np.float64)
@@ -96,7 +96,7 @@ def transfer(
 
 
 def _box_mean(volume: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The mean of the cube of BOX voxels around each voxel; the volume goes on as its reflection."""
+    """The mean of the cube of BOX voxels around each voxel; the volume is continued by reflection."""
     for axis in range(3):
         before = [(BOX // 2 + 1, BOX // 2) if a == axis else (0, 0) for a in range(3)]
         total = np.cumsum(np.pad(volume, before, mode="symmetric"), axis)

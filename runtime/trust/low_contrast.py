@@ -1,9 +1,9 @@
-"""How many spokes of an ACR-like phantom of little contrast are seen, in the noise that a scan has.
+"""How many spokes of an ACR-like low-contrast phantom are seen, in the noise of a scan.
 
 After the ACR's large phantom (ACR MRI Quality Control Manual, 2015, low-contrast object detectability): a
-spoke counts if its three disks are all seen, and in each stack counting ends with the first that is not.
-Instead of a reader a statistic decides: a disk is seen where its mean exceeds that of the same voxels without
-it by more than it is likely to by chance.
+spoke counts if its three disks are all seen, and in each stack counting ends with the first that is not. A
+statistic replaces the reader: a disk is seen if its mean exceeds that of the same voxels without it by more
+than chance would explain.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from .phantoms import DIAMETERS, THICK, Disk
 
 Volume = NDArray[Any]
-LIKELY = 1.645  # standard deviations: one disk in twenty is seen where none is
+LIKELY = 1.645  # standard deviations: one disk in twenty is seen although there is none
 
 
 def spokes_seen(sr: Volume, plain: Volume, disks: Sequence[Disk]) -> int:
-    """Of 40 spokes. sr: what was restored of the phantom; plain: of the one without disks, other noise."""
+    """Number of spokes seen, of 40. sr: the phantom; plain: the one without disks, with other noise."""
     seen: dict[int, bool] = {}
     for disk in disks:
         firsts = range(THICK, plain.shape[2] - 2 * THICK, THICK)

@@ -1,4 +1,4 @@
-"""The examination as one HTML page that needs nothing else."""
+"""The examination as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from typing import Any
 TITLES = {
     "lesions": (
         "Lesions",
-        "The share of a lesion's contrast (±30 %) that is left, by radius in HR voxels: 1 is all.",
+        "The share of a lesion's contrast (±30 %) that is left, by radius in HR voxels: 1 is all of it.",
     ),
     "lesions in noise": (
         "Lesions in noise",
-        "The same in a scan of 2 % noise.",
+        "The same in a scan with 2 % noise.",
     ),
     "lesions at boundaries": (
-        "Lesions where tissues meet",
-        "The same at boundaries, as at the cortex; without noise.",
+        "Lesions at boundaries of tissues",
+        "The same at boundaries, such as the cortex; without noise.",
     ),
     "high band": (
         "Detail",
-        "What the scan cannot hold: the factor by which it would have to be multiplied to come nearest the "
+        "Detail that the scan cannot hold: the factor by which it would be closest to the "
         "truth (1 is right, below 0.8 too much is drawn), and its correlation with the truth.",
     ),
     "edge": ("A slanted edge", "Its width and ringing, as in ISO 12233; the sharpest has the least width."),
     "two points": (
         "Two points",
-        "The distance in HR voxels from which they are told apart, by Rayleigh's criterion.",
+        "The distance in HR voxels from which they can be distinguished, by Rayleigh's criterion.",
     ),
     "low contrast": (
         "Little contrast",
-        "Spokes of an ACR-like phantom that are seen in 2 % noise, of 40.",
+        "Spokes of an ACR-like phantom that are seen in 2 % noise, out of 40.",
     ),
-    "noise": ("Noise", "Standard deviation of the noise that comes out over that which goes in."),
+    "noise": ("Noise", "Standard deviation of the output noise over that of the input noise."),
     "nothing": (
         "Out of nothing",
-        "What is drawn where nothing is: in pure noise, in an empty scan and on a smooth ramp. 0 is nothing.",
+        "What is drawn although nothing is there: in noise, an empty scan and on a smooth ramp. Ideal: 0.",
     ),
     "sensitivity": (
         "What should change nothing",
@@ -45,7 +45,7 @@ TITLES = {
     ),
     "range": (
         "Out of range",
-        "PSNR in tissue: as it is, with 5 % noise, and where the coil's sensitivity falls to a fifth.",
+        "PSNR in tissue: unchanged, with 5 % noise, and with a coil sensitivity that falls to a fifth.",
     ),
 }
 NAMES = {"sr": "this model", "sinc": "sinc", "tricubic": "tricubic"}
@@ -57,7 +57,7 @@ STYLE = (
 
 
 def page(about: dict[str, str], tests: dict[str, Any], worse: Sequence[str]) -> str:
-    """about: what was examined, by name. tests: figures by test and method. worse: what speaks against it."""
+    """about: what was examined, by name. tests: figures by test and method. worse: the objections to it."""
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>udean-trust</title><style>{STYLE}</style>"
     ]

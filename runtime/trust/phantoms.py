@@ -1,4 +1,4 @@
-"""Volumes whose truth is known: a textured head, an edge, a ramp, pairs of points, disks of little contrast.
+"""Volumes with a known truth: a textured head, an edge, a ramp, pairs of points, disks of little contrast.
 
 All are (rows, columns, slices), float32, on the HR grid.
 """
@@ -12,20 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 Volume = NDArray[Any]  # float32
-SLANT = 0.1  # slices and columns over which the edge moves by rows: the edge is sampled between voxels
-BRIGHT = 1000.0  # of white matter, and of what is cut by the edge
-# Standard deviation of the head's own point spread, HR voxels: sharp as Colin27, an average of 27 scans of
-# one head, is to the embedded model, whose detail in it has to be multiplied by 1.05 to come nearest the
-# truth.
+SLANT = 0.1  # shift of the edge, in rows, per slice and column: so it is sampled between voxels
+BRIGHT = 1000.0  # of white matter, and of the block with the edge
+# Standard deviation of the head's own point spread, HR voxels: to the embedded model it is as sharp as
+# Colin27, an average of 27 scans of one head, in which the best factor for its detail is 1.05.
 SPREAD = 0.6
 CELL = 16  # HR voxels along each side of a pair's surroundings
 POINT = 0.4  # standard deviation of a point, HR voxels
 DISTANCES = tuple(np.arange(1.5, 5.01, 0.25).tolist())  # of two points, HR voxels
-PHASES = 4  # places between voxels at which each distance is tried
+PHASES = 4  # sub-voxel positions at which each distance is tried
 DIAMETERS = tuple(np.linspace(7.0, 1.5, 10).tolist())  # of the ACR phantom's disks, mm: here HR voxels
 CONTRASTS = (0.014, 0.025, 0.036, 0.051)  # of its four slices
 RADII = (0.28, 0.50, 0.72)  # of the three disks of a spoke, as shares of the phantom's
-THICK = 5  # HR slices that are looked at together: the ACR phantom's slices have 5 mm
+THICK = 5  # HR slices that are evaluated together: the ACR phantom's slices have 5 mm
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Disk:
-    """One disk of a spoke: where it is looked for, (rows, columns) and slices."""
+    """One disk of a spoke: its mask (rows, columns) and its slices."""
 
     spoke: int
     inside: NDArray[np.bool_]
@@ -70,16 +69,16 @@ def edge(shape: tuple[int, ...]) -> tuple[Volume, Volume]:
 
 
 def ramp(shape: tuple[int, ...]) -> Volume:
-    """A smooth wave of one period along the rows, nothing finer: from 0.2 to 1 of what is bright."""
+    """A smooth wave of one period along the rows, nothing finer: from 0.2 to 1 times BRIGHT."""
     wave = 0.6 - 0.4 * np.cos(2 * np.pi * np.arange(shape[0]) / shape[0])
     return np.broadcast_to(BRIGHT * wave[:, None, None], shape).astype(np.float32)
 
 
 def pairs(shape: tuple[int, ...]) -> tuple[Volume, list[Pair]]:
-    """Pairs of points on even grey, of all DISTANCES along each axis, as many as there is room for."""
+    """Pairs of points on even grey, of all DISTANCES along each axis, as many as fit."""
     volume = np.full(shape, 0.4 * BRIGHT)
     cells = np.array(list(np.ndindex(*(n // CELL for n in shape)))) * CELL
-    cells = np.random.default_rng(0).permutation(cells)  # the ringing of neighbours is not an axis's own
+    cells = np.random.default_rng(0).permutation(cells)  # keeps neighbours' ringing from favouring an axis
     wanted = [(d, axis, p) for p in range(PHASES) for d in DISTANCES for axis in range(3)]
     found = []
     for corner, (distance, axis, phase) in zip(cells, wanted, strict=False):
@@ -97,8 +96,9 @@ def pairs(shape: tuple[int, ...]) -> tuple[Volume, list[Pair]]:
 
 
 def low_contrast(shape: tuple[int, ...]) -> tuple[Volume, Volume, list[Disk]]:
-    """A cylinder with disks of little contrast, after the ACR's large phantom: 10 spokes of 3 disks each,
-    ever smaller, in 4 stacks of slices of ever more contrast. Also the same without disks, and their places.
+    """A cylinder with low-contrast disks, after the ACR's large phantom: 10 spokes of 3 disks each, of
+    decreasing size, in 4 stacks of slices of increasing contrast. Also the same without disks, and their
+    positions.
     """
     i, j = np.meshgrid(*[np.arange(n) - (n - 1) / 2 for n in shape[:2]], indexing="ij")
     reach = 0.45 * min(shape[:2])
@@ -120,7 +120,7 @@ def low_contrast(shape: tuple[int, ...]) -> tuple[Volume, Volume, list[Disk]]:
 
 
 def _blurred(volume: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:
-    """A volume, as a ring, through a Gaussian of this standard deviation, voxels."""
+    """A volume, as a ring, smoothed by a Gaussian of this standard deviation, voxels."""
     axes = [np.fft.fftfreq(n) for n in volume.shape[:-1]] + [np.fft.rfftfreq(volume.shape[-1])]
     squares = sum(f**2 for f in np.meshgrid(*axes, indexing="ij", sparse=True))
     space = np.fft.rfftn(volume) * np.exp(-2 * (np.pi * sigma) ** 2 * squares)

@@ -1,4 +1,4 @@
-"""What the examination says of a model in short: for its card, and for whether it may be exported."""
+"""The examination of a model in short: for its card, and to decide whether it may be exported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .lesions import put_lesions, transfer
 def prove(resolve: Restore, factors: Factors, grid: Grid) -> dict[str, Figures]:
     """The tests of `examine` that speak for or against a model, by method, on phantoms.
 
-    resolve: LR to SR volume. Raises RunError as it does.
+    resolve: LR to SR volume. Raises RunError if `resolve` does.
     """
     methods: dict[str, Restore] = {
         "sr": resolve,
@@ -38,7 +38,7 @@ def prove(resolve: Restore, factors: Factors, grid: Grid) -> dict[str, Figures]:
 
 
 def figures(tests: dict[str, Figures]) -> dict[str, float]:
-    """Of a card's `quality`: rounded, since last digits depend on the processor."""
+    """Figures for a card's `quality`: rounded, because the last digits depend on the processor."""
     sr, sinc = tests["lesions"]["sr"], tests["lesions"]["sinc"]
     found = {f"trust.lesions.{radius}": shares["all"] for radius, shares in sr.items()}
     found |= {f"trust.lesions.{radius}.sinc": shares["all"] for radius, shares in sinc.items()}

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from .phantoms import DISTANCES, Pair
 
 Volume = NDArray[Any]
-# Of the brightness of two points, what is left between them when they are just told apart: the first maximum
+# The share of two points' brightness that is left between them when they are just resolved: the first maximum
 # of a slit's diffraction lies on the other's first minimum (Rayleigh, 1879; Born and Wolf, section 7.6.3).
 RAYLEIGH = 8 / np.pi**2
-REACH = np.arange(-5, 5.01, 0.25)  # HR voxels from the middle, along which a pair is looked at
+REACH = np.arange(-5, 5.01, 0.25)  # HR voxels from a pair's middle, along which it is sampled
 
 
 def edge_spread(sr: Volume, depth: Volume) -> dict[str, float]:
-    """Of a slanted edge (as in ISO 12233): the distance from 10 to 90 %, in HR voxels, overshoot and
+    """Figures of a slanted edge (as in ISO 12233): the distance from 10 to 90 %, in HR voxels, overshoot and
     undershoot as shares of the step, and the frequency at which the MTF is one half, in cycles a voxel."""
     middle = tuple(slice(n // 3, n - n // 3) for n in sr.shape[1:])
     bins = np.arange(-10, 10, 0.25)
@@ -43,8 +43,8 @@ def edge_spread(sr: Volume, depth: Volume) -> dict[str, float]:
 
 
 def two_points(sr: Volume, pairs: Sequence[Pair]) -> dict[str, float]:
-    """The distance, in HR voxels, from which two points are told apart, by axis: what is left between them
-    falls below RAYLEIGH of the weaker one. The largest of DISTANCES where none are."""
+    """The distance, in HR voxels, from which two points are resolved, by axis: the brightness between them
+    falls below RAYLEIGH of the weaker one. The largest of DISTANCES if none are."""
     background = float(np.median(sr))
     found = {}
     for axis, name in enumerate(("rows", "columns", "slices")):
@@ -53,7 +53,7 @@ def two_points(sr: Volume, pairs: Sequence[Pair]) -> dict[str, float]:
             dips = [_dip(sr - background, p) for p in pairs if (p.axis, p.distance) == (axis, distance)]
             if dips:
                 left.append((distance, float(np.median(dips))))
-        # From the largest distance inwards: where points run together, noise may dig between them.
+        # From the largest distance inwards: between merged points, noise may cause a dip.
         for (near, above), (far, below) in reversed(list(itertools.pairwise(left))):
             if below < RAYLEIGH <= above:
                 found[f"{name}, voxels"] = near + (far - near) * (above - RAYLEIGH) / (above - below)
@@ -64,7 +64,7 @@ def two_points(sr: Volume, pairs: Sequence[Pair]) -> dict[str, float]:
 
 
 def _dip(sr: Volume, pair: Pair) -> float:
-    """What is left in the middle of a pair, over the weaker point."""
+    """The brightness in the middle of a pair, over that of the weaker point."""
     places = np.array(pair.middle) + REACH[:, None] * np.eye(3)[pair.axis]
     line = _interpolated(sr, places)
     centre = len(REACH) // 2

@@ -1,4 +1,4 @@
-"""The LR scan of a volume that is known, and what plain interpolation makes of it. NumPy only.
+"""The LR scan of a known volume, and plain interpolation of it. NumPy only.
 
 Volumes are (rows, columns, slices); factors are HR voxels per LR voxel along each.
 """
@@ -32,7 +32,7 @@ def sinc(lr: Volume, factors: Factors, grid: Grid) -> Volume:
             continue
         size = lr.shape[axis]
         space = np.moveaxis(np.fft.rfft(lr, axis=axis), axis, -1)
-        if size % 2 == 0:  # it stands for both signs of the Nyquist frequency
+        if size % 2 == 0:  # this coefficient stands for both signs of the Nyquist frequency
             space[..., -1] /= 2
         if grid == "center":
             space = space * np.exp(-1j * np.pi * np.arange(space.shape[-1]) * (factor - 1) / (size * factor))

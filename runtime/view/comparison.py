@@ -1,4 +1,4 @@
-"""A scan beside its SR scan: what both say of the same place, and what should make one wary of the result."""
+"""A scan beside its SR scan: both at the same place, and reasons to distrust the result."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from ..scan.profile import FWHM, profile_matrix
 from ..scan.regrid import Grid, along
 from ..scan.scan import Scan
 
-ERROR_SHARE = 0.1  # of the intensity unit, at the end of the scale in difference pictures
-BRIGHT = 4.0  # times the intensity unit: training scans do not reach that far
+ERROR_SHARE = 0.1  # of the intensity unit: the end of the scale in difference pictures
+BRIGHT = 4.0  # times the intensity unit: brighter than any training scan
 LOW_SNR = 10.0
 SATURATED = 1e-3  # share of voxels at the largest value
 OFF = 0.01  # voxels by which headers may round
@@ -32,12 +32,12 @@ Matrices = list[NDArray[np.float32]]
 class Comparison:
     """A scan (i, j, k) and its SR scan, planes of both in the scan's units, float32.
 
-    lr, sr: stored voxels. grid: of the SR scan in the scan's voxels. interpolation, weights: what the scan is
-    interpolated by, and its matrix (fine, coarse) for each axis. unit: of the model's intensity rule.
-    difference: what the SR scan says of what was measured, less that. measurement: what that is, the scan's
-    k-space or, where they are thick, its slices. coarse: the difference's grid in the scan's voxels: the
-    scan's own, but for axes that the SR scan samples more coarsely. consistency: the difference's norm over
-    that of the scan; 0 where the SR scan explains all that was measured. snr: of the scan.
+    lr, sr: stored voxels. grid: of the SR scan in the scan's voxels. interpolation, weights: name of the
+    scan's interpolation, and its matrix (fine, coarse) for each axis. unit: of the model's intensity rule.
+    difference: the SR scan, seen as the scanner would see it, minus the measurement. measurement: what was
+    measured: the scan's k-space or, for thick slices, its slices. coarse: the difference's grid in the scan's
+    voxels: the scan's own, but for axes that the SR scan samples more coarsely. consistency: the difference's
+    norm over that of the scan; 0 if the SR scan explains everything that was measured. snr: of the scan.
     """
 
     scan: Scan
@@ -75,14 +75,15 @@ def compare(
     """Compare one volume (of a series) with its SR volume; both are read.
 
     profile_mm: width at half maximum of thick slices' profile, None if the scan could not tell.
-    Raises RunError if the SR volume is none of this scan.
+    Raises RunError if the SR volume was not made from this scan.
     """
     lr, fine = _volume(scan, volume), _volume(sr, volume)
     grid = _grid(scan, sr)
     unit = intensity.unit(lr, card.intensity, scan.slope, scan.inter)
     measured = scan.in_units(lr)
     own, turn = _factors(scan, sr, grid, card), Orientation.of(scan.affine)
-    # Fourier and interpolation are linear: they may run on stored voxels, units come after.
+    # Fourier transform and interpolation are linear: they can run on stored voxels, units are applied
+    # afterwards.
     if own:
         factors, flips = own
         interpolation, coarse, there = "tricubic", _own(scan), measured
@@ -123,12 +124,12 @@ def compare(
 
 
 def _grid(scan: Scan, sr: Scan) -> Grid:
-    """Where the SR scan's voxels lie in the scan's, as both headers say."""
+    """Positions of the SR scan's voxels in the scan's, from both headers."""
     matrix = np.linalg.inv(scan.affine) @ sr.affine
     steps, starts = np.diag(matrix)[:3], matrix[:3, 3]
     counts, sizes = np.array(scan.shape), np.array(sr.shape)
-    # The ends of both may lie half a voxel apart: of the scan's on its k-space grid, of the SR scan's where
-    # its size divides nothing.
+    # The ends of both may lie half a voxel apart: one of the scan's on its k-space grid, one of the SR scan's
+    # if its voxel size does not divide the field of view.
     slack = np.maximum(steps, 1) / 2 + OFF
     aligned = np.abs(matrix[:3, :3] - np.diag(steps)).max(0) * sizes < OFF + 0.5
     within = (np.abs(starts - steps / 2 + 0.5) < slack) & (
@@ -140,8 +141,8 @@ def _grid(scan: Scan, sr: Scan) -> Grid:
 
 
 def _factors(scan: Scan, sr: Scan, grid: Grid, card: ModelCard) -> tuple[Factors, Flips] | None:
-    """HR voxels per LR voxel, if these are whole numbers on the model's own grid, and axes that the network
-    has seen the other way round; else None."""
+    """HR voxels per LR voxel, if these are whole numbers on the model's own grid, and the axes that the
+    network saw reversed; else None."""
     i, j, k = (b // a for a, b in zip(scan.shape, grid.shape, strict=True))
     whole = grid.shape == tuple(n * f for n, f in zip(scan.shape, (i, j, k), strict=True))
     if card.kind != "slab" or not whole:
@@ -172,7 +173,7 @@ def _is_coarser(grid: Grid, axis: int) -> bool:
 def _seen(
     scan: Scan, grid: Grid, card: ModelCard, profile_mm: float | None
 ) -> Iterator[NDArray[np.float32] | None]:
-    """What the scanner would see of the SR scan along each axis, as a matrix; None where that is coarser."""
+    """What the scanner would see of the SR scan, as a matrix per axis; None where the scan is finer."""
     across = max(range(3), key=lambda axis: scan.zooms[axis])
     for axis, (step, start, size) in enumerate(zip(grid.step, grid.start, grid.shape, strict=True)):
         centers = (np.arange(scan.shape[axis], dtype=np.float64) - start) / step
@@ -193,7 +194,7 @@ def _triple(values: Sequence[float] | NDArray[np.floating]) -> tuple[float, floa
 def signal_to_noise(volume: NDArray[np.float32], unit: float) -> float:
     """Median of the foreground of a volume (rows, columns, slices) over the noise's standard deviation.
 
-    The noise is that of the diagonal Haar detail in plane, whose median magnitude hardly knows edges
+    The noise is that of the diagonal Haar detail in plane, whose median magnitude is hardly affected by edges
     (Donoho and Johnstone, Biometrika 81, 1994).
     """
     even = volume[: volume.shape[0] // 2 * 2, : volume.shape[1] // 2 * 2]
@@ -213,8 +214,8 @@ def _warnings(
         yield "The scan has negative voxels; the model was trained on magnitude images."
     if measured.max() > BRIGHT * unit:
         yield (
-            f"Some voxels are {measured.max() / unit:.1f} times brighter than the 99.9th percentile, which "
-            "no training scan is: look for spikes."
+            f"Some voxels are {measured.max() / unit:.1f} times brighter than the 99.9th percentile, unlike "
+            "in any training scan: look for spikes."
         )
     if max(lr.shape) < max(card.window):
         yield f"The scan is smaller than the windows of {card.window[0]}x{card.window[1]} voxels in training."

@@ -1,4 +1,4 @@
-"""What the page says beside the pictures: sizes, warnings, measures, and the sidecar's own words."""
+"""What the page shows beside the pictures: sizes, warnings, figures, and the sidecar."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .results import Result, printable
 
 
 def details(result: Result, opened: Opened, number: int) -> dict[str, Any]:
-    """All of it, ready for JSON.
+    """Everything, ready for JSON.
 
     window: intensities shown as black and white. error: the intensity at the end of the difference scale.
-    volume, volumes: which one of a series. interpolation: what the scan is interpolated by. measurement: what
-    the last difference is about. error_map: whether there is one. planes: how many of each name the result
-    has, and a picture's width over its height. facts: rows of a table. sidecar: as it is.
+    volume, volumes: number in a series, and how many there are. interpolation: the scan's interpolation.
+    measurement: what the last difference refers to. error_map: whether there is one. planes: how many of each
+    name the result has, and a picture's width over its height. facts: rows of a table. sidecar: unchanged.
     """
     found, sr = opened.comparison, opened.sr
     source = os.path.relpath(result.source, result.root)

@@ -1,4 +1,4 @@
-"""What is known about a result, in a user's words: a name, and figures with their units."""
+"""What is known about a result, in a user's words: names, and figures with their units."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..run.sidecar import Sidecar
 from ..scan.scan import Scan
 from .comparison import Comparison
 
-STAGES = {  # of a sidecar's timings
+STAGES = {  # in a sidecar's timings
     "read": "reading",
     "gather": "gathering",
     "network": "network",
@@ -20,9 +20,9 @@ STAGES = {  # of a sidecar's timings
 
 
 def facts(sr: Scan, found: Comparison | None, sidecar: Sidecar) -> dict[str, str]:
-    """By name, in the order in which they are read; what a sidecar does not tell is left out.
+    """Texts by name, in reading order; facts that the sidecar lacks are left out.
 
-    found: None where the scan cannot be compared.
+    found: None if the scan cannot be compared.
     """
     told = {"Scan": found and _size(found.scan), "Result": _size(sr)}
     if found:
@@ -50,7 +50,7 @@ def _size(scan: Scan) -> str:
 
 
 def _measured(told: Any) -> str:
-    """How the measured band was held, of the first volume."""
+    """How the measured band of the first volume was held."""
     first = told[0] if isinstance(told, list) and told else told
     if isinstance(first, str):
         return "" if first.startswith("of thick slices") else first
@@ -63,7 +63,7 @@ def _measured(told: Any) -> str:
 
 
 def _noise_alone(found: Comparison, sidecar: Sidecar) -> str:
-    """What the difference would be of the first volume if the result were the truth."""
+    """The first volume's difference if the result were the truth."""
     told = sidecar.made.get("measured_band")
     first = told[0] if isinstance(told, list) and told else None
     rms = float(np.sqrt(np.mean(np.square(found.measured, dtype=np.float64))))
@@ -82,21 +82,21 @@ def _expected(told: Any) -> str:
     if not isinstance(told, dict) or not _numbers(told, "share", "times"):
         return ""
     return (
-        f"a map of its own: {told['share']:.0%} of the tissue's voxels are within {told['times']:.2f} times "
+        f"in a separate map: {told['share']:.0%} of the tissue's voxels are within {told['times']:.2f} times "
         "it of a scan without noise"
     )
 
 
 def _slices(told: Any) -> str:
-    """What thick slices have told about themselves, of the first volume."""
+    """What was estimated from the first volume's thick slices."""
     first = told[0] if isinstance(told, list) and told else None
     if not isinstance(first, dict) or not _numbers(first, "spacing_mm", "gain"):
         return ""
     width = "of unknown profile"
     if _numbers(first, "profile_fwhm_mm"):
-        width = f"{first['profile_fwhm_mm']:.3g} mm wide at half maximum, as the scan itself tells"
+        width = f"{first['profile_fwhm_mm']:.3g} mm wide at half maximum, estimated from the scan itself"
     return (
-        f"{first['spacing_mm']:.3g} mm apart, {width}; {first['gain']:.0%} of the network's detail stood "
+        f"{first['spacing_mm']:.3g} mm apart, {width}; {first['gain']:.0%} of the network's detail passed "
         "the trial on this scan and was kept"
     )
 

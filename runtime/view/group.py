@@ -20,7 +20,7 @@ TITLES = ("scan", "voxels", "size, mm", "signal to noise", "difference to what w
 
 @dataclass(frozen=True)
 class Row:
-    """A result. snr: of the scan. measurement_difference: share of what was measured that it misses."""
+    """A result. snr: of the scan. measurement_difference: relative to what was measured."""
 
     filename: str
     shape: str = MISSING
@@ -31,13 +31,13 @@ class Row:
 
 
 def write_group(root: Path) -> tuple[Path, Path, int]:
-    """Compare every result with its scan, one after the other; returns page, table and how many there are.
+    """Compare every result with its scan, one after another; returns page, table and the number of results.
 
-    Raises RunError if the folder holds no result, or takes no file.
+    Raises RunError if the folder contains no result, or cannot be written to.
     """
     results = list(find_results(root)) if root.is_dir() else []
     if not results:
-        raise RunError(f"{root} holds no results: run the participant level first.")
+        raise RunError(f"{root} contains no results: run the participant level first.")
     page, table, rows = root / PAGE, root / TABLE, []
     with atomic(page) as file:
         head = "".join(f"<th>{html.escape(name)}" for name in ("", *TITLES))

@@ -1,6 +1,6 @@
-"""Who may ask the server behind the page, and for what.
+"""Access control of the server behind the page.
 
-It listens on loopback, where every user of the machine and every page in a browser can knock. So every
+It listens on loopback, which every user of the machine and every page in a browser can reach. So every
 address begins with a token that only the command prints, requests must name this machine as their host (DNS
 rebinding), and posts must come from the page itself.
 """
@@ -33,7 +33,7 @@ HEADERS = {
 
 
 class Refusal(Exception):
-    """A request that is not answered: HTTP status and a sentence."""
+    """A refused request: HTTP status and a sentence."""
 
     def __init__(self, status: HTTPStatus, sentence: str) -> None:
         super().__init__(sentence)
@@ -47,26 +47,26 @@ def admit(method: str, path: str, headers: Message, token: str) -> str:
         raise Refusal(HTTPStatus.MISDIRECTED_REQUEST, "This server is for this machine only.")
     given, slash, address = path.removeprefix("/").partition("/")
     if not slash or not hmac.compare_digest(given.encode(), token.encode()):
-        raise Refusal(HTTPStatus.FORBIDDEN, "Open the address that udean-view has printed.")
+        raise Refusal(HTTPStatus.FORBIDDEN, "Open the address that udean-view printed.")
     origin = headers.get("Origin")
     site = headers.get("Sec-Fetch-Site", "same-origin")
     navigating = method == "GET" and headers.get("Sec-Fetch-Mode") == "navigate"
     if (origin and origin != f"http://{hosts[0]}") or (
         site not in ("same-origin", "none") and not (navigating and address == "")
     ):
-        raise Refusal(HTTPStatus.FORBIDDEN, "Requests of other sites are refused.")
+        raise Refusal(HTTPStatus.FORBIDDEN, "Requests from other sites are refused.")
     return address
 
 
 def body(headers: Message, stream: BufferedIOBase) -> dict[str, Any]:
-    """A request's JSON object. Raises Refusal if there is none, or too much."""
+    """A request's JSON object. Raises Refusal if there is none, or it is too long."""
     length = headers.get("Content-Length", "")
     if "Transfer-Encoding" in headers or not re.fullmatch("[0-9]{1,9}", length):
-        raise Refusal(HTTPStatus.LENGTH_REQUIRED, "Say how long the body is.")
+        raise Refusal(HTTPStatus.LENGTH_REQUIRED, "The request must say how long its body is.")
     if int(length) > BODY:
         raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"A body has at most {BODY} bytes.")
     if headers.get_content_type() != "application/json":
-        raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body is to be application/json.")
+        raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body must be application/json.")
     try:
         value = json.loads(stream.read(int(length)))
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""`qc.tsv`: what a reader thinks of each scan, one row a scan, kept as the file system keeps files.
+"""`qc.tsv`: a reader's rating of each scan, one row per scan, written atomically.
 
 Source: BIDS 1.10, "Tabular files": tab-separated, a header row, "n/a" for what is missing, no quoting.
 """
@@ -25,7 +25,7 @@ MISSING = "n/a"
 
 @dataclass(frozen=True)
 class Mark:
-    """One row. filename: the result, as the page calls it. timestamp: UTC, ISO 8601."""
+    """One row. filename: the result's name on the page. timestamp: UTC, ISO 8601."""
 
     filename: str
     rating: str
@@ -52,17 +52,17 @@ class Marks:
         except (OSError, UnicodeDecodeError) as error:
             raise RunError(f"Cannot read {self.path}: {error}.") from error
         if lines[0].split("\t") != COLUMNS:
-            raise RunError(f"{self.path} has other columns than {', '.join(COLUMNS)}: move it away.")
+            raise RunError(f"{self.path} does not have the columns {', '.join(COLUMNS)}: move it away.")
         rows = [line.split("\t") for line in lines[1:] if line]
         if any(len(row) != len(COLUMNS) for row in rows):
-            raise RunError(f"{self.path} has rows of another length than its header: mend it by hand.")
+            raise RunError(f"{self.path} has rows that do not match its header: repair it by hand.")
         found = (Mark(*("" if cell == MISSING else cell for cell in row)) for row in rows)
         return {mark.filename: mark for mark in found}
 
     def write(self, filename: str, rating: str, note: str) -> Mark | None:
-        """Set a scan's row; neither rating nor note removes it, and None is returned.
+        """Set a scan's row; without rating and note it is removed, and None is returned.
 
-        Raises RunError if the rating is none, the note too long or the file cannot be written.
+        Raises RunError if the rating is invalid, the note too long or the file cannot be written.
         """
         if rating not in (*RATINGS, ""):
             raise RunError(f"'{rating}' is not a rating: take {', '.join(RATINGS)}.")
@@ -84,7 +84,7 @@ class Marks:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Let no other process write between reading and writing; where there are no locks, hope."""
+        """Keep other processes from writing between our reading and writing, if the file system has locks."""
         path = self.path.with_name(f".{NAME}.lock")
         try:
             with open(path, "ab") as file:

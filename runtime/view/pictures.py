@@ -1,4 +1,4 @@
-"""Planes as pictures, laid as a radiologist expects them, in PNG."""
+"""Planes as PNG pictures, in the orientation that radiologists expect."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ NAMES: tuple[Name, ...] = ("sagittal", "coronal", "axial")  # by the world axis 
 
 @dataclass(frozen=True)
 class Lay:
-    """How planes of one name lie in a volume (i, j, k), and how they come onto paper.
+    """How planes of one name lie in a volume (i, j, k), and how they are displayed.
 
     Radiological convention: above is the patient's head, in axial planes the front; on the left is the
-    patient's right side, in sagittal planes the front. axis: that across the planes.
+    patient's right side, in sagittal planes the front. axis: the one across the planes.
     """
 
     name: Name
@@ -30,7 +30,7 @@ class Lay:
     reversed: tuple[bool, bool]
 
     def picture(self, plane: NDArray[Any]) -> NDArray[Any]:
-        """A plane across `axis` as rows, from above, and columns."""
+        """A plane across `axis` as rows, from the top, and columns."""
         laid = plane.T if self.upright else plane
         return laid[tuple(slice(None, None, -1 if turned else 1) for turned in self.reversed)]
 
@@ -41,13 +41,13 @@ class Lay:
 
 
 def lays(affine: NDArray[np.floating]) -> dict[Name, Lay]:
-    """The three kinds of planes of a volume with this affine; oblique ones by what they are closest to."""
+    """The three kinds of planes of a volume with this affine; oblique ones by the nearest axes."""
     worlds, directions = nib.orientations.io_orientation(affine).T
     found: dict[Name, Lay] = {}
     for world, name in reversed(list(enumerate(NAMES))):
         axis = int(np.flatnonzero(worlds == world)[0])
         first, second = (n for n in range(3) if n != axis)
-        upright = bool(worlds[first] < worlds[second])  # the first of both runs along the rows
+        upright = bool(worlds[first] < worlds[second])  # the first of the two runs along the rows
         down, right = (second, first) if upright else (first, second)
         found[name] = Lay(name, axis, upright, (bool(directions[down] > 0), bool(directions[right] > 0)))
     return found
@@ -71,5 +71,5 @@ def png(picture: NDArray[Any]) -> bytes:
 
 
 def data_address(picture: bytes) -> str:
-    """A PNG as an address that holds it."""
+    """A PNG as a data: address."""
     return "data:image/png;base64," + base64.b64encode(picture).decode()

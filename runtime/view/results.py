@@ -1,7 +1,8 @@
-"""Which results an output folder holds, read from the sidecars that vouch for them.
+"""The results in an output folder, found by their sidecars.
 
-The page asks for results by opaque keys, never by path. What a sidecar names is only shown where it is what
-the run has made and read: a result lies inside the folder, and its scan has the hash in the sidecar.
+The page asks for results by opaque keys, never by path. A file that a sidecar names is only shown if the run
+has really made or read it: a result must lie inside the folder, and its scan must have the hash in the
+sidecar.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ KINDS = (".nii.gz", ".nii", "")  # of results; the last is a folder, a DICOM ser
 
 @dataclass(frozen=True)
 class Result:
-    """One SR scan of an output folder. name: its path in there, printable."""
+    """One SR scan of an output folder. name: its path in the folder, printable."""
 
     root: Path
     sidecar: Sidecar
@@ -38,19 +39,19 @@ class Result:
 
     @property
     def key(self) -> str:
-        """What the page calls it."""
+        """The key by which the page requests it."""
         return hashlib.sha256(self.name.encode()).hexdigest()[:16]
 
     def open(self) -> Scan:
         """The SR scan, read. Raises RunError if it is damaged or not in the folder."""
         parts = sorted(self.target.iterdir()) if self.target.is_dir() else [self.target]
         if not all(_within(part, self.root) for part in parts):
-            raise RunError(f"{self.target} leads out of {self.root}: copy the scan into it.")
+            raise RunError(f"{self.target} is a link out of {self.root}: copy the scan into the folder.")
         if not self.target.is_dir():
             return open_scan(self.target, self.sidecar.is_series).loaded()
         series = find_series(parts, self.target, ours=True)
         if not series:
-            raise RunError(f"{self.target} holds no MR series.")
+            raise RunError(f"{self.target} contains no MR series.")
         return series[0].scan().loaded()
 
     def open_error_map(self) -> Scan | None:
@@ -91,7 +92,7 @@ def find_results(root: Path) -> Iterator[Result]:
 
 
 def read_result(root: Path, path: Path) -> Result | None:
-    """The result that a sidecar vouches for, None if it vouches for none of this folder."""
+    """The result that a sidecar belongs to; None if it belongs to none in this folder."""
     if not _within(path, root):
         return None
     sidecar = Sidecar.read(path)
@@ -106,13 +107,13 @@ def read_result(root: Path, path: Path) -> Result | None:
 
 
 def find_failures(root: Path) -> dict[str, str]:
-    """Why scans failed whose last attempt did, by the name that the scan has for the run."""
+    """The reasons of scans whose last attempt failed, by the run's name of the scan."""
     failed = (line for line in manifest.read(root).values() if line.get("status") == "failed")
     return {printable(Path(str(line.get("source")))): str(line.get("message")) for line in failed}
 
 
 def printable(path: Path) -> str:
-    """A path as text of one line that UTF-8 can carry; other bytes and control characters are escaped."""
+    """A path as one line of valid UTF-8; other bytes and control characters are escaped."""
     text = os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 

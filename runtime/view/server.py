@@ -1,6 +1,6 @@
-"""The server behind the page: one folder's results, for whoever on this machine knows the token.
+"""The server behind the page: one folder's results, for local users who know the token.
 
-Who may ask is in `guard`. No address is a path: the page's files are a fixed list, results have keys, and a
+`guard` controls access. No address is a path: the page's files are a fixed list, results have keys, and a
 key is looked up among those found in the folder.
 """
 
@@ -28,7 +28,7 @@ from .pictures import NAMES, Name
 from .results import Result, find_failures, find_results, printable, read_result
 
 STATIC = Path(__file__).with_name("static")
-PATIENCE = 30  # seconds for a request to come, or for a reader to take some bytes
+PATIENCE = 30  # seconds for a request to arrive, or for a client to read some bytes
 SCRIPTS = ("view", "page", "server", "list", "panes", "still", "layout", "window", "marks")
 PAGE = {  # address: file, type
     "": ("index.html", "text/html; charset=utf-8"),
@@ -43,14 +43,14 @@ STILL = re.compile(rf"/(?P<kind>{'|'.join(KINDS)})-(?P<name>{'|'.join(NAMES)})-(
 class Viewer(ThreadingHTTPServer):
     """Serves one output folder on loopback until `shutdown`. Port 0 takes a free one.
 
-    Raises RunError if the folder is none, or the port is not to be had.
+    Raises RunError if `root` is not a folder, or the port is not available.
     """
 
     daemon_threads = True
 
     def __init__(self, root: Path, port: int = 0) -> None:
         if not root.is_dir():
-            raise RunError(f"{root} is not a folder: give the folder that udean-run has written.")
+            raise RunError(f"{root} is not a folder: give the output folder of udean-run.")
         self.root = root
         self.token = secrets.token_urlsafe(24)
         self.marks = Marks(root)
@@ -58,7 +58,7 @@ class Viewer(ThreadingHTTPServer):
         self._sidecars: dict[str, Path] = {}
         self._turn = threading.Lock()
         if not self.results():
-            raise RunError(f"{root} holds no results: give the folder that udean-run has written.")
+            raise RunError(f"{root} contains no results: give the output folder of udean-run.")
         try:
             super().__init__(("127.0.0.1", port), Handler)
         except OSError as error:
@@ -66,18 +66,18 @@ class Viewer(ThreadingHTTPServer):
 
     @property
     def address(self) -> str:
-        """Where the page is."""
+        """The page's address."""
         return f"http://127.0.0.1:{self.server_address[1]}/{self.token}/"
 
     def results(self) -> list[Result]:
-        """The results as the folder holds them now."""
+        """The results that the folder contains now."""
         found = list(find_results(self.root))
         with self._turn:
             self._sidecars = {result.key: result.sidecar.path for result in found}
         return found
 
     def result(self, key: str) -> Result:
-        """One of those found. Raises Refusal for others, and for one that is gone."""
+        """The result with this key. Raises Refusal if there is none, or it is gone."""
         sidecar = self._sidecars.get(key)
         result = read_result(self.root, sidecar) if sidecar else None
         if result is None:
@@ -101,7 +101,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _guarded(self, answer: Any) -> None:
         """Answer, or refuse in a sentence."""
-        with contextlib.suppress(OSError):  # the reader has gone on to another scan
+        with contextlib.suppress(OSError):  # the reader has moved on to another scan
             try:
                 answer(admit(self.command, self.path, self.headers, self.server.token))
             except Refusal as refusal:
@@ -113,7 +113,7 @@ class Handler(BaseHTTPRequestHandler):
     def _get(self, address: str) -> None:
         if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
             self.close_connection = True
-            raise Refusal(HTTPStatus.BAD_REQUEST, "This request takes no body.")
+            raise Refusal(HTTPStatus.BAD_REQUEST, "This request must not have a body.")
         if address in PAGE:
             self._send_page(*PAGE[address])
         elif address == "scans":
@@ -147,7 +147,7 @@ class Handler(BaseHTTPRequestHandler):
         marks, problem, scans = {}, "", []
         try:
             marks = self.server.marks.read()
-        except RunError as error:  # the scans can be looked at all the same
+        except RunError as error:  # the scans can be viewed all the same
             problem = str(error)
         for result in self.server.results():
             mark = marks.get(result.name)
@@ -160,16 +160,16 @@ class Handler(BaseHTTPRequestHandler):
         if not match or not address.endswith("/mark"):
             raise Refusal(HTTPStatus.NOT_FOUND, "There is nothing here.")
         if "Origin" not in self.headers:  # browsers send it with every post
-            raise Refusal(HTTPStatus.FORBIDDEN, "Posts come from the page itself.")
+            raise Refusal(HTTPStatus.FORBIDDEN, "Posts must come from the page itself.")
         result = self.server.result(match["key"])
         asked = body(self.headers, self.rfile)
         if set(asked) != {"rating", "note"} or not all(type(value) is str for value in asked.values()):
-            raise Refusal(HTTPStatus.BAD_REQUEST, "A mark has a rating and a note, both texts.")
+            raise Refusal(HTTPStatus.BAD_REQUEST, "A mark needs a rating and a note, both texts.")
         mark = self.server.marks.write(result.name, asked["rating"], asked["note"])
         self._send_json({"mark": asdict(mark) if mark else None})
 
     def _drain(self) -> None:
-        """Take what is still coming: closing on it would cut off the answer."""
+        """Read the rest of the request: closing before it would cut off the answer."""
         self.wfile.flush()
         self.connection.shutdown(socket.SHUT_WR)
         self.connection.settimeout(1)
@@ -208,10 +208,10 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What the library refuses itself: other methods, broken requests."""
+        """Answer requests that the library itself refuses: other methods, broken requests."""
         status = HTTPStatus.METHOD_NOT_ALLOWED if code == HTTPStatus.NOT_IMPLEMENTED else HTTPStatus(code)
         self.close_connection = True
         self._send_json({"error": f"{status.phrase}."}, status)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing: addresses hold the token."""
+        """Log nothing: addresses contain the token."""

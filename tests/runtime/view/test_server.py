@@ -535,7 +535,7 @@ def test_links_out_of_the_folder_are_refused(out, made):
         names = {scan["name"] for scan in listed(viewer)["scans"]}
         assert "one.nii.gz" in names and not {n for n in names if "two" in n or "three" in n}
         status, said = details(viewer, "one")
-        assert status == 422 and "leads out of" in said["error"]
+        assert status == 422 and "is a link out of" in said["error"]
         assert ask(viewer, f"scans/{key(viewer, 'one')}/0/sr.nii")[0] == 422
 
 
@@ -622,7 +622,7 @@ def test_what_cannot_start_is_one_sentence(out, tmp_path):
     with serving(out) as viewer:
         cases = {
             (tmp_path / "missing",): "is not a folder",
-            (tmp_path / "empty",): "holds no results",
+            (tmp_path / "empty",): "contains no results",
             (out, "--port", viewer.server_address[1]): "Cannot listen on port",
         }
         for arguments, word in cases.items():
