@@ -344,7 +344,7 @@ def _fault(name: str, ordered: list[Frame], shapes: list[list[Frame]]) -> str:
                 "series has: it is not whole."
             )
         if _goes_on(ordered, other):
-            return f"{name} ends where slices of another volume of its series go on: it is not whole."
+            return f"{name} is not whole: slices are missing where another volume of its series has them."
     return ""
 
 
@@ -394,19 +394,16 @@ def _lies_within(part: list[Frame], whole: list[Frame]) -> bool:
 
 
 def _goes_on(stack: list[Frame], other: list[Frame]) -> bool:
-    """Whether slices of another volume lie where those of a stack would be if it had one more or no gap."""
-    spots = np.array([frame.position for frame in stack])
-    if len(spots) < 2 or not _near(stack[0].cosines, other[0].cosines):
+    """Whether slices of another stack, which has no gap itself, lie where this one has one or would go on."""
+    if min(len(stack), len(other)) < 2 or not _near(stack[0].cosines, other[0].cosines):
         return False
-    steps = np.diff(spots, axis=0)
-    step = np.median(steps, axis=0)
-    missing = [spots[0] - step, spots[-1] + step]
-    for spot, distance in zip(spots, steps, strict=False):
-        count = round(float(distance @ step / (step @ step))) if step.any() else 0
-        missing += [spot + n * step for n in range(1, min(count, len(other) + 1))]
-    return any(
-        np.linalg.norm(missing - np.array(frame.position), axis=1).min() < SAME_SPOT for frame in other
-    )
+    spots, others = (np.array([frame.position for frame in frames]) for frames in (stack, other))
+    step = np.median(np.diff(spots, axis=0), axis=0)
+    if not np.allclose(np.diff(others, axis=0), step, rtol=APART, atol=SAME_SPOT):
+        return False
+    around = [*spots[:-1] + step, spots[0] - step, spots[-1] + step]
+    new = [spot for spot in around if np.linalg.norm(spots - spot, axis=1).min() > SAME_SPOT]
+    return any(np.linalg.norm(others - spot, axis=1).min() < SAME_SPOT for spot in new)
 
 
 def _numbered(series: list[Series], taken: Collection[int]) -> list[Series]:

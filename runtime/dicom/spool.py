@@ -24,14 +24,13 @@ from typing import Any
 
 from ..errors import DiskError, RunError
 from ..system.files import atomic, lock, read_json, write_json
-from .frame import integer
+from .frame import identity, integer
 
 DONE = ".done-"  # begins the name of what was sent and only needs to be removed
 MARKER = "open-"
 NOTE, REASON, SENDING = "note.txt", "reason.txt", "sending"
 REMEMBERED = 20_000  # series of which it is known what has gone out; not for how long: clocks jump
 BROKEN_OFF = "The sender broke off and did not come back: slices may be missing."
-KEYS = ("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "StudyInstanceUID")
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,8 @@ class Spool:
     def store(self, series: str, instance: str, data: bytes, token: str, caller: str) -> None:
         """Keep a slice that comes by an association; it is on disk on return. Raises DiskError.
 
-        instance: text by which it is another slice than the others; the same again takes its place.
+        instance: text by which it is another slice than the others. The same again takes its place; what
+        comes under its name and differs is kept beside it, to be judged when all are there.
         """
         folder = self.incoming / series
         with self._turn:
@@ -98,7 +98,7 @@ class Spool:
                     marker.write_text(caller, "utf-8", "backslashreplace")
             except OSError as error:
                 raise DiskError(f"Cannot write {folder}: {error.strerror or error}.") from error
-            with atomic(folder / f"{hashed(instance)}.dcm") as file:
+            with atomic(folder / f"{hashed(instance)}-{hashlib.sha256(data).hexdigest()[:8]}.dcm") as file:
                 file.write(data)
 
     def markers(self, series: str) -> dict[str, str]:
@@ -224,8 +224,7 @@ def folders(place: Path) -> list[Path]:
 
 def series_name(dataset: Any) -> str:
     """The folder of a slice's series, no other patient's. Raises AttributeError if a UID is missing."""
-    identity = [str(dataset.get(key) or "").rstrip("^ ").upper() for key in KEYS]
-    return hashed(repr([*identity, str(dataset.StudyInstanceUID), str(dataset.SeriesInstanceUID)]))
+    return hashed(repr([*identity(dataset), str(dataset.StudyInstanceUID), str(dataset.SeriesInstanceUID)]))
 
 
 def hashed(text: str) -> str:
@@ -234,7 +233,12 @@ def hashed(text: str) -> str:
 
 
 def _slices(folder: Path) -> set[str]:
-    return {path.name for path in folder.glob("*.dcm")}
+    """The names of a folder's slices; files that differ may have one."""
+    return {_slice(path) for path in folder.glob("*.dcm")}
+
+
+def _slice(path: Path) -> str:
+    return path.stem.partition("-")[0]
 
 
 def _join(folder: Path, other: Path, replace: bool = False) -> None:
@@ -242,7 +246,13 @@ def _join(folder: Path, other: Path, replace: bool = False) -> None:
 
     replace: slices of the same name there, which are older then.
     """
-    for path in [*folder.glob("*.dcm"), folder / NOTE]:
-        if path.exists() and (replace or not (other / path.name).exists()):
+    here, there = _slices(folder), _slices(other)
+    for path in other.glob("*.dcm") if replace else ():
+        if _slice(path) in here and not (folder / path.name).exists():
+            path.unlink()
+    for path in folder.glob("*.dcm"):
+        if replace or _slice(path) not in there:
             os.replace(path, other / path.name)
+    if (folder / NOTE).exists() and (replace or not (other / NOTE).exists()):
+        os.replace(folder / NOTE, other / NOTE)
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,57 @@
+"""A node's spool: nothing that was taken is lost, whatever name it came under."""
+
+import pydicom
+import pytest
+from udean.runtime.dicom.frame import IDENTITY
+from udean.runtime.dicom.spool import Spool, series_name
+
+
+@pytest.fixture
+def spool(tmp_path):
+    return Spool(tmp_path)
+
+
+def store(spool, *slices):
+    for instance, data in slices:
+        spool.store("series", instance, data, "token", "SCANNER")
+
+
+def contents(folder):
+    return sorted(path.read_bytes() for path in folder.glob("*.dcm"))
+
+
+def test_what_differs_under_one_name_is_kept_and_the_same_again_is_not(spool):
+    store(spool, ("1", b"head"), ("1", b"knee"), ("2", b"hip"), ("2", b"hip"))
+    assert spool.finish("series", False) is None
+    assert contents(spool.work / "series") == [b"head", b"hip", b"knee"]
+
+
+def test_a_later_sending_takes_the_place_of_what_waits(spool):
+    store(spool, ("1", b"head"), ("2", b"hip"))
+    spool.finish("series", False)
+    store(spool, ("2", b"hip, corrected"), ("3", b"hand"))
+    assert spool.finish("series", True) is None
+    assert contents(spool.work / "series") == [b"hand", b"head", b"hip, corrected"]
+    assert (spool.work / "series" / "note.txt").exists()
+
+
+def test_what_was_set_aside_is_completed_and_not_put_over_what_is_newer(spool):
+    store(spool, ("1", b"head"), ("2", b"hip"))
+    spool.set_aside(spool.incoming / "series", "series", "too short")
+    store(spool, ("2", b"hip, corrected"), ("3", b"hand"))
+    assert spool.finish("series", False) is None
+    assert contents(spool.work / "series") == [b"hand", b"head", b"hip, corrected"]
+    assert not spool.aside()
+
+
+def test_slices_of_two_identities_never_share_a_folder():
+    dataset = pydicom.Dataset()
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.PatientName = "1.2", "1.2.3", "Roe^Jane"
+    names = {series_name(dataset)}
+    for key in (*IDENTITY, "PatientName"):
+        other = pydicom.Dataset(dataset)
+        setattr(other, key, "1")
+        names.add(series_name(other))
+    assert len(names) == 2 + len(IDENTITY)
+    dataset.PatientName = "ROE^JANE^^"
+    assert series_name(dataset) in names
