@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import onnx
 import typer
@@ -45,13 +46,17 @@ def main(shape: str = "160,160,128", preset: str = "paper", out: Path = common.R
     batch = max(1, BATCH_VOXELS // (window[0] * window[1]))
     layers = convolutions(graph, *window)
     flop = len(plan) * sum(layer.flop for layer in layers)
-    stages = {"upload": (lr * VOXEL, BUS), "gather": (taken * (VOXEL + BYTES["fp16"]), H100.copy)}
-    stages["blend"] = (made * (BYTES["fp16"] + 2 * MEAN), H100.copy)
-    stages["store"] = (hr * (MEAN + VOXEL), H100.copy)
-    stages["download"] = (hr * VOXEL, BUS)
-    table = [
-        {"stage": name, "bytes": size, "bound by": "bus" if rate == BUS else "memory", "seconds": size / rate}
-        for name, (size, rate) in stages.items()
+    # The measured band: each plane times a matrix along columns and rows, to the LR grid and back; it is
+    # copied, and read and written by each of these.
+    fine_rows, fine_columns, fine_slices = plan.fine_shape
+    products = fine_slices * 4.0 * fine_rows * columns * (fine_columns + rows)
+    stages = [
+        _stage("upload", lr * VOXEL, BUS),
+        _stage("gather", taken * (VOXEL + BYTES["fp16"])),
+        _stage("blend", made * (BYTES["fp16"] + 2 * MEAN)),
+        _stage("measured band", hr * 8 * MEAN, flop=products),
+        _stage("store", hr * (MEAN + VOXEL)),
+        _stage("download", hr * VOXEL, BUS),
     ]
     network = {}
     for precision in ("fp16", "fp32"):
@@ -72,10 +77,18 @@ def main(shape: str = "160,160,128", preset: str = "paper", out: Path = common.R
         "windows": len(plan),
         "window": list(window),
         "batch": batch,
-        "stages": table,
+        "stages": stages,
         "network": network,
     }
     common.record(f"gpu-on-paper-{preset}", result, out)
+
+
+def _stage(name: str, size: float, rate: float = H100.copy, flop: float = 0.0) -> dict[str, Any]:
+    """Its bytes at a rate, or its operations at half the peak: products and sums are rounded apart."""
+    moving, computing = size / rate, flop / (H100.flops["fp32"] / 2)
+    bound = "arithmetic" if computing > moving else "bus" if rate == BUS else "memory"
+    figures = {"bytes": size, "flop": flop, "bound by": bound, "seconds": max(moving, computing)}
+    return {"stage": name, **figures}
 
 
 if __name__ == "__main__":

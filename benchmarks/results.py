@@ -320,7 +320,9 @@ def on_paper(found: Mapping[str, Result]) -> str:
     for name in ("gpu-on-paper-paper", "gpu-on-paper-compact"):
         result = found[name]
         half, full = (result["network"][p] for p in ("fp16", "fp32"))
-        rows = [[s["stage"], s["bytes"], 0, s["bound by"], s["seconds"]] for s in result["stages"]]
+        rows = [
+            [s[key] for key in ("stage", "bytes", "flop", "bound by", "seconds")] for s in result["stages"]
+        ]
         for precision, network in (("fp16", half), ("fp32", full)):
             bound = f"memory in {network['layers bound by memory']} of {network['layers']} layers"
             figures = network["bytes"], network["flop"], bound, network["seconds"]

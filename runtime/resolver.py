@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from .cuda import CudaEngine, CudaPipeline
 from .cuda.device import GpuError
+from .cuda.measured_band import WHOLE, Held
 from .engines.choose import choose_engine, cpu_model, open_engine
 from .errors import RunError
 from .pipeline import consistency as measured
@@ -727,10 +728,23 @@ class SuperResolver:
     def _restore_windows(self, task: Task) -> Task:
         """The network, window by window, and the blending of what it answers."""
         assert task.tiling is not None
+        pipeline, given = self._running, (task.volume, task.tiling)
+        if isinstance(pipeline, CudaPipeline) and (held := self._held_on_device(task)):
+            slabs = pipeline.slabs(*given, task.store, task.watch, task.progress, held)
+            return task.replace(slabs=slabs, held=True)
         in_range = task.look.noise is not None
         store = intensity.IN_THE_NETWORKS_RANGE if in_range else task.store
-        slabs = self._running.slabs(task.volume, task.tiling, store, task.watch, task.progress)
+        slabs = pipeline.slabs(*given, store, task.watch, task.progress)
         return task.replace(slabs=slabs, in_range=in_range)
+
+    def _held_on_device(self, task: Task) -> Held | None:
+        """How a GPU takes the measured band from the scan; None if it is left, or the host's to take."""
+        weight = self.weight(task.look, task.slope, task.inter)
+        if weight is None:
+            return None
+        shape, card = _triple(task.lr.shape), self.card
+        found = measured.operators(shape, card.scale, card.grid, task.look.rings, card.transfer, WHOLE)
+        return found and Held(found, weight)
 
     def _restore_along_each_axis(self, task: Task) -> Task:
         """The same with slabs along each axis in turn, and their mean."""
@@ -752,7 +766,7 @@ class SuperResolver:
     def _hold_measured(self, task: Task) -> Task:
         """The measured band from the scan; see `pipeline.consistency`."""
         weight = self.weight(task.look, task.slope, task.inter, task.best)
-        if weight is None:
+        if weight is None or task.held:
             return task
         planes = ((first, np.moveaxis(voxels, 2, 0)) for first, voxels in task.slabs)
         held = self._band(planes, task.volume.plane, _triple(task.lr.shape), weight, task.look.rings)

@@ -146,7 +146,8 @@ class Task:
         the HR voxels, of the same order and, where they are integers, of the same slope and inter.
     store: how voxels in the network's range become stored ones. tiling: the windows over `lr`.
     slabs: (first HR slice, voxels (rows, columns, slices)), computed as they are asked for: float32 in the
-        network's range if `in_range`, else to be stored as they are.
+        network's range if `in_range`, else to be stored as they are; `held`: with the measured band of the
+        scan.
     best: whether they are to be the mean over three slab axes. errors: room for the HR voxels' expected
         errors, float32 in the scan's units, of the same order; None if they are not asked for.
     """
@@ -162,6 +163,7 @@ class Task:
     tiling: Tiling | None = None
     slabs: Iterable[Slab] = ()
     in_range: bool = False
+    held: bool = False
     best: bool = False
     errors: NDArray[np.float32] | None = None
 

@@ -150,6 +150,95 @@ static __device__ void store(const float* mean, int depth, int height, int width
     out[y * row + x * column + blockIdx.z * slice] = (T)(rounded ? whole(value) : value);
 }
 
+// The measured band: what pipeline/consistency.py does to planes (rows, columns), in its order. Planes lie in rings:
+// number n at n modulo the ring's size.
+
+template <int PASSES>
+static __device__ float smooth(const float* plane, int rows, int columns, int y, int x) {
+    int size = PASSES % 2 ? rows : columns, place = PASSES % 2 ? y : x;
+    int before = place > 0 ? place - 1 : 0, after = place + 1 < size ? place + 1 : place;
+    float found[3];
+    for (int i = 0; i < 3; i++) {
+        int there = i == 0 ? before : i == 1 ? place : after;
+        found[i] = PASSES % 2 ? smooth<PASSES - 1>(plane, rows, columns, there, x)
+                              : smooth<PASSES - 1>(plane, rows, columns, y, there);
+    }
+    return sum(sum(product(0.25f, found[0]), product(0.5f, found[1])), product(0.25f, found[2]));
+}
+template <> __device__ float smooth<0>(const float* plane, int rows, int columns, int y, int x) {
+    return fabsf(plane[(i64)y * columns + x]);
+}
+
+// How far a voxel is tissue, 0 to 1; span 0: all is.
+static __device__ float tissue(const float* plane, int rows, int columns, int y, int x, float air, float span) {
+    if (span <= 0) return 1;
+    float found = __fsub_rn(smooth<4>(plane, rows, columns, y, x), air) / span;
+    return found < 0 ? 0 : found > 1 ? 1 : found;
+}
+
+// LR slices first.. in the network's range.
+template <class T>
+static __device__ void slices(const T* volume, Volume v, int first, float gain, float offset, float* out) {
+    int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y * blockDim.y + threadIdx.y;
+    if (x >= v.columns || y >= v.rows) return;
+    float value = (float)volume[y * v.row + x * v.column + (i64)(first + blockIdx.z) * v.slice];
+    out[((i64)blockIdx.z * v.rows + y) * v.columns + x] = sum(product(value, gain), offset);
+}
+
+// Planes times a matrix from the left, (made, rows), and from the right, (columns, made).
+extern "C" __global__ void rows_by(const float* planes, int ring, int first, int rows, int columns,
+                                   const float* matrix, int made, float* out, int out_ring, int out_first) {
+    int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y * blockDim.y + threadIdx.y, z = blockIdx.z;
+    if (x >= columns || y >= made) return;
+    const float* plane = planes + (i64)((first + z) % ring) * rows * columns;
+    float total = 0;
+    for (int n = 0; n < rows; n++)
+        total = sum(total, product(matrix[(i64)y * rows + n], plane[(i64)n * columns + x]));
+    out[((i64)((out_first + z) % out_ring) * made + y) * columns + x] = total;
+}
+extern "C" __global__ void columns_by(const float* planes, int ring, int first, int rows, int columns,
+                                      const float* matrix, int made, float* out, int out_ring, int out_first) {
+    int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y * blockDim.y + threadIdx.y, z = blockIdx.z;
+    if (x >= made || y >= rows) return;
+    const float* plane = planes + (i64)((first + z) % ring) * rows * columns;
+    float total = 0;
+    for (int n = 0; n < columns; n++)
+        total = sum(total, product(plane[(i64)y * columns + n], matrix[(i64)n * made + x]));
+    out[((i64)((out_first + z) % out_ring) * rows + y) * made + x] = total;
+}
+
+// Weighted sums of planes of `size` voxels: number first.. has those from ends[number] to ends[number + 1].
+extern "C" __global__ void weighted(const float* planes, int ring, int size, const int* numbers, const float* weights,
+                                    const int* ends, int first, float* out) {
+    int x = blockIdx.x * blockDim.x + threadIdx.x;
+    if (x >= size) return;
+    int number = first + blockIdx.z;
+    float total = 0;
+    for (int n = ends[number]; n < ends[number + 1]; n++)
+        total = sum(total, product(planes[(i64)(numbers[n] % ring) * size + x], weights[n]));
+    out[(i64)blockIdx.z * size + x] = total;
+}
+
+// What the scan has and the SR volume, seen by the scanner, has not.
+extern "C" __global__ void missing(const float* lr, const float* seen, int rows, int columns, float share, float air,
+                                   float span, float* out, int ring, int first) {
+    int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y * blockDim.y + threadIdx.y, z = blockIdx.z;
+    if (x >= columns || y >= rows) return;
+    i64 size = (i64)rows * columns, place = z * size + (i64)y * columns + x;
+    float found = product(__fsub_rn(lr[place], seen[place]), share);
+    out[((first + z) % ring) * size + (i64)y * columns + x] =
+        product(found, tissue(lr + z * size, rows, columns, y, x, air, span));
+}
+
+extern "C" __global__ void corrected(const float* sr, int ring, int first, const float* added, int rows, int columns,
+                                     float air, float span, float* out) {
+    int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y * blockDim.y + threadIdx.y, z = blockIdx.z;
+    if (x >= columns || y >= rows) return;
+    i64 size = (i64)rows * columns, at = (i64)y * columns + x;
+    const float* plane = sr + ((first + z) % ring) * size;
+    out[z * size + at] = sum(plane[at], product(added[z * size + at], tissue(plane, rows, columns, y, x, air, span)));
+}
+
 #define FOR_EACH_NETWORK_TYPE(X) X(half, __half) X(float, float)
 #define FOR_EACH_VOXEL_TYPE(X) \
     X(uint8, float) X(int8, float) X(uint16, float) X(int16, float) X(uint32, double) X(int32, double) \
@@ -166,6 +255,10 @@ static __device__ void store(const float* mean, int depth, int height, int width
     extern "C" __global__ void gather_##T##_float(const T* volume, Volume v, const int* starts, Window w, \
                                                   float gain, float offset, float* out) { \
         gather(volume, v, starts, w, gain, offset, out); \
+    } \
+    extern "C" __global__ void slices_##T(const T* volume, Volume v, int first, float gain, float offset, \
+                                          float* out) { \
+        slices(volume, v, first, gain, offset, out); \
     } \
     extern "C" __global__ void store_##T(const float* mean, int depth, int height, int width, int first, i64 row, \
                                          i64 column, i64 slice, double gain, double offset, double low, double high, \

@@ -26,6 +26,7 @@ from ..scan.intensity import LOST, IntensityError, Storage
 from ..system.trace import Stopwatch
 from .device import GpuError, OutOfMemory
 from .engine import CudaEngine, Slot
+from .measured_band import Held
 from .workspace import LANDING, Order, Workspace
 
 __all__ = ["CudaEngine", "CudaPipeline", "Slot"]
@@ -58,10 +59,12 @@ class CudaPipeline:
         store: Storage,
         watch: Stopwatch,
         progress: Callable[[int, int], None] | None = None,
+        held: Held | None = None,
     ) -> Generator[tuple[int, NDArray[Any]]]:
         """Yield finished slabs: (first HR slice, voxels to store (rows, columns, slices)), valid until the
         next step.
 
+        held: how to take the measured band from the volume before they are stored, None to leave it.
         If memory runs out, the batch is halved and the volume restarted, so slabs may come twice.
         Raises GpuError if the device is lost, RunError for non-finite values.
         """
@@ -77,7 +80,7 @@ class CudaPipeline:
         batch = max(least, math.ceil(len(tiling) / math.ceil(len(tiling) / wanted)))
         while True:
             try:
-                yield from self._resolve(volume, tiling, store, batch, watch, progress)
+                yield from self._resolve(volume, tiling, store, batch, watch, progress, held)
                 return
             except OutOfMemory as error:
                 self.close()
@@ -97,12 +100,14 @@ class CudaPipeline:
         batch: int,
         watch: Stopwatch,
         progress: Callable[[int, int], None] | None,
+        held: Held | None,
     ) -> Iterator[tuple[int, NDArray[Any]]]:
         with self.engine.gpu.current():
-            key = (_key(tiling), volume.voxels.dtype.newbyteorder("="), store.dtype, batch)
+            band = held and held.operators.key
+            key = (_key(tiling), volume.voxels.dtype.newbyteorder("="), store.dtype, batch, band)
             if self._workspace is None or self._workspace.key != key:
                 self.close()  # before the next one is allocated
-                self._workspace = Workspace(key, self.engine, tiling, volume, store.dtype, batch)
+                self._workspace = Workspace(key, self.engine, tiling, volume, store.dtype, batch, held)
                 self._closes = self.engine.gpu.closes(self, self._workspace)
             work = self._workspace
             with watch.time("gather"):
@@ -112,6 +117,7 @@ class CudaPipeline:
             watch.windows += len(sources)
             watch.computed += len(order.computed)
             try:
+                work.begin(order, tiling, volume, held)
                 yield from self._run(work, order, volume, tiling, store, watch, progress)
             finally:
                 work.finish()
@@ -127,14 +133,13 @@ class CudaPipeline:
         watch: Stopwatch,
         progress: Callable[[int, int], None] | None,
     ) -> Iterator[tuple[int, NDArray[Any]]]:
-        work.begin(order, tiling)
         landing: collections.deque[tuple[int, int, int, int]] = collections.deque()
-        issued, first, per_slab = 0, 0, len(tiling.rows.starts) * len(tiling.columns.starts)
+        issued, stored, per_slab = 0, 0, len(tiling.rows.starts) * len(tiling.columns.starts)
 
         def land() -> tuple[int, NDArray[Any]]:
-            k, start, count, done = landing.popleft()
+            number, start, count, done = landing.popleft()
             with watch.time("blend", "wait"):
-                planes = work.landed(k, count)
+                planes = work.landed(number, count)
             if progress:
                 progress(done, len(tiling))
             return start, planes
@@ -143,14 +148,13 @@ class CudaPipeline:
             while issued < len(order.batches) and order.may_issue(issued, k):
                 work.issue(issued, order, volume, self.engine)
                 issued += 1
-            if len(landing) == LANDING:
-                yield land()
-            last = k + 1 == len(tiling.slices.starts)
-            finished = (tiling.fine_shape[2] if last else tiling.slices.span(k + 1)[0]) - first
             work.blend(k, order, tiling)
-            work.store(k, first, finished, store)
-            landing.append((k, first, finished, (k + 1) * per_slab))
-            first += finished
+            for first, count in work.runs(k):
+                if len(landing) == LANDING:
+                    yield land()
+                work.store(stored, first, count, store)
+                landing.append((stored, first, count, (k + 1) * per_slab))
+                stored += 1
         while landing:
             yield land()
         watch.seconds["network"] += work.network_seconds(len(order.batches))

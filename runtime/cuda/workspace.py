@@ -17,6 +17,7 @@ from ..scan.intensity import Storage
 from ..system.trace import Stopwatch
 from .clock import StreamClock
 from .engine import CudaEngine, Slot
+from .measured_band import Held, MeasuredBand, Step
 
 LANDING = 3  # finished slabs between device and host: one written, one copied, one read
 BLOCK = (32, 4, 1)
@@ -67,6 +68,7 @@ class Workspace:
         volume: LrVolume,
         stored: np.dtype[Any],
         batch: int,
+        held: Held | None,
     ) -> None:
         gpu = engine.gpu
         cuda = self._cuda = gpu.cuda
@@ -85,6 +87,8 @@ class Workspace:
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
             self._allocate(engine, tiling, volume, stored, size)
+            source = volume.voxels.dtype.newbyteorder("=").name
+            self._band = None if held is None else self._measured_band(gpu.kernel, held, source)
             undo.pop_all()
 
         self._slots = gpu.streams(engine.slots + 2)
@@ -96,7 +100,6 @@ class Workspace:
         self._first, self._last = cuda.Event(), cuda.Event()
 
         self._network = "half" if engine.half else "float"
-        source = volume.voxels.dtype.newbyteorder("=").name
         self._kernels = {
             "digest": gpu.kernel(f"digest_{source}"),
             "gather": gpu.kernel(f"gather_{source}_{self._network}"),
@@ -124,6 +127,17 @@ class Workspace:
         self._spans = [self._put(_spans(axis)) for axis in (tiling.rows, tiling.columns)]
         self._shares = [self._put(_shares(axis)) for axis in (tiling.rows, tiling.columns, tiling.slices)]
         self._slabs = _spans(tiling.slices)
+
+    def _measured_band(self, kernel: Any, held: Held, source: str) -> MeasuredBand:
+        arrivals = [stop for _, stop in self.finished]
+        return MeasuredBand(kernel, self._empty, self._put, held.operators, source, arrivals, self.fine[0])
+
+    @property
+    def finished(self) -> list[tuple[int, int]]:
+        """The HR slices, as (first, past the end), that are blended once and for all after each slab."""
+        slices = self.tiling.slices
+        stops = [slices.span(k)[0] for k in range(1, len(slices.starts))] + [self.tiling.fine_shape[2]]
+        return list(itertools.pairwise([0, *stops]))
 
     def close(self) -> None:
         """Free the buffers. The context must be current in this thread, see `Gpu.current`."""
@@ -161,8 +175,8 @@ class Workspace:
         stream.synchronize()
         return [row.tobytes() for row in found]
 
-    def begin(self, order: Order, tiling: Tiling) -> None:
-        """Upload which windows are computed and where their outputs lie."""
+    def begin(self, order: Order, tiling: Tiling, volume: LrVolume, held: Held | None) -> None:
+        """Upload which windows are computed, where their outputs lie, and how to hold the measured band."""
         starts = np.array(list(_starts(tiling)), np.int32)[order.computed]
         self._cuda.memcpy_htod(self._order, np.ascontiguousarray(starts))
         self._cuda.memcpy_htod(self._at, order.at)
@@ -170,6 +184,9 @@ class Workspace:
         self._blended = {}
         self._waited = -1
         self._first.record(self._slots[0])
+        if self._band and held:
+            gain, offset = np.float32(volume.gain), np.float32(volume.offset)
+            self._band.begin((self._volume, self._shape, gain, offset), held.weight)
 
     def issue(self, number: int, order: Order, volume: LrVolume, engine: CudaEngine) -> None:
         """Gather a batch and run the network on it, in the next slot.
@@ -231,13 +248,33 @@ class Workspace:
         self._blended[k] = self._cuda.Event()
         self._blended[k].record(stream)
 
-    def store(self, k: int, first: int, count: int, store: Storage) -> None:
-        """Turn finished HR slices into stored voxels and send them to the host."""
+    def runs(self, k: int) -> list[tuple[int, int]]:
+        """The HR slices, as (first, how many), that can be stored once slab k is blended."""
+        if self._band is None:
+            first, stop = self.finished[k]
+            return [(first, stop - first)]
+        step: Step = self._band.steps[k]
+        stream = self._blending
+
+        def copy(target: int, source: int, size: int) -> None:
+            self._cuda.memcpy_dtod_async(target, source, size, stream)
+
+        with self.clock.time("measured band", "GPU blending", stream):
+            self._band.arrive(step, self._mean, self.fine[0], copy, stream)
+        return self._band.runs(step)
+
+    def store(self, number: int, first: int, count: int, store: Storage) -> None:
+        """Turn a run of HR slices, the store's number of this volume, into stored voxels for the host."""
         height, width, _ = self.tiling.fine_shape
-        turn = k % LANDING
-        # Slab k - LANDING has landed, so its buffer is free: the host has waited for it.
+        turn = number % LANDING
+        mean, place = self._mean, first
+        if self._band:
+            with self.clock.time("measured band", "GPU blending", self._blending):
+                self._band.correct(first, count, self._blending)
+            mean, place = self._band.planes, 0
+        # The store LANDING before has landed, so its buffer is free: the host has waited for it.
         # Rows fastest, as in the Fortran order of a NIfTI file whose slices are stacked along its last axis.
-        args = self._mean, np.int32(self.fine[0]), np.int32(height), np.int32(width), np.int32(first)
+        args = mean, np.int32(self.fine[0]), np.int32(height), np.int32(width), np.int32(place)
         args += np.int64(1), np.int64(height), np.int64(height * width)
         args += (
             np.float64(store.gain),
@@ -256,11 +293,11 @@ class Workspace:
             self._cuda.memcpy_dtoh_async(self._landing[turn][:size], self._out[turn], self._copying)
         self._landed[turn].record(self._copying)
 
-    def landed(self, k: int, count: int) -> NDArray[Any]:
-        """The stored voxels (rows, columns, slices) of slab k, once they have arrived."""
+    def landed(self, number: int, count: int) -> NDArray[Any]:
+        """The stored voxels (rows, columns, slices) of a store, once they have arrived."""
         height, width, _ = self.tiling.fine_shape
-        self._landed[k % LANDING].synchronize()
-        voxels = self._landing[k % LANDING][: count * height * width]
+        self._landed[number % LANDING].synchronize()
+        voxels = self._landing[number % LANDING][: count * height * width]
         return voxels.reshape((height, width, count), order="F")
 
     def network_seconds(self, batches: int) -> float:

@@ -130,6 +130,49 @@ def hold_measured(
             stage.forget()
 
 
+@dataclass(frozen=True)
+class Operators:
+    """What `hold_measured` does to planes, as matrices and weights, for a device that has no FFT.
+
+    down, up: of rows and of columns, float32 (LR, HR) and (HR, LR). downs, ups: across the slices, by LR
+    slice and by HR slice. key: tells operators apart.
+    """
+
+    down: tuple[Planes, Planes]
+    up: tuple[Planes, Planes]
+    downs: list[Taps]
+    ups: list[Taps]
+    key: tuple[object, ...]
+
+
+def operators(
+    shape: tuple[int, int, int],
+    scale: tuple[int, int, int],
+    grid: Grid,
+    rings: Rings,
+    transfer: Transfer = (),
+    whole: int = WHOLE,
+) -> Operators | None:
+    """The operators of a volume, see `hold_measured`; None for a ring of more HR voxels than `whole`."""
+    if rings[2] and math.prod(shape) * math.prod(scale) > whole:
+        return None
+    plane = _Plane(shape[:2], scale[:2], grid, rings[:2], transfer[:2])
+    down = [np.eye(n * s, dtype=np.float32) for n, s in zip(shape, scale, strict=True)][:2]
+    up = [np.eye(n, dtype=np.float32) for n in shape[:2]]
+    for axis in plane.axes:
+        for matrices, apply in ((down, axis.down), (up, axis.up)):
+            made = apply(matrices[axis.axis])
+            matrices[axis.axis] = made if axis.axis == 0 else made.T
+    across = _Across(shape[2], scale[2], grid, rings[2], rings[2], transfer[2] if transfer else ())
+    return Operators(
+        (down[0], down[1]),
+        (up[0], up[1]),
+        [across.down(k) for k in range(shape[2])],
+        [across.up(z) for z in range(shape[2] * scale[2])],
+        (shape, scale, grid, rings, transfer),
+    )
+
+
 class _Passing:
     """The planes in transit: each is kept until nothing else needs it."""
 
@@ -313,17 +356,17 @@ class _Plane:
         transfer: Transfer = (),
     ) -> None:
         axes = zip(shape, factors, rings, transfer or ((), ()), (0, 1), strict=True)
-        self._axes = [_PlaneAxis(n, s, grid, ring, axis, line) for n, s, ring, line, axis in axes if s > 1]
+        self.axes = [_PlaneAxis(n, s, grid, ring, axis, line) for n, s, ring, line, axis in axes if s > 1]
 
     def down(self, hr: Planes) -> Planes:
         """The LR plane from the centre of the HR plane's k-space."""
-        for axis in reversed(self._axes):
+        for axis in reversed(self.axes):
             hr = axis.down(hr)
         return hr
 
     def up(self, lr: Planes) -> Planes:
         """The HR plane from the LR plane's zero-filled k-space."""
-        for axis in self._axes:
+        for axis in self.axes:
             lr = axis.up(lr)
         return lr
 
@@ -336,7 +379,7 @@ class _PlaneAxis:
     ) -> None:
         length = size if ring else _quick(size + MARGIN)
         self._lr, self._hr = _Ends(size, 1, grid, ring, length), _Ends(size, factor, grid, ring, length)
-        self._length, self._factor, self._axis = length, factor, axis
+        self._length, self._factor, self.axis = length, factor, axis
         # The Nyquist frequency of an even size has one coefficient for both its signs: it is left out.
         self._kept = tuple(slice(0, (length + 1) // 2) if a == axis else slice(None) for a in (0, 1))
         shift = 0.0 if grid == "fft" else (factor - 1) / 2 / factor  # of LR voxel 0, in LR voxels
@@ -347,14 +390,14 @@ class _PlaneAxis:
         self._phase = np.expand_dims(phase.astype(np.complex64), 1 - axis)
 
     def down(self, hr: Planes) -> Planes:
-        space = np.fft.rfft(self._hr.closed(hr, self._axis), axis=self._axis)[self._kept] * self._phase
-        return self._lr.open(_real(space, self._length, self._axis), self._axis)
+        space = np.fft.rfft(self._hr.closed(hr, self.axis), axis=self.axis)[self._kept] * self._phase
+        return self._lr.open(_real(space, self._length, self.axis), self.axis)
 
     def up(self, lr: Planes) -> Planes:
-        space = np.fft.rfft(self._lr.closed(lr, self._axis), axis=self._axis)[self._kept]
+        space = np.fft.rfft(self._lr.closed(lr, self.axis), axis=self.axis)[self._kept]
         space *= self._phase.conj() * np.float32(self._factor**2)
         length = self._length * self._factor
-        return self._hr.open(_real(space, length, self._axis), self._axis)
+        return self._hr.open(_real(space, length, self.axis), self.axis)
 
 
 def _real(space: NDArray[Any], length: int, axis: int) -> Planes:

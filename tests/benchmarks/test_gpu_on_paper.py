@@ -16,6 +16,7 @@ def test_each_stage_moves_what_windows_and_voxels_say(tmp_path):
         "upload": 2 * lr,
         "gather": (2 + 2) * taken,
         "blend": (2 + 4 + 4) * 8 * taken,
+        "measured band": 32 * 8 * lr,
         "store": (4 + 2) * 8 * lr,
         "download": 2 * 8 * lr,
     }

@@ -54,9 +54,12 @@ extern "C" int launch(const char* name, const unsigned* grid, const unsigned* bl
     if (!std::strcmp(name, "digest_" #T)) return run(digest_##T, arguments); \
     if (!std::strcmp(name, "gather_" #T "_half")) return run(gather_##T##_half, arguments); \
     if (!std::strcmp(name, "gather_" #T "_float")) return run(gather_##T##_float, arguments); \
+    if (!std::strcmp(name, "slices_" #T)) return run(slices_##T, arguments); \
     if (!std::strcmp(name, "store_" #T)) return run(store_##T, arguments);
     FOR_EACH_VOXEL_TYPE(VOXEL)
 #define NETWORK(NAME, N) if (!std::strcmp(name, "blend_" #NAME)) return run(blend_##NAME, arguments);
     FOR_EACH_NETWORK_TYPE(NETWORK)
+#define ONE(NAME) if (!std::strcmp(name, #NAME)) return run(NAME, arguments);
+    ONE(rows_by) ONE(columns_by) ONE(weighted) ONE(missing) ONE(corrected)
     return -1;
 }

@@ -1,5 +1,6 @@
 """The CUDA pipeline and its kernels, run on the processor, against the host pipeline: bit for bit."""
 
+import dataclasses
 import itertools
 import re
 import shutil
@@ -280,3 +281,62 @@ def test_floats_that_the_kernels_do_not_know_are_computed_in_float32(library, dt
     host, cuda, _ = on_both(library, volume, CARD, {})
     np.testing.assert_array_equal(cuda, host)
     assert cuda.dtype == dtype
+
+
+def scan(shape, seed=0, dtype="int16"):
+    """A ball of texture in noisy air: tissue, air and noise to be read off, and slices that are no ring."""
+    random = np.random.default_rng(seed)
+    at = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    ball = np.clip(2 - 2.5 * np.sqrt(sum(a**2 for a in at)), 0, 1)
+    texture = 1 + 0.2 * random.standard_normal(shape)
+    return np.rint(1000 * ball * texture + 15 * np.abs(random.standard_normal(shape))).astype(dtype)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    shape=st.tuples(st.integers(4, 26), st.integers(4, 26), st.integers(2, 40)),
+    scale=st.sampled_from([(2, 2, 2), (2, 2, 1), (3, 2, 2)]),
+    grid=st.sampled_from(["fft", "center"]),
+    overlap=st.floats(0, 0.7),
+    dtype=st.sampled_from(["uint8", "int16", "float32", "float64"]),
+    consistency=st.sampled_from(["auto", 1.0, 0.5]),
+    transfer=st.booleans(),
+    rings=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    slots=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
+def test_the_measured_band_is_the_hosts(
+    library, shape, scale, grid, overlap, dtype, consistency, transfer, rings, slots, seed
+):
+    model_card = card(scale, 3, (8, 8), grid).replace(
+        consistency="transfer" if transfer else "truncation",
+        transfer=((1.0, 0.8, 0.3),) * 3 if transfer else (),
+    )
+
+    def network(windows):
+        fine = nearest(windows.astype(np.float32), (scale[2], *scale[:2]))
+        return fine + windows.astype(np.float32).mean((1, 2, 3), keepdims=True) * np.float32(0.3)
+
+    volume = scan(shape, seed) // (8 if dtype == "uint8" else 1)
+    volume = volume.astype(dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resolver, "rings", lambda _: rings)
+        # The host leaves noisy air to interpolation; a GPU computes it.
+        options = {"overlap": overlap, "consistency": consistency, "crop": False}
+        host, cuda, _ = on_both(library, volume, model_card, options, network, seed, slots=slots, most=7)
+    tolerance = 1 if np.dtype(dtype).kind in "iu" else 1e-4 * float(np.abs(host).max())
+    np.testing.assert_allclose(cuda.astype(float), host.astype(float), atol=tolerance, rtol=0)
+
+
+def test_the_device_holds_the_band_itself_and_sends_stored_voxels(library):
+    """What comes over the bus is int16, and half as much of it as float32 would be."""
+    volume, model_card = scan((20, 20, 30)), CARD.replace(consistency="truncation")
+    gpu = driver.Gpu(driver.Driver(library))
+    downloads = []
+    fetch = gpu.cuda.memcpy_dtoh_async
+    gpu.cuda.memcpy_dtoh_async = lambda target, *rest: (downloads.append(target.dtype), fetch(target, *rest))
+    resolve = SuperResolver(driver.Engine(smoothed, model_card, gpu), consistency=1.0)
+    held = resolve(volume)
+    assert np.dtype(np.float32) not in downloads and np.dtype(np.int16) in downloads
+    resolve.options = dataclasses.replace(resolve.options, consistency="off")
+    assert np.abs(resolve(volume).astype(int) - held).max() > 20
