@@ -24,12 +24,13 @@ from ..resolver import Output
 from ..scan.regrid import Asked
 from . import messages as mrd
 from .limits import Budget, Limits
-from .recovery import find_message
+from .recovery import HEAD, find_message
 from .stacks import Position
 
 CHUNK = 1 << 20  # bytes of one read: memory is taken as it fills, not as it is announced
 QUIET = 2.0  # seconds without a byte after which what came last may be the end of a message
-LINGER = 5.0  # seconds for a refused client to read why, before a reset takes the words away
+LINGER = 5.0  # seconds for a client to hang up after all is said
+AHEAD = 16 << 20  # bytes that are searched for the next message before what is searched is let go
 
 
 class Gone(Exception):
@@ -93,11 +94,14 @@ class Connection:
 
     def __init__(self, sock: socket.socket, limits: Limits, budget: Budget) -> None:
         self.received = self.sent = 0  # bytes
+        self.patience = limits.idle  # seconds to wait for memory that others hold
         self._socket, self._limits, self._budget = sock, limits, budget
         self._end = time.monotonic() + limits.total
-        self._claimed = 0
+        self._taken = 0  # bytes of memory, for the message that came last
+        self._whole = False  # whether the client has sent all that it has
+        self._heard = time.monotonic()  # when something came last
         self._ahead = bytearray()  # received and not yet read
-        self._queue: queue.Queue[list[mrd.Bytes] | None] = queue.Queue()
+        self._queue: queue.Queue[tuple[list[mrd.Bytes], int] | None] = queue.Queue()
         self._broken = threading.Event()
         self._ended: str | None = None
         sock.setblocking(False)  # reader and writer wait for it by themselves
@@ -107,34 +111,49 @@ class Connection:
 
     def receive(self) -> mrd.Message:
         """The client's next message. Raises RunError for what is refused, Gone if nobody is there."""
-        return mrd.read_message(self._read, self._limits.message, self.claim)
+        self._taken = 0
+        message = mrd.read_message(self._read, self._limits.message, self._take)
+        self._whole = isinstance(message, mrd.Close)
+        return message
 
-    def resynchronize(self) -> bytes:
-        """Read on to the next image or the close message; returns what lies before it.
+    def resynchronize(self, passed: bytes) -> None:
+        """Read on to the next image or the close message, however long it takes to come.
 
-        Raises RunError if neither comes.
+        passed: what was read of a message that goes back, and with it all that lies before the next one; of
+        other messages that is left out. Raises RunError if neither comes.
         """
         data = bytearray(self._ahead)
         self._ahead.clear()
-        while len(data) < mrd.TEXT_LIMIT:
-            if (place := find_message(data)) is not None:
-                self._ahead[:] = data[place:]
-                return bytes(data[:place])
+        searched = 0
+        if passed:
+            self.send([passed])
+        while (place := find_message(data, searched)) is None:
+            searched = max(0, len(data) - HEAD)
+            if searched > AHEAD:
+                self.send([bytes(data[:searched])] if passed else [])
+                self.flush()
+                del data[:searched]
+                searched = 0
             self.check()
             try:
                 chunk = self._receive(CHUNK, QUIET)
             except TimeoutError:
-                chunk = b""
+                chunk = None
             except OSError:
                 raise Gone from None
-            self.received += len(chunk)
-            data += chunk
-            if not chunk:
-                if not data.endswith(mrd.close()):
-                    break
-                self._ahead[:] = mrd.close()
-                return bytes(data[:-2])
-        raise RunError("After a message that this server cannot read nothing comes that it can.")
+            if not chunk and data.endswith(mrd.close()):
+                place = len(data) - len(mrd.close())
+                break
+            if chunk == b"":
+                raise RunError("After a message that this server cannot read nothing comes that it can.")
+            if chunk:
+                self.received += len(chunk)
+                data += chunk
+            elif time.monotonic() - self._heard > self._limits.idle:
+                raise RunError(f"Nothing has come for {self._limits.idle:g} s.")
+        self._ahead[:] = data[place:]
+        if passed:
+            self.send([bytes(data[:place])])
 
     def relay(self, head: bytes, size: int) -> None:
         """Pass on a message that is not kept: what of it was read, and so many bytes that are to come."""
@@ -147,7 +166,12 @@ class Connection:
 
     def send(self, parts: Iterable[mrd.Bytes]) -> None:
         """Queue a message."""
-        self._queue.put(list(parts))
+        self._queue.put((list(parts), 0))
+
+    def pass_on(self, parts: Iterable[mrd.Bytes]) -> None:
+        """Queue the message that came last; its memory is given back when it is sent."""
+        self._queue.put((list(parts), self._taken))
+        self._taken = 0
 
     def say(self, level: str, content: str) -> None:
         """Queue a line of the log, with its level as clients show it."""
@@ -161,14 +185,16 @@ class Connection:
 
     def claim(self, size: int) -> None:
         """Take memory until `release`, or the connection's end."""
-        patience = min(self._limits.idle, max(0.0, self._end - time.monotonic()))
+        patience = min(self.patience, max(0.0, self._end - time.monotonic()))
         self._budget.claim(self, size, patience)
-        self._claimed += size
 
     def release(self, size: int) -> None:
         """Give memory back before the connection ends."""
         self._budget.release(self, size)
-        self._claimed -= size
+
+    def _take(self, size: int) -> None:
+        self.claim(size)
+        self._taken = size
 
     def check(self) -> None:
         """Raise Gone or RunError if there is no use to go on for this client."""
@@ -189,13 +215,11 @@ class Connection:
         """Send what waits and the close message, and give everything back."""
         self.send([mrd.close()])
         self._queue.put(None)
-        self._writer.join()
         with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_WR)
             self._drain()
+        self._writer.join()
         self._socket.close()
-        self._budget.release(self, self._claimed)
-        self._claimed = 0
+        self._budget.forget(self)
 
     def _read(self, size: int) -> bytearray:
         data = bytearray()
@@ -221,10 +245,12 @@ class Connection:
             del self._ahead[:size]
             return chunk
         self._wait(select.POLLIN, patience)
+        self._heard = time.monotonic()
         return self._socket.recv(min(size, CHUNK))
 
     def _write(self) -> None:
-        while (parts := self._queue.get()) is not None:
+        while (item := self._queue.get()) is not None:
+            parts, size = item
             try:
                 if not self._broken.is_set():
                     for part in parts:
@@ -234,7 +260,11 @@ class Connection:
                 with contextlib.suppress(OSError):
                     self._socket.shutdown(socket.SHUT_RDWR)  # wakes the reader
             finally:
+                if size:
+                    self.release(size)
                 self._queue.task_done()
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
 
     def _send(self, data: memoryview) -> None:
         while data:
@@ -253,7 +283,16 @@ class Connection:
             raise TimeoutError
 
     def _drain(self) -> None:
-        """Read on for a while: a socket closed on unread bytes would take our last words with it."""
-        deadline = time.monotonic() + LINGER
-        while (left := deadline - time.monotonic()) > 0 and self._receive(CHUNK, left):
-            pass
+        """Read on until the client hangs up: a socket closed on unread bytes takes our last words with it.
+
+        A client that was broken off may still be sending, and reads nothing before it has sent all.
+        """
+        silent = self._whole or time.monotonic() - self._heard > LINGER
+        patience = LINGER if silent else self._limits.idle
+        while time.monotonic() < self._end + LINGER:
+            try:
+                if not self._receive(CHUNK, patience):
+                    break
+            except TimeoutError:
+                if not self._writer.is_alive():
+                    break

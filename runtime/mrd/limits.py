@@ -58,6 +58,12 @@ class Budget:
             self._held = +self._held  # without those that hold none
             self._change.notify_all()
 
+    def forget(self, owner: object) -> None:
+        """Give back all that an owner holds."""
+        with self._change:
+            self.used -= self._held.pop(owner, 0)
+            self._change.notify_all()
+
     def _fits(self, size: int) -> bool:
         return self.used + size <= self.size
 

@@ -12,9 +12,9 @@ MARK = struct.pack("<H", mrd.IMAGE)
 HEAD = 2 + mrd.HEADER_DTYPE.itemsize + 8  # bytes up to an image's attributes
 
 
-def find_message(data: bytearray) -> int | None:
-    """The first place where an image message begins, None if none does as far as this goes."""
-    place = data.find(MARK)
+def find_message(data: bytearray, start: int = 0) -> int | None:
+    """The first place from `start` on where an image message begins, None if none does so far."""
+    place = data.find(MARK, start)
     while place >= 0 and place + HEAD <= len(data):
         if _is_image(bytes(data[place : place + HEAD])):
             return place

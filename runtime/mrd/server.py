@@ -41,7 +41,7 @@ COUNTERS = {
     "received_bytes": "Bytes received.",
     "sent_bytes": "Bytes sent.",
 }
-REFUSALS = 4  # times the connections: how many are told that the server is full; more are just closed
+OTHERS = 4  # times the connections: how many get their images back though the server is full; more are closed
 
 
 class Server:
@@ -91,7 +91,7 @@ class Server:
             number += 1
             with self._change:
                 crowd = len(self._open)
-                if self._stopping or crowd >= self.limits.connections * (1 + REFUSALS):
+                if self._stopping or crowd >= self.limits.connections * (1 + OTHERS):
                     client.close()
                     continue
                 connection = Connection(client, self.limits, self._budget)
@@ -121,9 +121,10 @@ class Server:
         try:
             if full:
                 outcome = "full"
-                raise RunError("The server has as many clients as it takes: try again later.")
-            self.metrics.add("connections")
-            session.run()
+                session.pass_on("The server has as many clients as it takes")
+            else:
+                self.metrics.add("connections")
+                session.run()
         except RunError as error:
             outcome = "refused" if outcome == "done" else outcome
             connection.say("ERROR", str(error))
@@ -197,6 +198,15 @@ class Session:
             for image in self._owed:
                 self._connection.send(image.parts())
 
+    def pass_on(self, reason: str) -> None:
+        """Send back all that comes, and restore nothing."""
+        self._say("ERROR", f"{reason}: nothing is restored, and all images come back. Try again later.")
+        self._connection.patience = 0.0
+        while not isinstance(message := self._next(), mrd.Close):
+            if isinstance(message, mrd.Passed | Image):
+                self.images += isinstance(message, Image)
+                self._connection.pass_on(message.parts())
+
     def _receive(self) -> tuple[list[Image], list[Image]]:
         """Images to restore and others, all of them sent back as they came, until the close message."""
         kept: list[Image] = []
@@ -237,9 +247,7 @@ class Session:
             self._say("ERROR", str(error))
         except mrd.Unknown as error:
             self._say("ERROR", str(error))
-            skipped = self._connection.resynchronize()
-            if error.passed:
-                self._connection.send([error.passed, skipped])
+            self._connection.resynchronize(error.passed)
         except mrd.TooLarge as error:
             self._say("ERROR", f"{error} It is passed on as it came and not restored.")
             self._connection.relay(error.head, error.size)

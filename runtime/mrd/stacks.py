@@ -141,7 +141,8 @@ def is_resolvable(image: Image) -> bool:
     header = image.header
     return (
         not image.fault
-        and (header["image_type"] == mrd.MAGNITUDE or (header["image_type"] == 0 and not _is_phase(image)))
+        and header["image_type"] in (0, mrd.MAGNITUDE)
+        and not _is_phase(image)
         and image.pixels.dtype.kind in "iuf"
         and header["channels"] == 1
         and not header["flags"] & mrd.NAVIGATION
@@ -149,7 +150,7 @@ def is_resolvable(image: Image) -> bool:
 
 
 def _is_phase(image: Image) -> bool:
-    """Whether the attributes say what the header leaves open: that this is no magnitude image."""
+    """Whether the attributes say that this is no magnitude image, as the header may leave open."""
     given = mrd.read_attributes(image.attributes)
     types = [*given.get("ImageTypeValue3", ()), *given.get("ComplexImageComponent", ())]
     for name, values in given.items():
