@@ -80,6 +80,7 @@ AIR = len(NAMES)
 CONTRASTS = {"t1": 0.55, "t2": 0.12, "pd": 0.05, "flair": 0.08, "random": 0.20}
 SPACING = (0.7, 1.2)  # mm
 SHARPNESS = (0.35, 1.1)  # voxels: σ of the point spread, from a crisp scan to the average of many
+LESIONED = ("white", "cerebellar white", "brainstem", "thalamus", "striatum", "grey")
 ROOM = 28  # mm kept around the brain
 
 
@@ -129,10 +130,10 @@ class Head:
     lesions: tuple[tuple[tuple[int, ...], float, float], ...]
 
 
-def head(path: Path, seed: int, spacing: float | None = None) -> Head:
+def head(path: Path, seed: int, spacing: float | None = None, spots: int = 0) -> Head:
     """One head from a label map; everything random about it depends on the seed alone.
 
-    spacing: of its voxels, mm, by default drawn as well.
+    spacing: of its voxels, mm, by default drawn as well. spots: in its brain, at most; see `_spots`.
     """
     rng = np.random.default_rng(seed)
     labels, axes = read(path)
@@ -150,6 +151,8 @@ def head(path: Path, seed: int, spacing: float | None = None) -> Head:
     image, lesions = _lesions(rng, image, found, levels)
     image *= np.exp(rng.uniform(0.0, 0.3) * _field(rng, image.shape, 45.0))
     image = ndimage.gaussian_filter(image, sharpness * rng.uniform(0.9, 1.1, 3), truncate=3)
+    if spots:  # by numbers of their own: heads without them stay what they are
+        image = _spots(np.random.default_rng((seed, 1)), image, found, spots)
     image /= np.percentile(image, 99.9)
     noise = np.float32(rng.uniform(0.0, 0.012))
     real, imaginary = rng.standard_normal((2, *image.shape), np.float32) * noise
@@ -333,10 +336,7 @@ def _lesions(
 
     Some of the large ones have an enhanced rim, a soft or a ragged border.
     """
-    brain = [
-        NAMES.index(n) for n in ("white", "cerebellar white", "brainstem", "thalamus", "striatum", "grey")
-    ]
-    inside = np.argwhere(np.isin(found[::2, ::2, ::2], brain)) * 2
+    inside = np.argwhere(np.isin(found[::2, ::2, ::2], [NAMES.index(n) for n in LESIONED])) * 2
     drawn = []
     for _ in range(int(rng.integers(20, 120)) if len(inside) else 0):
         radius = float(0.7 * (8 / 0.7) ** (rng.random() ** 1.7))
@@ -366,6 +366,28 @@ def _lesions(
     return np.clip(image, 0, None), tuple(drawn)
 
 
+def _spots(rng: Generator, image: Array, found: NDArray[np.uint8], most: int) -> Array:
+    """Bright and dark balls of half a voxel to two in the brain, mostly small, as sharp as voxels can be.
+
+    A bleed, a plaque, a vessel's end may be as small as a voxel, in a smooth scan or in an average of many
+    too. A network that has only seen what the point spread leaves of such things takes them for something
+    smoother, and gives them less contrast than the scan has.
+    """
+    inside = np.argwhere(np.isin(found, [NAMES.index(n) for n in LESIONED]))
+    count = int(most ** rng.uniform(0.4, 1)) if len(inside) else 0
+    reach = 4
+    offsets = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 3, indexing="ij"))
+    for centre in inside[rng.integers(len(inside), size=count)] if count else ():
+        if np.any(centre < reach) or np.any(centre + reach + 1 > image.shape):
+            continue
+        distance = np.sqrt(np.square(offsets - rng.uniform(-0.5, 0.5, (3, 1, 1, 1))).sum(0))
+        radius, contrast = 0.4 + 1.6 * rng.random() ** 2.5, rng.uniform(0.1, 0.6) * rng.choice([-1, 1])
+        filled = np.clip(radius + 0.5 - distance, 0, 1).astype(np.float32)
+        patch = image[tuple(slice(c - reach, c + reach + 1) for c in centre)]
+        patch += filled * np.float32(contrast * image[tuple(centre)])
+    return np.clip(image, 0, None)
+
+
 def _field(rng: Generator, shape: Sequence[int], width: float) -> Array:
     """A smooth Gaussian random field of unit variance, correlated over `width` voxels."""
     step = max(1, int(width / 2))
@@ -389,13 +411,14 @@ def main(
     first: Annotated[int, typer.Option(min=0, help="Number of the first; groups take disjoint ranges.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Of the whole cohort.")] = 0,
     spacing: Annotated[float | None, typer.Option(help="Of the voxels, mm. (default: drawn)")] = None,
+    spots: Annotated[int, typer.Option(min=0, help="Of one or two voxels in each brain, at most.")] = 0,
 ) -> None:
     """Draw HR heads from label maps, which take turns: OUT/head-NNNN.nii.gz, int16, and a line about each."""
     maps = [entry.path for entry in find(labels)]
     out.mkdir(parents=True, exist_ok=True)
     for number in range(first, first + heads):
         own = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
-        drawn = head(maps[number % len(maps)], own, spacing)
+        drawn = head(maps[number % len(maps)], own, spacing, spots)
         affine = np.eye(4)
         affine[:3, :3] = drawn.axes * drawn.spacing
         nifti = nib.Nifti1Image((drawn.image * 1000).round().astype(np.int16), affine)

@@ -83,6 +83,19 @@ def test_lesions_of_all_sizes_and_both_signs_are_in_the_image(label_map):
         assert np.sign(image[centre] - 0.5) == np.sign(contrast)
 
 
+def test_spots_are_as_sharp_as_voxels_in_a_head_that_is_not_and_change_nothing_else(label_map):
+    made = drawn(label_map, lambda h: h.sharpness > 0.9)
+    seed = next(n for n in range(40) if heads.head(label_map, n).sharpness == made.sharpness)
+    spotted = heads.head(label_map, seed, spots=3000)
+    assert spotted.image.shape == made.image.shape and spotted.lesions == made.lesions
+    scale = np.median(made.image[made.image > 0.2] / spotted.image[made.image > 0.2])
+    change = np.abs(spotted.image * scale - made.image)
+    apart = change > 0.05
+    assert 0 < apart.mean() < 0.1  # the rest differs by the gain and by rounding
+    sharpest = np.abs(np.diff(made.image, axis=0)).max()
+    assert np.abs(np.diff(change, axis=0)).max() > 0.5 * sharpest
+
+
 def test_parcels_and_unknown_labels_are_tissue():
     numbers = np.array([0, 2, 1035, 2035, 3035, 4035, 24, 999])
     names = [(*heads.NAMES, "air")[i] for i in heads.tissues(numbers)]
