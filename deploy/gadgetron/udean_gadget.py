@@ -7,7 +7,7 @@ In a Gadgetron configuration, behind the gadgets that make images (see deploy/RE
         <configuration/>
     </external>
 
-UDEAN_SERVER says where the server listens, by default 127.0.0.1:9002. Originals, SR series, refusals and
+UDEAN_SERVER is the server's address, by default 127.0.0.1:9002. Originals, SR series, refusals and
 limits are the server's; its texts go to Gadgetron's log. Without the server the originals go on alone. Raw
 data and waveforms pass by.
 """
