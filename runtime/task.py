@@ -1,4 +1,4 @@
-"""What a volume's restoration is told, and what it tells: options, what a look finds, the task of a stage."""
+"""Inputs and outputs of a volume's restoration: options, findings, and the task passed between stages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Consistency = float | Literal["auto", "off"]
 Progress = Callable[[int, int], None]
 Slab = tuple[int, NDArray[Any]]
 
-MEASURES = {  # what the scan is of the result, by the card's word
+MEASURES = {  # relation of the scan to the result, by the card's `consistency`
     "truncation": "the truncated k-space",
     "transfer": "the truncated k-space, through the scanner's point spread,",
 }
@@ -41,9 +41,9 @@ class Options:
 
     crop: windows over the content only; constant background around it stays as it is, and noisy air is
     interpolated. consistency: how much of the measured band is taken from the scan, 0 to 1 in tissue; "auto":
-    by the scan's noise, where the model's card says by which transfer the scan was made; "off": none. to: the
-    spacing asked for, as `Asked` reads it, None for the model's own factors. best: the mean over slabs along
-    each of the three axes, at three times the cost. error_map: the expected error of each voxel too.
+    by the scan's noise, if the model's card gives the transfer by which the scan was made; "off": none. to:
+    the spacing asked for, as `Asked` reads it, None for the model's own factors. best: the mean over slabs
+    along each of the three axes, at three times the cost. error_map: the expected error of each voxel too.
     """
 
     overlap: float | tuple[float, float, float] | None = None
@@ -91,8 +91,8 @@ class Info:
 class Timings:
     """Seconds of the last volume. The stages overlap, so they do not add up to the total.
 
-    windows: all of the tiling; computed: those that the network saw, without byte-identical ones. write:
-    into a file, where there is one; total then counts from opening the scan to its end.
+    windows: all of the tiling; computed: those that the network saw, without byte-identical ones. write: into
+    a file, if there is one; total then counts from opening the scan to its end.
     """
 
     read: float
@@ -110,7 +110,7 @@ class Look:
     """What a look through an LR volume (rows, columns, slices) has found.
 
     unit: the intensity that becomes 1 in the network. air: what need not go through it; see `pipeline.air`.
-    noise, rings: where the measured band is to be taken from the scan, else None and no axis; see
+    noise, rings: if the measured band is to be taken from the scan, else None and no axis; see
     `scan.noise` and `scan.rings`.
     """
 
@@ -143,7 +143,7 @@ class Task:
     """One LR volume on its way to an SR volume, from stage to stage.
 
     lr: voxels as stored, (rows, columns, slices); voxel · slope + inter is in the scan's units. sr: room for
-        the HR voxels, of the same order and, where they are integers, of the same slope and inter.
+        the HR voxels, of the same order and, if they are integers, of the same slope and inter.
     store: how voxels in the network's range become stored ones. tiling: the windows over `lr`.
     slabs: (first HR slice, voxels (rows, columns, slices)), computed as they are asked for: float32 in the
         network's range if `in_range`, else to be stored as they are; `held`: with the measured band of the

@@ -1,4 +1,4 @@
-"""What all commands share: how they start, and that every start has a right end.
+"""What all commands share: start, errors and exit codes.
 
 Exit codes: 0 all done; 1 some scans failed and the others are written; 2 nothing could start; 130
 interrupted.
@@ -100,7 +100,7 @@ def called(name: str) -> str:
 
 
 def refuse_empty(arguments: Sequence[str]) -> None:
-    """Raise RunError for an empty argument: an empty path is the working folder, which nobody meant."""
+    """Raise RunError for an empty argument: an empty path would mean the working folder."""
     for argument in arguments:
         if not argument.strip() or (argument.startswith("--") and argument.endswith("=")):
             where = f" ({argument})" if argument.strip() else ""
@@ -109,7 +109,8 @@ def refuse_empty(arguments: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def sentences(extra: str = "cpu") -> Iterator[None]:
-    """What ends a command is one sentence on stderr and an exit code; with --debug a traceback as well.
+    """Turn errors of a command into one sentence on stderr and an exit code; with --debug, a traceback as
+    well.
 
     extra: of this package, that brings a library which is not installed; PyTorch comes with "train".
     """
@@ -127,7 +128,7 @@ def sentences(extra: str = "cpu") -> Iterator[None]:
 
 
 def sentence(error: Exception, extra: str) -> str:
-    """An error in the words of a command."""
+    """A command's message for an error."""
     if isinstance(error, RunError):
         return str(error)
     if isinstance(error, ModuleNotFoundError):
@@ -141,7 +142,7 @@ def sentence(error: Exception, extra: str) -> str:
     text = first_line(error)
     if isinstance(error, OSError):
         return text
-    return f"Something went wrong that should not ({type(error).__name__}: {text}). --debug shows where."
+    return f"An unexpected error occurred ({type(error).__name__}: {text}). --debug shows where."
 
 
 def on_stop(action: Callable[[], object]) -> None:

@@ -54,19 +54,23 @@ def run(
     device: options.Device = "auto",
     best: options.Best = False,
     error_map: options.ErrorMap = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Resolve again what is up to date.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Also resolve scans whose results are up to date.")
+    ] = False,
     report: Annotated[
         bool, typer.Option("--report", help="Write udean-report.html, with pictures, into the output folder.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.")] = False,
     debug: options.Debug = False,
-    library: Annotated[Library, typer.Option(help="What runs an .onnx.", rich_help_panel=NETWORK)] = "auto",
+    library: Annotated[
+        Library, typer.Option(help="Library that runs an .onnx.", rich_help_panel=NETWORK)
+    ] = "auto",
     precision: Annotated[
-        Precision, typer.Option(help="Of the network's arithmetic.", rich_help_panel=NETWORK)
+        Precision, typer.Option(help="Numerical precision of inference.", rich_help_panel=NETWORK)
     ] = "auto",
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="Of the network. (default: all cores)", rich_help_panel=NETWORK),
+        typer.Option(min=1, help="CPU threads for inference. (default: all cores)", rich_help_panel=NETWORK),
     ] = None,
     fallback: Annotated[
         Fallback, typer.Option(help="What continues if a GPU fails.", rich_help_panel=NETWORK)
@@ -81,7 +85,7 @@ def run(
     overlap: Annotated[
         str | None,
         typer.Option(
-            help="Least share of a window in the next; or for rows, columns, slices: 0.25,0.25,0.5. "
+            help="Least overlap, as a share of a window; or for rows, columns, slices: 0.25,0.25,0.5. "
             "(default: the model's)",
             rich_help_panel=WINDOWS,
         ),
@@ -89,7 +93,7 @@ def run(
     weighting: Annotated[
         str,
         typer.Option(
-            help="Of overlapping windows: gaussian, hann, constant; or three, by commas.",
+            help="Weighting of overlapping windows: gaussian, hann, constant; or three, by commas.",
             rich_help_panel=WINDOWS,
         ),
     ] = "gaussian",
@@ -122,7 +126,7 @@ def run(
         bool,
         typer.Option(
             "--strict",
-            help="Refuse scans outside the model's range, instead of a warning.",
+            help="Refuse scans outside the model's range instead of only warning.",
             rich_help_panel=SCANS,
         ),
     ] = False,
@@ -132,12 +136,12 @@ def run(
             "--series", help="Resolve 4-D time series too, volume by volume.", rich_help_panel=SCANS
         ),
     ] = False,
-    dtype: Annotated[Output, typer.Option(help="Of the SR scan's voxels.", rich_help_panel=SCANS)] = "input",
+    dtype: Annotated[Output, typer.Option(help="Data type of the SR scan.", rich_help_panel=SCANS)] = "input",
     form: Annotated[
         Format,
         typer.Option(
             "--format",
-            help="Of DICOM series' results; enhanced: one multi-frame file of each multi-frame scan.",
+            help="Format of DICOM series' results; enhanced: one multi-frame file for each multi-frame scan.",
             rich_help_panel=SCANS,
         ),
     ] = "dicom",
@@ -145,18 +149,22 @@ def run(
         list[str] | None,
         typer.Option(
             "--participant-label",
-            help="These only, 01 or sub-01; several by commas.",
+            help="Only these participants, 01 or sub-01, separated by commas.",
             rich_help_panel=BIDS,
         ),
     ] = None,
     sessions: Annotated[
         list[str] | None,
-        typer.Option("--session-label", help="These only; several by commas.", rich_help_panel=BIDS),
+        typer.Option(
+            "--session-label", help="Only these sessions, separated by commas.", rich_help_panel=BIDS
+        ),
     ] = None,
     suffixes: Annotated[
         list[str] | None,
         typer.Option(
-            "--suffix", help="These only, such as T1w. (default: anatomical images)", rich_help_panel=BIDS
+            "--suffix",
+            help="Only these suffixes, such as T1w. (default: anatomical images)",
+            rich_help_panel=BIDS,
         ),
     ] = None,
     ray: Annotated[
@@ -178,20 +186,20 @@ def run(
     num_shards: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Divide the scans among so many runs, of which this is one.", rich_help_panel=COHORT
+            min=1, help="Number of runs that share the scans; this is one of them.", rich_help_panel=COHORT
         ),
     ] = None,
     shard: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Which of them, from 0; they share the output folder.", rich_help_panel=COHORT
+            min=0, help="Number of this run, from 0; all share the output folder.", rich_help_panel=COHORT
         ),
     ] = None,
     profile: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE.json",
-            help="Write when each stage was at work, for ui.perfetto.dev.",
+            help="Record when each stage was active, for ui.perfetto.dev.",
             rich_help_panel=COHORT,
         ),
     ] = None,
@@ -206,7 +214,7 @@ def run(
         if ADDRESS.fullmatch(text) and not os.path.lexists(text):
             raise RunError(f"--ray takes no address, and there is no scan {text}: give --ray-address {text}.")
     if ray and profile:
-        raise RunError("--profile looks at one process: leave out --ray.")
+        raise RunError("--profile records only one process: leave out --ray.")
     share = Shard(shard or 0, num_shards or 1)
     select = Selection(_labels(participants), _labels(sessions), _labels(suffixes))
     every = find_scans(scans, out, form, select)
@@ -259,7 +267,7 @@ def run(
                     board.add(outcome)
         except KeyboardInterrupt:
             outcomes.close()
-            typer.echo(f"Interrupted: {board.summary()}. The same command goes on from here.", err=True)
+            typer.echo(f"Interrupted: {board.summary()}. The same command continues from here.", err=True)
             raise typer.Exit(INTERRUPTED) from None
         finally:
             if trace and profile:
@@ -274,7 +282,7 @@ def run(
     if len(board.done) < len(found):
         left = len(found) - len(board.done)
         typer.echo(
-            f"Stopped, {left} scans are left: make room; the same command goes on from here.", err=True
+            f"Stopped, {left} scans are left: make room; the same command continues from here.", err=True
         )
     print(board.summary())
     raise typer.Exit(1 if board.counts["failed"] else 0)
@@ -287,7 +295,7 @@ COMMAND = command(
     "udean-run scan.nii.gz -o results/ --report",
     "udean-run bids/ --participant-label 01,02 --engine sr.onnx",
     "udean-run scans/ --dry-run  # what it would do and take",
-    note="udean-status OUT says how far the runs of an output folder are.",
+    note="udean-status OUT shows the progress of an output folder's runs.",
 )
 
 
@@ -299,7 +307,7 @@ def main() -> None:
 
 
 def prepare_process() -> None:
-    """What a process that runs `run` needs first."""
+    """Prepare a process that runs `run`."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is as clean as Ctrl-C
     warnings.filterwarnings("ignore", module="pydicom")  # they quote values, which may be a patient's
 

@@ -12,7 +12,7 @@ from rich.table import Table
 def show_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows under their head, the first column with each part of a table that is too wide.
 
-    Where nobody's terminal limits it (a file, a pipe) it is as wide as it has to be.
+    Without a terminal (a file, a pipe) it is as wide as necessary.
     """
     console = Console()
     if not console.is_terminal and "COLUMNS" not in console._environ:

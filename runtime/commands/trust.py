@@ -1,4 +1,4 @@
-"""The command `udean-trust`: what a model does to lesions, edges and noise, and what it makes of nothing."""
+"""The command `udean-trust`: what a model does to lesions, edges and noise, and what it invents."""
 
 from __future__ import annotations
 

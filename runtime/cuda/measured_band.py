@@ -188,7 +188,7 @@ class MeasuredBand:
 
 
 def _packed(taps: Sequence[Taps]) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.int32]]:
-    """Numbers and weights one after the other, and where those of each begin and end."""
+    """Numbers and weights concatenated, and the start and end of each."""
     ends = np.cumsum([0, *(len(numbers) for numbers, _ in taps)], dtype=np.int32)
     numbers, weights = (list(itertools.chain.from_iterable(part)) for part in zip(*taps, strict=True))
     return np.array(numbers, np.int32), np.array(weights, np.float32), ends

@@ -292,7 +292,7 @@ def _public(head: Dataset) -> Dataset:
 
 
 def _say_diffusion(dataset: Dataset, frame: Frame) -> None:
-    """Put b-value and direction where everybody finds them, if a vendor said them in private."""
+    """Copy b-value and direction from a vendor's private elements to the standard ones."""
     b_value, direction = frame.diffusion
     if b_value is not None and "DiffusionBValue" not in dataset:
         dataset.DiffusionBValue = b_value
@@ -325,7 +325,7 @@ def _flatten(dataset: Dataset, at: dict[str, Any]) -> None:
 
 
 def _values(value: Any) -> tuple[Any, ...]:
-    """An attribute's values, none where it is empty."""
+    """An attribute's values; none if it is empty."""
     if value is None or value == "":
         return ()
     return (value,) if isinstance(value, str) or np.ndim(value) == 0 else tuple(value)

@@ -1,4 +1,4 @@
-"""One DICOM data set as frames: where each slice lies, what it is, whose it is.
+"""One DICOM data set as frames: position, kind and patient of each slice.
 
 Source: DICOM PS3.3, C.7.6.2 (image plane), C.7.6.16 (multi-frame functional groups), C.8.3.1 (MR image),
 C.8.13.3.1.1 (complex image component), PS3.10, 7.1 (files). pydicom is imported when a file is read.
@@ -90,13 +90,13 @@ class Frame:
 
     identity: whose it is and in which space; see IDENTITY.
     order: the instance number. turns: how many images a scan has at each place, as far as it says so.
-    images, places: how many its acquisition has, and at how many places; 0 where it does not say so.
+    images, places: how many its acquisition has, and at how many places; 0 if it does not say so.
     position: first voxel's centre, LPS, mm. cosines: of a row's and of a column's direction, six. spacing:
     from row to row and from column to column, mm. between: from a slice's centre to the next one's, mm.
     slope, inter: stored voxels · slope + inter. real: the same to real-world values, if it says so. pixels:
     BitsStored, PixelRepresentation, PhotometricInterpretation. kind: image type and complex component.
     window: centre and width, if they are of use. diffusion: b-value, s/mm², or none, and direction, or none.
-    repeat: the values of REPEATS, empty where there is none.
+    repeat: the values of REPEATS, empty if there is none.
     """
 
     path: Path
@@ -124,10 +124,10 @@ class Frame:
 
 @dataclass(frozen=True)
 class Found:
-    """A frame, and what it has in common with others of its volume.
+    """A frame, and what it shares with others of its volume.
 
-    exact: equal in all of them; near: equal to rounding (cosines, echo time, b-value). time: which of
-    several volumes it is of, as far as it says so.
+    exact: equal in all of them; near: equal to rounding (cosines, echo time, b-value). time: which of several
+    volumes it belongs to, if it says so.
     """
 
     exact: Key
@@ -137,7 +137,7 @@ class Found:
 
 
 def require_pydicom() -> Any:
-    """pydicom, or RunError with how to get it."""
+    """pydicom; RunError says how to install it."""
     try:
         return require("pydicom", "dicom")
     except RunError:
@@ -189,7 +189,7 @@ def frames(path: Path, dataset: Dataset) -> Iterator[Found]:
 
 
 def functional_groups(dataset: Dataset, number: int) -> dict[str, Any]:
-    """What a multi-frame file says of one frame, by keyword; its own before what all share."""
+    """A multi-frame file's attributes of one frame, by keyword; its own take precedence over shared ones."""
     at: dict[str, Any] = {}
     shared = dataset.get("SharedFunctionalGroupsSequence") or [()]
     for element in (*shared[0], *dataset.PerFrameFunctionalGroupsSequence[number]):
@@ -262,7 +262,7 @@ def _frame(path: Path, dataset: Dataset, number: int, at: Any, stack: str) -> Fo
 
 
 def identity(dataset: Dataset) -> tuple[str, ...]:
-    """Whose image it is and in which space, so that nothing of two is ever put together."""
+    """Patient, study and space of an image, so that images of two are never combined."""
     name, *others = (_undecoded(dataset, key) for key in ("PatientName", *IDENTITY))
     return name.rstrip("^ ").upper(), *others
 
@@ -312,14 +312,14 @@ def _locations(dataset: Dataset) -> int:
 
 
 def _moment(value: Any) -> tuple[float, ...]:
-    """A time, or date and time, as a number that grows; none where it is not one."""
+    """A time, or date and time, as an increasing number; None if it is not one."""
     if not (found := TIME.fullmatch(str(value or "").strip())):
         return ()
     return (1e6 * int(found[1] or 0) + float(found[2]),)
 
 
 def _private_component(dataset: Dataset) -> str:
-    """The complex image component that a vendor says in private, "" where none does."""
+    """The complex image component in a vendor's private attribute; "" if there is none."""
     for place, names in COMPONENTS.items():
         value = _private(dataset, *place)
         if value is not None and (found := names.get(_private_text(value))):
@@ -328,7 +328,7 @@ def _private_component(dataset: Dataset) -> str:
 
 
 def _private(dataset: Dataset, creator: str, group: int, offset: int) -> Any:
-    """The value of a vendor's element, also where its block's name was lost; None where there is none."""
+    """The value of a vendor's element, even if its block's name was lost; None if there is none."""
     maker = str(dataset.get("Manufacturer") or "").upper()
     for block in range(0x10, 0x100):
         said = dataset.get((group, block))
@@ -343,7 +343,7 @@ def _private(dataset: Dataset, creator: str, group: int, offset: int) -> Any:
 
 
 def _private_floats(value: Any) -> tuple[float, ...]:
-    """The finite numbers of a private value, also where its type was lost on the way (UN)."""
+    """The finite numbers of a private value, even if its type was lost in transit (UN)."""
     try:
         if isinstance(value, bytes):
             try:
@@ -358,7 +358,7 @@ def _private_floats(value: Any) -> tuple[float, ...]:
 
 
 def _private_text(value: Any) -> str:
-    """A private value as text, also where its type was lost on the way (UN)."""
+    """A private value as text, even if its type was lost in transit (UN)."""
     if isinstance(value, bytes):
         with contextlib.suppress(UnicodeDecodeError):
             if (text := value.decode("ascii").strip(" \0")).isprintable() and text:
@@ -388,14 +388,14 @@ def _numbers(at: Any, name: str, count: int) -> tuple[float, ...]:
 
 
 def floats(value: Any) -> tuple[float, ...]:
-    """The values of an attribute, none where it is empty."""
+    """The values of an attribute; none if it is empty."""
     if value in (None, ""):
         return ()
     return (float(value),) if np.ndim(value) == 0 else tuple(map(float, value))
 
 
 def texts(values: Any) -> tuple[str, ...]:
-    """The texts of an attribute, none where it is missing."""
+    """The texts of an attribute; none if it is missing."""
     return () if values is None else (values,) if isinstance(values, str) else tuple(map(str, values))
 
 
@@ -407,5 +407,5 @@ def _number(value: Any) -> float | None:
 
 
 def integer(value: Any) -> int:
-    """A whole number, 0 where there is none."""
+    """A whole number; 0 if there is none."""
     return int(value) if re.fullmatch(r"\s*[+-]?\d+\s*", str(value)) else 0

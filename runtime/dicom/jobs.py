@@ -1,4 +1,4 @@
-"""DICOM series as jobs beside NIfTI files: a volume each, its result a derived series or a NIfTI file."""
+"""DICOM series as jobs beside NIfTI files: one per volume; results are derived series or NIfTI files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Format = Literal["dicom", "enhanced", "nifti"]  # files of a slice each; as mult
 class DicomJob(Job):
     """One volume of a series. source: the folder or file where it was found. target: a folder, or NIfTI.
 
-    note: a sentence that the result must say of itself. enhanced: whether it is multi-frame if the scan is.
+    note: a sentence that the result must contain. enhanced: whether it is multi-frame if the scan is.
     """
 
     series: Series = field(compare=False)
@@ -89,7 +89,7 @@ class DicomJob(Job):
 
 
 class DicomDraft:
-    """Room in memory for the voxels of a derived series; see `Draft`."""
+    """A derived series' voxels, in memory until they are written; see `Draft`."""
 
     mapped = False
 
@@ -133,10 +133,10 @@ def dicom_jobs(
 ) -> list[DicomJob]:
     """The jobs of the MR volumes among DICOM files. Raises RunError for a damaged file.
 
-    taken: numbers of other series of the study. note: what the results must say of themselves.
+    taken: numbers of other series of the study. note: a sentence that the results must contain.
     A series with a file that is readable but unusable is a job that fails when it is opened.
     """
-    if not files:  # an install without pydicom restores other scans
+    if not files:  # an installation without pydicom can restore other scans
         return []
     found = find_series(files, source, taken=taken)
     names = Counter((series.number, series.part) for series in found)
@@ -151,5 +151,5 @@ def dicom_jobs(
 
 
 def _digest(files: Iterable[Path]) -> str:
-    """SHA-256 over the files' own, in an order that names do not change."""
+    """SHA-256 over the files' own hashes, in an order that does not depend on names."""
     return hashlib.sha256("".join(sorted(sha256(file) for file in files)).encode()).hexdigest()

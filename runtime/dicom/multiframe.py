@@ -1,4 +1,4 @@
-"""An SR volume as one enhanced multi-frame file, where its scan came as one.
+"""An SR volume as one enhanced multi-frame file, if its scan came as one.
 
 Source: DICOM PS3.3, A.36.2 (enhanced MR image), C.7.6.16 (multi-frame functional groups), C.7.6.17
 (dimensions), C.8.16 (frame types). What a scan's functional groups say of a frame is kept for the SR frames
@@ -79,7 +79,7 @@ def multi_frame(head: Dataset, slices: Sequence[Dataset], groups: Sequence[Datas
 
 
 def _frame(one: Dataset, group: Dataset, place: int, kind: list[str]) -> Dataset:
-    """The functional groups of the SR frame that a classic slice is."""
+    """The functional groups of the SR frame made from a classic slice."""
     frame = _kept([group], kind)
     content = _of((group.get("FrameContentSequence") or [{}])[0], *TIMES)
     content.StackID, content.InStackPositionNumber, content.DimensionIndexValues = "1", place, [1, place]
@@ -92,7 +92,7 @@ def _frame(one: Dataset, group: Dataset, place: int, kind: list[str]) -> Dataset
 
 
 def _kept(items: Sequence[Dataset], kind: list[str]) -> Dataset:
-    """A copy of a functional groups' item, public, without what is made here."""
+    """A copy of a functional groups' item with public attributes only, without those set here."""
     kept = copy.deepcopy(items[0]) if items else require_pydicom().Dataset()
     kept.remove_private_tags()
     for name in MADE_HERE:
@@ -104,7 +104,7 @@ def _kept(items: Sequence[Dataset], kind: list[str]) -> Dataset:
 
 
 def _frame_type(head: Dataset) -> list[str]:
-    """What the SR frames are: resampled, of the scan's flavour (third value).
+    """The SR frames' FrameType: resampled, with the scan's flavour (third value).
 
     The second value is PRIMARY in all enhanced MR images (C.8.16.1.2).
     """
@@ -127,7 +127,7 @@ def _evidence(head: Dataset, slices: Sequence[Dataset]) -> Dataset:
 
 
 def _of(source: Dataset, *names: str) -> Dataset:
-    """A data set of some of another's attributes, those that it has."""
+    """A data set with the named attributes of another, as far as it has them."""
     made = require_pydicom().Dataset()
     for name in names:
         if name in source:

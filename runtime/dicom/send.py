@@ -1,4 +1,4 @@
-"""SR slices to the archive: stored, and committed where the archive commits itself.
+"""SR slices to the archive: stored, and committed if the archive offers storage commitment.
 
 Source: DICOM PS3.4, B.2.3 (status codes of storage), J (storage commitment, push model), PS3.7, C (status
 codes), PS3.5, 10.1 (implicit VR is what every archive has to take).
@@ -57,7 +57,7 @@ class Peer:
 
 
 class Commitments:
-    """What the archive has said of the transactions that it was asked to commit itself to."""
+    """The archive's answers to storage commitment requests, by transaction."""
 
     def __init__(self) -> None:
         self._reports: dict[str, bool] = {}
@@ -65,7 +65,7 @@ class Commitments:
 
     def report(self, event: Any) -> tuple[int, None]:
         """Take an N-EVENT-REPORT, on whichever association it comes."""
-        with contextlib.suppress(Exception):  # a report that cannot be read is none
+        with contextlib.suppress(Exception):  # an unreadable report is ignored
             transaction = str(event.event_information.TransactionUID)
             with self._change:
                 self._reports[transaction] = event.event_type == ALL_COMMITTED
@@ -73,7 +73,7 @@ class Commitments:
         return SUCCESS, None
 
     def of(self, transaction: str, patience: float = 0.0) -> bool | None:
-        """Whether all of a transaction is committed; None while nothing is known."""
+        """Whether a transaction is completely committed; None while unknown."""
         with self._change:
             self._change.wait_for(lambda: transaction in self._reports, patience)
             return self._reports.get(transaction)
@@ -89,7 +89,7 @@ def send(
 ) -> str | None:
     """Store all files at the destination, in order. begin: called before the first of them goes out.
 
-    Returns the transaction that the destination was asked to commit them by, None where it does not do that.
+    Returns the storage commitment transaction; None if the destination does not offer commitment.
     Raises Undelivered or Refused.
     """
     pydicom, net = require_pydicom(), require("pynetdicom", "dicom")
@@ -109,7 +109,7 @@ def send(
     if not link.is_established:
         if link.rejected_contexts:
             raise Undelivered(NO_MR)
-        raise Undelivered("The destination does not answer, or takes no association.")
+        raise Undelivered("The destination does not answer, or accepts no association.")
     try:
         taken = {str(context.abstract_syntax) for context in link.accepted_contexts}
         if CLASSIC not in taken:
@@ -140,13 +140,13 @@ def _store(link: Any, file: Path) -> Any:
 
 
 def _ask(link: Any, references: list[Any], commitments: Commitments) -> str:
-    """Ask the destination to commit itself to what it has stored; returns the transaction."""
+    """Request storage commitment for what was stored; returns the transaction."""
     pydicom = require_pydicom()
     request = pydicom.Dataset()
     request.TransactionUID = f"2.25.{uuid.uuid4().int}"
     request.ReferencedSOPSequence = references
     status, _ = link.send_n_action(request, REQUEST, COMMITMENT, COMMITMENT_INSTANCE)
     if "Status" not in status or status.Status != SUCCESS:
-        raise Undelivered("The destination did not take the request to commit itself.")
+        raise Undelivered("The destination did not accept the request for storage commitment.")
     commitments.of(str(request.TransactionUID), SAME_LINK)
     return str(request.TransactionUID)

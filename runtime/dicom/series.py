@@ -1,4 +1,4 @@
-"""DICOM series as scans: slices of classic and enhanced MR files, grouped and sorted by where they lie.
+"""DICOM series as scans: slices of classic and enhanced MR files, grouped and sorted by position.
 
 Source: DICOM PS3.3, C.7.5.1.1.2 (pixel padding), C.7.6.2 (image plane), C.8.13.3.1.1 (complex image
 component). File names and instance numbers say nothing about order here.
@@ -331,7 +331,7 @@ def _series_of(uid: str, groups: list[_Group], heads: dict[Path, Dataset], place
 
 
 def _fault(name: str, ordered: list[Frame], shapes: list[list[Frame]]) -> str:
-    """What is wrong with a volume beside the others of its series, "" for nothing."""
+    """What is wrong with a volume compared with the others of its series; "" if nothing."""
     places = len(_places(ordered))
     if len(ordered) >= 2 * places:
         return f"{name} holds several volumes that cannot be told apart: give one of them."
@@ -375,7 +375,7 @@ def _all_places(volumes: list[list[Frame]]) -> int:
 
 
 def _torn(name: str, ordered: list[Frame], heads: dict[Path, Dataset]) -> str:
-    """Which files are missing of a multi-frame image that was written in several (PS3.3, C.7.6.16.2.2.4)."""
+    """Which files of a multi-frame image in several files are missing (PS3.3, C.7.6.16.2.2.4)."""
     for uid in {str(heads[frame.path].get("ConcatenationUID") or "") for frame in ordered} - {""}:
         files = [head for head in heads.values() if head.get("ConcatenationUID") == uid]
         here = len({integer(head.get("InConcatenationNumber")) for head in files})
@@ -386,7 +386,7 @@ def _torn(name: str, ordered: list[Frame], heads: dict[Path, Dataset]) -> str:
 
 
 def _lies_within(part: list[Frame], whole: list[Frame]) -> bool:
-    """Whether each slice of one volume lies where one of the other does."""
+    """Whether each slice of one volume has the position of a slice of the other."""
     if not _near(part[0].cosines, whole[0].cosines):
         return False
     spots = np.array([frame.position for frame in whole])
@@ -475,7 +475,7 @@ def _volumes(frames: list[Frame]) -> list[list[Frame]]:
 
 
 def _distinct(frames: list[Frame]) -> list[Frame]:
-    """Frames without those that are there again, header and voxels alike: a copy says nothing new."""
+    """Frames without exact duplicates (header and voxels)."""
     kept: dict[tuple[str, int], Frame] = {}
     again = []
     for frame in frames:
@@ -502,6 +502,6 @@ def _decode(name: str, path: Path) -> NDArray[Any]:
         return np.asarray(read(path).pixel_array)
     except DiskError:
         raise
-    except Exception as error:  # decoders raise what they like
+    except Exception as error:  # decoders may raise anything
         reason = first_line(error)
         raise RunError(f"{name}: a slice's voxels cannot be decoded ({reason}).") from error

@@ -1,4 +1,4 @@
-"""A node's spool: what has come to which series, as folders and small files, so that no kill forgets it.
+"""A node's spool: series in transit, as folders and small files, so that they survive a kill.
 
     incoming/SERIES    slices while they arrive; `open-N` while the association N that they come by is open
     work/SERIES        finished: restored below `sr`, until the destination has every SR slice
@@ -29,7 +29,7 @@ from .frame import identity, integer
 DONE = ".done-"  # begins the name of what was sent and only needs to be removed
 MARKER = "open-"
 NOTE, REASON, SENDING = "note.txt", "reason.txt", "sending"
-REMEMBERED = 20_000  # series of which it is known what has gone out; not for how long: clocks jump
+REMEMBERED = 20_000  # series whose sent slices are remembered; a number, not a time, because clocks jump
 BROKEN_OFF = "The sender broke off and did not come back: slices may be missing."
 
 
@@ -59,7 +59,7 @@ class Spool:
             raise DiskError(f"Cannot use the spool {root}: {error.strerror or error}.") from error
 
     def hold(self) -> None:
-        """Be the one node of this spool; clear up what a killed one left. Raises RunError if there is one."""
+        """Become this spool's only node; clean up after a killed one. Raises RunError if another one runs."""
         self._held = open(self.root / "lock", "ab")  # noqa: SIM115  # as long as this process lives
         try:
             lock(self._held)
@@ -110,7 +110,7 @@ class Spool:
         return found
 
     def released(self, series: str, tokens: set[str]) -> None:
-        """These associations have told all that they had of a series."""
+        """These associations were released: they have sent all their slices of a series."""
         for token in tokens:
             (self.incoming / series / f"{MARKER}{token}").unlink(missing_ok=True)
 
@@ -159,7 +159,7 @@ class Spool:
         shutil.rmtree(done, ignore_errors=True)
 
     def remember(self, folder: Path) -> None:
-        """Note which slices of a series have gone out, or may have in part. Raises DiskError."""
+        """Record which slices of a series have been sent, perhaps in part. Raises DiskError."""
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         write_json(self._sent / f"{folder.name}.json", {"time": now, "slices": sorted(_slices(folder))})
 
@@ -181,7 +181,7 @@ class Spool:
     # --- an operator looks ------------------------------------------------------------------------------
 
     def waiting(self) -> dict[str, int]:
-        """How many series are where."""
+        """The number of series in each place."""
         places = {"incoming": self.incoming, "work": self.work, "quarantine": self.quarantine}
         return {name: len(folders(place)) for name, place in places.items()}
 
@@ -213,7 +213,7 @@ class Spool:
     def _entry(self, name: str) -> Path:
         folder = self.quarantine / name
         if folder not in folders(self.quarantine):
-            raise RunError(f"Nothing of the name {name} is set aside; `queue` lists what is.")
+            raise RunError(f"No series named {name} is set aside; `queue` lists those that are.")
         return folder
 
 
@@ -228,7 +228,7 @@ def series_name(dataset: Any) -> str:
 
 
 def hashed(text: str) -> str:
-    """A text as a name."""
+    """A file name derived from a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -242,7 +242,7 @@ def _slice(path: Path) -> str:
 
 
 def _join(folder: Path, other: Path, replace: bool = False) -> None:
-    """Move a folder's slices, and what must be said of them, to another one's.
+    """Move a folder's slices, and the notes about them, to another folder.
 
     replace: slices of the same name there, which are older then.
     """

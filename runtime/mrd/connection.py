@@ -1,4 +1,4 @@
-"""One client of the MRD server: its socket, its time, its share of memory, what it may choose.
+"""One client of the MRD server: its socket, time limits, memory and parameters.
 
 A reader that takes all the client sends and a writer with a queue of its own, so that a client may send
 everything before it reads anything. What waits in the queue is bounded by the memory that was claimed
@@ -27,19 +27,19 @@ from .limits import Budget, Limits
 from .recovery import HEAD, find_message
 from .stacks import Position
 
-CHUNK = 1 << 20  # bytes of one read: memory is taken as it fills, not as it is announced
+CHUNK = 1 << 20  # bytes of one read: memory is claimed as data arrive, not as announced
 QUIET = 2.0  # seconds without a byte after which what came last may be the end of a message
 LINGER = 5.0  # seconds for a client to hang up after all is said
 AHEAD = 16 << 20  # bytes that are searched for the next message before what is searched is let go
 
 
 class Gone(Exception):
-    """The client is not there any more."""
+    """The client has disconnected."""
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """What a client may choose, in the JSON of a text message. The engine is not among it.
+    """The parameters that a client may set, in the JSON of a text message; not the engine.
 
     originals: send back what came, before the SR series. position: what positions mean, received and
     sent. dtype: of SR voxels. to: the spacing asked for, as `Asked` reads it; "" for the model's factors.
@@ -145,12 +145,12 @@ class Connection:
                 place = len(data) - len(mrd.close())
                 break
             if chunk == b"":
-                raise RunError("After a message that this server cannot read nothing comes that it can.")
+                raise RunError("No readable message follows one that this server cannot read.")
             if chunk:
                 self.received += len(chunk)
                 data += chunk
             elif time.monotonic() - self._heard > self._limits.idle:
-                raise RunError(f"Nothing has come for {self._limits.idle:g} s.")
+                raise RunError(f"Nothing was received for {self._limits.idle:g} s.")
         self._ahead[:] = data[place:]
         if passed:
             self.send([bytes(data[:place])])
@@ -184,7 +184,7 @@ class Connection:
             raise Gone
 
     def claim(self, size: int) -> None:
-        """Take memory until `release`, or the connection's end."""
+        """Claim memory until `release` or the end of the connection."""
         patience = min(self.patience, max(0.0, self._end - time.monotonic()))
         self._budget.claim(self, size, patience)
 
@@ -197,7 +197,7 @@ class Connection:
         self._taken = size
 
     def check(self) -> None:
-        """Raise Gone or RunError if there is no use to go on for this client."""
+        """Raise Gone or RunError if there is no point in continuing for this client."""
         if self._broken.is_set() or self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             raise Gone
         if self._ended:
@@ -212,7 +212,7 @@ class Connection:
             self._socket.shutdown(socket.SHUT_RD)
 
     def close(self) -> None:
-        """Send what waits and the close message, and give everything back."""
+        """Send the queue and the close message, and release everything."""
         self.send([mrd.close()])
         self._queue.put(None)
         with contextlib.suppress(OSError):
@@ -229,7 +229,7 @@ class Connection:
                 chunk = self._receive(size - len(data))
             except TimeoutError:
                 self.check()
-                raise RunError(f"Nothing has come for {self._limits.idle:g} s.") from None
+                raise RunError(f"Nothing was received for {self._limits.idle:g} s.") from None
             except OSError:
                 raise Gone from None
             if not chunk:

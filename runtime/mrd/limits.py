@@ -1,4 +1,4 @@
-"""What clients may take, each and all together."""
+"""Limits of clients, each and all together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..errors import RunError
 
 @dataclass(frozen=True)
 class Limits:
-    """What clients may take: bytes, connections, seconds.
+    """Limits of clients: bytes, connections, seconds.
 
     message: bytes of one image. memory: bytes of all that is held at once, for all clients. idle: seconds
     without a byte, in either direction. total: seconds of a connection.
@@ -27,7 +27,7 @@ class Limits:
 class Budget:
     """Bytes that all connections together may hold.
 
-    Holders that wait for one another would wait in vain: one of them is refused, and gives way.
+    Clients that wait for each other would wait for ever: one of them is refused.
     """
 
     def __init__(self, size: int) -> None:
@@ -68,6 +68,6 @@ class Budget:
         return self.used + size <= self.size
 
     def _stuck(self, owner: object) -> bool:
-        """Whether all that hold memory wait for more, the owner among them, and nobody can have it."""
+        """Whether all clients with memory, including the owner, wait for more that nobody can get."""
         waits = owner in self._held and self._wanted.keys() >= self._held.keys()
         return waits and not any(map(self._fits, self._wanted.values()))

@@ -1,4 +1,4 @@
-"""The MRD stream as bytes: messages in, messages out, nothing believed before it is checked.
+"""The MRD stream as bytes: messages in, messages out; everything is checked before it is believed.
 
 Source: ISMRMRD 1.x, "MR Data Streaming" and the C headers `ismrmrd.h`, `waveform.h`: little-endian,
 packed; every message begins with a uint16 identifier. Only lengths that the header itself fixes, or
@@ -128,7 +128,7 @@ class Image:
     """One image message.
 
     header: a record of HEADER_DTYPE. attributes: the XML of the meta attributes. pixels: (channels, z, y,
-    x), of the header's data_type. fault: why it is passed on and not restored, "" where it may be.
+    x), of the header's data_type. fault: why it is passed on and not restored; "" if it may be restored.
     """
 
     header: Any

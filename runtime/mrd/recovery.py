@@ -1,4 +1,4 @@
-"""Where a stream goes on after a message of unknown length: at the next thing that can only be an image."""
+"""Where a stream continues after a message of unknown length: at the next certain image message."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def find_message(data: bytearray, start: int = 0) -> int | None:
 
 
 def _is_image(head: bytes) -> bool:
-    """Whether a header makes sense in all that a header has to say."""
+    """Whether all fields of a header are plausible."""
     header = np.frombuffer(head[2:-8], mrd.HEADER_DTYPE)[0]
     size = header["matrix_size"].astype(np.int64)
     (length,) = struct.unpack("<Q", head[-8:])

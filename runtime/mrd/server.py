@@ -1,9 +1,9 @@
-"""The MRD image-to-image server: one resident network, many connections, each volume in its turn.
+"""The MRD image-to-image server: one resident network, many connections, one volume at a time.
 
-A connection is read by a thread of its own. When the client has sent its close message, its volumes go to
-the one worker that owns the network, a volume at a time, so that connections take turns. What cannot be
-restored is named in a text message, and its originals are delivered all the same: what a scanner has sent
-as an image always comes back, whatever else is wrong.
+A connection is read by a thread of its own. When the client has sent its close message, its volumes go to the
+one worker that owns the network, a volume at a time, so that connections take turns. A text message names
+what cannot be restored, and its originals are delivered all the same: every image that a scanner has sent
+comes back, whatever else is wrong.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ OTHERS = 4  # times the connections: how many get their images back though the s
 
 
 class Server:
-    """Listens, and serves each client in a thread. Raises RunError if the address is not to be had."""
+    """Listens, and serves each client in a thread. Raises RunError if the address is not available."""
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class Server:
 
 
 class Session:
-    """What one client says and gets."""
+    """The exchange with one client."""
 
     def __init__(
         self,
@@ -170,7 +170,7 @@ class Session:
         self._owed: list[Image] = []  # what came and has neither gone back nor been restored
 
     def run(self) -> None:
-        """Serve the client to the end. Raises RunError with why it is refused, Gone if it left."""
+        """Serve the client to the end. Raises RunError if it is refused, Gone if it disconnected."""
         card = self._resolve.card
         self._say("INFO", f"udean {__version__}, model {card.name}: {card.intended_use}.")
         try:
@@ -226,7 +226,7 @@ class Session:
                 resolvable = stacks.is_resolvable(message)
                 (kept if resolvable else others).append(message)
                 if message.fault and not faults[message.fault]:
-                    self._say("ERROR", f"{message.fault} It is passed on as it came and not restored.")
+                    self._say("ERROR", f"{message.fault} It is passed on unchanged and not restored.")
                 faults[message.fault] += 1
                 if self._parameters.originals or not resolvable:
                     self._connection.send(message.parts())
@@ -249,7 +249,7 @@ class Session:
             self._say("ERROR", str(error))
             self._connection.resynchronize(error.passed)
         except mrd.TooLarge as error:
-            self._say("ERROR", f"{error} It is passed on as it came and not restored.")
+            self._say("ERROR", f"{error} It is passed on unchanged and not restored.")
             self._connection.relay(error.head, error.size)
         return None
 
@@ -291,7 +291,7 @@ class Session:
         self._metrics.add("images", len(images), direction="sent")
 
     def _slabs(self, source: Stack) -> str:
-        """What became of the mean over three slab axes, if that is asked for."""
+        """Whether the mean over three slab axes was taken, if it was requested."""
         if not self._resolve.options.best or self._parameters.to:
             return ""
         why = self._resolve.why_one_axis(source.zooms)

@@ -44,7 +44,7 @@ JOINTS = {  # attributes that hosts show as one text, to which ours is added
     "ImageComments": "; ",
     "DerivationDescription": "; ",
 }
-# What says in the host's own words which image of the scan this is, or where: not true of an SR image.
+# The host's own identifiers and positions of the scan's image, which do not hold for an SR image.
 DROPPED = (
     "IceMiniHead",
     *("SliceNo", "AnatomicalSliceNo", "ChronSliceNo", "ProtocolSliceNumber", "AnatomicalPartitionNo"),
@@ -56,9 +56,9 @@ DICOM_HEADER = "DicomJson"  # a DICOM header in base64, which a converter's imag
 
 @dataclass(frozen=True)
 class FineGrid:
-    """Where the SR voxels of a volume lie.
+    """The grid of a volume's SR voxels.
 
-    shape: (x, y, z). affine: (4, 4), voxels (x, y, z) to LPS, mm. made: how it came to be, in words.
+    shape: (x, y, z). affine: (4, 4), voxels (x, y, z) to LPS, mm. made: its origin, in words.
     """
 
     shape: tuple[int, int, int]
@@ -70,7 +70,7 @@ class FineGrid:
 class Stack:
     """The images of one volume in order of their position, and where it lies.
 
-    affine: (4, 4), voxels (x, y, z) to LPS. turn: how they become those that the network sees.
+    affine: (4, 4), voxels (x, y, z) to LPS. turn: from stored voxels to the network's orientation.
     """
 
     images: tuple[Image, ...]
@@ -193,7 +193,7 @@ def check_whole(images: tuple[Image, ...], groups: Iterable[tuple[Image, ...]]) 
 
 
 def _places(images: tuple[Image, ...]) -> set[bytes]:
-    """Where slices lie, to a tenth of a millimetre, and in which orientation."""
+    """Positions of slices, to a tenth of a millimetre, and their orientations."""
     fields = ("position", "slice_dir")
     values = (np.concatenate([image.header[name] for name in fields]).astype(np.float64) for image in images)
     return {(np.round(value, 1) + 0.0).tobytes() for value in values}  # no negative zeros
@@ -290,9 +290,9 @@ def fine_images(
 
 
 def identity(given: dict[str, list[str]], header: Any, place: Place) -> dict[str, list[str]]:
-    """The attributes by which hosts file an SR image: as another than the one it was made from.
+    """The identifying attributes of an SR image, which differ from those of its source.
 
-    A DICOM header that came along says the same, or is left out where it cannot be read.
+    An attached DICOM header gets the same ones, or is left out if it cannot be read.
     """
     image = derived_uid(f"{place.uid} {header['image_index']}")
     made = {"SeriesInstanceUID": [place.uid], "SOPInstanceUID": [image]}
@@ -327,10 +327,10 @@ def identity(given: dict[str, list[str]], header: Any, place: Place) -> dict[str
 def marks(
     given: dict[str, list[str]], header: Any, card: ModelCard, grid: FineGrid, toolkit: str
 ) -> dict[str, list[str]]:
-    """The attributes by which nobody can take an SR image for a measured one.
+    """Meta attributes that mark an image as super-resolved.
 
     given: those received; what they say of earlier processing stays. The geometry is that of the header,
-    which hosts are asked to keep: they turn images to their own habit else.
+    which hosts are asked to keep; otherwise they rotate images.
     """
     history = given.get("ImageProcessingHistory", [])
     made = {
@@ -361,7 +361,7 @@ class Place:
 
 
 class SeriesNumbers:
-    """Numbers for SR series that no received series has; sizes that differ get series that differ.
+    """Series numbers for SR series, unused by received series; one series per image size.
 
     model: what a series' UID follows from beside the images that it is made from.
     """
@@ -391,7 +391,7 @@ class SeriesNumbers:
         return place
 
     def _digest(self, key: Any) -> str:
-        """SHA-256 of all that came of a series, in any order of arrival."""
+        """SHA-256 of everything received of a series, independent of the order of arrival."""
         digests = []
         for image in self._images:
             if _series_key(image) == key:

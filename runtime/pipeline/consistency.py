@@ -19,7 +19,7 @@ is not amplified.
 w falls with the noise of the scan, but later than the least error would require. A network mistakes part of a
 small lesion for noise, and only the scan brings it back: at 2 % of noise, one of radius 1 HR voxel keeps
 three quarters of what sinc leaves of it if w is 0, and all if w is 1, at a price of 0.4 dB. So w is 0.9
-there, and low only where noise hides small lesions in any case. It is one number for all frequencies and
+there, and low only if noise hides small lesions in any case. It is one number for all frequencies and
 positions: the missing part of a small lesion is no larger than the noise beside it, so weights that followed
 the difference, or the scan's own structure, gained nothing that a higher w does not give as well; a weight
 for each frequency gained 0.03 dB.

@@ -1,1 +1,1 @@
-"""Runs: many scans, which ones, what became of each, where results go."""
+"""Runs over many scans: selection, outcomes, output paths, sidecars."""

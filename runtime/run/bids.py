@@ -32,7 +32,7 @@ DESCRIPTION = {
     "DatasetType": "derivative",
     "GeneratedBy": [{"Name": "udean", "Version": __version__}],
 }
-# What lies beside the dataset's own files in an output folder.
+# Other files in an output folder, besides the dataset's own.
 IGNORED = "udean-*\n*_sr.*\n*_desc-error.*\nqc.tsv\n"
 # Of a scan's own metadata, what holds for its SR scan too and derivatives are asked for.
 INHERITED = (
@@ -60,7 +60,7 @@ class Selection:
     suffixes: tuple[str, ...] = ()
 
     def __call__(self, path: Path, in_dataset: bool) -> bool:
-        """Whether a scan is asked for."""
+        """Whether a scan is selected."""
         match = NAME.fullmatch(stem(path))
         if not match:
             return not (in_dataset or self.participants or self.sessions or self.suffixes)
@@ -119,7 +119,7 @@ def raw_dataset(folder: Path) -> Path | None:
 
 
 def derivatives(path: Path) -> Path | None:
-    """Where results of what lies in a dataset belong, so that its raw data stay as they are; None outside."""
+    """Where a dataset's results belong, so that its raw data stay unchanged; None outside a dataset."""
     base = dataset_above(path)
     if base is None:
         return None

@@ -27,7 +27,7 @@ POOLS = ("ReduceMean", "GlobalAveragePool", "Gather")  # what has no area: a mea
 class Cost:
     """An upper bound: background and byte-identical windows are not computed.
 
-    flop: multiplications and additions of the network, None where its graph is not at hand. nbytes: of
+    flop: multiplications and additions of the network; None if its graph is unavailable. nbytes: of
     voxels and buffers, without the interpreter and the network's library.
     """
 
@@ -66,7 +66,7 @@ class Estimator:
 
 
 def flop_per_voxel(model: Path | None) -> float | None:
-    """Operations of the network for each LR voxel (row, column) of a slab; None where they are unknown.
+    """Operations of the network for each LR voxel (row, column) of a slab; None if unknown.
 
     A plan's are those of the ONNX file that it was built from, if that lies beside it.
     """

@@ -1,4 +1,4 @@
-"""Many scans: which ones, and under which names their results go.
+"""Finds the scans of a run, and names their results.
 
 Results of a folder `scans/` go to `scans-sr/` beside it, of single files to a folder `sr/` beside them, of
 parts of a BIDS dataset to its `derivatives/udean/`, with the folders below kept; nothing is ever written over
@@ -115,7 +115,7 @@ def _file_job(scan: Path, out: Path | None) -> Job:
 
 
 def _beside(folder: Path) -> Path:
-    """Where a folder's results go. Raises RunError if nothing is beside it."""
+    """The folder for a folder's results. Raises RunError if it cannot have a neighbour."""
     named = folder if folder.name.strip(".") else folder.resolve()  # "." and ".." have no name
     if not named.name:
         raise RunError(f"There is no folder beside {folder} for the results: choose one with -o.")
@@ -134,7 +134,7 @@ def _folder_jobs(folder: Path, root: Path, form: Format, select: Selection) -> l
     if pairs := [
         path for path in files if path.name.lower().endswith((".hdr", ".img")) and is_shown(path, folder)
     ]:
-        log.warning("Left out, since a NIfTI pair is to be joined into one .nii first: %s.", _listed(pairs))
+        log.warning("Left out, because a NIfTI pair must be joined into one .nii first: %s.", _listed(pairs))
     found = [_job(path, root / os.path.relpath(path.parent, base), folder, root) for path in chosen]
     others = [] if select != Selection() else [path for path in files if _is_dicom(path, folder)]
     return found + dicom_jobs(others, folder, root, form)
@@ -152,7 +152,7 @@ def _tell_left(folder: Path, left: list[Path]) -> None:
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
         log.warning("%s: no anatomical images, so left out: %s. --suffix takes them.", folder, counts)
     if odd := [path for path in left if not is_bids(path)]:
-        log.warning("Left out, since their names are not BIDS: %s. Give them by themselves.", _listed(odd))
+        log.warning("Left out, because their names are not BIDS: %s. Name them individually.", _listed(odd))
 
 
 def _listed(paths: Sequence[Path]) -> str:

@@ -1,9 +1,9 @@
-"""The manifest: what has become of every scan of an output folder, a line of JSON an event, one writer.
+"""The manifest: the outcome of every scan of an output folder, one line of JSON per event, one writer.
 
 A run appends a line that it has begun, one for each scan that is new to the folder ("queued"), and one for
 each outcome. The last line about a scan counts, whichever run or shard has written it: runs of a folder are
-counted, since clocks of several machines differ. A resumed run goes by it: files that are as a line says are
-not read again, and a scan that was set aside stays so.
+counted, since clocks of several machines differ. A resumed run relies on it: files that are unchanged since
+their line are not read again, and a scan that was set aside stays so.
 
 Each shard has a manifest of its own and locks it while it runs, so that two runs never work on one scan.
 """
@@ -36,7 +36,7 @@ log = logging.getLogger("udean")
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What a file was when it was hashed: as long as its stamp is this one, so is its SHA-256."""
+    """A file's stamp and its SHA-256 at that time; if the stamp still matches, so does the hash."""
 
     stamp: Stamp
     sha256: str
@@ -57,7 +57,7 @@ class Known:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a scan. `message` says why it failed, or what was done.
+    """The outcome of a scan. `message` says why it failed, or what was done.
 
     error: number of the system's error that made it fail. aside: whether resumed runs shall leave it out.
     """
@@ -100,7 +100,7 @@ class Shard:
 
     @property
     def suffix(self) -> str:
-        """What its own files are called after their kind: "-2-of-8", nothing where there is one share."""
+        """The suffix of its own files: "-2-of-8"; empty if there is only one share."""
         return "" if self.count == 1 else f"-{self.number}-of-{self.count}"
 
     @property
@@ -138,7 +138,7 @@ class Manifest:
         self.close()
 
     def close(self) -> None:
-        """Let go of the locks."""
+        """Release the locks."""
         while self._files:
             _, file = self._files.popitem()
             with contextlib.suppress(OSError):
@@ -149,7 +149,7 @@ class Manifest:
         return self._known.get(job.target, Known())
 
     def note(self, outcome: Outcome) -> Outcome:
-        """Add an outcome, which is a failure where it cannot be added."""
+        """Add an outcome; if that fails, return a failure instead."""
         line = {
             **_names(outcome.job),
             "status": outcome.status,
@@ -202,7 +202,7 @@ class Manifest:
 
 
 def failure(job: Job, error: RunError) -> Outcome:
-    """A scan that failed for a reason that the user can mend."""
+    """The outcome of a scan that failed for a reason that the user can fix."""
     cause = error.__cause__
     return Outcome(job, "failed", str(error), error=cause.errno if isinstance(cause, OSError) else None)
 
@@ -220,7 +220,7 @@ def read(root: Path) -> dict[str, dict[str, Any]]:
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    """A manifest's lines, without those that a killed run has left unfinished."""
+    """A manifest's lines, without unfinished ones of a killed run."""
     found = []
     with contextlib.suppress(OSError):
         for text in path.read_bytes().split(b"\n"):
@@ -283,7 +283,7 @@ def _known(line: dict[str, Any]) -> Known:
 
 
 def _trace(value: Any) -> Fingerprint | None:
-    """A trace as JSON gives it back; None for what is none."""
+    """A fingerprint from JSON; None if it is not one."""
     try:
         stamp, digest = value
         size, modified, changed = stamp
@@ -299,12 +299,12 @@ def _is_foreign(job: Job) -> bool:
 
 
 def run_of(line: dict[str, Any]) -> int:
-    """The number of the run that wrote a line, among those of its folder; 0 where it does not say."""
+    """The number of the run that wrote a line, among those of its folder; 0 if unknown."""
     value = line.get("run")
     return value if isinstance(value, int) else 0
 
 
 def time_of(line: dict[str, Any]) -> float:
-    """When a line was written, seconds since 1970; 0 where it does not say."""
+    """When a line was written, seconds since 1970; 0 if unknown."""
     value = line.get("time")
     return float(value) if isinstance(value, int | float) else 0.0

@@ -49,7 +49,7 @@ from .sidecar import (
 __all__ = ["Outcome", "Settings", "prepare", "run_all"]
 
 LARGE = 1 << 30  # bytes of an SR volume, of which only one is held at a time
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what fails one scan so will fail the next
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors that will affect the next scan too
 T = TypeVar("T")
 
 log = logging.getLogger("udean")
@@ -59,8 +59,8 @@ log = logging.getLogger("udean")
 class Settings:
     """How scans are treated. axis: voxel axis across the slices, None for the coarsest.
 
-    series: resolve 4-D scans volume by volume. overwrite: resolve again what is up to date. debug: raise
-    what nobody foresaw as it is.
+    series: resolve 4-D scans volume by volume. overwrite: resolve again what is up to date. debug: re-raise
+    unexpected exceptions instead of reporting them as failures.
     """
 
     dtype: Output = "input"
@@ -72,7 +72,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A scan that has been read and looked through, and waits for the network.
+    """A scan that has been read and examined, and waits for the network.
 
     engine: that restores it. stamp: of the file that was read. start: when reading began; seconds: it took.
     """
@@ -178,12 +178,12 @@ def encode(step: Resolved | Outcome, resolve: SuperResolver, settings: Settings)
 
 
 def is_large(item: Loaded | Outcome) -> bool:
-    """Whether its SR volume shall be the only one that is held."""
+    """Whether its SR volume must be the only one in memory."""
     return isinstance(item, Loaded) and _nbytes(item.header) > LARGE
 
 
 def is_final(outcome: Outcome) -> bool:
-    """Whether no further scan can be written, for the reason that this one was not."""
+    """Whether no further scan can be written either, for the same reason."""
     return outcome.error in NO_ROOM
 
 
@@ -311,7 +311,7 @@ def _write(resolved: Resolved, resolve: SuperResolver) -> Outcome:
 
 
 def _digest(stamp: Stamp, known: Fingerprint | None) -> str | None:
-    """The digest of a file that is as it was when it was last read, else None."""
+    """The digest of a file if it has not changed since it was last read, else None."""
     return known.sha256 if known and stamp and known.stamp == stamp else None
 
 
@@ -332,7 +332,7 @@ def guarded(job: Job, settings: Settings, step: Callable[[], T]) -> T | Outcome:
 
 
 def prepare(jobs: Sequence[Job]) -> None:
-    """Make the output folders, and remove what a killed run has left half-written there.
+    """Make the output folders, and remove unfinished files of killed runs.
 
     Raises RunError if a folder cannot be made or written to.
     """

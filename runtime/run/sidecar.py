@@ -1,7 +1,7 @@
 """The sidecar of an SR scan: which fields it has, written and read here and nowhere else.
 
-A sidecar is what BIDS asks of a derivative's JSON, and under "udean" all that is needed to make the scan
-again. It is written last, so a result that has one is whole. Others may have edited the file: a field that
+A sidecar holds what BIDS requires of a derivative's JSON and, under "udean", everything needed to repeat the
+result. It is written last, so a result that has one is whole. Others may have edited the file: a field that
 is missing or of another kind reads as absent.
 """
 
@@ -36,7 +36,7 @@ LIMIT = 1 << 20  # bytes; a sidecar has some thousand
 
 @dataclass(frozen=True)
 class Request:
-    """All that decides what an SR scan's voxels are. Resuming compares it, field by field."""
+    """Everything that determines an SR scan's voxels. Resuming compares it, field by field."""
 
     input_sha256: str
     model_sha256: str
@@ -56,7 +56,7 @@ class Request:
         axis: int | None,
         series: bool,
     ) -> Request:
-        """What a scan of this digest asks of a model. axis: across the slices, None for the coarsest."""
+        """What a scan of this digest asks of a model. axis: across the slices; None: the coarsest."""
         options = dataclasses.asdict(resolve.options)
         return cls(
             input_sha256=input_sha256,
@@ -116,12 +116,12 @@ class Sidecar:
 
     @property
     def warnings(self) -> list[str]:
-        """What the run has said against the result."""
+        """The run's warnings about the result."""
         said = self.made.get("warnings")
         return [text for text in said if isinstance(text, str)] if isinstance(said, list) else []
 
     def profile_mm(self, volume: int) -> float | None:
-        """Width at half maximum of thick slices' profile, None where the scan has told none."""
+        """Width at half maximum of thick slices' profile; None if it was not estimated."""
         told = self.made.get("slices")
         told = _table(told[volume]) if isinstance(told, list) and volume < len(told) else {}
         width = told.get("profile_fwhm_mm")
@@ -163,7 +163,7 @@ class Sidecar:
         return made_from if both and not os.path.samefile(made_from, job.source) else None
 
     def renew(self, job: Job) -> None:
-        """Take over again what lies beside the scan in JSON, which may have changed since."""
+        """Copy the metadata beside the scan again, which may have changed since."""
         there = {name: value for name, value in self.content.items() if name != "udean"}
         wanted = {name: value for name, value in there.items() if name not in bids.INHERITED}
         wanted |= bids.metadata(job.source, job.dataset)

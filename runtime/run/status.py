@@ -1,4 +1,4 @@
-"""`udean-status OUT`: how far the runs of an output folder are, read from its manifests.
+"""`udean-status OUT`: the progress of an output folder's runs, from its manifests.
 
 Nothing is written and nothing locked for longer than a look, so it may be asked at any time, from any machine
 that sees the folder.
@@ -20,9 +20,9 @@ DONE = ("written", "kept")
 
 @dataclass(frozen=True)
 class Standing:
-    """Where an output folder stands. failed: (scan, reason). waiting: shards that have not begun.
+    """The progress of an output folder. failed: (scan, reason). waiting: shards that have not started.
 
-    per_hour: scans written, over the runs that are at work or else were last; 0 where that cannot be said.
+    per_hour: scans written, over the running or else the last runs; 0 if unknown.
     """
 
     done: int
@@ -60,7 +60,7 @@ def standing(root: Path) -> Standing:
     running = [run for run in last if run.running]
     per_hour = sum(run.written / run.seconds * 3600 for run in running or last if run.seconds)
 
-    # Of shards that have not begun nobody has listed the scans; those that have know how many there are.
+    # Shards that have not started have no manifest; the others record the total.
     newest = NAME.fullmatch(max(found, key=lambda path: max(map(run_of, lines(path)), default=0)).name)
     count = int(newest["count"] or 1) if newest else 1
     names = {path.name for path in found}

@@ -1,1 +1,1 @@
-"""Scans: one scan in its file and in the world."""
+"""One scan: its file, its geometry and its intensities."""

@@ -1,8 +1,8 @@
 """Which model restores a scan, and onto which grid: decided by its voxel sizes and by what is asked for.
 
 Scans whose slices are about as thick as their voxels are wide go through a slab model (2 x 2 x 2), thick
-slices through the through-plane model if a spacing is asked for. What lies outside the range that the models
-were made for is named.
+slices through the through-plane model if a spacing is requested. Warnings name what is outside the models'
+range.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..errors import RunError
 from ..models.card import Kind, ModelCard
 from .regrid import SLACK, Asked, Grid, Spacing
 
-UNEVEN = 1.5  # how much thicker than wide the voxels may be that a slab model knows
+UNEVEN = 1.5  # how much thicker than wide voxels may be for a slab model
 FINEST, COARSEST = 0.3, 2.5  # mm in plane, of the heads that the models were trained and measured on
 LARGEST = 8.0  # factor along an axis
 FACTORS = (1.5, 7.5)  # between slices and target planes, of the through-plane model's training
@@ -25,7 +25,7 @@ FACTORS = (1.5, 7.5)  # between slices and target planes, of the through-plane m
 class Choice:
     """How a scan is restored.
 
-    kind: of the model. axis: that across the slices. grid: the target, None for the slab model's own.
+    kind: of the model. axis: the one across the slices. grid: the target; None: the slab model's own.
     asked: what was asked for, or chosen, mm; None with the slab model's own grid. warnings: sentences that
     say what is outside the model's range, or not done. best: the mean over three slab axes.
     """
@@ -49,7 +49,7 @@ class Choice:
 
 
 def why_one_axis(zooms: Sequence[float]) -> str | None:
-    """Why voxels of these sizes are not restored with slabs along each axis; None if they may be."""
+    """Why voxels of these sizes are not restored with slabs along each axis; None if they can be."""
     if max(zooms) <= UNEVEN * (1 + SLACK) * min(zooms):
         return None
     size = " x ".join(f"{zoom:.3g}" for zoom in zooms) + " mm"

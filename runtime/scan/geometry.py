@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from ..models.card import Grid
 
 Factors = tuple[int, int, int]
-Flips = tuple[bool, bool, bool]  # axes that the network sees the other way round
+Flips = tuple[bool, bool, bool]  # axes that the network sees reversed
 AS_STORED: Flips = (False, False, False)
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM's and MRD's patient coordinates to NIfTI's world
 
 
 def slab_axis(zooms: Sequence[float]) -> int:
-    """The voxel axis across the slices: the odd one out of two equal voxel sizes, thick slices or thin
-    ones; else that of the largest voxel size; the last one where all are equal.
+    """The voxel axis across the slices: the one that differs if the two others are equal, for thick slices or
+    thin ones; else the one with the largest voxel size; the last one if all are equal.
 
     Sizes within 0.1 % count as equal: headers store rounded float32.
     """
@@ -61,7 +61,7 @@ def coarse_affine(
 
 
 def flips_between(coarse: NDArray[np.floating], fine: NDArray[np.floating], factors: Factors) -> Flips:
-    """Which axes of an HR grid on the "fft" grid of an LR one were seen the other way round."""
+    """Which axes of an HR grid on the "fft" grid of an LR one were seen reversed."""
     first = np.linalg.solve(coarse, fine)[:3, 3] * factors  # 0, or 1 - s
     i, j, k = (bool(at < (1 - s) / 2) for at, s in zip(first, factors, strict=True))
     return i, j, k

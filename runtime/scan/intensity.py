@@ -17,11 +17,11 @@ from ..errors import RunError
 
 RULE = "percentile-99.9"
 SLIGHT = 0.01  # share of the unit by which a magnitude image may be negative
-PIECE = 1 << 18  # voxels looked at in one go
+PIECE = 1 << 18  # voxels processed at once
 NOT_FINITE = "NaN or infinite voxels: mask or repair them first."
 LOST = (
     "The network returned NaN or infinite values: look for voxels far brighter than the others, or try "
-    "--precision fp32 where it is another."
+    "--precision fp32."
 )
 
 
@@ -67,7 +67,7 @@ IN_THE_NETWORKS_RANGE = Storage(np.dtype(np.float32), 1.0, 0.0, -np.inf, np.inf)
 
 @dataclass(frozen=True)
 class Intensities:
-    """What a whole volume says about its intensities, which a stream has to be told before its first slice.
+    """A whole volume's intensity parameters, which a stream needs before its first slice.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ class Intensities:
     Raises
     ------
     IntensityError
-        For values that no volume has.
+        For impossible values.
     """
 
     unit: float
@@ -139,7 +139,7 @@ def unit(volume: NDArray[np.generic], rule: str = RULE, slope: float = 1.0, inte
     found = float(largest.min()) or float(largest.max())
     if not found and volume.min() == volume.max():
         return 1.0
-    # What brings the voxels to the network's range shall be a number of float32 too.
+    # The gain to the network's range must be a float32 number too.
     if not found or abs(slope) / found > float(np.finfo(np.float32).max):
         raise IntensityError("The intensities are too small for float32: scale them up first.")
     return found
@@ -148,7 +148,7 @@ def unit(volume: NDArray[np.generic], rule: str = RULE, slope: float = 1.0, inte
 def _largest(
     volume: NDArray[np.generic], count: int, slope: np.float32, inter: np.float32
 ) -> NDArray[np.float32]:
-    """The `count` largest magnitudes, which are few: those of a thousandth of the voxels."""
+    """The `count` largest magnitudes, about a thousandth of the voxels."""
     slowest = int(np.argmax(np.abs(volume.strides)))
     layers = np.moveaxis(volume, slowest, 0)
     step = max(1, PIECE * len(layers) // layers.size)

@@ -1,4 +1,4 @@
-"""Yardsticks for an SR volume: plain interpolation of the scan, and what the scan's k-space would make of it.
+"""Baselines for an SR volume: interpolation of the scan, and the volume as the scanner would see it.
 
 NumPy only. Volumes are (i, j, k); factors are HR voxels per LR voxel along each.
 """
@@ -26,7 +26,7 @@ def keys_cubic(distance: NDArray[np.floating]) -> NDArray[np.floating]:
 def cubic_weights(size: int, factor: int, grid: Grid, flipped: bool = False) -> NDArray[np.float32]:
     """Keys' cubic interpolation along one axis as a matrix (size·factor, size).
 
-    Beyond its ends the volume goes on as its last voxels.
+    Beyond its ends the volume repeats its last voxels.
     """
     fine = np.arange(size * factor)
     position = lr_coordinate(fine, factor, grid, flipped)
@@ -53,7 +53,7 @@ def interpolated_plane(
 
 
 def linear(windows: NDArray[np.float32], scale: int, grid: Grid, axis: int) -> NDArray[np.float32]:
-    """Linear interpolation along one axis, `scale` HR voxels per LR voxel; the ends go on as they are."""
+    """Linear interpolation along one axis, `scale` HR voxels per LR voxel; end voxels are repeated."""
     if scale == 1:
         return windows
     lr = np.moveaxis(windows, axis, -1)
@@ -72,10 +72,11 @@ def linear(windows: NDArray[np.float32], scale: int, grid: Grid, axis: int) -> N
 
 
 def band_weights(size: int, places: NDArray[np.float64], step: float) -> NDArray[np.float32]:
-    """What the lowest 1/step of the frequencies of `size` samples say at places (n,), as a matrix (n, size).
+    """Values at places (n,) of `size` samples limited to the lowest 1/step of their frequencies: a matrix (n,
+    size).
 
-    For truncation to a grid that no whole number divides: a Fourier series has to end where the samples do,
-    so they go on as their mirror image and cosines take the exponentials' place. step: distance between the
+    For truncation to a grid without a whole-number factor: a Fourier series must end where the samples do, so
+    they are continued by their mirror image, and cosines replace the exponentials. step: distance between the
     places in samples, at least 1.
     """
     waves = np.arange(math.ceil(size / step - 1e-9)) * np.pi / size
@@ -85,14 +86,14 @@ def band_weights(size: int, places: NDArray[np.float64], step: float) -> NDArray
 
 
 def passed(transfer: tuple[float, ...], frequency: NDArray[np.floating]) -> NDArray[np.floating]:
-    """A line of the card's transfer at frequencies from 0 to 0.5 cycles an LR voxel."""
+    """A line of the card's transfer at frequencies from 0 to 0.5 cycles per LR voxel."""
     return np.interp(frequency, np.linspace(0, 0.5, len(transfer)), transfer)
 
 
 def acquired_again(
     sr: NDArray[Any], factors: Factors, grid: Grid, transfer: Transfer = (), flipped: Flips = AS_STORED
 ) -> NDArray[np.float32]:
-    """The LR volume that the centre of the SR volume's k-space gives: what the scanner would have seen.
+    """The LR volume from the centre of the SR volume's k-space: what the scanner would have seen.
 
     transfer: of its point spread, as in the card, but along (i, j, k). Read plane by plane, so that a mapped
     file is not copied; float32.
@@ -113,7 +114,7 @@ def acquired_again(
 def _truncate(
     volume: NDArray[np.float32], axis: int, factor: int, ahead: float, transfer: tuple[float, ...] = ()
 ) -> NDArray[np.float32]:
-    """Keep the lowest 1/factor of the frequencies along one axis, and of these what is passed.
+    """Keep the lowest 1/factor of the frequencies along one axis, weighted by the transfer.
 
     LR voxel i lies on HR coordinate factor·i + ahead.
     """

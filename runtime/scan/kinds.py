@@ -104,7 +104,7 @@ def check_voxels(scan: Scan, voxels: NDArray[Any]) -> None:
 
 def _alike(voxels: NDArray[Any]) -> float:
     """Share of neighbours that are equal, both outside the background, which is the first voxel's value: the
-    least of those along the axes; 0 where there are too few to tell."""
+    least of those along the axes; 0 if there are too few to tell."""
     inside = voxels != voxels.flat[0]
     least = 1.0
     for axis in range(3):

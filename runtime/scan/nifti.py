@@ -137,7 +137,7 @@ def _is_sound(read: Callable[[Header], NDArray[np.float64]], header: Header) -> 
 
 
 def sform(header: Header) -> NDArray[np.float64]:
-    """The sform where one is set, else the affine that nibabel falls back to."""
+    """The sform if one is set, else the affine that nibabel falls back to."""
     return header.get_sform() if header["sform_code"] > 0 else header.get_best_affine()
 
 

@@ -1,13 +1,13 @@
-"""How noisy a scan is, read off itself: in the air around the head, else from what is finer than anatomy.
+"""Estimates a scan's noise: in the air around the head, else from detail finer than anatomy.
 
 The noise of a magnitude image has a Rayleigh distribution in air (Gudbjartsson and Patz, MRM 34, 1995). Its
 standard deviation is sqrt(2 - pi/2) = 0.655 of that of a real channel; with several coils it becomes 0.707 of
-it, so that the spread tells the noise where the mean does not. Bone, fluid and the rims of a mask are dark
-too, and a scan cropped to the brain has more of them than of air. Structure only adds to the spread of a
-block: the quietest of the dark blocks are air, if there is any; and where these are not all alike, the noise
-is no more than what tissue shows that is finer than anatomy. Air that is zeroed or masked says nothing: then
-the finest diagonal Haar coefficients do (Donoho and Johnstone, Biometrika 81, 1994), in the quietest blocks.
-Anatomy leaves its traces in these: without air, the noise comes out up to 1 % of the unit too high.
+it, so that the spread gives the noise but the mean does not. Bone, fluid and the rims of a mask are dark too,
+and a scan cropped to the brain has more of them than of air. Structure only adds to the spread of a block:
+the quietest of the dark blocks are air, if there is any; and if these are not all alike, the noise is at most
+the detail in tissue that is finer than anatomy. Air that is zeroed or masked says nothing: then the finest
+diagonal Haar coefficients do (Donoho and Johnstone, Biometrika 81, 1994), in the quietest blocks. Anatomy
+leaves its traces in these: without air, the noise comes out up to 1 % of the unit too high.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK = 4  # voxels along each side of the blocks in which air is looked for
-VOXELS = 1 << 21  # that are looked at, at most, in evenly spaced stacks of BLOCK slices
+VOXELS = 1 << 21  # examined at most, in evenly spaced stacks of BLOCK slices
 RAYLEIGH = float(np.sqrt(2 - np.pi / 2))
 UNIFORM = 0.62  # standard deviation over mean of a block that may be air: 0.523 in Rayleigh's distribution
 DARK = 0.12  # of the unit: brighter blocks hold tissue
-CALM = 0.05  # share of the dark blocks that are taken for air
+CALM = 0.05  # share of the dark blocks that count as air
 LEAST = 1.29  # the CALM quantile of the spread of n Rayleigh numbers is 1 - LEAST / sqrt(n) of theirs
 ALIKE = 0.8  # that quantile over the median, above which the dark blocks are all air: 0.85 of such
 ENOUGH = 0.01  # share of the blocks that air must have
@@ -34,7 +34,7 @@ QUIETER = 0.75  # what so small a share of blocks of 32 normal numbers has of th
 
 @dataclass(frozen=True)
 class Noise:
-    """sigma: standard deviation of a real channel, in the scan's units. source: what it was read off."""
+    """sigma: standard deviation of a real channel, in the scan's units. source: its origin."""
 
     sigma: float
     source: Literal["air", "residue"]
@@ -44,7 +44,7 @@ def estimate_noise(volume: NDArray[Any], unit: float, slope: float = 1.0, inter:
     """The noise of a volume (rows, columns, slices) of finite voxels, in units of voxel · slope + inter.
 
     unit: a bright voxel's intensity. Noise in tissue and noise in air are of one channel; parallel imaging,
-    which makes noise vary, is not looked for.
+    which makes noise vary, is not considered.
     """
     blocks, spreads, residues, tissues = 0, [], [], []
     for stack in _stacks(volume):
@@ -66,7 +66,7 @@ def estimate_noise(volume: NDArray[Any], unit: float, slope: float = 1.0, inter:
 
 
 def _quietest(residue: NDArray[np.float32]) -> float:
-    """The noise that the blocks show which anatomy leaves alone."""
+    """The noise in the blocks without anatomy."""
     return float(np.quantile(residue, QUIET)) / QUIETER
 
 

@@ -1,9 +1,9 @@
-"""How stored voxels turn to the one orientation in which networks see every scan, and were trained.
+"""Turns stored voxels to the orientation in which networks see every scan, and were trained.
 
 A network is not a function that flips and transposes with its input, so a scan is restored along the world's
 axes, however its file stores it: rows, columns and slices run to the right, to the front or to the head
-(RAS+), and slabs are stacked across the slices or, where all voxel sizes are equal, from foot to head. Of an
-oblique scan the nearest axes count. All of it is views; no voxel is copied or interpolated.
+(RAS+), and slabs are stacked across the slices or, if all voxel sizes are equal, from foot to head. For an
+oblique scan the nearest axes are used. All results are views; no voxel is copied or interpolated.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TILT = np.eye(3) + np.cross(np.eye(3), np.array([1.0, 2.0, 3.0]) * 0.0025)
 
 @dataclass(frozen=True)
 class Orientation:
-    """Which stored axes become (row, column, slice), and which stored axes are turned round."""
+    """Which stored axes become (row, column, slice), and which stored axes are reversed."""
 
     axes: tuple[int, int, int]
     flipped: Flips
@@ -73,9 +73,9 @@ class Orientation:
     def settle(self, sr: NDArray[Any], factors: Sequence[int]) -> None:
         """Move an SR volume (i, j, k), in place, to the "fft" grid of the scan as it is stored.
 
-        A network that sees an axis turned round puts LR voxel i on HR voxel s·i + s - 1 of it; the grid's
-        contract is s·i, the same origin. factors: s along (i, j, k). What lies beyond the last LR voxel
-        there has not been restored, and goes on as its reflection, as windows do at the rim.
+        A network that sees an axis reversed puts LR voxel i on HR voxel s·i + s - 1 of it; the grid's
+        contract is s·i, the same origin. factors: s along (i, j, k). The voxels beyond the last LR voxel
+        there have not been restored, and are filled by reflection, as windows are at the rim.
         """
         lags = [(s - 1) * flip for s, flip in zip(factors, self.flipped, strict=True)]
         if not any(lags):
@@ -88,13 +88,13 @@ class Orientation:
                 sr[:, :, n] = _ahead(_ahead(sr[:, :, n + lags[2]], 0, lags[0]), 1, lags[1])
 
     def by_stored(self, values: Sequence[V]) -> tuple[V, V, V]:
-        """What is given by (row, column, slice), such as a card's factors, by stored axis."""
+        """Values given by (row, column, slice), such as a card's factors, in the order of stored axes."""
         i, j, k = (values[self.axes.index(n)] for n in range(3))
         return i, j, k
 
 
 def _ahead(plane: NDArray[T], axis: int, lag: int) -> NDArray[T]:
-    """A plane's voxels `lag` further on along an axis, and reflected where there are none."""
+    """A plane's voxels shifted by `lag` along an axis, with reflection at the end."""
     if not lag:
         return plane
     last = plane.shape[axis] - 1 - lag

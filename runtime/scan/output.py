@@ -1,4 +1,4 @@
-"""Room for an SR scan's voxels: in memory, or in a file that appears when they are all there."""
+"""Storage for an SR scan's voxels: in memory, or in a file that appears when it is complete."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Draft(Protocol):
 
     @property
     def mapped(self) -> bool:
-        """Whether the voxels lie in the file already, so that a volume need not fit into memory."""
+        """Whether the voxels are mapped from the file, so that a volume need not fit into memory."""
         ...
 
     def room(self, header: Header) -> NDArray[Any]:
@@ -109,8 +109,8 @@ def in_memory(name: str) -> Room:
 
 
 def scratch(shape: tuple[int, ...], sr: NDArray[Any]) -> NDArray[np.float32]:
-    """Room for a float32 volume that an SR volume is made from: in memory, or where that one is mapped, in a
-    file without a name in the same folder, gone with the array.
+    """Room for a float32 volume that an SR volume is made from: in memory or, if the SR volume is mapped, in
+    a nameless file in the same folder, which disappears with the array.
 
     Raises RunError if there is no room for it, DiskError if that is in the folder.
     """
@@ -140,7 +140,7 @@ def _allocate(handle: int, size: int) -> None:
 
 
 def _memory() -> float:
-    """Bytes of this machine's memory, infinite where it does not say."""
+    """Bytes of this machine's memory; infinite if unknown."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):

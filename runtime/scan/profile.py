@@ -1,4 +1,4 @@
-"""How thick slices see what they cut: slice profiles, and what a scan itself says about its own.
+"""Slice profiles of thick slices, and their estimation from a scan.
 
 A slice's intensity is the object along the slice normal weighted by its profile. Along that axis all is a
 matrix (slices, fine voxels). Positions are in fine voxels from the first one's centre.
@@ -58,13 +58,13 @@ def profile(shape: Shape, distance: NDArray[np.float64]) -> NDArray[np.float64]:
 def profile_matrix(
     shape: Shape, width: float, centers: NDArray[np.float64], size: int
 ) -> NDArray[np.float32]:
-    """What slices at these centres see of `size` fine voxels, (slices, size); rows sum up to 1.
+    """The matrix (slices, size) from `size` fine voxels to slices at these centres; rows sum to 1.
 
     width: at half maximum, in fine voxels.
     """
     parts = (np.arange(size * PARTS) + 0.5) / PARTS - 0.5
     away = parts - np.asarray(centers)[:, None]
-    # A box whose edge cuts a part takes its share of it.
+    # If the edge of a box cuts a part, the part counts by its share.
     if shape == "box":
         weights = np.clip((width / 2 - np.abs(away)) * PARTS + 0.5, 0, 1)
     else:
@@ -102,14 +102,14 @@ def tissue_of(slices: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 
 def estimate_deviation(slices: NDArray[np.float32], step: float) -> float | None:
-    """The standard deviation of a scan's slice profile, in slice spacings, as the scan itself tells it.
+    """The standard deviation of a scan's slice profile, in slice spacings, estimated from the scan itself.
 
     slices: (rows, columns, slices) in the network's range. step: slice spacing in voxels of a plane.
     Tissue has much the same spectrum along all axes, but for a factor. If lines in plane are blurred by a
     Gaussian and sampled as far apart as slices are, the shape of their spectrum, aliasing included, is that
     of lines across the slices just when the Gaussian is as wide as the slice profile. (Lines across the
     slices are taken from the blurred volume too, so that both have been blurred along both axes.)
-    None where there is too little to tell.
+    None if there is too little to estimate it from.
     """
     tissue = tissue_of(slices)
     found = []

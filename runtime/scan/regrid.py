@@ -1,9 +1,9 @@
 """The grid that a user asks for, and cubic B-spline interpolation onto it.
 
-A target grid fills the scan's field of view, from the outer edge of the first voxel to that of the last
-along every axis, with voxels of exactly the asked size. Where they do not divide it, one more is taken and
-the overhang is the same on both ends. The header's position of a slice is its centre, however thick it is,
-so along the slices the first voxel lies (T - t)/2 before the first slice's centre if t divides T.
+A target grid fills the scan's field of view, from the outer edge of the first voxel to that of the last along
+every axis, with voxels of exactly the asked size. If they do not divide it, one more is taken and the
+overhang is the same at both ends. The header's position of a slice is its centre, however thick it is, so
+along the slices the first voxel lies (T - t)/2 before the first slice's centre if t divides T.
 
 Everything along an axis is a small matrix (target voxels, scan's voxels), so NumPy is enough.
 """
@@ -71,8 +71,8 @@ class Asked:
 class Grid:
     """A grid over a scan's field of view, in the scan's voxel axes.
 
-    shape: voxels (i, j, k). step: size of a voxel in the scan's voxels. start: where in the scan's voxels
-    the centre of its first one lies.
+    shape: voxels (i, j, k). step: size of a voxel in the scan's voxels. start: position of its first voxel's
+    centre, in the scan's voxels.
     """
 
     shape: tuple[int, int, int]
@@ -107,7 +107,7 @@ class Grid:
         return (np.asarray(affine) @ self.matrix).astype(np.float64)
 
     def places(self, axis: int) -> NDArray[np.float64]:
-        """Where in the scan's voxels the centres of its voxels lie along an axis."""
+        """Positions of its voxels' centres along an axis, in the scan's voxels."""
         return self.start[axis] + self.step[axis] * np.arange(self.shape[axis], dtype=np.float64)
 
     def nearest(self, axis: int, place: float) -> int:
@@ -122,10 +122,10 @@ class Grid:
 def spline_weights(size: int, places: NDArray[np.float64], step: float = 1.0) -> NDArray[np.float32]:
     """Cubic B-spline interpolation of `size` samples at places (n,) in samples, as a matrix (n, size).
 
-    Unser, IEEE Signal Processing Magazine 16(6), 1999. The samples go on beyond the ends as their mirror
-    image for the prefilter; a place beyond the ends takes the end's value. step: size of a target voxel in
-    samples: a larger one than a sample is a mean over what it has more (its width is the root of step² - 1),
-    so that voxels made coarser do not alias.
+    Unser, IEEE Signal Processing Magazine 16(6), 1999. Beyond the ends the samples are continued by their
+    mirror image for the prefilter; a place beyond the ends gets the end's value. step: size of a target voxel
+    in samples: a larger one than a sample is a mean over what it has more (its width is the root of step² -
+    1), so that voxels made coarser do not alias.
     """
     extra = math.sqrt(max(step * step - 1, 0.0))
     offsets = (np.arange(9) - 4) / 9 * extra if extra > SLACK else np.zeros(1)

@@ -1,8 +1,8 @@
 """Whether a scan's ends meet: along which axes its k-space was truncated as a ring.
 
-A discrete Fourier transform sees the field of view as a ring, so where its two ends differ, as at a neck that
-is cut off, truncation leaves ringing that alternates from voxel to voxel, of a known size. A scan that was
-cropped since, or whose slices were selected one by one, has none.
+A discrete Fourier transform sees the field of view as a ring, so if its two ends differ, as at a cut-off
+neck, truncation leaves ringing that alternates from voxel to voxel, of a known size. A scan that was cropped
+since, or whose slices were selected one by one, has none.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 NEAR = 6  # voxels at each end in which ringing is looked for
-LEAST = 4 * NEAR  # voxels of an axis of which anything can be said
-LINES = 1 << 14  # that are looked at, at most
+LEAST = 4 * NEAR  # least number of voxels along an axis
+LINES = 1 << 14  # examined at most
 FINER = 4  # how much finer the step is drawn that the expected ringing is made of
 
 
@@ -35,13 +35,13 @@ def _is_ring(volume: NDArray[Any], axis: int) -> bool:
     jump = start[:2].mean(0) - end[-2:].mean(0)
     expected = _ringing(size)
     found = np.concatenate((_curvature(start), _curvature(end)))
-    # The least squares' factor of the expected ringing: 1 where the ends meet, 0 where they do not.
+    # The least-squares factor of the expected ringing: 1 if the ends meet, 0 if they do not.
     power = (jump**2).sum() * (expected**2).sum()
     return bool(power == 0 or (expected @ found @ jump) / power > 0.5)
 
 
 def _ringing(size: int) -> NDArray[np.float64]:
-    """Curvature at both ends of a ramp that jumps by 1 where its ends meet, k-space truncated."""
+    """Curvature at both ends of a ramp that jumps by 1 where its ends meet, with k-space truncated."""
     fine = size * FINER
     ramp = 0.5 - (np.arange(fine) + FINER / 2) / fine
     truncated = np.fft.irfft(np.fft.rfft(ramp)[: size // 2 + 1], size) / FINER

@@ -52,7 +52,7 @@ class Scan:
 
     name: what errors call it. header: NIfTI, little-endian. shape: voxels (i, j, k). dtype: as stored.
     slope, inter: stored voxels · slope + inter are in the scan's units. volumes: of a time series, else 1.
-    array: the stored voxels where they have been read already. remarks: what was mended in the header.
+    array: the stored voxels if they have been read already. remarks: repairs of the header.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Scan:
     def voxels(self) -> NDArray[Any]:
         """The stored voxels (i, j, k), or (i, j, k, t) of a series.
 
-        Fortran order where read from a file; a memory map if uncompressed.
+        Fortran order if read from a file; a memory map if uncompressed.
         """
         if self.array is not None:
             return self.array
@@ -135,7 +135,7 @@ class Scan:
     ) -> Header:
         """This scan's header for another grid; `move` takes an affine of this grid to the new one.
 
-        qform and sform keep their codes and are moved independently, also where they differ. A scan
+        qform and sform keep their codes and are moved independently, even if they differ. A scan
         with neither gets its fallback affine as an sform: that fallback depends on the shape, so the new
         volume would not lie on its scan without. Floating-point voxels are stored in the scan's units,
         integers with the scan's own slope and intercept. Slice timing does not hold for other slices.
@@ -185,7 +185,7 @@ def _open_freesurfer(path: Path, series: bool) -> Scan:
             raise RunError(f"{path} does not exist." if not path.exists() else f"{path} is not a file.")
         try:
             image: Any = nib.MGHImage.from_filename(path)
-        except (ImageFileError, MGHError, ValueError, KeyError, TypeError):  # the last where it is empty
+        except (ImageFileError, MGHError, ValueError, KeyError, TypeError):  # the last if it is empty
             raise RunError(f"{path} is not a FreeSurfer volume, or damaged.") from None
         scan = image_scan(image, series)
         _check_size(scan, path, 284, is_gzip(path))  # bytes of an MGH header

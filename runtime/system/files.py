@@ -18,7 +18,7 @@ from ..errors import DiskError, RunError
 
 try:
     import fcntl
-except ImportError:  # Windows, where an open file cannot be removed, which serves as well
+except ImportError:  # Windows: an open file cannot be removed, which serves as well
     fcntl = None
 
 PART = re.compile(r"\.(?P<name>.*)\.\d+\.part")
@@ -106,7 +106,7 @@ def _partial(path: Path) -> Path:
 
 @contextlib.contextmanager
 def _locked_folder(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder, where there are such. Raises OSError if another has it."""
+    """Hold the lock of a folder, if the system has such locks. Raises OSError if another process has it."""
     if fcntl is None:
         yield
         return
@@ -133,7 +133,7 @@ def lock(file: BinaryIO, wait: bool = False) -> None:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process has locked this file; no where there is no telling."""
+    """Whether a living process has locked this file; False if unknown."""
     try:
         with open(path, "rb") as file:
             if fcntl:
@@ -160,7 +160,7 @@ def _finite(value: Any) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, empty where the file is missing, unreadable or something else."""
+    """A JSON object; empty if the file is missing, unreadable or something else."""
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -222,7 +222,7 @@ def is_shown(path: Path, folder: Path) -> bool:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the new name itself durable, where the system lets a folder be opened."""
+    """Make the new name itself durable, if the system lets a folder be opened."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

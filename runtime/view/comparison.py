@@ -173,7 +173,8 @@ def _is_coarser(grid: Grid, axis: int) -> bool:
 def _seen(
     scan: Scan, grid: Grid, card: ModelCard, profile_mm: float | None
 ) -> Iterator[NDArray[np.float32] | None]:
-    """What the scanner would see of the SR scan, as a matrix per axis; None where the scan is finer."""
+    """What the scanner would see of the SR scan, as a matrix per axis; None for axes on which the scan is
+    finer."""
     across = max(range(3), key=lambda axis: scan.zooms[axis])
     for axis, (step, start, size) in enumerate(zip(grid.step, grid.start, grid.shape, strict=True)):
         centers = (np.arange(scan.shape[axis], dtype=np.float64) - start) / step

@@ -41,7 +41,7 @@ class Volume:
 class Opened:
     """A result beside its scan.
 
-    comparison: None where the scan cannot be shown, and `problem` says why. error_map: of the size of the
+    comparison: None if the scan cannot be shown; then `problem` says why. error_map: of the size of the
     result, if there is one.
     """
 

@@ -124,8 +124,8 @@ def evaluate(
     problems: list[str] | None = None,
     mask: Path | None = None,
 ) -> Summary:
-    """Compare SR scans with HR scans of the same name (marks such as `_sr` aside), and of the same folder
-    below the given ones where a name is there more than once.
+    """Compare SR scans with HR scans of the same name (marks such as `_sr` aside), and, if a name occurs more
+    than once, of the same folder below the given ones.
 
     sr: "tricubic" or "sinc": what interpolation makes of lr; else, as hr and lr, a file or a folder. The HR
     scan may be larger by the voxels that the LR grid dropped. lr: for data consistency and bands. slab: HR
