@@ -24,7 +24,19 @@ GRACE = 0.3  # seconds for TensorRT to end by itself after Ctrl-C
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """How to build. level: builder optimization level, 0 (quick build) to 5 (all tactics)."""
+    """How to build a plan.
+
+    Parameters
+    ----------
+    level
+        Builder optimization level, 0 (quick build) to 5 (all tactics).
+    version_compatible
+        For later TensorRT versions too.
+    hardware
+        "same" GPU as at build, "ampere" and newer, or "rtx" for every RTX card.
+    weights
+        "fixed", or "refittable" by those of another model of the same structure.
+    """
 
     level: int = 3
     version_compatible: bool = False
@@ -49,12 +61,36 @@ def build(
     options: BuildOptions,
     timings: bytes = b"",
 ) -> Built:
-    """Build a plan on the first GPU or, with TensorRT for RTX and without one, for all of its cards.
+    """Build a plan on the first GPU or, with TensorRT for RTX and without a GPU, for all RTX cards.
 
-    trt: the tensorrt module. log: `runtime.models.trt_plan.logger(trt)`. onnx: the graph, whose input is `lr`
-    (N, slab, H, W). profiles: one for each execution context that may be in flight. timings: an earlier
-    timing cache of this GPU and version, or empty. Raises ExportError in TensorRT's own words. Ctrl-C is
-    raised within a second; TensorRT may keep working a little longer, in a daemon thread.
+    Parameters
+    ----------
+    trt
+        The tensorrt module.
+    log
+        `runtime.models.trt_plan.logger(trt)`.
+    onnx
+        The serialized graph, whose input is `lr` (N, slab, H, W).
+    slab
+        LR slices of the input.
+    profiles
+        One for each execution context that may be in flight.
+    options
+        How to build.
+    timings
+        An earlier timing cache of this GPU and version, or empty.
+
+    Returns
+    -------
+    Built
+        The plan's bytes, and the timing cache for the next build.
+
+    Raises
+    ------
+    ExportError
+        In TensorRT's own words.
+    KeyboardInterrupt
+        Within a second of Ctrl-C; TensorRT may keep working a little longer, in a daemon thread.
     """
     try:
         builder = trt.Builder(log)

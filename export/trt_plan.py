@@ -47,9 +47,16 @@ FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
 
 @dataclass(frozen=True)
 class Sizes:
-    """Input sizes of a dynamic graph: batches and windows (rows, columns), each least, usual and largest.
+    """Input sizes of a dynamic graph, each as least, usual and largest.
 
-    windows: None: the training window. streams: batches in flight, each with a profile of its own.
+    Parameters
+    ----------
+    batches
+        Numbers of windows in a call.
+    windows
+        (rows, columns) in LR voxels; None: the training window.
+    streams
+        Batches in flight, each with a profile of its own.
     """
 
     batches: tuple[int, int, int] = (1, 8, 16)
@@ -136,7 +143,21 @@ class Source:
 
 @dataclass(frozen=True)
 class Builder:
-    """Makes a plan's bytes and card. trt: the tensorrt module. log: `logger(trt)`. gpu: None for RTX."""
+    """Makes a plan's bytes and card.
+
+    Parameters
+    ----------
+    trt
+        The tensorrt module.
+    log
+        `runtime.models.trt_plan.logger(trt)`.
+    gpu
+        The GPU to build on; None for TensorRT for RTX without one.
+    source
+        The ONNX model.
+    sizes, options
+        Input sizes of the plan, and how to build it.
+    """
 
     trt: Any
     log: Any

@@ -246,7 +246,18 @@ def _fabric(config: Config) -> Fabric:
 
 
 def resolved(config: Config) -> Config:
-    """The configuration with the precision that "auto" stands for on this machine."""
+    """Replace the precision "auto" by the one that this machine trains fastest in.
+
+    Parameters
+    ----------
+    config
+        Any configuration; it is not changed.
+
+    Returns
+    -------
+    Config
+        With `schedule.precision` "32-true", "bf16-mixed" or "16-mixed".
+    """
     if config.schedule.precision != "auto":
         return config
     schedule = dataclasses.replace(config.schedule, precision=machine.precision())
@@ -261,6 +272,21 @@ def selects_by(config: Config) -> Literal["consistency", "truth"]:
 
 
 def to_batch(slabs: batches.Slabs, step: int, config: Config, fabric: Fabric) -> Batch:
+    """The slabs of a step as the method sees them, on the device.
+
+    Parameters
+    ----------
+    slabs
+        hr (N, HR slices, s·P, s·P), coarse and lr (N, LR slices, P, P), float32 in 0..1.
+    step
+        Number of the step, from 0, over all stages; with the seed it determines `Batch.seed`.
+    config, fabric
+        Of the run.
+
+    Returns
+    -------
+    Batch
+    """
     layout = torch.channels_last if config.machine.channels_last else torch.contiguous_format
     hr, coarse, lr = (s.to(fabric.device, memory_format=layout, non_blocking=True) for s in slabs)
     seed = int(np.random.SeedSequence((config.schedule.seed, step)).generate_state(1)[0])
@@ -271,8 +297,27 @@ def to_batch(slabs: batches.Slabs, step: int, config: Config, fabric: Fabric) ->
 def take_step(
     fabric: Fabric, method: Method, players: list[Player], batch: Batch, rate: float
 ) -> dict[str, float]:
-    """Every part's turn; the losses by name (means over all processes) and the norm of all gradients, which
-    can be infinite even if no loss is."""
+    """One step: every part of the method takes its turn.
+
+    Parameters
+    ----------
+    fabric
+        Devices and processes.
+    method
+        The networks; they are trained in place.
+    players
+        The turns of the stage with their optimisers, in order.
+    batch
+        This process's slabs.
+    rate
+        Learning rate of the schedule; each turn multiplies it by its pace.
+
+    Returns
+    -------
+    dict
+        The losses by name, means over all processes, and "gradient", the norm of all gradients, which can be
+        infinite even if no loss is.
+    """
     made: Made = {}
     gradients: list[Tensor] = []
     shown: dict[str, Tensor] = {}
@@ -317,8 +362,23 @@ def begin(method: Method, config: Config) -> None:
 
 
 def network_of(init: str) -> dict[str, Any]:
-    """The table `network` of the checkpoint that `config.init` names, without what only a training has.
-    Raises CheckpointError."""
+    """The settings of a checkpoint's network, as the configuration's table `network`.
+
+    Parameters
+    ----------
+    init
+        "default" for the embedded model, or the path of a checkpoint.
+
+    Returns
+    -------
+    dict
+        Fields of `Architecture`, without those that only a training has.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is not a checkpoint.
+    """
     with initial(init) as path:
         whole = dataclasses.asdict(checkpoint.architecture(checkpoint.load(path)))
     return {name: value for name, value in whole.items() if name not in NOT_DEPLOYED}
@@ -338,8 +398,25 @@ def describe(
     scans: str = "",
     found: Estimate | None = None,
 ) -> ModelCard:
-    """The card of a network at this point of its training. scans: in words, used if `config` does not
-    describe them. found: the degradation that was estimated."""
+    """The card of a network at this point of its training.
+
+    Parameters
+    ----------
+    config
+        Of the training.
+    network
+        The deployed network.
+    values
+        The last figures by name; those of the validation go into the card's quality.
+    scans
+        The scans in words, used if `config` does not describe them.
+    found
+        The degradation that was estimated from the LR scans, if any.
+
+    Returns
+    -------
+    ModelCard
+    """
     trained_on = config.data.described_as or scans or "undescribed scans"
     consistency, transfer = config.data.consistency, ()
     if found:
@@ -370,7 +447,19 @@ def describe(
 
 
 def transfers(degradation: Degradation) -> Transfer:
-    """A degradation's transfer as the card has it."""
+    """A degradation's transfer functions as the model card has them.
+
+    Parameters
+    ----------
+    degradation
+        Its width and partial Fourier count.
+
+    Returns
+    -------
+    tuple
+        For (row, column, slice), the transfer at 17 frequencies from 0 to the Nyquist frequency of the LR
+        scan.
+    """
     frequency = np.linspace(0, 0.5, 17)
     return tuple(
         tuple(round(float(t), 4) for t in kspace.transfer(degradation, axis, frequency)) for axis in range(3)

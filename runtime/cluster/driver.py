@@ -50,9 +50,19 @@ class Seat:
 
 
 class Cluster:
-    """Workers, ready for a cohort; leaving the `with` block ends them.
+    """Ray workers for a cohort; leaving the `with` block ends them.
 
-    make: opens a worker's engine. address: see `connect`. Raises RunError with what the user can do.
+    Parameters
+    ----------
+    make
+        Opens a worker's engine: `SuperResolver` with its arguments, as a `functools.partial`.
+    address
+        Of the Ray cluster; see `connection.connect`.
+
+    Raises
+    ------
+    RunError
+        On entering, with what the user can do: no cluster, no GPU, too few cores, no engine.
     """
 
     def __init__(self, make: Make, address: str | None = None) -> None:
@@ -98,9 +108,29 @@ class Cluster:
         shard: Shard | None = None,
         noted: Noted | None = None,
     ) -> Generator[Outcome]:
-        """Resolve every job of the shard, as `folder.run_all` does; outcomes come as scans are finished.
+        """Resolve every job of the shard, as `run.run_all` does.
 
-        After an interruption, or if the generator is closed, scans being written get half a minute to finish.
+        Parameters
+        ----------
+        jobs
+            The scans; paths must mean the same on every machine.
+        settings
+            How scans are treated.
+        shard
+            The share of the jobs to do; default: all.
+        noted
+            Called with each outcome once it is in the manifest.
+
+        Yields
+        ------
+        Outcome
+            As scans are finished. After an interruption, or if the generator is closed, scans being written
+            get half a minute to finish.
+
+        Raises
+        ------
+        RunError
+            If another run works on these scans, or no worker can be started any more.
         """
         with Manifest(jobs, shard, noted) as manifest:
             self._manifest, self._settings = manifest, settings or Settings()

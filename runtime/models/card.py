@@ -35,29 +35,59 @@ class CardError(RunError, ValueError):
 class ModelCard:
     """What a network expects and yields.
 
-    kind: "slab": LR slices to HR slices, `scale` times as many voxels; "through-plane": interpolated planes
+    Parameters
+    ----------
+    name, method
+        Of the model, and of its training, such as "udean" or "supervised".
+    kind
+        "slab": LR slices to HR slices, `scale` times as many voxels; "through-plane": interpolated planes
         across thick slices, to the detail that they lack (see `pipeline.through_plane`): scale is 1 and slab
         is (channels in, 1).
-    scale: HR voxels per LR voxel along (row, column, slice).
-    slab: (LR slices in, HR slices out) of one network call; the channels of its input and output.
-    window: (rows, columns) of the training window, in LR voxels.
-    grid: "fft": LR voxel i lies on HR voxel scale·i; "center": outer voxel edges coincide.
-    intensity: the rule that maps a volume to the network's range; see `runtime.scan.intensity`.
-    skip: fixed interpolation inside the graph, "none" as published, or "cubic".
-    overlap: least overlap of neighbouring windows along (row, column, slice) for which the network was
-        trained, as a share of a window, used unless the user chooses another.
-    precision: of weights and activations in the graph. parameters: number of learned values in LR encoder and
-    SR decoder. checkpoint: SHA-256 (hex) of the checkpoint file from which the model was exported; "" inside
-    the checkpoint itself.
-    consistency: how the LR scan arises from the HR one, so that the measured band can be taken from it after
-        the network: "truncation" of k-space, "transfer": truncation and the point spread of `transfer`, or
-        "off" if that is not known; see `runtime.pipeline.consistency`.
-    transfer: the scanner's transfer function (share of each frequency that its point spread passes) along
-        (row, column, slice), evenly spaced from 0 to the LR scan's Nyquist frequency; empty: all is passed.
-    selection: how these weights were chosen among those of the training: the "last" ones, or the best by
+    scale
+        HR voxels per LR voxel along (row, column, slice).
+    slab
+        (LR slices in, HR slices out) of one network call; the channels of its input and output.
+    window
+        (rows, columns) of the training window, in LR voxels.
+    grid
+        "fft": LR voxel i lies on HR voxel scale·i; "center": outer voxel edges coincide.
+    intensity
+        The rule that maps a volume to the network's range; see `runtime.scan.intensity`.
+    skip
+        Fixed interpolation inside the graph: "none" as published, or "cubic".
+    overlap
+        Least overlap of neighbouring windows along (row, column, slice) for which the network was trained, as
+        a share of a window; used unless the user chooses another.
+    precision
+        Of weights and activations in the graph.
+    parameters
+        Number of learned values in LR encoder and SR decoder.
+    checkpoint
+        SHA-256 (hex) of the checkpoint file from which the model was exported; "" inside the checkpoint
+        itself.
+    consistency
+        How the LR scan arises from the HR one, so that the measured band can be taken from it after the
+        network: "truncation" of k-space, "transfer": truncation and the point spread of `transfer`, or "off"
+        if that is not known; see `runtime.pipeline.consistency`.
+    transfer
+        The scanner's transfer function (share of each frequency that its point spread passes) along (row,
+        column, slice), evenly spaced from 0 to the LR scan's Nyquist frequency; empty: all is passed.
+    selection
+        How these weights were chosen among those of the training: the "last" ones, or the best by
         "consistency" with LR scans, without truth, or by the "truth" of validation scans.
-    quality: measured figures by name, such as {"icbm152.psnr": 35.2}.
-    parity: deviation from the float32 PyTorch network by engine, measured at export.
+    quality
+        Measured figures by name, such as {"icbm152.psnr": 35.2}.
+    parity
+        Deviation from the float32 PyTorch network by engine, measured at export.
+    trained_on, toolkit, intended_use
+        In words: the training's scans, the version of udean that wrote the card, and what the model is for.
+    format
+        Of the card itself.
+
+    Raises
+    ------
+    CardError
+        If a field has a wrong type or an impossible value, or the card has another format.
     """
 
     name: str
@@ -112,14 +142,30 @@ class ModelCard:
             raise CardError(f"The model card's slab {self.slab} does not fit its scale {self.scale}.")
 
     def to_json(self) -> str:
-        """The card as JSON text with sorted keys, so that equal cards give equal bytes."""
+        """The card as JSON text with sorted keys, so that equal cards give equal bytes.
+
+        Returns
+        -------
+        str
+            What `from_json` reads.
+        """
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str | bytes, source: str) -> ModelCard:
-        """Read a card. `source` names the file in the error.
+        """Read a card.
 
-        Raises CardError if the text is not a card of this format.
+        Parameters
+        ----------
+        text
+            JSON, as `to_json` writes it.
+        source
+            Name of the file, for the error.
+
+        Raises
+        ------
+        CardError
+            If the text is not a card of this format.
         """
         try:
             fields = json.loads(text)
@@ -135,7 +181,18 @@ class ModelCard:
             ) from None
 
     def replace(self, **changes: Any) -> ModelCard:
-        """A copy with some fields changed."""
+        """A copy with some fields changed.
+
+        Parameters
+        ----------
+        changes
+            New values by field name.
+
+        Raises
+        ------
+        CardError
+            If a value does not fit its field or the others.
+        """
         return dataclasses.replace(self, **changes)
 
 

@@ -45,7 +45,24 @@ OTHERS = 4  # times the connections: how many get their images back though the s
 
 
 class Server:
-    """Listens, and serves each client in a thread. Raises RunError if the address is not available."""
+    """An MRD image server: listens at once, and serves each client in a thread after `serve` is called.
+
+    Parameters
+    ----------
+    resolve
+        The resident network; volumes are restored one at a time.
+    host, port
+        Address to listen on; port 0 takes a free one, see `address`.
+    limits
+        Bytes, connections and seconds of clients.
+    parameters
+        Defaults of what a client may set.
+
+    Raises
+    ------
+    RunError
+        If the address is not available.
+    """
 
     def __init__(
         self,
@@ -102,7 +119,13 @@ class Server:
             ).start()
 
     def stop(self, grace: float = 30.0) -> None:
-        """Take no new clients, and end once those here are served, or told that time is up."""
+        """Accept no new clients, and return once the present ones are served.
+
+        Parameters
+        ----------
+        grace
+            Seconds until the remaining clients are told that time is up.
+        """
         self._stopping = True
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)  # wakes accept

@@ -48,11 +48,28 @@ def stem(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Scan:
-    """A 3-D scan whose header has been checked.
+    """A 3-D scan, or a series of them, whose header has been checked.
 
-    name: what errors call it. header: NIfTI, little-endian. shape: voxels (i, j, k). dtype: as stored.
-    slope, inter: stored voxels · slope + inter are in the scan's units. volumes: of a time series, else 1.
-    array: the stored voxels if they have been read already. remarks: repairs of the header.
+    Parameters
+    ----------
+    name
+        The name used in errors.
+    header
+        NIfTI, little-endian.
+    shape
+        Voxels along (i, j, k).
+    dtype
+        As stored.
+    slope, inter
+        Stored voxels · slope + inter are in the scan's units.
+    path, image
+        Where the voxels come from: a file, or a nibabel image.
+    volumes
+        Number of volumes of a time series, else 1.
+    array
+        The stored voxels if they have been read already.
+    remarks
+        Repairs of the header, in sentences.
     """
 
     name: str
@@ -80,9 +97,18 @@ class Scan:
         return np.diag([unit, unit, unit, 1.0]) @ self.header.get_best_affine()
 
     def voxels(self) -> NDArray[Any]:
-        """The stored voxels (i, j, k), or (i, j, k, t) of a series.
+        """The stored voxels, as they are in the file.
 
-        Fortran order if read from a file; a memory map if uncompressed.
+        Returns
+        -------
+        ndarray
+            (i, j, k), or (i, j, k, t) of a series, in the stored dtype; in Fortran order if read from a file,
+            as a memory map if that is uncompressed.
+
+        Raises
+        ------
+        RunError
+            If the file is truncated, damaged or unreadable.
         """
         if self.array is not None:
             return self.array
@@ -100,7 +126,18 @@ class Scan:
             return np.memmap(self.path, self.dtype, "r", offset, shape, order="F")
 
     def voxels_in_units(self) -> NDArray[np.float32]:
-        """The voxels in the scan's units, float32, of the shape of `voxels()`."""
+        """The voxels in the scan's units.
+
+        Returns
+        -------
+        ndarray
+            float32, of the shape of `voxels()`.
+
+        Raises
+        ------
+        RunError
+            If the file is truncated, damaged or unreadable.
+        """
         return self.in_units(self.voxels())
 
     def in_units(self, voxels: NDArray[Any]) -> NDArray[np.float32]:
@@ -114,7 +151,22 @@ class Scan:
         return dataclasses.replace(self, array=self.voxels())
 
     def fine_header(self, factors: Factors, grid: Grid, dtype: np.dtype[Any]) -> Header:
-        """The header of the SR volume whose voxels are stored as `dtype`; see `_regridded`."""
+        """The header of the SR volume.
+
+        Parameters
+        ----------
+        factors
+            HR voxels per LR voxel along (i, j, k).
+        grid
+            "fft" or "center", see `geometry`.
+        dtype
+            Of the stored SR voxels.
+
+        Raises
+        ------
+        RunError
+            If the file format cannot hold so many voxels along an axis.
+        """
         shape = [n * f for n, f in zip(self.shape, factors, strict=True)]
         return self._regridded(shape, partial(fine_affine, factors=factors, grid=grid), dtype)
 
@@ -166,10 +218,24 @@ class Scan:
 
 
 def open_scan(path: Path, series: bool = False) -> Scan:
-    """Read and check a file's header; no voxel is read. series: take a 4-D time series too.
+    """Read and check a file's header; no voxel is read.
 
-    Raises RunError for what cannot be resolved: a missing or foreign file, not 3-D, complex or colour
-    voxels, voxel sizes that are not sizes, a singular affine, more voxels than the file can hold.
+    Parameters
+    ----------
+    path
+        A NIfTI-1 or NIfTI-2 file (.nii, .nii.gz) or FreeSurfer's .mgh or .mgz.
+    series
+        Accept a 4-D time series too.
+
+    Returns
+    -------
+    Scan
+
+    Raises
+    ------
+    RunError
+        For what cannot be resolved: a missing or foreign file, not 3-D, complex or colour voxels, invalid
+        voxel sizes, a singular affine, more voxels than the file can hold.
     """
     if path.name.lower().endswith(FREESURFER):
         return _open_freesurfer(path, series)
@@ -222,10 +288,21 @@ def image_scan(image: SpatialImage, series: bool = False) -> Scan:
 
 
 def write_scan(path: Path, header: Header, voxels: NDArray[Any]) -> None:
-    """Write stored voxels (i, j, k) or (i, j, k, t) under a header of their shape and dtype, atomically.
+    """Write a scan atomically; equal content gives equal bytes.
 
-    `.gz` in the name compresses. Equal content gives equal bytes. Raises RunError if the file cannot be
-    written.
+    Parameters
+    ----------
+    path
+        The file; `.gz` in the name compresses.
+    header
+        NIfTI, with the shape and dtype of the voxels.
+    voxels
+        As stored, (i, j, k) or (i, j, k, t).
+
+    Raises
+    ------
+    RunError
+        If the file cannot be written.
     """
     data = np.asfortranarray(voxels, header.get_data_dtype())
     with atomic(path) as raw, packing(raw, path.name.lower().endswith(".gz")) as file:

@@ -124,16 +124,37 @@ def evaluate(
     problems: list[str] | None = None,
     mask: Path | None = None,
 ) -> Summary:
-    """Compare SR scans with HR scans of the same name (marks such as `_sr` aside), and, if a name occurs more
-    than once, of the same folder below the given ones.
+    """Compare SR scans with HR scans of the same name.
 
-    sr: "tricubic" or "sinc": what interpolation makes of lr; else, as hr and lr, a file or a folder. The HR
-    scan may be larger by the voxels that the LR grid dropped. lr: for data consistency and bands. slab: HR
-    slices of a network call. axis: that across the slices, by default the one along which the LR scan's
-    factor is another than along the two others, else that of `geometry.slab_axis`. mask: where tissue is
-    (other voxels than 0), on the HR grid; by default where `tissue_mask` finds it.
-    problems: takes a sentence for each scan that has no partner or cannot be measured, while the others are.
-    Raises RunError if there is no such list, or nothing is left to measure.
+    Marks such as `_sr` do not count; if a name occurs more than once, the folder below the given one decides.
+
+    Parameters
+    ----------
+    sr
+        A file or a folder; or "tricubic" or "sinc", to interpolate `lr`.
+    hr
+        The truth: a file or a folder. A scan may be larger by the voxels that the LR grid dropped.
+    lr
+        The LR scans, for data consistency and bands.
+    slab
+        HR slices of a network call, for the steps at slab edges.
+    axis
+        The axis across the slices, 0 to 2; by default the one whose LR factor differs from the two others,
+        else that of `geometry.slab_axis`.
+    problems
+        Gets a sentence for each scan that has no partner or cannot be measured; the others are measured.
+    mask
+        Tissue (voxels other than 0) on the HR grid, a file or a folder; by default found by `tissue_mask`.
+
+    Returns
+    -------
+    Summary
+        Figures by scan, their mean and standard deviation; PSNR in dB.
+
+    Raises
+    ------
+    RunError
+        If nothing is left to measure or, without `problems`, if a scan has no partner or cannot be measured.
     """
     interpolation = INTERPOLATIONS.get(str(sr)) if not Path(sr).exists() else None
     if interpolation and lr is None:

@@ -34,10 +34,30 @@ def simulate_all(
     seed: int = 0,
     axis: int | None = None,
 ) -> Iterator[Path | RunError]:
-    """Simulate LR scans of HR scans, into the same folders below `out`; yields each path, or the reason why
-    there is none.
+    """Simulate LR scans of HR scans, into the same folders below `out`.
 
-    Raises RunError if an LR scan would replace an HR scan.
+    Parameters
+    ----------
+    paths
+        HR scans.
+    out
+        Folder for the LR scans; it must not contain the HR scans.
+    acquisition
+        Of k-space, or thick slices.
+    seed
+        Of noise and bias field, with each scan's name.
+    axis
+        The stored axis across the slices, 0 to 2; by default that of `Orientation.of`.
+
+    Yields
+    ------
+    Path or RunError
+        The LR scan, or the reason why there is none.
+
+    Raises
+    ------
+    RunError
+        If an LR scan would replace an HR scan.
     """
     root = Path(os.path.commonpath([path.resolve().parent for path in paths]))
     names = {path: path.resolve().relative_to(root) for path in paths}
@@ -77,12 +97,33 @@ def simulate(
     axis: int | None = None,
     name: Path | None = None,
 ) -> Path:
-    """Simulate the LR scan of an HR scan; writes OUT/NAME and its sidecar, returns the scan's path.
+    """Simulate the LR scan of an HR scan; writes OUT/NAME and its sidecar.
 
-    axis: the axis across the slices, by default that of `Orientation.of`. name: by default the scan's own.
-    Noise and bias field depend on seed and name, so every scan has its own. Integers are rounded. Raises
-    RunError for a scan that cannot be read or is too small, for noise or bias so large that voxels overflow,
-    and for a file that cannot be written or exists already and was not made by this command.
+    Parameters
+    ----------
+    path
+        The HR scan.
+    out
+        Folder for the LR scan.
+    acquisition
+        Of k-space, or thick slices.
+    seed
+        Of noise and bias field, with the name, so that every scan has its own.
+    axis
+        The stored axis across the slices, 0 to 2; by default that of `Orientation.of`.
+    name
+        Of the result, below `out`; by default the scan's own.
+
+    Returns
+    -------
+    Path
+        The LR scan, in the HR scan's dtype and units; integers are rounded.
+
+    Raises
+    ------
+    RunError
+        For a scan that cannot be read or is too small, for noise or bias so large that voxels overflow, and
+        for a file that cannot be written or exists already and was not made by this command.
     """
     name = name or Path(path.name)
     target = out / target_name(name)
