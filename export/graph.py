@@ -31,10 +31,21 @@ OPSET = 18
 
 
 def to_onnx(network: SuperResolution | ThroughPlane, slab: int, *, half: bool) -> onnx.ModelProto:
-    """The network as a checked ONNX graph, `lr` (N, slab, H, W) to `sr`; the network is not changed.
+    """Export a network as a checked ONNX graph, `lr` (N, slab, H, W) to `sr`.
 
-    N, H and W are dynamic. half: float16 weights, activations, input and output, with the float32 islands
-    that the network has.
+    Parameters
+    ----------
+    network
+        In eval mode; it is not changed.
+    slab
+        LR slices (channels) of the input.
+    half
+        float16 weights, activations, input and output, with the float32 islands that the network has.
+
+    Returns
+    -------
+    onnx.ModelProto
+        N, H and W are dynamic.
     """
     import torch
 

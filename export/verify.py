@@ -83,9 +83,23 @@ def sizes(profile: Profile) -> list[parity.Size]:
 def reference(
     path: Path, card: ModelCard, against: Path | None = None, last: Path | None = None
 ) -> Reference:
-    """The float32 model of the same checkpoint, on the CPU. Raises ExportError if there is none.
+    """The float32 model of the same checkpoint, on the CPU.
 
-    against: the file to use. last: file to fall back on, though it is not float32.
+    Parameters
+    ----------
+    path
+        The artefact to compare with it.
+    card
+        The artefact's card.
+    against
+        The file to use; by default found beside the artefact.
+    last
+        A file to fall back on, though it is not float32.
+
+    Raises
+    ------
+    ExportError
+        If there is none.
     """
     if against is not None:
         if not _same_source(against, card):

@@ -49,10 +49,29 @@ def find_scans(
 ) -> list[Job]:
     """The scans that files, folders and glob patterns name, in order, each once.
 
-    Folders are searched to any depth, for DICOM series too, whose results are of the form asked for. Hidden
-    files and results of earlier runs are left out, a pattern's matches among them, and of a BIDS dataset what
-    is not asked for. Links are followed, each folder once. Raises RunError if an input names no scan, a
-    folder cannot be read, a DICOM file is damaged, or a result would replace an input or another result.
+    Folders are searched to any depth, also for DICOM series. Hidden files and results of earlier runs are left out, even if a pattern matches them, and so are files of a BIDS dataset that were not selected. Links are followed, each folder once.
+
+    Parameters
+    ----------
+    inputs
+        Files, folders and patterns.
+    out
+        Folder for the results; by default beside each input.
+    form
+        Of DICOM series' results: "dicom", "enhanced" or "nifti".
+    select
+        Which scans of a BIDS dataset; default: its anatomical images.
+
+    Returns
+    -------
+    list of Job
+        One for each scan.
+
+    Raises
+    ------
+    RunError
+        If an input names no scan, a folder cannot be read, a DICOM file is damaged, or a result would replace
+        an input or another result.
     """
     select = select or Selection()
     jobs: dict[Path, Job] = {}

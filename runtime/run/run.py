@@ -111,10 +111,32 @@ def run_all(
 ) -> Generator[Outcome]:
     """Resolve every job of the shard in order and note each outcome; one failure does not stop the others.
 
-    Only an output folder that takes no more does: the failure that says so is the last outcome.
-    progress(done, all) counts windows of the scan in hand. Closing the generator, or an interruption,
-    finishes the scan being written and drops the one with the network; only `noted` is told of that scan.
-    Raises RunError if another run works on these scans.
+    Parameters
+    ----------
+    jobs
+        The scans, see `find.find_scans`; `prepare` has made their output folders.
+    resolve
+        The network.
+    settings
+        How scans are treated.
+    progress
+        progress(done, all) counts windows of the current scan.
+    shard
+        The share of the jobs to do; default: all.
+    noted
+        Called with each outcome once it is in the manifest.
+
+    Yields
+    ------
+    Outcome
+        In order. An output folder that accepts no more files ends the run: that failure is the last outcome.
+        Closing the generator, or an interruption, finishes the scan being written and drops the one in the
+        network; only `noted` hears of the former.
+
+    Raises
+    ------
+    RunError
+        If another run works on these scans.
     """
     settings = settings or Settings()
 
@@ -334,7 +356,15 @@ def guarded(job: Job, settings: Settings, step: Callable[[], T]) -> T | Outcome:
 def prepare(jobs: Sequence[Job]) -> None:
     """Make the output folders, and remove unfinished files of killed runs.
 
-    Raises RunError if a folder cannot be made or written to.
+    Parameters
+    ----------
+    jobs
+        All scans of the run.
+
+    Raises
+    ------
+    RunError
+        If a folder cannot be made or written to.
     """
     for root in {job.root for job in jobs}:
         try:

@@ -30,21 +30,40 @@ class DegradationError(RunError):
 class Degradation:
     """How an LR scan loses resolution, and what else it loses.
 
-    sampling: "truncation" of k-space; "blur": a Gaussian as wide (FWHM) as an LR voxel, decimated; "bicubic":
-        as image programs shrink pictures, by Keys' kernel, widened by the factor.
-    width: full widths at half maximum, in LR voxels along (row, column, slice), of a Gaussian that smooths
-        the image before it is sampled, as a slice profile or relaxation does; 0: none. Noise is not smoothed.
-    partial_fourier: acquired share of k-space along phase_axis (0 rows, 1 columns, 2 slices), zero-filled;
-        0.5 < share <= 1.
-    elliptical: leave out the corners of k-space outside the inscribed ellipsoid.
-    filled: share of LR k-space along each axis that is acquired at all; scanners fill the rest with zeros, to
-        interpolate. hamming: strength of a Hamming window over k-space; 1: 0.54 + 0.46 cos. tukey: share of
-        each half-axis that a Tukey window tapers.
-    noise: standard deviation of the complex noise's real and imaginary parts if all of k-space is acquired,
-        as a share of the volume's 99.9th percentile; the magnitude is then Rician. Points of k-space that are
-        left out contribute no noise.
-    bias: strength of a smooth receive field: the standard deviation of its logarithm over the volume.
-    levels: grey levels from 0 to the 99.9th percentile, such as the 255 of an 8-bit image; 0: not quantised.
+    Parameters
+    ----------
+    sampling
+        "truncation" of k-space; "blur": a Gaussian as wide (FWHM) as an LR voxel, decimated; "bicubic": as
+        image programs shrink pictures, by Keys' kernel, widened by the factor.
+    width
+        Full widths at half maximum, in LR voxels along (row, column, slice), of a Gaussian that smooths the
+        image before it is sampled, as a slice profile or relaxation does; 0: none. Noise is not smoothed.
+    partial_fourier
+        Acquired share of k-space along `phase_axis`, zero-filled; 0.5 < share <= 1.
+    phase_axis
+        0 rows, 1 columns, 2 slices.
+    elliptical
+        Leave out the corners of k-space outside the inscribed ellipsoid.
+    filled
+        Share of LR k-space along each axis that is acquired at all, 0.5 to 1; scanners fill the rest with
+        zeros, to interpolate.
+    hamming
+        Strength of a Hamming window over k-space, 0 to 1; 1: 0.54 + 0.46 cos.
+    tukey
+        Share of each half-axis that a Tukey window tapers, 0 to 1.
+    noise
+        Standard deviation of the complex noise's real and imaginary parts if all of k-space is acquired, as a
+        share of the volume's 99.9th percentile; the magnitude is then Rician. Points of k-space that are left
+        out contribute no noise.
+    bias
+        Strength of a smooth receive field: the standard deviation of its logarithm over the volume.
+    levels
+        Grey levels from 0 to the 99.9th percentile, such as the 255 of an 8-bit image; 0: not quantised.
+
+    Raises
+    ------
+    DegradationError
+        If a value is out of range, or needs k-space and `sampling` is another.
     """
 
     sampling: Literal["truncation", "blur", "bicubic"] = "truncation"
@@ -105,7 +124,18 @@ class Degradation:
 
 @dataclass(frozen=True)
 class Acquisition(Degradation):
-    """How an LR scan is acquired. scale: HR voxels per LR voxel along (row, column, slice)."""
+    """How an LR scan is acquired: a degradation with its scale.
+
+    Parameters
+    ----------
+    scale
+        HR voxels per LR voxel along (row, column, slice), 1 to 8 each and not all 1.
+
+    Raises
+    ------
+    DegradationError
+        If a value is out of range.
+    """
 
     scale: Scale = (2, 2, 2)
 
