@@ -36,7 +36,7 @@ def to_onnx(network: SuperResolution | ThroughPlane, slab: int, *, half: bool) -
     Parameters
     ----------
     network
-        In eval mode; it is not changed.
+        The module to export; it is not changed.
     slab
         LR slices (channels) of the input.
     half

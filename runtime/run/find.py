@@ -49,7 +49,9 @@ def find_scans(
 ) -> list[Job]:
     """The scans that files, folders and glob patterns name, in order, each once.
 
-    Folders are searched to any depth, also for DICOM series. Hidden files and results of earlier runs are left out, even if a pattern matches them, and so are files of a BIDS dataset that were not selected. Links are followed, each folder once.
+    Folders are searched to any depth, also for DICOM series. Hidden files and results of earlier runs are
+    left out, even if a pattern matches them, and so are files of a BIDS dataset that were not selected. Links
+    are followed, each folder once.
 
     Parameters
     ----------
