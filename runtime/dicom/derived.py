@@ -292,11 +292,14 @@ def _public(head: Dataset) -> Dataset:
 
 
 def _say_diffusion(dataset: Dataset, frame: Frame) -> None:
-    """Copy b-value and direction from a vendor's private elements to the standard ones."""
+    """Copy b-value and direction from a vendor's private elements to the standard ones.
+
+    Zeros are not copied: some vendors write them in every image, of diffusion or not.
+    """
     b_value, direction = frame.diffusion
-    if b_value is not None and "DiffusionBValue" not in dataset:
+    if b_value and "DiffusionBValue" not in dataset:
         dataset.DiffusionBValue = b_value
-    if len(direction) == 3 and "DiffusionGradientOrientation" not in dataset:
+    if len(direction) == 3 and any(direction) and "DiffusionGradientOrientation" not in dataset:
         dataset.DiffusionGradientOrientation = list(direction)
 
 

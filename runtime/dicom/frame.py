@@ -178,6 +178,8 @@ def is_ours(dataset: Dataset) -> bool:
 def frames(path: Path, dataset: Dataset) -> Iterator[Found]:
     """The frames of a data set. Raises RunError, or AttributeError, KeyError … for what is unusable."""
     if str(dataset.SOPClassUID) == CLASSIC:
+        if (count := integer(dataset.get("NumberOfFrames"))) > 1:
+            raise RunError(f"{path} has {count} frames and says of one where it lies.")
         yield _frame(path, dataset, 0, dataset, "")
         return
     count, groups = int(dataset.NumberOfFrames), len(dataset.PerFrameFunctionalGroupsSequence)
@@ -370,8 +372,13 @@ def _private_text(value: Any) -> str:
 
 
 def _check(path: Path, dataset: Dataset) -> None:
-    if int(dataset.get("SamplesPerPixel", 1)) != 1:
+    colours = str(dataset.get("PhotometricInterpretation") or "MONOCHROME2")
+    if int(dataset.get("SamplesPerPixel", 1)) != 1 or not colours.startswith("MONOCHROME"):
         raise RunError(f"{path} has colour voxels: give the series that it was made from.")
+    if int(dataset.get("HighBit", dataset.BitsStored - 1)) != dataset.BitsStored - 1:
+        raise RunError(f"{path} has voxels that do not begin at the lowest bit (HighBit {dataset.HighBit}).")
+    if dataset.get("ModalityLUTSequence"):
+        raise RunError(f"{path} has voxels that a table (ModalityLUTSequence) makes intensities of.")
     if min(int(dataset.Rows), int(dataset.Columns)) < 1:
         raise RunError(f"{path} has no voxels.")
 

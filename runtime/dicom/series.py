@@ -23,7 +23,7 @@ from ..errors import DiskError, RunError, first_line
 from ..scan.geometry import LPS_TO_RAS
 from ..scan.kinds import is_no_magnitude, no_signal
 from ..scan.scan import Scan, image_scan
-from ..scan.slices import even_step
+from ..scan.slices import check_gap, even_step
 from .frame import (
     CLASSIC,
     ENHANCED,
@@ -117,6 +117,7 @@ class Series:
     def _check_step(self, step: float) -> None:
         """Raise RunError if slices lie so far apart that others have lain between them."""
         first = self.frames[0]
+        check_gap(self.name, step, first.thickness or 0.0)
         between = abs(first.between or 0.0)
         times = round(step / between) if between else 1
         # Some devices write the gap and not the distance of centres.

@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 from ..errors import RunError
 from ..models.card import ModelCard
 from ..scan.geometry import LPS_TO_RAS, Factors, fine_affine
-from ..scan.kinds import is_no_magnitude
+from ..scan.kinds import is_no_magnitude, no_signal
 from ..scan.nifti import Header
 from ..scan.orientation import Orientation
 from ..scan.scan import Scan, image_scan
-from ..scan.slices import check_alone, even_step
+from ..scan.slices import check_alone, check_gap, even_step
 from ..system.uid import derived_uid
 from . import messages as mrd
 from .messages import Image
@@ -156,7 +156,7 @@ def _is_phase(image: Image) -> bool:
     for name, values in given.items():
         if name.lower().endswith("imagetype"):
             types += "\\".join(values).split("\\")[2:]
-    return is_no_magnitude(types)
+    return is_no_magnitude(types) or bool(no_signal(types))
 
 
 def group(images: Iterable[Image]) -> list[tuple[Image, ...]]:
@@ -233,7 +233,9 @@ def stack(images: tuple[Image, ...], position: Position) -> Stack:
     size = view / shape
     step = frame[2] * size[2]
     if len(images) > 1:
-        step = even_step(name, places @ frame.T, size) * frame[2]
+        distance = even_step(name, places @ frame.T, size)
+        check_gap(name, distance, size[2])
+        step = distance * frame[2]
     affine = np.eye(4)
     affine[:3, :3] = np.column_stack([frame[0] * size[0], frame[1] * size[1], step])
     affine[:3, 3] = places[0]

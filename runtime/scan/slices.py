@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from ..errors import RunError
 
+WIDE = 2.1  # times their thickness, of a distance of slices: the gap is wider than they are
 TOLERANCE = 0.05  # of a voxel, for slices out of line; positions are rounded
 
 
@@ -29,6 +30,18 @@ def even_step(name: str, places: NDArray[np.float64], size: NDArray[np.float64])
     if (np.ptp(places[:, :2], axis=0) > TOLERANCE * size[:2]).any():
         raise RunError(f"{name} has slices that are shifted against each other: it is not one upright stack.")
     return float(steps.mean())
+
+
+def check_gap(name: str, step: float, thickness: float) -> None:
+    """Raise RunError if slices lie so far apart that each stands alone.
+
+    step, thickness: mm; a thickness of 0 is not known.
+    """
+    if thickness > 0 and step > WIDE * thickness:
+        raise RunError(
+            f"{name} has slices of {thickness:g} mm that lie {step:.4g} mm apart: each stands alone, and "
+            "what lies between them cannot be restored."
+        )
 
 
 def check_alone(name: str, shape: tuple[int, ...], factors: tuple[int, int, int]) -> None:

@@ -273,6 +273,7 @@ PHASES = [
     META.format("DicomImageType", "ORIGINAL\\PRIMARY\\P\\ND"),
     META.format("ImageTypeValue3", "R"),
     META.format("ComplexImageComponent", "IMAGINARY"),
+    META.format("ImageType", "DERIVED\\PRIMARY\\ADC"),
 ]
 
 
@@ -290,14 +291,14 @@ def test_what_is_no_magnitude_image_passes_through_in_order(address):
         pack_image(np.ones((1, 4, 4), np.float32), image_type=2),
         pack_image(np.ones((3, 1, 4, 4), np.uint16), image_type=6),
         pack_image(np.ones((1, 4, 4), np.float64), flags=1),
-        *(pack_image(np.ones((1, 4, 4), np.uint16), xml, image_type=0) for xml in PHASES),
+        *(pack_image(np.ones((1, 4, 4), np.uint16), xml, image_type=n % 2) for n, xml in enumerate(PHASES)),
     ]
     sent = [others[0], wave, *messages, *others[1:]]
     got = talk(address, pack_text(5, '{"parameters": {"originals": "false"}}'), *sent, pack_close())
     passed = [m.raw for m in got if m.kind == 1026 or (m.kind == 1022 and m.header.image_series_index == 1)]
     assert passed == [others[0], wave, *others[1:]]
     assert len([m for m in images(got) if m.header.image_series_index == 2]) == 12
-    assert any("7 images are not magnitude images" in t for t in texts(got))
+    assert any("8 images are not magnitude images" in t for t in texts(got))
 
 
 def test_groups_are_volumes_and_sizes_get_series_of_their_own(address):
