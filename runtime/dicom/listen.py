@@ -1,8 +1,8 @@
 """The node's listening side: who may connect, how many, in which transfer syntaxes, and how much is read.
 
-pynetdicom serves the protocol. What it leaves open is closed here: a length is believed only within what was
-announced, a handshake or a pause inside a message holds up nobody else, and a connection that has not
-associated takes nobody's place.
+pynetdicom serves the protocol. This file adds what it lacks: a length is believed only within the announced
+size, a handshake or a pause inside a message blocks nobody else, and a connection that has not associated
+takes nobody's place.
 
 Source: DICOM PS3.8, 9.3 (protocol data units), PS3.8, 9.3.4 (reasons of rejection).
 """

@@ -1,11 +1,11 @@
 """A DICOM node between scanner and archive: takes MR series, restores each finished one, sends it on.
 
 A series is finished when each association that brought slices of it has been released and nothing has come
-for a while, or long after a sender broke off. It is forgotten when the archive has every SR slice, and has
-committed itself to them where it does that. What is transient (a full disk, an archive that is away or out of
-resources, a GPU that fails) is tried again for ever; what is not, is set aside with the reason in words. A
-slice is on disk before its sender hears "success", and new UIDs follow from the old ones: a restart goes on
-where it was and sends nothing that is new to the archive twice under another name.
+for a while, or long after a sender broke off. It is forgotten when the archive has every SR slice and, if it
+offers storage commitment, has committed them. After transient failures (a full disk, an archive that is
+unreachable or out of resources, a failing GPU) it is retried for ever; otherwise it is set aside with the
+reason. A slice is on disk before its sender gets "success", and new UIDs are derived from the old ones: a
+restarted node continues, and never sends the same image under two UIDs.
 
 Source: DICOM PS3.4, B (storage service class), PS3.7, 9.1.1 (C-STORE) and C (status codes).
 """
@@ -36,9 +36,9 @@ from .spool import NOTE, SENDING, Spool, folders, series_name
 OUT_OF_RESOURCES, NO_MATCH = 0xA700, 0xA900
 FREE = 1 << 30  # bytes that stay free on the spool's disk
 POLL = 0.25  # seconds between looks at the spool
-ATTEMPTS = 5  # times that a destination may refuse a slice for good
-BACKOFF, LONGEST = 1.5, 600.0  # by which the time between attempts grows; seconds
-PATIENCE = 3600.0  # seconds for an archive to commit itself, before all is sent again
+ATTEMPTS = 5  # permanent refusals of a slice before its series is set aside
+BACKOFF, LONGEST = 1.5, 600.0  # growth of the time between attempts; its maximum, seconds
+PATIENCE = 3600.0  # seconds for an archive to commit a series, before it is sent again
 COUNTERS = {
     "slices": "Slices received, and SR slices sent.",
     "refused": "Slices refused, by status.",
@@ -49,14 +49,31 @@ COUNTERS = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What a node is. callers: the titles that may send.
+    """The configuration of a node.
 
-    quiet: seconds without a slice after which a series is finished, once the associations that it came by
-    were released; abandoned: the same after a sender that broke off. retry: seconds to the second attempt,
-    later ones wait longer. idle: seconds without a byte after which an association is cut.
-    associations: at once; share: of them by one address.
-    certificate, key: PEM files of this node; authority: of the peers' certificates. tls_in, tls_out: where
-    TLS is spoken.
+    Parameters
+    ----------
+    me, destination
+        Title and address of this node, and of the archive that gets the SR series.
+    callers
+        The titles that may send.
+    spool
+        Folder for series in transit.
+    quiet
+        Seconds without a slice after which a series is finished, once the associations that it came by were
+        released.
+    retry
+        Seconds to the second attempt; later ones wait longer.
+    abandoned
+        As `quiet`, after a sender that broke off.
+    idle
+        Seconds without a byte after which an association is cut.
+    associations, share
+        Served at once, in all and from one address.
+    certificate, key, authority
+        PEM files: this node's certificate and key, and the authority of the peers' certificates.
+    tls_in, tls_out
+        Whether senders, and the destination, are spoken to by TLS.
     """
 
     me: Peer
@@ -102,7 +119,21 @@ class _Attempts:
 
 
 class Node:
-    """Listens from the start; `run` does the work. Raises RunError if it cannot listen or spool."""
+    """A DICOM node: listens from the start; `run` restores and sends, until `stop`.
+
+    Parameters
+    ----------
+    resolve
+        The network.
+    settings
+        The node's configuration.
+
+    Raises
+    ------
+    RunError
+        If pydicom is missing, the port is not available, or another node uses the spool; DiskError, a kind of
+        it, if the spool cannot be made.
+    """
 
     def __init__(self, resolve: SuperResolver, settings: Settings) -> None:
         require_pydicom()
@@ -139,11 +170,11 @@ class Node:
 
     @property
     def ready(self) -> bool:
-        """Whether slices are taken."""
+        """Whether slices are accepted."""
         return not self._stop.is_set()
 
     def run(self) -> None:
-        """Restore and send what the spool holds and gets, until `stop`."""
+        """Restore and send the spool's series, present and future, until `stop`."""
         while not self._stop.is_set():
             self._collect()
             for folder in folders(self.spool.work):
@@ -206,7 +237,7 @@ class Node:
         return SUCCESS
 
     def _released(self, event: Any) -> None:
-        """The sender has said all that it had to say in an association."""
+        """A sender has released an association."""
         with self._turn:
             link = self._links.pop(event.assoc, None)
             if link is None:
@@ -220,7 +251,7 @@ class Node:
     # --- series are finished, restored, sent, in the node's thread ----------------------------------------
 
     def _collect(self) -> None:
-        """Move finished series to work, where late slices cannot change them."""
+        """Move finished series to work, out of reach of late slices."""
         for folder in folders(self.spool.incoming):
             series, now = folder.name, time.monotonic()
             try:
@@ -272,7 +303,7 @@ class Node:
         return superseded != markers.keys(), live
 
     def _handle(self, folder: Path, attempts: _Attempts) -> None:
-        """Restore a series, send it, and forget it; or set it aside, with what of it cannot be restored."""
+        """Restore a series, send it, and forget it; or set it aside, with the reasons."""
         start = time.monotonic()
         attempts.count += 1
         try:
@@ -288,7 +319,7 @@ class Node:
             self._attempts.pop(folder.name, None)
         except Undelivered as error:
             self._wait(folder, attempts, "undelivered", str(error))
-        except (DiskError, GpuError, OSError, MemoryError) as error:  # the series waits where it is
+        except (DiskError, GpuError, OSError, MemoryError) as error:  # the series stays where it is
             self._wait(folder, attempts, "failed", str(error) or type(error).__name__)
         except Refused as error:
             attempts.refused += 1
@@ -302,7 +333,7 @@ class Node:
             self._set_aside(folder, attempts, f"Unexpected: {type(error).__name__}.")
 
     def _wait(self, folder: Path, attempts: _Attempts, event: str, reason: str) -> None:
-        """Try again later, and later each time."""
+        """Try again later, after longer and longer times."""
         wait = min(self._settings.retry * BACKOFF ** (attempts.count - 1), max(LONGEST, self._settings.retry))
         attempts.later = time.monotonic() + wait
         self.metrics.add("series", outcome=event)
@@ -329,7 +360,7 @@ class Node:
         note = (folder / NOTE).read_text() if (folder / NOTE).exists() else ""
         jobs = dicom_jobs(files, folder, folder / "sr", "dicom", self._numbers(files, folder), note)
         if not jobs:
-            raise RunError("There is no MR volume in it.")
+            raise RunError("It contains no MR volume.")
         targets, reasons = [], []
         for job in jobs:
             try:
@@ -358,9 +389,9 @@ class Node:
         return self.spool.taken(str(head.get("StudyInstanceUID")), folder.name)
 
     def _deliver(self, folder: Path, slices: list[Path], attempts: _Attempts) -> None:
-        """Send all, and see that the destination is committed to it where it does that.
+        """Send everything, and wait for storage commitment if the destination offers it.
 
-        Raises Undelivered while it is not: all is sent again if it says no, or nothing for long.
+        Raises Undelivered until it is committed: everything is sent again after a refusal or a long silence.
         """
         if attempts.asked is None:
             settings = self._settings
@@ -381,4 +412,4 @@ class Node:
         if committed is False or time.monotonic() - since > PATIENCE:
             attempts.asked = None
         if not committed:
-            raise Undelivered("The destination has not committed itself to what it was sent.")
+            raise Undelivered("The destination has not committed the images.")

@@ -26,7 +26,7 @@ TIMEOUT = 30  # seconds for a peer to answer
 COMMITMENT = "1.2.840.10008.1.20.1"  # storage commitment push model, and below it its one instance
 COMMITMENT_INSTANCE = f"{COMMITMENT}.1"
 REQUEST, ALL_COMMITTED = 1, 1  # N-ACTION type, N-EVENT-REPORT type
-NO_MR = "The destination takes no MR images of explicit or implicit VR little endian."
+NO_MR = "The destination accepts no MR images in explicit or implicit VR little endian."
 SAME_LINK = 3.0  # seconds for a report on the association that asked for it
 
 

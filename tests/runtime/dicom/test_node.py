@@ -210,7 +210,7 @@ def test_an_archive_that_takes_no_mr_images_is_waited_for(model, tmp_path):
         with archive(port, kind=EnhancedMRImageStorage):
             assert send(mine, files) == [0] * 3
             for _ in range(ATTEMPTS + 1):
-                assert "takes no MR images" in node.stderr.readline()
+                assert "accepts no MR images" in node.stderr.readline()
         with archive(port) as (_, got):
             wait(lambda: len(got) == 6)
 
