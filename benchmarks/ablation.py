@@ -58,7 +58,7 @@ Scans = Annotated[Path, typer.Option(help="Folder of HR scans to train on.")]
 def main(
     out: Annotated[Path, typer.Argument(help="Folder of the runs; resumes.")],
     hr: Scans,
-    steps: Annotated[int, typer.Option(min=8, help="Of each training.")] = 1500,
+    steps: Annotated[int, typer.Option(min=8, help="Steps of each training.")] = 1500,
     seeds: Annotated[int, typer.Option(min=1, help="Number of trainings for each row.")] = 1,
     rows: Annotated[str, typer.Option(help="Rows to train, by their beginnings; all by default.")] = "",
 ) -> None:

@@ -150,7 +150,7 @@ def main(
         ROWS
     ),
     targets: Annotated[str, typer.Option(help="Which scanners, in this order.")] = "bca",
-    steps: Annotated[int, typer.Option(min=8, help="Of each training.")] = 150,
+    steps: Annotated[int, typer.Option(min=8, help="Steps of each training.")] = 150,
     seeds: Annotated[int, typer.Option(min=1)] = 1,
     scan: Annotated[list[str] | None, typer.Option(help="LR scans to run udean-adapt on.")] = None,
     minutes: Annotated[float, typer.Option(help="Time limit for udean-adapt.")] = 25.0,

@@ -35,7 +35,7 @@ def write_page(
     ]
     parts = [opening("Adapted to your scans")]
     verdict = f"Not kept: {refused}." if refused else "Kept: better in every judged figure below."
-    parts.append(f"<section><p>{_text(verdict)}</p><p>What was read off the scans: {_text(told)}.</p>")
+    parts.append(f"<section><p>{_text(verdict)}</p><p>Estimated from the scans: {_text(told)}.</p>")
     rows = {
         "": ("before", "after"),
         "in tissue of a head, acquired so": (f"{before.psnr:.2f} dB", f"{after.psnr:.2f} dB"),

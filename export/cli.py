@@ -81,7 +81,7 @@ def export(
         bool,
         typer.Option(
             "--refit",
-            help="Make weights exchangeable; if such a plan is already there, only exchange them.",
+            help="Make weights exchangeable; if such a plan exists already, only exchange them.",
             rich_help_panel=PLAN,
         ),
     ] = False,

@@ -1,4 +1,4 @@
-"""Checkpoints: one file with the deployed network, its card, and all that training needs to go on.
+"""Checkpoints: one file with the deployed network, its card, and everything that training needs to continue.
 
 A checkpoint is a dict of tensors, numbers and text, read only ever with `weights_only=True`:
 code in a pickle is refused, not run.
@@ -33,7 +33,7 @@ def save(
     deployed: SuperResolution,
     training: dict[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint atomically; a checkpoint already there survives any failure, a full disk included.
+    """Write a checkpoint atomically; an existing checkpoint survives any failure, including a full disk.
 
     Parameters
     ----------

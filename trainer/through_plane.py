@@ -107,7 +107,7 @@ def train(scans: list[Volume], run: Path, steps: int, seed: int = 0) -> ThroughP
         average.network.load_state_dict(kept["average"])
         optimizer.load_state_dict(kept["optimizer"])
         first = int(kept["step"])
-        print(f"Going on from step {first}.", flush=True)
+        print(f"Continuing from step {first}.", flush=True)
     half = precision() == "bf16-mixed"
     losses: list[float] = []
     for step in range(first, steps):

@@ -7,9 +7,9 @@ In a Gadgetron configuration, behind the gadgets that make images (see deploy/RE
         <configuration/>
     </external>
 
-UDEAN_SERVER is the server's address, by default 127.0.0.1:9002. Originals, SR series, refusals and
-limits are the server's; its texts go to Gadgetron's log. Without the server the originals go on alone. Raw
-data and waveforms pass by.
+UDEAN_SERVER is the server's address, by default 127.0.0.1:9002. Originals, SR series, refusals and limits are
+the server's; its texts go to Gadgetron's log. Without the server only the originals are passed on. Raw data
+and waveforms pass by.
 """
 
 import logging
@@ -44,6 +44,6 @@ def super_resolve(connection: Connection) -> None:
                     connection.send(readers.read_image(server))
                     back += 1
     except (OSError, struct.error, ValueError) as error:
-        logging.error("udean-serve does not answer as it should (%s): the originals go on.", error)
+        logging.error("udean-serve does not answer properly (%s): only the originals are passed on.", error)
         for image in [*images[back:], *incoming]:
             connection.send(image)

@@ -42,7 +42,7 @@ def trust(
     """
     for name in ("trust.json", "trust.html"):
         if (out / name).exists():
-            raise RunError(f"{out / name} is already there: give another folder.")
+            raise RunError(f"{out / name} already exists: give another folder.")
     with SuperResolver(engine, device, precision, library=library, threads=threads, best=best) as resolve:
         card = resolve.card
         hr = None if scan is None else _truth(scan, card.scale)

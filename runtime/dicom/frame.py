@@ -306,7 +306,7 @@ def _diffusion(dataset: Dataset, at: Any) -> tuple[float | None, tuple[float, ..
 
 
 def _locations(dataset: Dataset) -> int:
-    """How many slices a volume has, where a vendor says so."""
+    """How many slices a volume has, if a vendor says so."""
     for place in LOCATIONS:
         if found := _private_floats(_private(dataset, *place)):
             return int(found[0])

@@ -183,7 +183,7 @@ class Node:
                     self._handle(folder, attempts)
             self._stop.wait(POLL)
         self._server.shutdown()
-        for link in self._server.active_associations:  # or they would go on for as long as they like
+        for link in self._server.active_associations:  # or they would continue for as long as they like
             link.abort()
         self.spool.let_go()
 

@@ -345,7 +345,7 @@ def _fault(name: str, ordered: list[Frame], shapes: list[list[Frame]]) -> str:
                 "series has: it is not whole."
             )
         if _goes_on(ordered, other):
-            return f"{name} is not whole: slices are missing where another volume of its series has them."
+            return f"{name} is not whole: it lacks slices that another volume of its series has."
     return ""
 
 
@@ -395,7 +395,7 @@ def _lies_within(part: list[Frame], whole: list[Frame]) -> bool:
 
 
 def _goes_on(stack: list[Frame], other: list[Frame]) -> bool:
-    """Whether slices of another stack, which has no gap itself, lie where this one has one or would go on."""
+    """Whether slices of another stack without gaps lie where this one has a gap or would continue."""
     if min(len(stack), len(other)) < 2 or not _near(stack[0].cosines, other[0].cosines):
         return False
     spots, others = (np.array([frame.position for frame in frames]) for frames in (stack, other))

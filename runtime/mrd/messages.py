@@ -100,7 +100,7 @@ class Unknown(RunError):
 
 
 class LeftOut(RunError):
-    """A message that was read over: there is no use for it, and behind it the stream goes on."""
+    """A message that was skipped because there is no use for it; the stream continues after it."""
 
 
 class TooLarge(RunError):

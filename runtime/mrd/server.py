@@ -277,7 +277,7 @@ class Session:
         return None
 
     def _grid(self, source: Stack) -> FineGrid:
-        """Where the SR voxels of a volume will lie. Raises RunError for a spacing that cannot be had."""
+        """The grid of a volume's SR voxels. Raises RunError for an impossible spacing."""
         if not self._parameters.to:
             return source.fine_grid(self._resolve.card)
         for warning in self._resolve.choice(source.scan).warnings:

@@ -150,7 +150,7 @@ def is_resolvable(image: Image) -> bool:
 
 
 def _is_phase(image: Image) -> bool:
-    """Whether the attributes say that this is no magnitude image, as the header may leave open."""
+    """Whether the attributes, if the header does not, say that this is not a magnitude image."""
     given = mrd.read_attributes(image.attributes)
     types = [*given.get("ImageTypeValue3", ()), *given.get("ComplexImageComponent", ())]
     for name, values in given.items():

@@ -231,7 +231,7 @@ def _load(job: Job, resolve: SuperResolver, settings: Settings, known: Known) ->
         if known.foreign:
             place = job.target if os.path.lexists(job.target) else job.sidecar
             raise RunError(
-                f"{place} is already there and is not a result of udean: move it, or choose another folder "
+                f"{place} already exists and is not a result of udean: move it, or choose another folder "
                 "with -o."
             )
         if resolve.options.error_map and choice.best:
@@ -260,7 +260,7 @@ def _check_error_map(job: Job) -> None:
         )
     if os.path.lexists(job.error_map) and not error_map_sidecar(job.error_map).is_ours:
         raise RunError(
-            f"{job.error_map} is already there and is not a result of udean: move it, or choose another "
+            f"{job.error_map} already exists and is not a result of udean: move it, or choose another "
             "folder with -o."
         )
 

@@ -27,7 +27,7 @@ PIECE = 1 << 21  # voxels of a volume that are looked at: its middle slices
 AIR = (-1100.0, -900.0)  # Hounsfield units; what is outside a CT's field of view is still less
 # What image types say of phase, of real and imaginary parts, and of what is computed from them.
 NO_MAGNITUDE = {"P", "R", "I", "PHASE", "REAL", "IMAGINARY", "PHASE MAP", "VELOCITY MAP", "VELOCITY"}
-# And of pictures whose values are none of a scan's signal, by the first or last word of a value.
+# And of pictures whose values are not a scan's signal, by the first or last word of a value.
 PICTURES = {
     **dict.fromkeys(
         ("ADC", "EADC", "FA", "CBF", "CBV", "RCBF", "RCBV", "MTT", "TTP", "TMAX"), "a computed map"

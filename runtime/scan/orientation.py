@@ -22,8 +22,8 @@ from .geometry import Flips, slab_axis
 T = TypeVar("T", bound=np.generic)
 V = TypeVar("V")
 
-# A turn by half a degree before the nearest axes are looked for. Planes are prescribed at 45 degrees, where
-# two axes are as near as each other and rounding would choose, and not at 45.5.
+# A rotation by half a degree before the nearest axes are chosen. Planes are prescribed at 45 degrees, at
+# which two axes are equally near and rounding would decide, but not at 45.5.
 TILT = np.eye(3) + np.cross(np.eye(3), np.array([1.0, 2.0, 3.0]) * 0.0025)
 
 
@@ -39,7 +39,7 @@ class Orientation:
         """The orientation of voxels with this (4, 4) affine to RAS+, mm.
 
         axis: the stored one across the slices, by default that of `geometry.slab_axis` among the world's.
-        Raises RunError for an axis that is none.
+        Raises RunError if `axis` is not 0, 1 or 2.
         """
         if axis not in (None, 0, 1, 2):
             raise RunError(f"The axis across the slices is 0, 1 or 2, not {axis}.")

@@ -144,9 +144,9 @@ export class Pane extends Niivue {
       const [a, b] = [axis(own, n), axis(other, n)];
       return a.reduce((sum, value, m) => sum + value * b[m], 0) < ASKEW * Math.hypot(...a) * Math.hypot(...b);
     });
-    if (askew) yield "Its planes are its own: it lies askew to the scan.";
+    if (askew) yield "Its planes are oblique to those of the scan.";
     const middle = this.mm2frac(leader.frac2mm([0.5, 0.5, 0.5]));
-    if ([...middle].some((part) => part < 0 || part > 1)) yield "It lies elsewhere than the scan.";
+    if ([...middle].some((part) => part < 0 || part > 1)) yield "It lies in a different place from the scan.";
     if (this.gain !== 1) yield `Its grey values are ${Number(this.gain.toPrecision(3))} times the scan’s.`;
   }
 

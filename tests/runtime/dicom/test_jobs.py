@@ -82,7 +82,7 @@ def test_no_result_replaces_slices_or_what_is_not_its_own(model, tmp_path):
     (tmp_path / "out" / "series-003").mkdir(parents=True)
     (tmp_path / "out" / "series-003" / "notes.txt").write_text("mine")
     done = udean_run("--engine", model, "-o", tmp_path / "out", study)
-    assert done.returncode == 1 and "series-003 is already there" in done.stderr
+    assert done.returncode == 1 and "series-003 already exists" in done.stderr
     assert os.listdir(tmp_path / "out" / "series-003") == ["notes.txt"]
 
 

@@ -413,7 +413,7 @@ def test_volumes_that_each_lack_what_the_other_has_are_not_restored(tmp_path, fi
     echoes = [ordered(classic(tmp_path / f"{time}", EchoTime=time)) for time in (10, 20)]
     files = [files[n] for files, places in zip(echoes, (first, second), strict=True) for n in places]
     for series in find_series(files, tmp_path):
-        with pytest.raises(RunError, match="missing where another"):
+        with pytest.raises(RunError, match="lacks slices that another"):
             series.scan()
 
 

@@ -153,7 +153,7 @@ def test_a_map_is_of_its_result_and_no_scan(scans, capsys):
     (out / "a_desc-error.nii").write_text("mine")
     assert run(*again) == 1
     assert (out / "a_desc-error.nii").read_text() == "mine"
-    assert "a_desc-error.nii is already there" in capsys.readouterr().err
+    assert "a_desc-error.nii already exists" in capsys.readouterr().err
 
 
 def test_uneven_voxels_get_no_map_and_it_is_said(scans, capsys):

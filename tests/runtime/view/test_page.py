@@ -256,7 +256,7 @@ def test_a_file_of_the_readers_lies_where_it_belongs(page, made, tmp_path, unit,
     assert page.find_element("css selector", "#other b").text == "truth.nii.gz"
     own, sr = pixels(page, "other"), pixels(page, "sr")
     assert np.abs(own - sr).mean() < 4  # the same picture under the same window
-    assert "askew" not in page.find_element("id", "warnings").text
+    assert "oblique" not in page.find_element("id", "warnings").text
     page.find_element("id", "remove").click()
     assert not page.find_element("id", "other").is_displayed()
 
