@@ -10,13 +10,15 @@ to the measurement: seen through the slice profile it gives back the slices.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..scan.profile import FWHM, estimate_deviation, noise_level, profile_matrix, tissue_of
+from ..scan.noise import estimate_noise
+from ..scan.profile import FWHM, TISSUE, estimate_deviation, noise_level, profile_matrix, tissue_of
 from ..scan.regrid import along, spline_weights
 from ..system.trace import Stopwatch
 
@@ -26,12 +28,15 @@ Volume = NDArray[np.float32]
 CHANNELS = 5  # three neighbouring planes, distance to the nearest slice's centre, deviation of the profile
 DISTANCE, DEVIATION = 4.0, 3.0  # fine voxels that are 1 in the network's maps
 USUAL = 0.36  # deviation in slice spacings if a scan cannot tell: between a box (0.29) and a Gaussian (0.42)
+BELIEVED = 0.6  # share of its distance from USUAL that a scan is believed: small and noisy ones tell badly
 BATCH_VOXELS = 1 << 17  # of planes in one call of the network
 AIR = 0.02  # of the intensity unit: planes and margins below it are not computed
 MARGIN = 8  # fine voxels around the content that are computed too
 THINNEST = 1.2  # fine voxels: of a thinner profile they would not tell where its centre lies
 TRIALS = 12  # planes of the scan on which the network is tried
-RIDGE = 0.02  # least weight of the result against the slices, for what the profile is not known exactly
+RIDGE = 0.1  # least weight of the result against the slices, for what the profile is not known exactly
+# How near the result comes to the slices, as a share of their noise: nearer, it sharpens the noise.
+NEAR = 0.5
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,8 @@ class Stack:
 
 @dataclass(frozen=True)
 class Findings:
-    """What the scan has told. deviation: of its slice profile, in spacings, None where it could not tell.
+    """What the scan has told. deviation: of its slice profile, in spacings, as it is believed; None where it
+    could not tell.
 
     gain: share of the network's detail that is kept. noise: standard deviation, in intensity units.
     """
@@ -83,9 +89,11 @@ def restore(
     watch = watch or Stopwatch()
     with watch.time("gather"):
         told = estimate_deviation(stack.slices, stack.step)
-        deviation = (USUAL if told is None else told) * stack.step
+        believed = USUAL if told is None else USUAL + BELIEVED * (told - USUAL)
+        deviation = believed * stack.step
         tissue = tissue_of(stack.slices)
-        noise = noise_level(stack.slices, tissue)
+        # Texture passes for noise in differences of neighbours, and a mended background in air.
+        noise = min(noise_level(stack.slices, tissue), estimate_noise(stack.slices, 1.0).sigma)
         gain = trusted(stack, deviation, tissue, network)
         volume = stack.interpolated()
     detail = np.zeros_like(volume)
@@ -96,19 +104,31 @@ def restore(
         volume += detail
         if consistency:
             held_to(volume, stack, deviation, noise)
-    return volume, Findings(told, gain, noise)
+    return volume, Findings(None if told is None else believed, gain, noise)
 
 
 def held_to(volume: Volume, stack: Stack, deviation: float, noise: float) -> None:
-    """Move a volume, in place, to where its slices are those measured, weighed by their noise.
+    """Move a volume, in place, to where its slices are those measured, up to half of their noise.
 
-    The least change that does so: x += Aᵀ(A Aᵀ + r)⁻¹ (y - A x), A the slice profile's matrix.
+    The least change that does so: x += Aᵀ(A Aᵀ + r)⁻¹ (y - A x), A the slice profile's matrix. r is as large
+    as what is left of y - A x allows (Morozov's discrepancy principle).
     """
     seen = profile_matrix("gaussian", max(deviation * FWHM, THINNEST), stack.centers, stack.size)
-    square = seen @ seen.T
-    ridge = np.mean(np.diag(square)) * max(RIDGE, min(1.0, 100 * noise**2))
-    back = np.linalg.solve(square + ridge * np.eye(len(square)), seen).T.astype(np.float32)
-    volume += along(back, stack.slices - along(seen, volume, 2), 2)
+    values, vectors = np.linalg.eigh((seen @ seen.T).astype(np.float64))
+    missed = stack.slices - along(seen, volume, 2)
+    shown = stack.slices.max(2) > TISSUE
+    power = ((missed[shown] @ vectors) ** 2).mean(0) if shown.any() else np.zeros(len(values))
+
+    def left(exponent: float) -> float:
+        ridge = values.mean() * 10**exponent
+        return float(np.sqrt((power * (ridge / (values + ridge)) ** 2).mean()))
+
+    low, high = math.log10(RIDGE), 4.0
+    for _ in range(24):
+        middle = (low + high) / 2
+        low, high = (middle, high) if left(middle) < NEAR * noise else (low, middle)
+    back = seen.T @ (vectors / (values + values.mean() * 10**low)) @ vectors.T
+    volume += along(back.astype(np.float32), missed, 2)
 
 
 def trusted(stack: Stack, deviation: float, tissue: NDArray[np.bool_], network: Network) -> float:
