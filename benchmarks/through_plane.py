@@ -1,16 +1,18 @@
 """How good are thick slices, restored through the plane, on heads that no training has seen?
 
-    python -m udean.benchmarks.through_plane SCAN ... [--factors 3,4,5] [--size 96]
+    python -m udean.benchmarks.through_plane [SCAN] [--factors 3,4,5] [--axes 2,0,1] [--gaps 0,0.25,-0.25]
 
-The middle of each isotropic scan gets lesions, is cut into thick slices (factor, slice profile, noise), and
-is brought back to its own spacing as `udean-run --to` does it, without being told the profile, beside
-nearest, linear and cubic B-spline interpolation and zero-filled sinc. Figures: dB in tissue, SSIM, the share
-of the lesions' contrast that is left, and steps at slice edges (1 is the truth's). No figure depends on the
-machine's speed.
+The middle of each isotropic head (those of `benchmarks.tissue`, and SCANs) gets lesions, is cut into thick
+slices (factor, slice profile, noise), and is brought back to its own spacing as `udean-run --to` does it:
+nothing is told about the profile. Slices along the other axes, and slices with gaps or overlap, are measured
+at one factor. Nearest, linear and cubic B-spline interpolation and zero-filled sinc stand beside. Of each: dB
+in tissue, SSIM, the share of the lesions' contrast that is left, steps at slice edges over those elsewhere,
+and their size; both as multiples of the truth's. No figure depends on the machine's speed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,19 +28,23 @@ from ..runtime.scan.profile import Shape
 from ..runtime.scan.regrid import along, spline_weights
 from ..trainer.evaluation.quality import psnr, ssim
 from ..trainer.simulation.thick import Thick, slices_of
-from . import common
+from . import common, tissue
 
 Volume = NDArray[np.float32]
 SHAPES: tuple[Shape, ...] = ("gaussian", "box", "slr")
 NOISES = 0.0, 0.02  # of the 99.9th percentile
 LESIONS = 10  # alternately dark and bright, with a radius of 2 to 4 voxels
 CONTRAST = 0.25
+FURTHER = 4.0  # slice spacing in voxels at which other axes and gaps are measured, without noise
 
 
 def main(
-    scans: Annotated[list[Path], typer.Argument(help="Isotropic scans that the model was not trained on.")],
-    factors: Annotated[str, typer.Option(help="Slice spacings in voxels.")] = f"3,4,5,{5.5 / 0.75:.4f}",
-    axis: Annotated[int, typer.Option(min=0, max=2, help="Voxel axis across the slices.")] = 2,
+    scans: Annotated[Path | None, typer.Argument(help="More isotropic scans: a file or a folder.")] = None,
+    factors: Annotated[str, typer.Option(help="Slice spacings in voxels.")] = f"2,3,4,5,{5.5 / 0.75:.4f}",
+    axes: Annotated[str, typer.Option(help="Voxel axes across the slices.")] = "2,0,1",
+    gaps: Annotated[
+        str, typer.Option(help="Between slices, as shares of their spacing; negative: overlap.")
+    ] = "0,0.25,-0.25",
     size: Annotated[int, typer.Option(min=48, help="Voxels along each edge of the part in the middle.")] = 96,
     engine: Annotated[
         Path | None, typer.Option(help="Through-plane model; the embedded one by default.")
@@ -46,24 +52,35 @@ def main(
 ) -> None:
     """Measure; writes benchmarks/results/through-plane.json."""
     resolve = SuperResolver(engine, "cpu", to=1.0)
-    table = {}
-    for path in scans:
-        head = middle(path, axis, size)
-        for factor in map(float, factors.split(",")):
+    table: dict[str, dict[str, Any]] = {}
+    across = [int(axis) for axis in axes.split(",")]
+    for name, read in tissue.heads(scans):
+        whole = read()
+        heads = {axis: middle(whole, axis, size) for axis in across}
+        for told, axis, thick in cases(list(map(float, factors.split(","))), across, gaps.split(",")):
+            row = table.setdefault(name, {})[told] = case(heads[axis], thick, resolve)
+            print(f"{name}, {told}: {row['gain dB']:+.2f} dB", flush=True)
+    common.record("through-plane", {"voxels": size, "by head": table})
+
+
+def cases(factors: list[float], axes: list[int], gaps: list[str]) -> Iterator[tuple[str, int, Thick]]:
+    """What is measured, by name: the voxel axis across the slices, and how they lie."""
+    for factor in factors:
+        for noise in NOISES:
             for shape in SHAPES:
-                for noise in NOISES:
-                    name = f"{path.name.split('.')[0]}, 1 x 1 x {factor:.3g}, {shape}, noise {noise:.0%}"
-                    table[name] = row = case(head, Thick(factor, shape, noise=noise), resolve)
-                    print(
-                        f"{name}: {row['gain dB']:+.2f} dB, {row['told gain']} {row['told deviation']}",
-                        flush=True,
-                    )
-    common.record("through-plane", {"voxel axis": axis, "voxels": size, "by case": table})
+                told = f"1 x 1 x {factor:.3g}, {shape}, noise {noise:.0%}"
+                yield told, axes[0], Thick(factor, shape, factor * (1 - float(gaps[0])), noise)
+    further = [(axes[0], float(gap)) for gap in gaps[1:]] + [(axis, float(gaps[0])) for axis in axes[1:]]
+    for axis, gap in further:
+        for shape in SHAPES:
+            what = f"axis {axis}" if axis != axes[0] else f"{'gap' if gap > 0 else 'overlap'} {abs(gap):.0%}"
+            told = f"1 x 1 x {FURTHER:.3g}, {shape}, {what}"
+            yield told, axis, Thick(FURTHER, shape, FURTHER * (1 - gap))
 
 
-def middle(path: Path, axis: int, size: int) -> tuple[Volume, NDArray[np.int32]]:
+def middle(volume: Volume, axis: int, size: int) -> tuple[Volume, NDArray[np.int32]]:
     """The middle of a scan, slices last, 99.9th percentile at 1, with lesions, and their numbers."""
-    volume = np.moveaxis(np.asarray(nib.load(path).dataobj, np.float32), axis, 2)  # pyright: ignore
+    volume = np.moveaxis(volume.astype(np.float32), axis, 2)
     inside = ndimage.center_of_mass(volume > volume.mean())
     starts = [
         int(np.clip(c - size / 2, 0, max(n - size, 0))) for c, n in zip(inside, volume.shape, strict=True)
@@ -104,15 +121,16 @@ def case(head: tuple[Volume, NDArray[np.int32]], thick: Thick, resolve: SuperRes
         "b-spline": along(spline_weights(count, places), slices, 2),
         "sinc": along(sinc_weights(count, places), slices, 2),
     }
-    tissue = ndimage.gaussian_filter(truth, 2) > 0.05
+    inside = ndimage.gaussian_filter(truth, 2) > 0.05
     out: dict[str, Any] = {}
     for name, result in results.items():
         assert result.shape == truth.shape
-        out[f"{name} dB"] = psnr(result[tissue], truth[tissue], 1.0)
+        out[f"{name} dB"] = psnr(result[inside], truth[inside], 1.0)
         if name in ("sr", "b-spline"):  # it takes longer than everything else
             out[f"{name} SSIM"] = ssim(result, truth, 1.0)
         out[f"{name} lesions"] = contrast(result, truth, lesions[:, :, :size])
-        out[f"{name} steps"] = steps(result, near, tissue) / steps(truth, near, tissue)
+        for what, measure in (("steps", steps), ("edges", edges)):
+            out[f"{name} {what}"] = measure(result, near, inside) / measure(truth, near, inside)
     out["gain dB"] = out["sr dB"] - out["b-spline dB"]
     if resolve.found:
         found = resolve.found[0]
@@ -140,6 +158,21 @@ def steps(volume: Volume, near: NDArray[np.intp], tissue: NDArray[np.bool_]) -> 
     both = tissue[:, :, 1:] & tissue[:, :, :-1]
     edge = np.broadcast_to(np.diff(near) > 0, change.shape)
     return float(change[both & edge].mean() / change[both].mean())
+
+
+def edges(volume: Volume, near: NDArray[np.intp], tissue: NDArray[np.bool_]) -> float:
+    """The mean step between planes where the nearest slice changes."""
+    change = np.abs(np.diff(volume, axis=2))[:, :, np.diff(near) > 0]
+    both = (tissue[:, :, 1:] & tissue[:, :, :-1])[:, :, np.diff(near) > 0]
+    return float(change[both].mean())
+
+
+def gains(heads: Mapping[str, Mapping[str, Mapping[str, Any]]], told: str) -> list[str]:
+    """Of a case whose slice profile is left open ("{}"), the gain of each head by profile."""
+    return [
+        " / ".join(f"{rows[told.format(shape)]['gain dB']:+.2f}" for shape in SHAPES)
+        for rows in heads.values()
+    ]
 
 
 def sinc_weights(size: int, places: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, Self, get_args, overload
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Image
@@ -44,7 +44,8 @@ from .scan.choice import Choice, choose, why_one_axis
 from .scan.foreign import from_itk, from_tensor, is_itk, is_tensor, to_itk, to_tensor
 from .scan.geometry import Factors, fine_affine
 from .scan.intensity import Intensities
-from .scan.kinds import check_layout, check_voxels
+from .scan.interpolation import band_weights
+from .scan.kinds import check_layout, check_voxels, with_labels
 from .scan.nifti import Header
 from .scan.noise import Noise, estimate_noise
 from .scan.orientation import Orientation
@@ -57,6 +58,7 @@ from .task import (
     Consistency,
     Fallback,
     Info,
+    Labels,
     Look,
     MeasuredBand,
     Options,
@@ -98,6 +100,9 @@ class SuperResolver:
         factor along all axes.
     error_map
         The expected error of each voxel too, which takes that mean; see `pipeline.error_map`.
+    labels
+        "nearest" brings label maps, which are refused otherwise, to the grid of a scan of their size by nearest
+        neighbours.
     fallback
         "cpu" to go on without a GPU that fails.
     trace
@@ -128,7 +133,10 @@ class SuperResolver:
         strict: bool = False,
         best: bool = False,
         error_map: bool = False,
+        labels: Labels = "leave",
     ) -> None:
+        if labels not in get_args(Labels):
+            raise RunError(f"Label maps are one of {', '.join(get_args(Labels))}, not '{labels}'.")
         if not (
             consistency in ("auto", "off") or (isinstance(consistency, int | float) and 0 <= consistency <= 1)
         ):
@@ -159,7 +167,7 @@ class SuperResolver:
             )
         asked = self._asked and str(self._asked)
         best = best or error_map
-        self.options = Options(overlap, window, weighting, crop, consistency, asked, best, error_map)
+        self.options = Options(overlap, window, weighting, crop, consistency, asked, best, error_map, labels)
         self._check_error_map()
         self._turn = threading.Lock()
         self._last = threading.local()
@@ -494,6 +502,7 @@ class SuperResolver:
             For NaN and Inf, labels, masks and CT, and what `strict` refuses; GpuError if the GPU fails.
         """
         start, watch = time.perf_counter(), Stopwatch(self.trace, Path(scan.name).name)
+        scan = self.prepared(scan)
         choice = self.choice(scan, axis)
         header = self.header(scan, dtype, axis)
         sr = (room or in_memory(scan.name))(header)
@@ -504,10 +513,29 @@ class SuperResolver:
         with watch.time("read"):
             scan = scan.loaded()
             looks = looks or self.look(scan, axis)
-            volumes = _volumes(scan.voxels())
-        found: list[through_plane.Findings] = []
+        if scan.labels:
+            grid = choice.grid or Grid.of(scan.shape, self.layout(scan, axis)[1], self.card.grid)
+            self._resample_labels(scan, grid, sr, watch)
+            self._last.found = []
+        else:
+            self._last.found = self._restore(scan, sr, errors, choice, looks, watch, progress)
+        self._note(start, watch)
+        return header, sr
+
+    def _restore(
+        self,
+        scan: Scan,
+        sr: NDArray[Any],
+        errors: NDArray[np.float32] | None,
+        choice: Choice,
+        looks: Sequence[Look],
+        watch: Stopwatch,
+        progress: Progress | None,
+    ) -> list[through_plane.Findings]:
+        """Fill the SR voxels of a scan, volume by volume; what thick slices told about themselves."""
+        volumes, found = _volumes(scan.voxels()), []
+        maps = [None] * len(volumes) if errors is None else _volumes(errors)
         try:
-            maps = [None] * len(volumes) if errors is None else _volumes(errors)
             for lr, fine, look, expects in zip(volumes, _volumes(sr), looks, maps, strict=True):
                 if choice.grid is None:
                     turn = Orientation.of(scan.affine, choice.axis)
@@ -523,18 +551,30 @@ class SuperResolver:
                     found += self._regrid(lr, fine, scan, choice.grid, choice, look, watch, progress)
         except intensity.IntensityError as error:
             raise RunError(f"{scan.name}: {error}") from None
-        self._note(start, watch)
-        self._last.found = found
-        return header, sr
+        return found
+
+    @staticmethod
+    def _resample_labels(scan: Scan, grid: Grid, sr: NDArray[Any], watch: Stopwatch) -> None:
+        """Fill the voxels of a label map on another grid."""
+        for volume, fine in zip(_volumes(scan.voxels()), _volumes(sr), strict=True):
+            with watch.time("blend"):
+                labels = grid.labels(volume)
+                fine[...] = scan.in_units(labels) if sr.dtype.kind == "f" else labels
+
+    def prepared(self, scan: Scan) -> Scan:
+        """The scan, read and looked at for labels if these are not refused."""
+        return with_labels(scan) if self.options.labels == "nearest" and scan.labels is None else scan
 
     def look(self, scan: Scan, axis: int | None = None) -> list[Look]:
-        """Look through the volumes of a scan: content, unit, noise. Can be done ahead, in any thread.
+        """Look through the volumes of a scan, none of a label map's: content, unit, noise. Can be done ahead, in any thread.
 
         Raises
         ------
         RunError
             For NaN and Inf, labels and CT.
         """
+        if scan.labels:
+            return []
         turn = Orientation.of(scan.affine, self.choice(scan, axis).axis)
         volumes = [turn.turned(volume) for volume in _volumes(scan.voxels())]
         check_voxels(scan, volumes[0])
@@ -557,6 +597,8 @@ class SuperResolver:
         """Which model restores a scan onto which grid, and what is said against it."""
         turn, _, _ = self.layout(scan, axis)
         choice = choose(scan.name, scan.shape, scan.zooms, turn.axes, self.card, self._asked)
+        if scan.labels:  # nothing is restored, so nothing is said against it
+            return dataclasses.replace(choice, warnings=())
         return choice.along_each_axis(scan.zooms, self.options.error_map) if self.options.best else choice
 
     @staticmethod
@@ -599,7 +641,7 @@ class SuperResolver:
         """How a scan will be resolved: turned how, HR voxels per LR voxel along (i, j, k), windows."""
         turn = Orientation.of(scan.affine, axis)
         factors = turn.by_stored(self.card.scale)
-        check_layout(scan, factors)
+        check_layout(scan, factors, self.options.labels == "nearest")
         rows, columns, slices = (scan.shape[n] for n in turn.axes)
         return turn, factors, self.tiling((rows, columns, slices))
 
@@ -663,7 +705,9 @@ class SuperResolver:
             to_fine = np.linalg.inv(placed) @ grid.matrix
             for axis, (step, start) in enumerate(zip(np.diag(to_fine), to_fine[:3, 3], strict=False)):
                 places = start + step * np.arange(grid.shape[axis])
-                fine = along(spline_weights(fine.shape[axis], places, step), fine, axis)
+                # What is measured is a band of k-space: a coarser grid has less of it, and all of that.
+                weights = band_weights if step > 1 else spline_weights
+                fine = along(weights(fine.shape[axis], places, step), fine, axis)
             fine /= np.float32(unit)
             fine = turn.turned(fine)
         else:

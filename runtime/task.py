@@ -23,6 +23,7 @@ from .system.trace import Stopwatch
 
 Output = Literal["input", "float32"]
 Fallback = Literal["none", "cpu"]
+Labels = Literal["leave", "nearest"]
 Consistency = float | Literal["auto", "off"]
 Progress = Callable[[int, int], None]
 Slab = tuple[int, NDArray[Any]]
@@ -44,6 +45,7 @@ class Options:
     by the scan's noise, if the model's card gives the transfer by which the scan was made; "off": none. to:
     the spacing asked for, as `Asked` reads it, None for the model's own factors. best: the mean over slabs
     along each of the three axes, at three times the cost. error_map: the expected error of each voxel too.
+    labels: what happens to label maps: "leave" them, or bring them to the result's grid by "nearest" neighbours.
     """
 
     overlap: float | tuple[float, float, float] | None = None
@@ -54,6 +56,7 @@ class Options:
     to: str | None = None
     best: bool = False
     error_map: bool = False
+    labels: Labels = "leave"
 
 
 @dataclass(frozen=True)

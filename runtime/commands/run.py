@@ -20,7 +20,7 @@ from ..errors import RunError
 from ..job import Job
 from ..pipeline.engine import Library, Precision
 from ..pipeline.tiling import Window
-from ..resolver import Fallback, Output, SuperResolver
+from ..resolver import Fallback, Labels, Output, SuperResolver
 from ..run.bids import Selection
 from ..run.cost import Cost, Estimator
 from ..run.find import find_scans
@@ -130,6 +130,14 @@ def run(
             rich_help_panel=SCANS,
         ),
     ] = False,
+    labels: Annotated[
+        Labels,
+        typer.Option(
+            help="What becomes of label maps and masks: left, or brought to the grid of a scan of their size "
+            "by nearest neighbours.",
+            rich_help_panel=SCANS,
+        ),
+    ] = "leave",
     series: Annotated[
         bool,
         typer.Option(
@@ -243,6 +251,7 @@ def run(
         strict=strict,
         best=best,
         error_map=error_map,
+        labels=labels,
     )
     settings = Settings(dtype, AXES[slab_axis], series, overwrite, debug)
     if dry_run:
@@ -343,7 +352,7 @@ def _describe(found: list[Job], resolve: SuperResolver, settings: Settings, esti
 
 def _told(job: Job, resolve: SuperResolver, settings: Settings, estimate: Estimator) -> tuple[str, Cost]:
     """What a scan would become, and cost."""
-    scan = job.open(settings.series)
+    scan = resolve.prepared(job.open(settings.series))
     header = resolve.header(scan, settings.dtype, settings.axis)
     turn, _, plan = resolve.layout(scan, settings.axis)
     shape = header.get_data_shape()
@@ -351,6 +360,8 @@ def _told(job: Job, resolve: SuperResolver, settings: Settings, estimate: Estima
     plans = resolve.tilings(plan.shape) if resolve.choice(scan, settings.axis).best else [plan]
     cost = estimate(plans, scan.volumes, coarse, math.prod(shape) * header.get_data_dtype().itemsize)
     sizes = " x ".join(map(str, scan.shape)) + " to " + " x ".join(map(str, shape))
+    if scan.labels:
+        return f"{sizes}, {scan.labels}, by nearest neighbours", Cost(0, 0.0, cost.nbytes, 0.0)
     return f"{sizes}, slices along {'ijk'[turn.axis]}", cost
 
 

@@ -241,6 +241,8 @@ def _load(job: Job, resolve: SuperResolver, settings: Settings, known: Known) ->
                 f"{job.target} would replace the result of {other}, for {job.source}: choose another folder "
                 "with -o, or --overwrite."
             )
+        scan = resolve.prepared(scan)
+        choice = resolve.choice(scan, settings.axis)
         header = resolve.header(scan, settings.dtype, settings.axis)
         if not job.draft(resolve.card, resolve.engine.info.sha256).mapped:
             check_memory(scan.name, header)
@@ -308,6 +310,8 @@ def _write(resolved: Resolved, resolve: SuperResolver) -> Outcome:
         told: dict[str, Any] = {
             "measured_band": [dataclasses.asdict(band) for band in held] or resolve.why_unheld
         }
+        if scan.labels:
+            told = {"labels": f"{scan.labels}, resampled by nearest neighbours"}
         if choice.best:
             told["mean"] = "over slabs along each of three axes"
         if resolved.errors:
@@ -320,6 +324,8 @@ def _write(resolved: Resolved, resolve: SuperResolver) -> Outcome:
         write_sidecar(job, loaded.request, digest, loaded.engine, timings, choice.asked, told)
     coarse, fine = loaded.scan.shape, loaded.header.get_data_shape()
     size = " x ".join(map(str, coarse)) + " to " + " x ".join(map(str, fine))
+    if scan.labels:
+        size += f", {told['labels']}"
     if choice.best:
         size += ", mean over three slab axes"
     if resolved.errors:

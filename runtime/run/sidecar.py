@@ -120,6 +120,11 @@ class Sidecar:
         said = self.made.get("warnings")
         return [text for text in said if isinstance(text, str)] if isinstance(said, list) else []
 
+    @property
+    def labels(self) -> str | None:
+        """What a result is that was resampled without a network."""
+        return _text(self.made.get("labels"))
+
     def profile_mm(self, volume: int) -> float | None:
         """Width at half maximum of thick slices' profile; None if it was not estimated."""
         told = self.made.get("slices")
@@ -203,8 +208,9 @@ def write_sidecar(
     resolution = f"{scale} times as many voxels along rows, columns and slices as the scan"
     if spacing:
         resolution = " x ".join(f"{size:g}" for size in spacing) + " mm"
+    description = "Super-resolution by a trained network: " + engine.card.intended_use
     content = {
-        "Description": "Super-resolution by a trained network: " + engine.card.intended_use,
+        "Description": "No network: " + told["labels"] if "labels" in told else description,
         "Sources": [bids.source_uri(job.source, job.dataset, job.target, job.root)],
         "SpatialReference": "orig",
         "Resolution": resolution,

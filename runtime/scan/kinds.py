@@ -7,6 +7,7 @@ such as a FreeSurfer overlay on a surface, has no neighbour to restore anything 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,7 +19,8 @@ from .geometry import Factors
 from .scan import Scan
 
 # Source: nifti1.h, "intent codes"; 2 to 24 are statistics.
-INTENTS = {1002: "labels", 1005: "names of labels", **dict.fromkeys(range(2, 25), "a map of a statistic")}
+LABELS = 1002
+INTENTS = {LABELS: "labels", 1005: "names of labels", **dict.fromkeys(range(2, 25), "a map of a statistic")}
 # Of pairs of neighbours in the foreground, the share that is alike. Measured: label maps of heads and atlases
 # 0.85 to 0.96, MR scans of 8 and 16 bits 0.05 to 0.16, any scan of twice the size by nearest neighbours 0.5.
 ALIKE = 0.6
@@ -58,12 +60,13 @@ def no_signal(types: Iterable[str]) -> str:
     return ""
 
 
-def check_layout(scan: Scan, factors: Factors) -> None:
+def check_layout(scan: Scan, factors: Factors, labels: bool = False) -> None:
     """Raise RunError if a scan's header says that there is nothing to restore; no voxel is read.
 
-    factors: HR voxels per LR voxel along (i, j, k).
+    factors: HR voxels per LR voxel along (i, j, k). labels: whether label maps may pass.
     """
-    if what := INTENTS.get(int(scan.header["intent_code"])):
+    intent = int(scan.header["intent_code"])
+    if (what := INTENTS.get(intent)) and not (labels and intent == LABELS):
         raise RunError(f"{scan.name} holds {what}, by its header's intent, and no intensities: it is left.")
     single = [axis for axis in range(3) if scan.shape[axis] == 1]
     size = " x ".join(map(str, scan.shape))
@@ -81,17 +84,13 @@ def check_layout(scan: Scan, factors: Factors) -> None:
 
 def check_voxels(scan: Scan, voxels: NDArray[Any]) -> None:
     """Raise RunError if a volume's voxels, (i, j, k) as stored, are labels, a mask or CT."""
-    count = max(2, PIECE * voxels.shape[2] // voxels.size)
-    first = max(0, (voxels.shape[2] - count) // 2)
-    seen = np.asarray(voxels[:, :, first : first + count])
-    if seen.dtype.kind == "f" and not np.array_equal(np.rint(seen), seen):
-        return  # NaN included, which others name
+    seen = _middle(voxels)
+    if not _whole(seen):
+        return
     if (share := _alike(seen)) > ALIKE:
-        values = len(np.unique(seen))
-        what = "a mask" if values == 2 else f"a map of {values} labels"
         raise RunError(
-            f"{scan.name} looks like {what}: {share:.0%} of its neighbouring voxels are equal. Labels are no "
-            "intensities, so it is left: resample it by nearest neighbours."
+            f"{scan.name} looks like {_labels(seen)}: {share:.0%} of its neighbouring voxels are equal. "
+            "Labels are no intensities, so it is left: --labels nearest resamples it."
         )
     values = seen.astype(np.float64) * scan.slope + scan.inter
     air = float(np.mean((values <= AIR[1]) & ((values >= AIR[0]) | (values == values.min()))))
@@ -100,6 +99,34 @@ def check_voxels(scan: Scan, voxels: NDArray[Any]) -> None:
             f"{scan.name} looks like CT: {air:.0%} of its voxels have the {AIR[0]:.0f} to {AIR[1]:.0f} HU of "
             "air. The networks here are for MR, so it is left."
         )
+
+
+def with_labels(scan: Scan) -> Scan:
+    """The scan with its voxels read and, in `labels`, what it holds if it is a label map or a mask."""
+    scan = scan.loaded()
+    voxels = scan.voxels()
+    seen = _middle(voxels if scan.volumes == 1 else voxels[..., 0])
+    told = int(scan.header["intent_code"]) == LABELS
+    found = told or (_whole(seen) and _alike(seen) > ALIKE)
+    return dataclasses.replace(scan, labels=_labels(seen) if found else "")
+
+
+def _middle(voxels: NDArray[Any]) -> NDArray[Any]:
+    """The middle slices of a volume (i, j, k), as many as are looked at."""
+    count = max(2, PIECE * voxels.shape[2] // voxels.size)
+    first = max(0, (voxels.shape[2] - count) // 2)
+    return np.asarray(voxels[:, :, first : first + count])
+
+
+def _whole(voxels: NDArray[Any]) -> bool:
+    """Whether all values are whole numbers; NaN, which others name, is none."""
+    return voxels.dtype.kind != "f" or np.array_equal(np.rint(voxels), voxels)
+
+
+def _labels(voxels: NDArray[Any]) -> str:
+    """What voxels of labels are called."""
+    values = len(np.unique(voxels))
+    return "a mask" if values == 2 else f"a map of {values} labels"
 
 
 def _alike(voxels: NDArray[Any]) -> float:

@@ -21,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RunError
+from ..models.card import Grid as ModelGrid
+from .geometry import Factors, fine_affine
 
 SLACK = 1e-3  # of a voxel: headers store rounded float32
 UNITS = {"mm": 1.0, "um": 1e-3, "µm": 1e-3, "cm": 10.0}
@@ -95,6 +97,17 @@ class Grid:
             (sizes[0], sizes[1], sizes[2]), (steps[0], steps[1], steps[2]), (starts[0], starts[1], starts[2])
         )
 
+    @classmethod
+    def of(cls, shape: Sequence[int], factors: Factors, grid: ModelGrid) -> Grid:
+        """The grid of a slab model's own factors over a scan of this shape, both by (i, j, k)."""
+        matrix = fine_affine(np.eye(4), factors, grid)
+        (i, j, k), (x, y, z), (a, b, c) = (
+            [n * f for n, f in zip(shape, factors, strict=True)],
+            map(float, np.diag(matrix)[:3]),
+            map(float, matrix[:3, 3]),
+        )
+        return cls((i, j, k), (x, y, z), (a, b, c))
+
     @property
     def matrix(self) -> NDArray[np.float64]:
         """Voxel coordinates of this grid to the scan's, (4, 4)."""
@@ -113,6 +126,14 @@ class Grid:
     def nearest(self, axis: int, place: float) -> int:
         """Which of its voxels along an axis lies nearest to a place in the scan's voxels."""
         return min(max(round((place - self.start[axis]) / self.step[axis]), 0), self.shape[axis] - 1)
+
+    def labels(self, volume: NDArray[Any]) -> NDArray[Any]:
+        """A volume (i, j, k) of the scan's on this grid by nearest neighbours; halfway, the next one."""
+        index = [
+            np.clip(np.floor(self.places(axis) + 0.5 + SLACK), 0, size - 1).astype(np.intp)
+            for axis, size in enumerate(volume.shape)
+        ]
+        return volume[np.ix_(*index)]
 
     def weights(self, axis: int, size: int) -> NDArray[np.float32]:
         """The interpolation along an axis of the scan's `size` voxels, (voxels, size)."""

@@ -70,6 +70,8 @@ class Scan:
         The stored voxels if they have been read already.
     remarks
         Repairs of the header, in sentences.
+    labels
+        What it holds if it is a label map, "" if it is not, None if nobody has looked; see `kinds`.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Scan:
     volumes: int = 1
     array: NDArray[Any] | None = None
     remarks: tuple[str, ...] = ()
+    labels: str | None = None
 
     @property
     def zooms(self) -> tuple[float, float, float]:

@@ -78,8 +78,10 @@ def _open(result: Result, number: int) -> Opened:
     errors = result.open_error_map()
     if errors and errors.shape != sr.shape:
         raise RunError(f"{errors.name} is of another size than {sr.name}: run udean-run again.")
+    sidecar = result.sidecar
+    if sidecar.labels:
+        return Opened(sr, None, errors, f"{result.name} is {sidecar.labels}: there is nothing to compare.")
     try:
-        sidecar = result.sidecar
         found = compare(result.open_source(), sr, sidecar.card, number, sidecar.profile_mm(number))
         return Opened(sr, found, errors, "")
     except RunError as error:

@@ -134,6 +134,9 @@ def _section(outcome: Outcome, series: bool) -> Iterator[str]:
         yield f"<p class=failed>{_text(outcome.message)}</p>"
         return
     sidecar = Sidecar.read(job.sidecar)
+    if sidecar.labels:
+        yield f"<p>{_text(sidecar.labels[0].upper() + sidecar.labels[1:])}: there is nothing to compare.</p>"
+        return
     try:
         errors = sidecar.error_map(job.target)
         found = examine(

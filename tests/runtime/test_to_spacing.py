@@ -134,3 +134,56 @@ def test_the_command_restores_thick_slices_and_says_how(tmp_path, capsys, monkey
         command.main()
     assert "4 times as thick as its voxels are wide" in capsys.readouterr().out
     assert "4 times as thick" in json.loads((tmp_path / "out/a_sr.json").read_text())["udean"]["warnings"][0]
+
+
+@pytest.mark.parametrize("to, zooms", [("1mm", (0.75, 0.75, 4)), (None, (1, 1, 1))])
+@pytest.mark.parametrize("order, signs", [((0, 1, 2), (1, 1, 1)), ((2, 0, 1), (-1, 1, -1))])
+def test_a_label_map_is_brought_to_the_grid_of_its_scan_by_nearest_neighbours(to, zooms, order, signs):
+    random, affine = np.random.default_rng(0), turned(zooms, order, 0.3) @ np.diag([*signs, 1])
+    blocks = random.integers(0, 40, (5, 6, 3)).repeat(4, 0).repeat(4, 1).repeat(4, 2).astype(np.int16)
+    labels = nib.Nifti1Image(blocks, affine)
+    scan = nib.Nifti1Image(random.integers(1, 900, blocks.shape).astype(np.int16), affine)
+    with pytest.raises(RunError, match="--labels nearest"):
+        resolver(to).image(labels)
+    resolve = resolver(to, labels="nearest", strict=True)
+    fine = resolve.image(labels)
+    assert fine.get_data_dtype() == np.int16 and resolve.found == []
+    beside = resolve.image(scan)
+    assert fine.shape == beside.shape and np.array_equal(fine.affine, beside.affine)
+    index = np.stack(np.meshgrid(*map(np.arange, fine.shape), indexing="ij"), -1)
+    world = index @ fine.affine[:3, :3].T + fine.affine[:3, 3]
+    there = np.linalg.solve(affine[:3, :3], (world - affine[:3, 3]).reshape(-1, 3).T)
+    at = [
+        np.floor(p + 0.5 + 1e-4).clip(0, n - 1).astype(int) for p, n in zip(there, blocks.shape, strict=True)
+    ]
+    np.testing.assert_array_equal(np.asarray(fine.dataobj).ravel(), blocks[tuple(at)])
+
+
+def test_a_header_that_says_labels_is_believed():
+    volume = np.random.default_rng(0).integers(0, 9, (8, 8, 8)).astype(np.float32)
+    image = nib.Nifti1Image(volume, np.eye(4))
+    image.header.set_intent("label")
+    with pytest.raises(RunError, match="holds labels"):
+        resolver("0.7mm").image(image)
+    assert set(np.unique(resolver("0.7mm", labels="nearest").image(image).dataobj)) == set(range(9))
+    with pytest.raises(RunError, match="leave, nearest"):
+        resolver("1mm", labels="linear")
+
+
+def test_the_command_takes_label_maps_along(tmp_path, capsys, monkeypatch):
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 5, (6, 6, 4)).repeat(4, 0).repeat(4, 1).repeat(2, 2).astype(np.uint8)
+    for name, volume in (("a", random.integers(1, 255, labels.shape).astype(np.uint8)), ("a_seg", labels)):
+        nib.save(nib.Nifti1Image(volume, np.diag([1, 1, 3, 1])), tmp_path / f"{name}.nii.gz")
+    call = ["udean-run", str(tmp_path / "a_seg.nii.gz"), "-o", str(tmp_path / "out"), "--to", "1mm"]
+    for options, code in (([], 1), (["--labels", "nearest", "--report"], 0), (["--labels", "nearest"], 0)):
+        monkeypatch.setattr("sys.argv", [*call, *options])
+        with pytest.raises(SystemExit) as left:
+            command.main()
+        assert left.value.code == code
+    said = capsys.readouterr()
+    assert "a map of 5 labels" in said.err and "up to date" in said.out
+    assert "24 x 24 x 24, a map of 5 labels, resampled by nearest neighbours" in said.out
+    sidecar = json.loads((tmp_path / "out/a_seg_sr.json").read_text())
+    assert sidecar["Description"].startswith("No network") and "measured_band" not in sidecar["udean"]
+    assert "nothing to compare" in (tmp_path / "out/udean-report.html").read_text()
