@@ -75,6 +75,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("udean")
 
+NOISY = 0.01  # of the unit: noise at which a coarser grid takes half of its band as it is, half as means
+
 
 class SuperResolver:
     """A network and its windows, ready for any number of volumes from any number of threads.
@@ -705,9 +707,12 @@ class SuperResolver:
             to_fine = np.linalg.inv(placed) @ grid.matrix
             for axis, (step, start) in enumerate(zip(np.diag(to_fine), to_fine[:3, 3], strict=False)):
                 places = start + step * np.arange(grid.shape[axis])
-                # What is measured is a band of k-space: a coarser grid has less of it, and all of that.
-                weights = band_weights if step > 1 else spline_weights
-                fine = along(weights(fine.shape[axis], places, step), fine, axis)
+                weights = spline_weights(fine.shape[axis], places, step)
+                if step > 1:  # a mean over voxels, which costs measured detail as well as noise
+                    noise = look.noise.sigma / unit if look.noise else 0.0
+                    share = np.float32(1 / (1 + (noise / NOISY) ** 2))
+                    weights += share * (band_weights(fine.shape[axis], places, step) - weights)
+                fine = along(weights, fine, axis)
             fine /= np.float32(unit)
             fine = turn.turned(fine)
         else:

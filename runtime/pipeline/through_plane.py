@@ -27,8 +27,9 @@ Volume = NDArray[np.float32]
 
 CHANNELS = 5  # three neighbouring planes, distance to the nearest slice's centre, deviation of the profile
 DISTANCE, DEVIATION = 4.0, 3.0  # fine voxels that are 1 in the network's maps
-USUAL = 0.36  # deviation in slice spacings if a scan cannot tell: between a box (0.29) and a Gaussian (0.42)
+USUAL = 0.35  # deviation of a profile in slice spacings: between a box (0.29) and a Gaussian (0.42)
 BELIEVED = 0.6  # share of its distance from USUAL that a scan is believed: small and noisy ones tell badly
+UNKNOWN = 0.25  # if it cannot tell: a box with gaps, as a profile costs more taken for wider than for thinner
 BATCH_VOXELS = 1 << 17  # of planes in one call of the network
 AIR = 0.02  # of the intensity unit: planes and margins below it are not computed
 MARGIN = 8  # fine voxels around the content that are computed too
@@ -89,7 +90,7 @@ def restore(
     watch = watch or Stopwatch()
     with watch.time("gather"):
         told = estimate_deviation(stack.slices, stack.step)
-        believed = USUAL if told is None else USUAL + BELIEVED * (told - USUAL)
+        believed = UNKNOWN if told is None else USUAL + BELIEVED * (told - USUAL)
         deviation = believed * stack.step
         tissue = tissue_of(stack.slices)
         # Texture passes for noise in differences of neighbours, and a mended background in air.

@@ -400,7 +400,7 @@ def _slices(found: Findings, choice: Choice, scan: Scan) -> dict[str, Any]:
     spacing = scan.zooms[choice.axis]
     told = {"across": "ijk"[choice.axis], "spacing_mm": round(spacing, 6), "gain": round(found.gain, 4)}
     if found.deviation is None:
-        return told | {"profile": "not told by the scan: taken for usual"}
+        return told | {"profile": "not told by the scan: taken for a box with gaps"}
     return told | {
         "profile_fwhm_mm": round(found.deviation * spacing * float(FWHM), 3),
         "profile": "estimated",

@@ -19,7 +19,7 @@ Shape = Literal["gaussian", "box", "slr"]
 FWHM = 2 * np.sqrt(2 * np.log(2))  # of a Gaussian, in standard deviations
 PARTS = 9  # of a fine voxel, in which a profile is integrated
 TIME_BANDWIDTH = 4  # of the Hamming-windowed sinc pulse: a usual choice in spin-echo sequences
-SAMPLES = 16  # slices of one line whose spectrum is compared
+SAMPLES, FEWEST = 16, 8  # slices of one line whose spectrum is compared: at most, at least
 TISSUE = 0.05  # of the brightest: above it is tissue
 RANGE = (
     0.2,
@@ -123,7 +123,7 @@ def estimate_deviation(slices: NDArray[np.float32], step: float) -> float | None
 def _match(volume: NDArray[np.float32], tissue: NDArray[np.bool_], step: float, noise: float) -> float | None:
     """The deviation at which lines along axis 0, made thick, have the spectrum of those along axis 2."""
     count = min(SAMPLES, volume.shape[2], int((volume.shape[0] - 1) / step) + 1)
-    if count < 6:
+    if count < FEWEST:
         return None
     span = (count - 1) * step
 

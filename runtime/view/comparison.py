@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import RunError
 from ..models.card import ModelCard
-from ..pipeline.through_plane import THINNEST, USUAL
+from ..pipeline.through_plane import THINNEST, UNKNOWN
 from ..scan import intensity
 from ..scan.geometry import Factors, Flips, fine_affine, flips_between
 from ..scan.interpolation import acquired_again, band_weights, cubic_weights, interpolated_plane
@@ -181,7 +181,7 @@ def _seen(
         if _is_coarser(grid, axis):
             yield None
         elif card.kind == "through-plane" and axis == across:
-            width = (profile_mm / scan.zooms[axis] if profile_mm else USUAL * FWHM) / step
+            width = (profile_mm / scan.zooms[axis] if profile_mm else UNKNOWN * FWHM) / step
             yield profile_matrix("gaussian", max(width, THINNEST), centers, size)
         else:
             yield band_weights(size, centers, 1 / step)
