@@ -12,7 +12,7 @@ and their size; both as multiples of the truth's. No figure depends on the machi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +31,7 @@ from ..trainer.simulation.thick import Thick, slices_of
 from . import common, tissue
 
 Volume = NDArray[np.float32]
+Lesions = list[tuple[NDArray[np.bool_], NDArray[np.bool_]]]  # inside of each, and what surrounds it
 SHAPES: tuple[Shape, ...] = ("gaussian", "box", "slr")
 NOISES = 0.0, 0.02  # of the 99.9th percentile
 LESIONS = 10  # alternately dark and bright, with a radius of 2 to 4 voxels
@@ -78,8 +79,8 @@ def cases(factors: list[float], axes: list[int], gaps: list[str]) -> Iterator[tu
             yield told, axis, Thick(FURTHER, shape, FURTHER * (1 - gap))
 
 
-def middle(volume: Volume, axis: int, size: int) -> tuple[Volume, NDArray[np.int32]]:
-    """The middle of a scan, slices last, 99.9th percentile at 1, with lesions, and their numbers."""
+def middle(volume: Volume, axis: int, size: int) -> tuple[Volume, Lesions]:
+    """The middle of a scan, slices last, 99.9th percentile at 1, with lesions, and where they are."""
     volume = np.moveaxis(volume.astype(np.float32), axis, 2)
     inside = ndimage.center_of_mass(volume > volume.mean())
     starts = [
@@ -98,10 +99,15 @@ def middle(volume: Volume, axis: int, size: int) -> tuple[Volume, NDArray[np.int
         if not numbers[ball].any():
             numbers[ball] = number
             volume[ball] += CONTRAST * (-1) ** number
-    return np.maximum(volume, 0), numbers
+    lesions = []
+    for number in np.unique(numbers)[1:]:
+        ball = numbers == number
+        near, far = (ndimage.binary_dilation(ball, iterations=n) for n in (2, 4))
+        lesions.append((ball, far & ~near))
+    return np.maximum(volume, 0), lesions
 
 
-def case(head: tuple[Volume, NDArray[np.int32]], thick: Thick, resolve: SuperResolver) -> dict[str, Any]:
+def case(head: tuple[Volume, Lesions], thick: Thick, resolve: SuperResolver) -> dict[str, Any]:
     """Figures of one head under one degradation."""
     volume, lesions = head
     slices, centers, size = slices_of(volume, thick)
@@ -128,7 +134,7 @@ def case(head: tuple[Volume, NDArray[np.int32]], thick: Thick, resolve: SuperRes
         out[f"{name} dB"] = psnr(result[inside], truth[inside], 1.0)
         if name in ("sr", "b-spline"):  # it takes longer than everything else
             out[f"{name} SSIM"] = ssim(result, truth, 1.0)
-        out[f"{name} lesions"] = contrast(result, truth, lesions[:, :, :size])
+        out[f"{name} lesions"] = contrast(result, truth, lesions)
         for what, measure in (("steps", steps), ("edges", edges)):
             out[f"{name} {what}"] = measure(result, near, inside) / measure(truth, near, inside)
     out["gain dB"] = out["sr dB"] - out["b-spline dB"]
@@ -138,14 +144,13 @@ def case(head: tuple[Volume, NDArray[np.int32]], thick: Thick, resolve: SuperRes
     return out
 
 
-def contrast(result: Volume, truth: Volume, lesions: NDArray[np.int32]) -> float:
-    """Mean contrast of the lesions to their surroundings, as a share of the truth's."""
+def contrast(result: Volume, truth: Volume, shells: Lesions) -> float:
+    """The mean share of the lesions' contrast to their surroundings that a result keeps of the truth's."""
     shares = []
-    for number in np.unique(lesions)[1:]:
-        inside = lesions == number
-        around = ndimage.binary_dilation(inside, iterations=4) & ~ndimage.binary_dilation(
-            inside, iterations=2
-        )
+    for inside, around in shells:
+        inside, around = (part[:, :, : truth.shape[2]] for part in (inside, around))
+        if not (inside.any() and around.any()):
+            continue
         there, real = (v[inside].mean() - v[around].mean() for v in (result, truth))
         if abs(real) > CONTRAST / 3:
             shares.append(there / real)
@@ -165,14 +170,6 @@ def edges(volume: Volume, near: NDArray[np.intp], tissue: NDArray[np.bool_]) -> 
     change = np.abs(np.diff(volume, axis=2))[:, :, np.diff(near) > 0]
     both = (tissue[:, :, 1:] & tissue[:, :, :-1])[:, :, np.diff(near) > 0]
     return float(change[both].mean())
-
-
-def gains(heads: Mapping[str, Mapping[str, Mapping[str, Any]]], told: str) -> list[str]:
-    """Of a case whose slice profile is left open ("{}"), the gain of each head by profile."""
-    return [
-        " / ".join(f"{rows[told.format(shape)]['gain dB']:+.2f}" for shape in SHAPES)
-        for rows in heads.values()
-    ]
 
 
 def sinc_weights(size: int, places: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -103,8 +103,8 @@ class SuperResolver:
     error_map
         The expected error of each voxel too, which takes that mean; see `pipeline.error_map`.
     labels
-        "nearest" brings label maps, which are refused otherwise, to the grid of a scan of their size by nearest
-        neighbours.
+        "nearest" brings label maps, which are refused otherwise, to the grid of a scan of their size, by
+        nearest neighbours.
     fallback
         "cpu" to go on without a GPU that fails.
     trace
@@ -568,7 +568,9 @@ class SuperResolver:
         return with_labels(scan) if self.options.labels == "nearest" and scan.labels is None else scan
 
     def look(self, scan: Scan, axis: int | None = None) -> list[Look]:
-        """Look through the volumes of a scan, none of a label map's: content, unit, noise. Can be done ahead, in any thread.
+        """Look through the volumes of a scan, none of a label map's: content, unit, noise.
+
+        Can be done ahead, in any thread.
 
         Raises
         ------
