@@ -45,7 +45,7 @@ class Options:
     by the scan's noise, if the model's card gives the transfer by which the scan was made; "off": none. to:
     the spacing asked for, as `Asked` reads it, None for the model's own factors. best: the mean over slabs
     along each of the three axes, at three times the cost. error_map: the expected error of each voxel too.
-    labels: what happens to label maps: "leave" them, or bring them to the result's grid by "nearest" neighbours.
+    labels: "leave" label maps, or bring them to the grid of the result by "nearest" neighbours.
     """
 
     overlap: float | tuple[float, float, float] | None = None
