@@ -55,7 +55,8 @@ RUN ?= runs/default
 default-model: install
 	@test -n "$(LABELS)" -a -n "$(HEADS)" || { echo "make default-model LABELS=FOLDER HEADS=FILE: docs/default-model.md says where to get them."; exit 1; }
 	$(BIN)/python -m udean.benchmarks.default_model prepare $(LABELS) $(HEADS) $(RUN)/hr
-	$(BIN)/python -m udean.trainer.simulation.heads $(RUN)/hr --labels $(LABELS) --heads 28 --first 0
+	$(BIN)/python -m udean.trainer.simulation.heads $(RUN)/hr --labels $(LABELS) --heads 20 --first 0 --spots 40000
+	$(BIN)/python -m udean.trainer.simulation.heads $(RUN)/hr --labels $(LABELS) --heads 8 --first 20 --spots 40000 --spacing 1.5
 	$(BIN)/python -m udean.trainer.simulation.heads $(RUN)/val --labels $(LABELS) --heads 2 --first 28
 	cd $(RUN) && $(CURDIR)/$(BIN)/udean-train --preset compact --config $(CURDIR)/benchmarks/default_model.toml --out run
 	$(BIN)/python -m udean.benchmarks.default_model ship $(RUN)/run

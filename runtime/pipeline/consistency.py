@@ -18,8 +18,8 @@ is not amplified.
 
 w falls with the noise of the scan, but later than the least error would require. A network mistakes part of a
 small lesion for noise, and only the scan brings it back: at 2 % of noise, one of radius 1 HR voxel keeps
-three quarters of what sinc leaves of it if w is 0, and all if w is 1, at a price of 0.4 dB. So w is 0.9
-there, and low only if noise hides small lesions in any case. It is one number for all frequencies and
+little more than half of what sinc leaves of it if w is 0, and all if w is 1, at a price of 0.5 dB. So w is
+0.97 there, and low only if noise hides small lesions in any case. It is one number for all frequencies and
 positions: the missing part of a small lesion is no larger than the noise beside it, so weights that followed
 the difference, or the scan's own structure, gained nothing that a higher w does not give as well; a weight
 for each frequency gained 0.03 dB.
@@ -54,9 +54,9 @@ REACH = 12  # LR slices to either side that a windowed sinc covers
 TAPER = 4.0  # of its Kaiser window
 MARGIN = 8  # least number of LR voxels over which one end of a plane blends into the other
 # Noise, as a share of the unit, at which half of the band is taken from the scan; less for a mean over three
-# slab axes, whose errors are smaller. The power describes w's fall: at 1, 2, 3, 5 % of noise w is 0.99, 0.90,
-# 0.65, 0.19.
-HALF, HALF_OF_MEAN, POWER = 0.035, 0.032, 4
+# slab axes, whose errors are smaller. The power describes w's fall: at 1, 2, 3, 5 % of noise w is 1.00, 0.97,
+# 0.74, 0.12.
+HALF, HALF_OF_MEAN, POWER = 0.0357, 0.0327, 6
 AIR, TISSUE = 0.05, 0.1  # shares of the unit below which a magnitude is air, and above which it is tissue
 WHOLE = 1 << 28  # largest ring of slices, in HR voxels, that is held in memory for its exact sinc
 NOISE_IN_AIR = 2.0  # a magnitude of pure noise has a mean of 1.25 times the noise
