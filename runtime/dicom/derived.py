@@ -1,9 +1,9 @@
-"""SR volumes as derived DICOM series: same patient, study and frame of reference, all else told apart.
+"""SR volumes as derived DICOM series: same patient, study and frame of reference, all else distinct.
 
 Source: DICOM PS3.3, C.7.6.1.1.2 (image type), C.12.1 (SOP common: contributing equipment), C.7.6.1.1.4
 (source images), PS3.5, B.2 (UIDs derived from a UUID). A series from an enhanced file becomes a classic one,
 or on request an enhanced one (`multiframe`). Private attributes are left out: they would describe the scan's
-geometry and not this one's.
+geometry, not the result's.
 """
 
 from __future__ import annotations

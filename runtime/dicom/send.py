@@ -31,11 +31,11 @@ SAME_LINK = 3.0  # seconds for a report on the association that asked for it
 
 
 class Undelivered(Exception):
-    """The destination cannot be reached, or cannot take it now."""
+    """The destination cannot be reached, or cannot accept the slices at the moment."""
 
 
 class Refused(Exception):
-    """The destination says that it will not take a slice, whenever it is asked."""
+    """The destination permanently refuses a slice."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def _store(link: Any, file: Path) -> Any:
     if code & 0xFF00 == FINAL[0] or code & 0xF000 == FINAL[1]:
         raise Refused(f"The destination refused a slice (status {code:04X}).")
     if code != SUCCESS and code not in WARNINGS and code & 0xF000 != 0xB000:
-        raise Undelivered(f"The destination cannot take a slice now (status {code:04X}).")
+        raise Undelivered(f"The destination cannot accept a slice at the moment (status {code:04X}).")
     reference = pydicom.Dataset()
     reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = CLASSIC, dataset.SOPInstanceUID
     return reference

@@ -408,7 +408,7 @@ def _goes_on(stack: list[Frame], other: list[Frame]) -> bool:
 
 
 def _numbered(series: list[Series], taken: Collection[int]) -> list[Series]:
-    """The same with the numbers of their SR series, which no other series of the study has."""
+    """The series with numbers for their SR series that no other series of the study has."""
     used: dict[str, set[int]] = defaultdict(lambda: set(taken))
     for one in series:
         used[str(one.head.get("StudyInstanceUID"))].add(one.number)

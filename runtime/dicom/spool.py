@@ -174,7 +174,7 @@ class Spool:
         return {integer(n) for name, numbers in known.items() if name != series for n in numbers}
 
     def number(self, study: str, series: str, numbers: set[int]) -> None:
-        """Note the numbers of a series and its results. Raises DiskError."""
+        """Record the numbers of a series and its results. Raises DiskError."""
         file = self._studies / f"{hashed(study)}.json"
         write_json(file, read_json(file) | {series: sorted(numbers)}, None)
 
@@ -186,7 +186,7 @@ class Spool:
         return {name: len(folders(place)) for name, place in places.items()}
 
     def aside(self) -> list[SetAside]:
-        """What is in quarantine, oldest first."""
+        """The quarantine's entries, oldest first."""
         entries = sorted(folders(self.quarantine), key=lambda folder: folder.name.rpartition("-")[2])
         found = []
         for folder in entries:
@@ -196,7 +196,7 @@ class Spool:
         return found
 
     def retry(self, name: str) -> None:
-        """Put a set-aside series back to where it came from. Raises RunError if there is none."""
+        """Move a set-aside series back to its previous place. Raises RunError if there is none."""
         folder = self._entry(name)
         shutil.rmtree(folder / "sr", ignore_errors=True)
         (folder / REASON).unlink(missing_ok=True)
@@ -207,7 +207,7 @@ class Spool:
             _join(folder, target)
 
     def drop(self, name: str) -> None:
-        """Remove a set-aside series for good. Raises RunError if there is none."""
+        """Remove a set-aside series permanently. Raises RunError if there is none."""
         shutil.rmtree(self._entry(name))
 
     def _entry(self, name: str) -> Path:
@@ -218,12 +218,12 @@ class Spool:
 
 
 def folders(place: Path) -> list[Path]:
-    """The folders of series in a part of the spool; whatever else lies there is not ours to touch."""
+    """The folders of series in a part of the spool; anything else there is left alone."""
     return sorted(path for path in place.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def series_name(dataset: Any) -> str:
-    """The folder of a slice's series, no other patient's. Raises AttributeError if a UID is missing."""
+    """The folder of a slice's series, unique to its patient. Raises AttributeError without a UID."""
     return hashed(repr([*identity(dataset), str(dataset.StudyInstanceUID), str(dataset.SeriesInstanceUID)]))
 
 

@@ -156,7 +156,7 @@ class Connection:
             self.send([bytes(data[:place])])
 
     def relay(self, head: bytes, size: int) -> None:
-        """Pass on a message that is not kept: what of it was read, and so many bytes that are to come."""
+        """Pass on a message that is not kept: the part that was read, and `size` more bytes."""
         self.send([head])
         while size:
             chunk = self._read(min(size, CHUNK))
@@ -189,7 +189,7 @@ class Connection:
         self._budget.claim(self, size, patience)
 
     def release(self, size: int) -> None:
-        """Give memory back before the connection ends."""
+        """Release memory before the connection ends."""
         self._budget.release(self, size)
 
     def _take(self, size: int) -> None:

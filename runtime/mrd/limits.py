@@ -37,7 +37,7 @@ class Budget:
         self._change = threading.Condition()
 
     def claim(self, owner: object, size: int, patience: float) -> None:
-        """Take memory, waiting for others to give theirs back. Raises RunError if there is none."""
+        """Claim memory, waiting for others to release theirs. Raises RunError if there is none."""
         with self._change:
             total = self._held[owner] + size
             if total > self.size:
@@ -51,7 +51,7 @@ class Budget:
             self.used += size
 
     def release(self, owner: object, size: int) -> None:
-        """Give memory back."""
+        """Release memory."""
         with self._change:
             self.used -= size
             self._held[owner] -= size

@@ -61,11 +61,11 @@ HEADER_DTYPE = np.dtype(
 )
 ACQUISITION_HEADER = 340  # bytes; samples, active channels and trajectory dimensions lie in it at:
 SAMPLES, CHANNELS, DIMENSIONS = 34, 38, 176
-RELAY_LIMIT = 16 << 30  # bytes that a message may have to be passed on unkept: more is not an image
+RELAY_LIMIT = 16 << 30  # bytes of a message that is passed on unkept: more is not an image
 WAVEFORM_HEADER = struct.Struct("<H6xQIIIHHfH2x")  # 40 bytes; samples and channels are its fields 6 and 7
 
 TEXT_LIMIT = 16 << 20  # bytes of a text, header or attributes that are kept: real ones are kilobytes
-SKIP_LIMIT = 1 << 30  # bytes of a text that is left out: more is a length that lies
+SKIP_LIMIT = 1 << 30  # bytes of a text that is skipped: anything longer is a wrong length
 CHUNK = 1 << 20  # bytes of it at a time
 OVERHEAD = 4096  # bytes that a kept message takes besides its content, so that many small ones count
 
@@ -88,11 +88,11 @@ class Text:
 
 @dataclass(frozen=True)
 class Close:
-    """The sender has sent all that it has."""
+    """The sender has sent everything."""
 
 
 class Unknown(RunError):
-    """A message whose length nothing says. passed: what was read of it, if it is an image and goes back."""
+    """A message of unknown length. passed: the part that was read, if it is an image and is sent back."""
 
     def __init__(self, reason: str, passed: bytes = b"") -> None:
         super().__init__(reason)
@@ -104,7 +104,7 @@ class LeftOut(RunError):
 
 
 class TooLarge(RunError):
-    """A message that there is no room to keep. head: what was read of it. size: bytes that are to come."""
+    """A message too large to keep. head: the part that was read. size: bytes still to come."""
 
     def __init__(self, reason: str, head: bytes, size: int) -> None:
         super().__init__(reason)
@@ -113,7 +113,7 @@ class TooLarge(RunError):
 
 @dataclass(frozen=True)
 class Passed:
-    """Physiology, raw data: its bytes are passed on. kind: the identifier."""
+    """Physiology or raw data, passed on as bytes. kind: the identifier."""
 
     kind: int
     content: bytes | bytearray

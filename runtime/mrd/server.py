@@ -93,7 +93,7 @@ class Server:
 
     @property
     def ready(self) -> bool:
-        """Whether new clients are served."""
+        """Whether new clients are accepted."""
         return not self._stopping
 
     def serve(self) -> None:
@@ -263,7 +263,7 @@ class Session:
         return kept, others
 
     def _next(self) -> mrd.Message | None:
-        """The next message that can be kept, None after one that was left out or passed on unkept."""
+        """The next message that can be kept; None after one that was skipped or passed on directly."""
         try:
             return self._connection.receive()
         except mrd.LeftOut as error:
@@ -285,7 +285,7 @@ class Session:
         return source.grid_of(self._resolve.header(source.scan, self._parameters.dtype))
 
     def _restore(self, source: Stack, grid: FineGrid, place: Place) -> None:
-        """Restore one volume, when it is its turn, and send its SR images."""
+        """Restore one volume, in its turn, and send its SR images."""
         parameters = self._parameters
         dtype = source.images[0].pixels.dtype
         itemsize = 4 if parameters.dtype == "float32" else dtype.itemsize

@@ -161,7 +161,7 @@ def describe(root: Path, datasets: Iterable[Path]) -> None:
 
 
 def source_uri(source: Path, dataset: Path | None, target: Path, root: Path) -> str:
-    """How a sidecar names its scan: as a BIDS URI if the output folder links to the dataset, else a path."""
+    """The name of a scan in a sidecar: a BIDS URI if the output folder links to the dataset, else a path."""
     for name, link in _links(read_json(root / DATASET)).items():
         if dataset and _place(root, link) == real_path(dataset):
             return f"bids:{name}:{quote(os.path.relpath(os.path.abspath(source), os.path.abspath(dataset)))}"
@@ -181,7 +181,7 @@ def source_path(uri: str, target: Path, root: Path) -> Path:
 
 
 def metadata(source: Path, dataset: Path | None) -> dict[str, Any]:
-    """What a sidecar of a BIDS name has to say besides: the scan's own, by the inheritance principle."""
+    """Additional metadata for the sidecar of a BIDS result: the scan's own, by the inheritance principle."""
     if not dataset:
         return {}
     base, own = Path(os.path.abspath(dataset)), Path(os.path.abspath(source)).parent

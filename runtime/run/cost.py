@@ -1,7 +1,7 @@
-"""What a scan will cost, before it is resolved: windows, arithmetic, memory, time.
+"""The cost of a scan, before it is resolved: windows, arithmetic, memory, time.
 
-Arithmetic is counted in the model's own graph, so this file reads as much of the ONNX format (protocol
-buffers, github.com/onnx/onnx/blob/main/onnx/onnx.proto) as tells a convolution's size.
+Arithmetic is counted in the model's own graph, so this file reads the part of the ONNX format (protocol
+buffers, github.com/onnx/onnx/blob/main/onnx/onnx.proto) that gives a convolution's size.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..pipeline.host import buffer_nbytes
 from ..pipeline.tiling import Tiling
 from ..resolver import SuperResolver
 
-POOLS = ("ReduceMean", "GlobalAveragePool", "Gather")  # what has no area: a mean, a row or a column
+POOLS = ("ReduceMean", "GlobalAveragePool", "Gather")  # results without an area: a mean, a row or a column
 
 
 @dataclass(frozen=True)

@@ -47,10 +47,10 @@ class Standing:
 
 
 def standing(root: Path) -> Standing:
-    """Read it from the manifests. Raises RunError if there is none."""
+    """Read the progress from the manifests. Raises RunError if there are none."""
     found = manifests(root)
     if not found:
-        raise RunError(f"{root} holds no manifest of a run: give udean-run's output folder.")
+        raise RunError(f"{root} contains no manifest of a run: give udean-run's output folder.")
     scans = read(root).values()
     done = sum(line.get("status") in DONE for line in scans)
     failed = [(_text(s, "source"), _text(s, "message")) for s in scans if s.get("status") == "failed"]

@@ -25,7 +25,7 @@ DAMAGE: tuple[type[Exception], ...] = (gzip.BadGzipFile, zlib.error, cast(Any, I
 
 
 def is_gzip(path: Path) -> bool:
-    """Whether a file's first bytes say so; its name may say otherwise."""
+    """Whether a file is compressed, by its first bytes; its name may say otherwise."""
     with open(path, "rb") as file:
         return file.read(2) == b"\x1f\x8b"
 
@@ -48,7 +48,7 @@ def inflate(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn what goes wrong while reading into a sentence."""
+    """Turn errors while reading into a sentence."""
     try:
         yield
     except EOFError:

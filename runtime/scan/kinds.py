@@ -1,6 +1,6 @@
-"""What a scan is of: kinds of images whose restoration would be wrong however well it went.
+"""Kinds of images that must not be restored, because the result would be wrong however well it looked.
 
-Labels, masks and maps of statistics hold no intensities: between two labels a network would make up others.
+Labels, masks and maps of statistics are not intensities: between two labels a network would invent others.
 CT has other intensities than the MR that networks learn here. A single slice, and what lies along a line,
 such as a FreeSurfer overlay on a surface, has no neighbour to restore anything from.
 """

@@ -1,4 +1,4 @@
-"""NIfTI headers: which are read, what is mended in them, which are refused; and how one is written.
+"""NIfTI headers: reading, repairing, refusing and writing them.
 
 Source: nifti1.h and nifti2.h of the NIfTI data format working group.
 """
@@ -28,7 +28,7 @@ HEADER_LIMIT = 64 << 20  # header extensions are kilobytes
 
 
 class FileHeader(NamedTuple):
-    """What a file's first bytes say. header: little-endian, with its extensions, vox_offset an integer.
+    """A file's header. header: little-endian, with its extensions, vox_offset an integer.
 
     dtype: of the voxels, in the file's byte order. packed: by gzip, whatever the file's name says.
     """
@@ -60,7 +60,7 @@ def read_header(path: Path) -> FileHeader:
 
 
 def preamble(header: Header) -> bytes:
-    """What a single NIfTI file has before its voxels: header, extensions, padding."""
+    """The bytes of a single NIfTI file before its voxels: header, extensions, padding."""
     header = header.copy()
     header["magic"] = header.single_magic
     header["vox_offset"] = offset = _data_offset(header)
@@ -99,7 +99,7 @@ def _stored_dtype(header: Header, path: Path) -> np.dtype[Any]:
 
 
 def mended(name: str, header: Header) -> Iterator[str]:
-    """Mend what can be mended in a header's affines; yields what was done.
+    """Repair a header's affines as far as possible; yields what was done.
 
     A qfac that is not ±1 counts as the NIfTI-1 standard's reader takes it, a quaternion that is too long by
     rounding is shortened, and a damaged qform gives way to a sound sform. Raises RunError for a damaged

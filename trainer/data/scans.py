@@ -52,7 +52,7 @@ class Entry:
 
 
 def find(entries: Sequence[str | Path]) -> list[Entry]:
-    """The scans that the entries name (see above), sorted by path, each once.
+    """The scans that the entries (see above) name, sorted by path, without duplicates.
 
     Raises CohortError for an entry without scans, an unknown layout or a list that cannot be read.
     """

@@ -101,7 +101,7 @@ class _Whole:
 
 @dataclass(frozen=True)
 class Figures(TissueFigures, _Whole):
-    """Of the whole volume, and of tissue, air and bands apart."""
+    """Figures of the whole volume, and separately of tissue, air and bands."""
 
 
 def measure(

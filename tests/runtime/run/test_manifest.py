@@ -208,7 +208,7 @@ def test_status_speaks_of_what_it_is_given(tmp_path, model):
         command = [sys.executable, "-m", "udean.runtime.commands.status", *arguments]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
 
-    for arguments, word in (([], "OUT"), ([tmp_path], "holds no manifest")):
+    for arguments, word in (([], "OUT"), ([tmp_path], "contains no manifest")):
         done = status(*arguments)
         assert done.returncode == 2 and word in done.stderr
     scan(tmp_path / "status" / "a.nii")  # a folder may be called as a command is
