@@ -89,6 +89,7 @@ def listen(
 
         def _create_association(self) -> Any:
             link = super()._create_association()
+            link.dul.daemon = True  # or a connection that says nothing would keep an ended node alive
             link.unread = 0  # bytes since the last message
             read = link.dul.socket.recv
 

@@ -36,6 +36,7 @@ from .spool import NOTE, SENDING, Spool, folders, series_name
 OUT_OF_RESOURCES, NO_MATCH = 0xA700, 0xA900
 FREE = 1 << 30  # bytes that stay free on the spool's disk
 POLL = 0.25  # seconds between looks at the spool
+FAREWELL = 5.0  # seconds for senders to be told, at the end, that they are aborted
 ATTEMPTS = 5  # permanent refusals of a slice before its series is set aside
 BACKOFF, LONGEST = 1.5, 600.0  # growth of the time between attempts; its maximum, seconds
 PATIENCE = 3600.0  # seconds for an archive to commit a series, before it is sent again
@@ -183,13 +184,23 @@ class Node:
                     self._handle(folder, attempts)
             self._stop.wait(POLL)
         self._server.shutdown()
-        for link in self._server.active_associations:  # or they would continue for as long as they like
-            link.abort()
+        self._break_off()
         self.spool.let_go()
 
     def stop(self) -> None:
         """Finish the series in hand, break off with who still sends, and end."""
         self._stop.set()
+
+    def _break_off(self) -> None:
+        """Abort all open associations at once: one that does not answer delays neither them nor the end."""
+        aborts = [
+            threading.Thread(target=link.abort, daemon=True) for link in self._server.active_associations
+        ]
+        for abort in aborts:
+            abort.start()
+        end = time.monotonic() + FAREWELL
+        for abort in aborts:
+            abort.join(max(0.0, end - time.monotonic()))
 
     def _tls(self, purpose: ssl.Purpose) -> ssl.SSLContext:
         settings = self._settings

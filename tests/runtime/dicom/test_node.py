@@ -407,6 +407,18 @@ def test_a_stop_waits_for_no_sender_and_nothing_of_a_half_series_goes_out(model,
             wait(lambda: len(got) == 8)
 
 
+def test_a_stop_does_not_wait_for_peers_that_stopped_in_the_middle_of_a_message(model, tmp_path):
+    with archive() as (port, _), running(model, tmp_path / "spool", port) as (node, mine):
+        links = [socket.create_connection(("127.0.0.1", mine)) for _ in range(3)]
+        for link in links:
+            link.sendall(b"\1\0\0\0")
+        time.sleep(0.5)
+        node.send_signal(signal.SIGTERM)
+        assert node.wait(20) == 0
+        for link in links:
+            link.close()
+
+
 def test_a_released_sender_beside_one_that_broke_off_does_not_stand_for_it(model, tmp_path):
     files = classic(tmp_path / "in", shape=(6, 12, 10))
     with archive() as (port, got), running(model, tmp_path / "spool", port) as (_, mine):
