@@ -419,6 +419,20 @@ def test_a_stop_does_not_wait_for_peers_that_stopped_in_the_middle_of_a_message(
             link.close()
 
 
+def test_connections_that_come_as_the_node_ends_do_not_keep_it_alive(model, tmp_path):
+    with (
+        archive() as (port, _),
+        running(model, tmp_path / "spool", port) as (node, mine),
+        contextlib.ExitStack() as opened,
+    ):
+        for number in range(60):
+            if number == 30:
+                node.send_signal(signal.SIGTERM)
+            with contextlib.suppress(OSError):  # it listens no more
+                opened.enter_context(socket.create_connection(("127.0.0.1", mine), timeout=5))
+        assert node.wait(20) == 0
+
+
 def test_a_released_sender_beside_one_that_broke_off_does_not_stand_for_it(model, tmp_path):
     files = classic(tmp_path / "in", shape=(6, 12, 10))
     with archive() as (port, got), running(model, tmp_path / "spool", port) as (_, mine):
