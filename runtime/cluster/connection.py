@@ -27,10 +27,23 @@ ALONE = {  # keeps a Ray of our own, with all its processes, on this machine
 
 
 def connect(address: str | None) -> Any:
-    """The module `ray`, connected. address: HOST:PORT; "auto": the cluster that runs on this machine;
-    "local": one of this process's own, which ends with it; None: RAY_ADDRESS if set, else "local".
+    """Connect to a Ray cluster.
 
-    Raises RunError if that fails.
+    Parameters
+    ----------
+    address
+        HOST:PORT; "auto": the cluster that runs on this machine; "local": one of this process's own, which
+        ends with it; None: RAY_ADDRESS if set, else "local".
+
+    Returns
+    -------
+    module
+        `ray`, connected.
+
+    Raises
+    ------
+    RunError
+        If Ray is not installed, does not start or does not answer.
     """
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address.startswith("ray://"):

@@ -1,7 +1,7 @@
 """The measured band on the device, taken from the scan as `pipeline.consistency` does, as planes are blended.
 
-The host's FFTs are matrices here, and what it keeps in dictionaries lies in rings of planes, as large as the
-order in which slabs come asks for. Everything runs on the stream that blends, so nothing has to wait for it.
+The host's FFTs are matrices here, and its dictionaries are rings of planes, as large as the order of slabs
+requires. Everything runs on the stream that blends, so no synchronisation is needed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Put = Callable[[NDArray[Any]], Any]  # an array to device memory
 
 @dataclass(frozen=True)
 class Held:
-    """How a volume's measured band is to be held."""
+    """The parameters of a volume's measured band."""
 
     operators: Operators
     weight: Weight
@@ -34,7 +34,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Step:
-    """What can be done once a slab is blended, as (first, past the end).
+    """The work that is possible once a slab is blended, as ranges (first, past the end).
 
     arrived: HR slices that are finished. compared: LR slices whose HR slices have all come. ready: HR slices
     that can be corrected.
@@ -47,7 +47,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Planes:
-    """Planes (rows, columns), float32, in a ring on the device; the first that is meant."""
+    """Planes (rows, columns), float32, in a ring on the device; and the first one to use."""
 
     at: Any
     ring: int
@@ -70,7 +70,7 @@ def schedule(arrivals: Sequence[int], downs: Sequence[Taps], ups: Sequence[Taps]
 
 
 def oldest(taps: Sequence[Taps]) -> list[int]:
-    """The first plane that this number or a later one needs; past the last number, none."""
+    """The first plane that this number or a later one needs; none after the last number."""
     least = itertools.accumulate((min(numbers) for numbers, _ in reversed(taps)), min)
     return [*reversed(list(least)), 1 << 30]
 
@@ -112,7 +112,7 @@ class MeasuredBand:
         self._middle = empty(middle * max(come, most))
         self._lr, self._sum = empty(lr * known), empty(lr * max(known, most))
         self._added, self.planes = empty(hr * most), empty(hr * most)
-        # Matrices from the right lie transposed, so that neighbouring threads read neighbours.
+        # Matrices applied from the right are transposed, so that neighbouring threads read neighbours.
         self._down = put(rows), put(np.ascontiguousarray(columns.T))
         self._up = put(operators.up[0]), put(np.ascontiguousarray(operators.up[1].T))
         self._downs, self._ups = ([put(part) for part in _packed(taps)] for taps in (downs, ups))
@@ -121,7 +121,7 @@ class MeasuredBand:
         self._slices = kernel(f"slices_{source}")
 
     def begin(self, volume: tuple[Any, ...], weight: Weight) -> None:
-        """For a volume. volume: its voxels, their layout, gain and offset, as kernels take them."""
+        """Start a volume. volume: its voxels, layout, gain and offset, as the kernels' arguments."""
         self._volume, self._share = volume, np.float32(weight.share)
         self._tissue = np.float32(weight.air), np.float32(max(0.0, weight.tissue - weight.air))
 

@@ -97,10 +97,29 @@ def open_engine(
 def choose_engine(
     path: Path | None, device: str, precision: Precision, threads: int | None, library: Library
 ) -> Engine | CudaEngine:
-    """Open a model on a device: "auto", "cpu", "cuda", "cuda:N" or an accelerator.
+    """Open a model on a device.
 
-    "auto" takes the GPU for a plan, and for other models if PyCUDA and the model's own library can use one.
-    Raises GpuError if a requested GPU fails; otherwise as `open_engine`.
+    Parameters
+    ----------
+    path
+        A `.plan`, an `.onnx` or a checkpoint; None: the embedded model.
+    device
+        "auto", "cpu", "cuda", "cuda:N" or one of `ACCELERATORS`. "auto" takes the GPU for a plan, and for
+        other models if PyCUDA and the model's own library can use one.
+    precision, threads, library
+        See `open_engine`.
+
+    Returns
+    -------
+    Engine or CudaEngine
+        For the processor or an accelerator, or for a GPU.
+
+    Raises
+    ------
+    GpuError
+        If a requested GPU is missing or fails.
+    RunError
+        As `open_engine`.
     """
     name, _, number = device.partition(":")
     known = ("auto", "cpu", "cuda", *ACCELERATORS)

@@ -1,11 +1,11 @@
-"""Thick slices: what lies between them, restored in the planes across each axis in plane.
+"""Thick slices: the detail between them, restored in planes across the slices.
 
 The slices are interpolated onto the target grid. One small 2-D network adds detail to planes across the
 slices, twice: in those along the rows and in those along the columns; the two are averaged. The network is
-told how far each voxel lies from the nearest slice's centre and how wide the slice profile is, which the
-scan itself tells (`scan.profile`). How much of the detail to trust the scan tells as well: its own planes
-are made as thick as its slices are, restored, and compared with what they were. Last, the result is held
-to the measurement: seen through the slice profile it gives back the slices.
+given each voxel's distance from the nearest slice's centre and the width of the slice profile, which is
+estimated from the scan itself (`scan.profile`). So is the share of the detail to trust: the scan's own planes
+are made as thick as its slices, restored, and compared with the originals. Finally the result is made
+consistent with the measurement: seen through the slice profile, it reproduces the slices.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 Volume = NDArray[np.float32]
 
 CHANNELS = 5  # three neighbouring planes, distance to the nearest slice's centre, deviation of the profile
-DISTANCE, DEVIATION = 4.0, 3.0  # fine voxels that are 1 in the network's maps
+DISTANCE, DEVIATION = 4.0, 3.0  # fine voxels that equal 1 in the network's maps
 USUAL = 0.35  # deviation of a profile in slice spacings: between a box (0.29) and a Gaussian (0.42)
-BELIEVED = 0.6  # share of its distance from USUAL that a scan is believed: small and noisy ones tell badly
-UNKNOWN = 0.25  # if it cannot tell: a box with gaps, as a profile costs more taken for wider than for thinner
+BELIEVED = 0.6  # share of an estimate's distance from USUAL that is used: small, noisy scans mislead
+UNKNOWN = 0.25  # without an estimate: a box with gaps, as too wide a profile costs more than too thin
 BATCH_VOXELS = 1 << 17  # of planes in one call of the network
 AIR = 0.02  # of the intensity unit: planes and margins below it are not computed
-MARGIN = 8  # fine voxels around the content that are computed too
-THINNEST = 1.2  # fine voxels: of a thinner profile they would not tell where its centre lies
+MARGIN = 8  # fine voxels around the content that are also computed
+THINNEST = 1.2  # fine voxels: a thinner profile's centre could not be located
 TRIALS = 12  # planes of the scan on which the network is tried
-RIDGE = 0.1  # least weight of the result against the slices, for what the profile is not known exactly
-# How near the result comes to the slices, as a share of their noise: nearer, it sharpens the noise.
+RIDGE = 0.1  # least weight of the result against the slices, as the profile is not known exactly
+# How close the result comes to the slices, as a share of their noise: closer, it would sharpen the noise.
 NEAR = 0.5
 
 
 @dataclass(frozen=True)
 class Stack:
-    """Slices that are to become a volume.
+    """Slices from which a volume is restored.
 
     slices: (rows, columns, slices), network's range, in plane on the target grid already. centers: of the
     slices, in fine voxels from the first target plane. step: between them. size: number of target planes.
@@ -55,18 +55,18 @@ class Stack:
 
     @property
     def places(self) -> NDArray[np.float64]:
-        """Where in the slices the target planes lie."""
+        """Positions of the target planes, in slices."""
         return (np.arange(self.size) - self.centers[0]) / self.step
 
     def interpolated(self) -> Volume:
-        """By a cubic B-spline, (rows, columns, size)."""
+        """The volume by a cubic B-spline, (rows, columns, size)."""
         return along(spline_weights(self.slices.shape[2], self.places), self.slices, 2)
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What the scan has told. deviation: of its slice profile, in spacings, as it is believed; None where it
-    could not tell.
+    """Estimates from the scan. deviation: of its slice profile, in spacings, as it is used; None if it could
+    not be estimated.
 
     gain: share of the network's detail that is kept. noise: standard deviation, in intensity units.
     """
@@ -83,7 +83,7 @@ def restore(
     progress: Callable[[int, int], None] | None = None,
     consistency: bool = True,
 ) -> tuple[Volume, Findings]:
-    """The volume (rows, columns, size) that the slices were cut from, and what they said about themselves.
+    """Restore the volume (rows, columns, size) that the slices were cut from; also returns the estimates.
 
     network: planes (N, 5, H, W) to the detail to be added to the middle one, (N, 1, H, W).
     """
@@ -93,7 +93,7 @@ def restore(
         believed = UNKNOWN if told is None else USUAL + BELIEVED * (told - USUAL)
         deviation = believed * stack.step
         tissue = tissue_of(stack.slices)
-        # Texture passes for noise in differences of neighbours, and a mended background in air.
+        # In differences of neighbours, texture looks like noise, and so does a repaired background in air.
         noise = min(noise_level(stack.slices, tissue), estimate_noise(stack.slices, 1.0).sigma)
         gain = trusted(stack, deviation, tissue, network)
         volume = stack.interpolated()
@@ -109,10 +109,10 @@ def restore(
 
 
 def held_to(volume: Volume, stack: Stack, deviation: float, noise: float) -> None:
-    """Move a volume, in place, to where its slices are those measured, up to half of their noise.
+    """Change a volume, in place, so that its slices equal the measured ones, up to half of their noise.
 
     The least change that does so: x += Aᵀ(A Aᵀ + r)⁻¹ (y - A x), A the slice profile's matrix. r is as large
-    as what is left of y - A x allows (Morozov's discrepancy principle).
+    as the remaining y - A x allows (Morozov's discrepancy principle).
     """
     seen = profile_matrix("gaussian", max(deviation * FWHM, THINNEST), stack.centers, stack.size)
     values, vectors = np.linalg.eigh((seen @ seen.T).astype(np.float64))
@@ -167,7 +167,7 @@ def _detail(
     watch: Stopwatch,
     progress: Callable[[int, int], None] | None,
 ) -> Volume:
-    """The mean of what the network adds in the planes along the rows and along the columns."""
+    """The mean of the network's detail in planes along the rows and along the columns."""
     box = _content(volume)
     inner = volume[box]
     detail = np.zeros_like(volume)
@@ -211,7 +211,7 @@ def _neighbours(stacked: Volume) -> Iterator[tuple[int, Volume]]:
 def _call(
     planes: Volume, places: NDArray[np.float64], step: float, deviation: float, network: Network
 ) -> Volume:
-    """What the network adds to the middle of three planes (N, 3, H, W), H across the slices."""
+    """The network's detail for the middle of three planes (N, 3, H, W), H across the slices."""
     height, width = planes.shape[2:]
     return network(planes_across(planes, places, step, deviation))[:, 0, :height, :width]
 
@@ -219,7 +219,7 @@ def _call(
 def planes_across(
     planes: Volume, places: NDArray[np.float64], step: float, deviation: float
 ) -> NDArray[np.float32]:
-    """What the network sees of three neighbouring planes (N, 3, H, W): (N, 5, H, W), H and W made even.
+    """The network's input (N, 5, H, W) for three neighbouring planes (N, 3, H, W), H and W made even.
 
     places: of the H voxels, in slices. step and deviation of the slice profile in fine voxels.
     """
