@@ -299,7 +299,7 @@ def test_good_volumes_of_a_series_are_sent_though_another_is_refused(model, tmp_
         quarantine = tmp_path / "spool" / "quarantine"
         wait(lambda: list(quarantine.glob("*/reason.txt")))
         (reason,) = quarantine.glob("*/reason.txt")
-        assert "missing" in reason.read_text() and len(list(reason.parent.glob("*.dcm"))) == 8
+        assert "lacks slices" in reason.read_text() and len(list(reason.parent.glob("*.dcm"))) == 8
     assert len(got) == 8 and {d.EchoTime for d in got} == {10}
 
 
