@@ -7,10 +7,12 @@ resolution along every axis, restored as `udean-run` restores it, and compared w
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
+import os
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -18,15 +20,17 @@ import typer
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from ..runtime.commands.common import command
+from ..runtime.commands.tables import show_table
+from ..runtime.errors import RunError
 from ..runtime.resolver import SuperResolver
-from ..runtime.system.files import write_json
+from ..runtime.system.files import atomic, make_folder, read_json, write_json
 from ..trainer.evaluation.quality import Quality, quality
 from ..trainer.simulation import icbm152, kspace
 
 SCALE = (2, 2, 2)
+REPORT, PICTURE = "report.json", "report.png"
 MIDDLE = 0.45  # position of each cut: off the midline, which shows little
 Volume = NDArray[Any]  # float32
 TITLES = {"tricubic": "Tricubic", "sinc": "Sinc (zero-filled)", "sr": "UDEAN"}
@@ -43,9 +47,14 @@ def demo(
         "demo"
     ),
     engine: Annotated[str | None, typer.Option(help="Model to show; the embedded one by default.")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Restore a real brain and show it: OUT/report.png, OUT/report.json, and the LR, SR and HR volumes."""
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
+    if not read_json(out / REPORT).keys() >= {"sr", "engine", "model"}:  # what an earlier demo leaves
+        for name in (REPORT, PICTURE, *(f"{volume}.nii.gz" for volume in ("lr", "sr", "hr"))):
+            if os.path.lexists(out / name):
+                raise RunError(f"{out / name} already exists and is not of udean-demo: give another folder.")
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         progress.add_task("Reading the ICBM152 T1 brain", total=None)
@@ -68,24 +77,26 @@ def demo(
         measured = {name: quality(volume, hr) for name, volume in results.items()}
 
         progress.add_task("Drawing", total=None)
-        nib.save(image, out / "lr.nii.gz")
-        nib.save(restored, out / "sr.nii.gz")
-        nib.save(nib.Nifti1Image(hr, affine), out / "hr.nii.gz")
-        draw(out / "report.png", lr, results, hr, measured)
         report: dict[str, Any] = {
             **{name: dataclasses.asdict(q) for name, q in measured.items()},
             "seconds": round(seconds, 2),
             "engine": resolver.describe(),
             "model": json.loads(resolver.card.to_json()),
         }
-        write_json(out / "report.json", report)
-    Console().print(_table(measured))
+        write_json(out / REPORT, report)
+        volumes = {"lr": image, "sr": restored, "hr": nib.Nifti1Image(hr, affine)}
+        for name, volume in volumes.items():
+            with atomic(out / f"{name}.nii.gz") as file:
+                file.write(gzip.compress(volume.to_bytes(), 1))
+        with atomic(out / PICTURE) as file:
+            draw(file, lr, results, hr, measured)
+    _show(measured)
     print(f"{seconds:.1f} s for {' x '.join(map(str, lr.shape))} voxels with {resolver.describe()}")
-    print(f"Look at {out / 'report.png'}")
+    print(f"Look at {out / PICTURE}")
 
 
 def draw(
-    path: Path, lr: Volume, results: dict[str, Volume], hr: Volume, measured: dict[str, Quality]
+    path: Path | BinaryIO, lr: Volume, results: dict[str, Volume], hr: Volume, measured: dict[str, Quality]
 ) -> None:
     """The middle of three orientations: LR as acquired, tricubic, SR, HR, errors on one scale."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -128,7 +139,7 @@ def draw(
     bar = figure.colorbar(axes[0, 4].images[0], ax=axes[:, 4:], shrink=0.5, location="bottom", aspect=50)
     bar.ax.tick_params(colors="white", labelsize=12)
     bar.set_label("absolute error, same scale for both (HR range 0 to 255)", color="white", size=12)
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=80, format="png")
 
 
 def content(volume: Volume, margin: int = 6) -> tuple[slice, slice, slice]:
@@ -143,11 +154,11 @@ def _label(name: str, q: Quality) -> str:
     return f"{TITLES[name]}\n{q.psnr:.2f} dB, SSIM {q.ssim:.3f}"
 
 
-def _table(measured: dict[str, Quality]) -> Table:
-    table = Table("ICBM152 T1, 2×2×2", "PSNR dB", "SSIM 3-D", "SSIM 2-D")
-    for name, q in measured.items():
-        table.add_row(TITLES[name], f"{q.psnr:.2f}", f"{q.ssim:.4f}", f"{q.ssim_2d:.4f}")
-    return table
+def _show(measured: dict[str, Quality]) -> None:
+    rows = [
+        [TITLES[name], f"{q.psnr:.2f}", f"{q.ssim:.4f}", f"{q.ssim_2d:.4f}"] for name, q in measured.items()
+    ]
+    show_table(["ICBM152 T1, 2×2×2", "PSNR dB", "SSIM 3-D", "SSIM 2-D"], rows)
 
 
 main = command(demo, "udean-demo", "udean-demo -o demo/", extra="demo")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import os
 import shutil
 import time
 import tomllib
@@ -22,6 +23,8 @@ from numpy.typing import NDArray
 
 from ..runtime.commands.common import command
 from ..runtime.errors import RunError
+from ..runtime.system.files import make_folder, refuse_foreign
+from .before_after import TITLE
 
 if TYPE_CHECKING:
     from ..trainer.config import Config
@@ -32,6 +35,9 @@ HEADS = 5  # drawn if the user has no HR scans; the last one serves to judge
 TRAINS = 0.7  # share of the time spent on training; the rest goes to estimating, judging and drawing
 FEWEST, MOST = 20, 4000  # steps
 OFFERED = (2, 2, 2)  # the embedded model's scale
+# What lies in the folder beside the model while it is made.
+WORK = {"heads", "run", "before.nii.gz", "after.nii.gz"}
+WORK |= {f"{name}{kind}" for name in ("best", "checkpoint") for kind in (".onnx", ".fp16.onnx")}
 DRAWN = 1.0  # mm, of the heads that are drawn without label maps
 
 
@@ -56,8 +62,13 @@ def adapt(
     """
     if out.suffix != ".onnx":
         raise RunError(f"The output must be an .onnx file, not {out}.")
-    if out.exists():
+    if os.path.lexists(out):
         raise RunError(f"{out} already exists: give another name with -o.")
+    page, work = out.with_suffix(".html"), out.with_name(out.stem + ".adapting")
+    refuse_foreign(page, f"<title>{TITLE}")
+    make_folder(out.parent)
+    if os.path.lexists(work) and (not work.is_dir() or {path.name for path in work.iterdir()} - WORK):
+        raise RunError(f"{work} already exists and is not of udean-adapt: give another name with -o.")
 
     from ..runtime.resolver import SuperResolver
     from ..runtime.scan.scan import open_scan, write_scan
@@ -74,7 +85,6 @@ def adapt(
 
     start = time.monotonic()
     entries = find(scans)
-    work = out.with_name(out.stem + ".adapting")
     axis, voxels = _lie(entries)
     hr = _sources(source, labels, tuple(v / 2 for v in voxels), work / "heads", seed)
     training, judged = (hr[:-1], hr[-1]) if len(hr) > 1 else (hr, hr[0])
@@ -115,7 +125,6 @@ def adapt(
         results.append(work / f"{name}.nii.gz")
         write_scan(results[-1], header, voxels)
     refused = worse(*told)
-    page = out.with_suffix(".html")
     write_page(
         page, scan, (results[0], results[1]), (before, after), degradation.told(), told[0], told[1], refused
     )
@@ -123,7 +132,7 @@ def adapt(
         print(f"Not written: {refused}. {page} shows both.")
         shutil.rmtree(work)
         raise typer.Exit(1)
-    shutil.copyfile(exported.path, out)
+    os.replace(exported.path, out)
     shutil.rmtree(work)
     gain = told[1].psnr - told[0].psnr
     print(f"{out}: {gain:+.2f} dB in tissue of a head acquired as your scans seem to be")
@@ -275,7 +284,8 @@ def _seconds_a_step() -> float:
 
 def _steps_before(run: Path) -> int:
     """Number of steps of the interrupted training that is being continued."""
-    return int(tomllib.loads((run / "config.toml").read_text("utf-8"))["schedule"]["steps"])
+    text = (run / "config.toml").read_text("utf-8", "surrogateescape")  # it names files
+    return int(tomllib.loads(text)["schedule"]["steps"])
 
 
 main = command(

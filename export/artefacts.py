@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..runtime.models.card import ModelCard, Precision
-from ..runtime.system.files import sha256
+from ..runtime.models.card import METADATA_KEY, ModelCard, Precision
+from ..runtime.system.files import refuse_foreign, sha256
 from . import graph, parity, quantize
 from .errors import ExportError
 
@@ -72,6 +72,9 @@ def export_onnx(
     from ..trainer.checkpoint import load_generator
     from ..trainer.nets.merging import merged
 
+    for precision, suffix in SUFFIXES.items():  # now, not after the minutes of an export
+        if precision != "int8" or scans:
+            refuse_foreign(folder / (checkpoint.stem + suffix), METADATA_KEY)
     network, card = load_generator(checkpoint)
     card = card.replace(checkpoint=sha256(checkpoint), quality={**card.quality, **(quality or {})})
     calibration = quantize.scan_windows(scans, card) if scans else None

@@ -16,6 +16,8 @@ from ..runtime.view.pictures import data_address, lays, png
 from ..runtime.view.report import opening
 from .judge import Figures
 
+TITLE = "Adapted to your scans"
+
 
 def write_page(
     path: Path,
@@ -33,7 +35,7 @@ def write_page(
     compared = [
         compare(lr, open_scan(file), resolve.card) for file, resolve in zip(results, cards, strict=True)
     ]
-    parts = [opening("Adapted to your scans")]
+    parts = [opening(TITLE)]
     verdict = f"Not kept: {refused}." if refused else "Kept: better in every judged figure below."
     parts.append(f"<section><p>{_text(verdict)}</p><p>Estimated from the scans: {_text(told)}.</p>")
     rows = {

@@ -31,6 +31,7 @@ from ..runtime.models.trt_plan import (
     logger,
     read_plan,
     refit,
+    refuse_foreign_plan,
     write_plan,
 )
 from ..runtime.system.extras import require
@@ -110,6 +111,7 @@ def build_plan(
     trt: Any = require(*(RTX if rtx else TENSORRT))
     builder = Builder(trt, logger(trt), None if rtx else builder_gpu(), _source(path), sizes, options)
     target = folder / f"{verify.base_name(path)}{'.rtx' if rtx else ''}.plan"
+    refuse_foreign_plan(target)
     try:
         with builder.gpu.current() if builder.gpu else contextlib.nullcontext():
             renewed = builder.renew(target)

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args, overload
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Image
@@ -52,8 +52,9 @@ from .scan.orientation import Orientation
 from .scan.output import Room, in_memory, scratch
 from .scan.regrid import Asked, Grid, along, spline_weights
 from .scan.rings import rings
-from .scan.scan import Scan, fine_image, image_scan
+from .scan.scan import Scan, fine_image, image_scan, tell_remarks
 from .system.trace import Stopwatch, Trace, span
+from .system.typed import Mismatch, typed
 from .task import (
     Consistency,
     Fallback,
@@ -76,6 +77,17 @@ if TYPE_CHECKING:
 log = logging.getLogger("udean")
 
 NOISY = 0.01  # of the unit: noise at which a coarser grid takes half of its band as it is, half as means
+# What `SuperResolver` may be given, where a wrong type would only show later, and as something else.
+GIVEN: dict[str, Any] = {
+    "threads": int | None,
+    "overlap": float | tuple[float, float, float] | None,
+    "window": Literal["plane", "auto"] | tuple[int, int] | None,
+    "weighting": Weighting | tuple[Weighting, Weighting, Weighting],
+    "device": str,
+    "fallback": Fallback,
+    **dict.fromkeys(("crop", "strict", "best", "error_map"), bool),
+    "trace": Trace | None,
+}
 
 
 class SuperResolver:
@@ -139,6 +151,27 @@ class SuperResolver:
     ) -> None:
         if labels not in get_args(Labels):
             raise RunError(f"Label maps are one of {', '.join(get_args(Labels))}, not '{labels}'.")
+        threads, overlap, window, weighting = (
+            _given(name, value)
+            for name, value in (
+                ("threads", threads),
+                ("overlap", overlap),
+                ("window", window),
+                ("weighting", weighting),
+            )
+        )
+        for name, value in (
+            ("device", device),
+            ("fallback", fallback),
+            ("crop", crop),
+            ("strict", strict),
+            ("best", best),
+            ("error_map", error_map),
+            ("trace", trace),
+        ):
+            _given(name, value)
+        if not (engine is None or isinstance(engine, str | Path) or hasattr(engine, "card")):
+            raise RunError(f"A model is a file's path or an open engine, not {type(engine).__name__}.")
         if not (
             consistency in ("auto", "off") or (isinstance(consistency, int | float) and 0 <= consistency <= 1)
         ):
@@ -334,6 +367,8 @@ class SuperResolver:
             return to_tensor(self(from_tensor(volume), dtype, progress, zooms), volume, keep=dtype == "input")
         _check(volume)
         self._needs_slabs()
+        if zooms is not None and not (len(zooms) == 3 and all(0 < zoom < np.inf for zoom in zooms)):
+            raise RunError(f"Voxel sizes are three positive numbers of (rows, columns, slices), not {zooms}.")
         start, watch = time.perf_counter(), Stopwatch(self.trace)
         sr = np.empty(self.tiling(_triple(volume.shape)).fine_shape, _stored_dtype(volume.dtype, dtype), "F")
         best = self.options.best and self.why_one_axis(zooms) is None
@@ -387,8 +422,10 @@ class SuperResolver:
                 "The mean over three slab axes, and expected errors, need a whole volume: a stream has slabs "
                 "along one."
             )
-        if count < 1:
-            raise RunError(f"A stream has at least one slice, not {count}.")
+        if not isinstance(count, int | np.integer) or count < 1:
+            raise RunError(f"A stream has a whole number of slices, at least one, not {count}.")
+        if not isinstance(intensities, Intensities):
+            raise RunError(f"A stream needs Intensities, such as Intensities(700.0), not {intensities!r}.")
         _stored_dtype(np.dtype(np.float32), dtype)  # a dtype that is none is refused now
         return self._stream(slices, count, intensities, dtype)
 
@@ -462,7 +499,7 @@ class SuperResolver:
             return to_itk(self.image(from_itk(image), dtype, axis))
         if not isinstance(image, SpatialImage):
             raise RunError(f"An image is nibabel's or SimpleITK's, not {type(image).__name__}.")
-        return fine_image(*self.scan(image_scan(image), dtype, axis))
+        return fine_image(*self.scan(tell_remarks(image_scan(image, series=True)), dtype, axis))
 
     def scan(
         self,
@@ -1024,6 +1061,14 @@ def _pipeline(engine: Engine | CudaEngine) -> HostPipeline | CudaPipeline:
     return HostPipeline(engine) if callable(engine) else CudaPipeline(engine)
 
 
+def _given(name: str, value: Any) -> Any:
+    """An argument as its declared type. Raises RunError if it is of another."""
+    try:
+        return typed(GIVEN[name], value.item() if isinstance(value, np.generic) else value)
+    except Mismatch as error:
+        raise RunError(f"{name} {error}.") from None
+
+
 def _whole(shape: tuple[int, ...]) -> Box:
     rows, columns, slices = (slice(0, n) for n in shape)
     return rows, columns, slices
@@ -1039,6 +1084,8 @@ def _check(volume: NDArray[Any]) -> None:
         raise RunError(
             f"A volume is an array or a tensor, not {type(volume).__name__}; images go to `image`."
         )
+    if isinstance(volume, np.ma.MaskedArray):
+        raise RunError("A masked array has voxels without a value: fill them, as by volume.filled(0).")
     if volume.ndim != 3 or not volume.size or volume.dtype.kind not in "iuf":
         raise RunError(f"A volume must be 3-D and real, not {volume.dtype} of shape {volume.shape}.")
 

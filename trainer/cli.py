@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from ..runtime.commands.common import command
 from ..runtime.commands.tables import show_table
 from ..runtime.errors import RunError
+from ..runtime.system.files import real_path
 
 Entries = Annotated[list[str] | None, typer.Option(help="Scans: a file, a folder or a glob; repeatable.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback for errors.")]
@@ -265,20 +266,28 @@ def _evaluate(
     from .evaluation.evaluate import evaluate as measure
     from .evaluation.tissue import TissueFigures
 
-    for path in (json, csv, markdown):
-        if path:
-            check_place(path)
+    tables = [path for path in (json, csv, markdown) if path]
+    if len({*map(real_path, tables)}) < len(tables):
+        raise RunError("One file cannot be two tables: give --json, --csv and --markdown a name each.")
+    for path in tables:
+        check_place(path)
     problems: list[str] = []
     summary = measure(sr, hr, lr, slab, slab_axis, problems, mask)
-    # The files that were asked for come first: whoever reads the table may leave.
+    # The files that were asked for come first: whoever reads the table may leave. It comes all the same.
+    unwritten = []
     for path, write in ((json, summary.to_json), (csv, summary.to_csv), (markdown, summary.to_markdown)):
-        if path:
-            write(path)
+        try:
+            if path:
+                write(path)
+        except RunError as error:
+            unwritten.append(str(error))
     for problem in problems:
         typer.echo(f"Not measured: {problem}", err=True)
     tissue = {f.name for f in dataclasses.fields(TissueFigures)}
     shown = sorted(summary.names, key=lambda name: name not in tissue)  # tissue first
-    show_table(["scan", *(TITLES[name] for name in shown)], summary.rows(shown))
+    show_table(["scan", *(TITLES[name] for name in shown)], summary.rows(shown), summed=True)
+    if unwritten:
+        raise RunError(" ".join(unwritten))
     if problems:
         print(f"{len(summary.scans)} measured, {len(problems)} not")
         raise typer.Exit(1)
@@ -311,7 +320,7 @@ evaluate = command(
 def parse_scale(text: str) -> tuple[int, int, int]:
     """'2x2x1' as (2, 2, 1)."""
     parts = text.lower().replace("×", "x").split("x")
-    if len(parts) != 3 or not all(part.isdigit() for part in parts):
+    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
         raise RunError(f"The scale '{text}' is not three factors such as 2x2x2.")
     return int(parts[0]), int(parts[1]), int(parts[2])
 

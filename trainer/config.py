@@ -174,7 +174,9 @@ def load(
     ]
     if file is not None:
         try:
-            layers.append((str(file), file.read_text("utf-8")))
+            data = file.read_bytes()
+            own = data.startswith(MARK.encode())  # which names scans, in whatever letters
+            layers.append((str(file), data.decode("utf-8", "surrogateescape" if own else "strict")))
         except OSError as error:
             raise ConfigError(f"{file} cannot be read: {error.strerror}.") from None
         except UnicodeDecodeError as error:
@@ -193,6 +195,14 @@ def load(
     config = _build(Config, merged, "")
     _check(config)
     return config
+
+
+def is_untouched(text: str) -> bool:
+    """Whether a text is just what `Config.to_toml` has written: no word of a user's own goes with it."""
+    try:
+        return text.startswith(MARK) and _build(Config, tomllib.loads(text), "").to_toml() == text
+    except (tomllib.TOMLDecodeError, ConfigError):
+        return False
 
 
 def changed(before: str, now: Config, free: Collection[str] = ROUNDING) -> str | None:

@@ -27,9 +27,10 @@ from ..runtime.errors import RunError
 from ..runtime.models.card import ModelCard, Transfer
 from ..runtime.pipeline.tiling import OVERLAP
 from ..runtime.scan import intensity
+from ..runtime.system.files import atomic, make_folder
 from . import checkpoint, distributed, machine
 from .averaging import Average
-from .config import MARK, ROUNDING, Config, ConfigError, changed
+from .config import ROUNDING, Config, ConfigError, changed, is_untouched
 from .data import batches
 from .methods import METHODS, Method, create
 from .methods.method import Batch, Made, Turn
@@ -116,8 +117,9 @@ def fit(config: Config, run: Path, resume: bool = False, report: Report | None =
             raise ConfigError(f"{run} has been trained for {start} steps already: {total} are fewer.")
     metrics, alarm = None, Alarm()
     if first:
-        run.mkdir(parents=True, exist_ok=True)
-        (run / "config.toml").write_text(config.to_toml(), "utf-8", "surrogateescape")
+        make_folder(run)
+        with atomic(run / "config.toml") as file:
+            file.write(config.to_toml().encode("utf-8", "surrogateescape"))
         metrics = Metrics(run, start)
     decimation = Decimation(arch.scale).to(fabric.device)
     lr, hr = material.watched_lr, material.watched_hr
@@ -192,9 +194,9 @@ def _check_folder(run: Path, config: Config, resume: bool) -> None:
             raise RunError(
                 f"{run} already holds a training: continue it with --resume, or give another folder."
             )
-        if saved.exists() and not saved.read_text("utf-8", "replace").startswith(MARK):
+        if saved.exists() and not is_untouched(saved.read_text("utf-8", "surrogateescape")):
             raise RunError(
-                f"{saved} already exists and is not from udean-train: give another folder with --out."
+                f"{saved} already exists and is not as udean-train leaves it: give another folder with --out."
             )
         if (table := run / "metrics.csv").exists() and not saved.exists():
             raise RunError(
@@ -202,7 +204,7 @@ def _check_folder(run: Path, config: Config, resume: bool) -> None:
             )
     elif saved.exists():
         longer = ("schedule.steps",) if METHODS[config.method].stages == 1 else ()
-        if other := changed(saved.read_text("utf-8"), config, (*ROUNDING, *longer)):
+        if other := changed(saved.read_text("utf-8", "surrogateescape"), config, (*ROUNDING, *longer)):
             raise ConfigError(f"{run} was trained with {other}: resume it with the same settings.")
 
 
@@ -234,6 +236,8 @@ def _fabric(config: Config) -> Fabric:
     if "LOCAL_WORLD_SIZE" in os.environ:
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         nodes = int(os.environ["WORLD_SIZE"]) // devices
+    elif devices > (most := torch.cuda.device_count() or os.cpu_count() or 1):
+        raise ConfigError(f"{devices} devices are asked for, and this machine has {most}: take fewer.")
     precision = config.schedule.precision
     assert precision != "auto", "resolved before"
     return Fabric(

@@ -21,14 +21,14 @@ import onnx
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from ...export.graph import read, to_onnx
 from ...runtime.commands.common import command
+from ...runtime.commands.tables import show_table
 from ...runtime.cuda.device import Gpu, GpuError
 from ...runtime.errors import RunError
 from ...runtime.pipeline.tiling import OVERLAP, Tiling, tile_windows
-from ...runtime.system.files import atomic, write_json
+from ...runtime.system.files import atomic, refuse_foreign, write_json
 from ...trainer import checkpoint
 from .. import common
 from . import machine, page, roofline
@@ -36,6 +36,7 @@ from .contest import PATH, WIDE, Contest, Models, Row, SpeedUp, agree, contender
 from .peers import monai
 
 QUICK, FULL = (112, 112, 9), (160, 160, 129)  # LR voxels, before they are fitted to the windows
+COMMAND = "udean-bench"  # which its JSON, page and picture name
 BUSY = 0.25  # waiting processes per core, before anything is measured, from which the machine counts as busy
 ENOUGH = 5  # turns: with four, the median lies outside their range with a probability of one in eight
 
@@ -80,6 +81,9 @@ def bench(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Measure every installed engine against the PyTorch path, on this machine, in alternation."""
+    for path in (json_path, html, plot):
+        if path and path.suffix:
+            refuse_foreign(path, COMMAND)
     load, cores = machine.load(), common.cores()
     gpu, asked = _gpu(device), _numbers(shape, 3, "160,160,129") if shape else None
     where, threads = f"cuda:{gpu.index}" if gpu else "cpu", threads or cores
@@ -126,7 +130,7 @@ def bench(
     }
     clocks = {"processor": contest.mhz, "gpu": contest.gpu_mhz}
     document: dict[str, Any] = {
-        **common.circumstances(["udean-bench", *sys.argv[1:]]),
+        **common.circumstances([COMMAND, *sys.argv[1:]]),
         "device": gpu.name if gpu else "cpu",
         "threads": threads,
         "mhz": {kind: [round(min(mhz)), round(max(mhz))] for kind, mhz in clocks.items() if mhz},
@@ -150,9 +154,11 @@ def bench(
         "rows": [row.as_dict() for row in rows],
         "warnings": warnings(rows, windows, load / cores, repeats),
     }
-    if json_path:  # before anything else can fail
-        write_json(_into(json_path, document, ".json"), document)
-    _show(document)
+    try:
+        if json_path:  # before anything else can fail
+            write_json(_into(json_path, document, ".json"), document)
+    finally:
+        _show(document)
     if not (plot or html):
         return
     reached: dict[str, Any] = {
@@ -308,13 +314,8 @@ def _into(path: Path, document: dict[str, Any], suffix: str) -> Path:
 
 def _show(document: dict[str, Any]) -> None:
     """Print the table, its circumstances, and warnings."""
-    console = Console()
-    if not console.is_terminal:  # a file or a log has room
-        console = Console(width=160)
-    table = Table(*page.HEADS, title=page.title(document))
-    for row in document["rows"]:
-        table.add_row(*page.cells(row))
-    console.print(table)
+    print(page.title(document))
+    show_table(page.HEADS, [page.cells(row) for row in document["rows"]])
     print(page.caption(document))
     for text in [*page.failures(document), *(f"Warning: {text}" for text in document["warnings"])]:
         print(text)
@@ -322,7 +323,7 @@ def _show(document: dict[str, Any]) -> None:
 
 main = command(
     bench,
-    "udean-bench",
+    COMMAND,
     "udean-bench --quick",
     "udean-bench --model runs/mine/checkpoint.pt --json bench/ --html bench/",
     extra="bench",

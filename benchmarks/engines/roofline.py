@@ -184,7 +184,7 @@ def draw(roofs: Roofs, reached: dict[str, tuple[str, Sequence[Layer], int, float
     axes.set(xlabel="operations per byte", ylabel="GFLOP/s", title=title)
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    return small_png(figure, dpi=90)
+    return small_png(figure, dpi=90, source="udean-bench")
 
 
 def main(device: str = "cpu", threads: int | None = None) -> None:

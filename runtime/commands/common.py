@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import Any
 
 import typer
@@ -23,6 +24,7 @@ from ... import __version__
 from ..errors import RunError, first_line
 from .streams import guard_streams
 
+WIDE = 120  # columns of a terminal that holds the panels of --help, whatever an option is called
 INTERRUPTED = 130  # the shells' code for SIGINT
 NO_MEMORY = (
     "bad_alloc",
@@ -46,7 +48,9 @@ def command(
         with sentences(extra):
             given = sys.argv[1:] if arguments is None else list(arguments)
             refuse_empty(given)
-            app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+            # Panels cut off what does not fit; plain text goes on in the next line.
+            plain: dict[str, Any] = {"rich_markup_mode": None} if get_terminal_size().columns < WIDE else {}
+            app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, **plain)
             settings = {"token_normalize_func": _dashed}
             app.command(name, cls=_Command, epilog="\n\n".join(lines), context_settings=settings)(function)
             built = typer.main.get_command(app)
@@ -55,10 +59,20 @@ def command(
                 from typer.completion import completion_init  # pyright: ignore[reportPrivateImportUsage]
 
                 completion_init()
-            built(given, prog_name=called(name))
+            try:  # what is not understood is a sentence too, and no box that a narrow terminal breaks
+                code = built(given, prog_name=called(name), standalone_mode=False)
+            except typer.TyperException as error:
+                raise RunError(f"{_told(error)} {called(name)} --help shows how.") from None
+            raise SystemExit(code)
 
     main.__doc__ = (function.__doc__ or "").strip().partition("\n")[0]
     return main
+
+
+def _told(error: Any) -> str:
+    """What typer says of options and arguments, in one line."""
+    text = " ".join(error.format_message().split())
+    return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 def _dashed(name: str) -> str:

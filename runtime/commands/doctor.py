@@ -52,7 +52,7 @@ def doctor(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.
     has = ", ".join(shown for shown, flag in FEATURES.items() if flag in features) or "none that we look for"
     print(f"Processor: {name}, {cores()} cores for this process; {has}")
     print(f"Memory: {memory()}")
-    print(f"Cache: {cache_folder()}{'' if _writable(cache_folder()) else ' (cannot be written to)'}")
+    print(f"Cache: {_cache()}")
     print("\nLibraries")
     for package, (extra, use) in EXTRAS.items():
         found = installed(package)
@@ -75,6 +75,14 @@ def doctor(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.
     for problem in problems:
         print(f"Problem: {problem}")
     raise typer.Exit(1 if problems else 0)
+
+
+def _cache() -> str:
+    try:
+        folder = cache_folder()
+    except RunError as error:  # a container's user, who does without
+        return f"none. {error}"
+    return f"{folder}{'' if _writable(folder) else ' (cannot be written to)'}"
 
 
 def processor() -> tuple[str, set[str]]:

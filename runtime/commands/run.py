@@ -26,9 +26,9 @@ from ..run.cost import Cost, Estimator
 from ..run.find import find_scans
 from ..run.manifest import Outcome, Shard
 from ..run.run import Settings, guarded, prepare, run_all
-from ..system.files import read_json, real_path
+from ..system.files import read_json, real_path, refuse_foreign
 from ..system.trace import Trace
-from ..view.report import write_report
+from ..view.report import MARK, write_report
 from . import options
 from .common import INTERRUPTED, command, sentences
 from .progress import Board
@@ -233,6 +233,9 @@ def run(
         _check_profile(profile, every)
         if not dry_run:
             trace.write(profile)  # a place that cannot be written to is refused now, not after the last scan
+    pages = {root: root / f"udean-report{share.suffix}.html" for root in {job.root: None for job in found}}
+    for page in pages.values() if report else ():
+        refuse_foreign(page, MARK)  # now, not after the last scan
     make = functools.partial(
         SuperResolver,
         engine=engine,
@@ -284,8 +287,7 @@ def run(
     if trace:
         print(f"Profile: {profile}: {trace.shares()}")
     if report:
-        for root in {job.root: None for job in found}:
-            page = root / f"udean-report{share.suffix}.html"
+        for root, page in pages.items():
             write_report(page, [o for o in board.done if o.job.root == root], resolve.card, series)
             print(f"Report: {page}")
     if len(board.done) < len(found):

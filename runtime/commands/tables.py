@@ -9,8 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 
-def show_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def show_table(head: Sequence[str], rows: Sequence[Sequence[str]], summed: bool = False) -> None:
     """Print rows under their head, the first column with each part of a table that is too wide.
+
+    summed: the last row sums up the others.
 
     Without a terminal (a file, a pipe) it is as wide as necessary.
     """
@@ -19,10 +21,10 @@ def show_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         console = Console(width=10_000)
     rest = list(range(1, len(head)))
     while rest:
-        count = next((n for n in range(len(rest), 1, -1) if _fits(console, head, rows, rest[:n])), 1)
+        count = next((n for n in range(len(rest), 1, -1) if _fits(console, head, rows, rest[:n], summed)), 1)
         part, rest = rest[:count], rest[count:]
-        if _fits(console, head, rows, part):
-            console.print(_table(head, rows, part))
+        if _fits(console, head, rows, part, summed):
+            console.print(_table(head, rows, part, summed))
             continue
         for row in rows:  # a name of any length, broken where the terminal ends
             print(row[0])
@@ -31,20 +33,24 @@ def show_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     sys.stdout.flush()
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], columns: Sequence[int]) -> Table:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], columns: Sequence[int], summed: bool) -> Table:
     table = Table()
     for column in (0, *columns):
         table.add_column(head[column], no_wrap=True)
     for row in rows:
-        if row is rows[-1]:  # what sums up the others
+        if summed and row is rows[-1]:
             table.add_section()
         table.add_row(*(row[column] for column in (0, *columns)))
     return table
 
 
 def _fits(
-    console: Console, head: Sequence[str], rows: Sequence[Sequence[str]], columns: Sequence[int]
+    console: Console,
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    columns: Sequence[int],
+    summed: bool,
 ) -> bool:
     """Whether each cell of these columns has its line."""
-    table = _table(head, rows, columns)
+    table = _table(head, rows, columns, summed)
     return table.__rich_measure__(console, console.options.update(width=10_000)).maximum <= console.width

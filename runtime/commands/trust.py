@@ -12,8 +12,8 @@ from ..errors import RunError
 from ..resolver import SuperResolver
 from ..scan.intensity import check_finite
 from ..scan.orientation import Orientation
-from ..scan.scan import open_scan
-from ..system.files import atomic, write_json
+from ..scan.scan import open_scan, tell_remarks
+from ..system.files import atomic, make_folder, write_json
 from ..trust.examine import SIDE, Volume, against, examine
 from ..trust.page import page
 from . import options
@@ -43,6 +43,7 @@ def trust(
     for name in ("trust.json", "trust.html"):
         if (out / name).exists():
             raise RunError(f"{out / name} already exists: give another folder.")
+    make_folder(out)  # a place that takes nothing is told now, not after the examination
     with SuperResolver(engine, device, precision, library=library, threads=threads, best=best) as resolve:
         card = resolve.card
         hr = None if scan is None else _truth(scan, card.scale)
@@ -51,10 +52,9 @@ def trust(
     about["Slabs"] = "along each of three axes, their mean" if best else "along one axis"
     about["Lesions in"] = "a phantom" if scan is None else scan.name
     worse = against(tests)
-    out.mkdir(parents=True, exist_ok=True)
     write_json(out / "trust.json", {"about": about, "against it": worse, "tests": tests})
     with atomic(out / "trust.html") as file:
-        file.write(page(about, tests, worse).encode())
+        file.write(page(about, tests, worse).encode(errors="backslashreplace"))
     for sentence in worse:
         print(sentence)
     print(out / "trust.html")
@@ -66,7 +66,7 @@ def _truth(path: Path, factors: tuple[int, int, int]) -> Volume:
 
     Raises RunError if it is too small to be examined.
     """
-    scan = open_scan(path)
+    scan = tell_remarks(open_scan(path))
     voxels = scan.voxels_in_units()
     check_finite(voxels, scan.name)
     voxels = Orientation.of(scan.affine).turned(voxels)

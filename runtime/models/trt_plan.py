@@ -10,12 +10,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import RunError
-from ..system.files import atomic
+from ..system.files import atomic, refuse_foreign
 from .card import CardError, ModelCard
 
 Shape = tuple[int, int, int]
@@ -109,6 +110,13 @@ def write_plan(path: Path, contents: bytes, card: PlanCard) -> None:
     fields = dataclasses.asdict(card) | {"card": json.loads(card.card.to_json())}
     with atomic(sidecar(path)) as file:
         file.write((json.dumps(fields, indent=2) + "\n").encode())
+
+
+def refuse_foreign_plan(path: Path) -> None:
+    """Raise RunError if a plan, or its sidecar, would replace what udean has not made."""
+    refuse_foreign(sidecar(path), '"onnx_sha256"')
+    if os.path.lexists(path) and not sidecar(path).is_file():
+        raise RunError(f"{path} already exists and has no sidecar: move it, or choose another place.")
 
 
 def read_card(path: Path) -> PlanCard:

@@ -67,14 +67,15 @@ def find_air(volume: NDArray[Any], slices: Axis) -> Air | None:
     mode = float(edges[peak] + edges[peak + 1]) / 2
     # The peak's lower half is air only; its upper half may run into tissue.
     below = local[local <= mode] - mode
-    spread = float(np.sqrt(np.mean(below**2)))
+    spread = float(np.sqrt(np.mean(below.astype(np.float64) ** 2)))
     inside = np.abs(local - mode) <= 3 * spread
     if counts.max() > low[peak] or inside.sum() < max(ENOUGH, SHARE * inside.size):
         return None
     air = single[inside]
-    if air.std() < NOISY * (air.mean() - min(lowest, 0.0)):
+    mean, deviation = float(air.mean(dtype=np.float64)), float(air.std(dtype=np.float64))
+    if deviation < NOISY * (mean - min(lowest, 0.0)):
         return None
-    return Air(mode + SIGMAS * spread, float(air.mean() + SPOT * air.std()))
+    return Air(mode + SIGMAS * spread, mean + SPOT * deviation)
 
 
 def occupied(volume: NDArray[Any], tiling: Tiling, air: Air) -> list[Span | None]:

@@ -95,6 +95,8 @@ def _checked(source: Iterator[NDArray[Any]], count: int, watch: Stopwatch) -> It
         if given is None:
             raise RunError(f"The stream ended after {number} of {count} slices.")
         lr, name = np.array(given), f"Slice {number + 1} of {count}"
+        if isinstance(given, np.ma.MaskedArray):
+            raise RunError(f"{name} is masked, so it has voxels without a value: fill them first.")
         if lr.ndim != 2 or not lr.size or lr.dtype.kind not in "iuf":
             raise RunError(f"{name} must be 2-D and real, not {lr.dtype} of shape {lr.shape}.")
         if not number:

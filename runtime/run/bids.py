@@ -128,6 +128,23 @@ def derivatives(path: Path) -> Path | None:
     return base / "derivatives" / "udean"
 
 
+def check_place(root: Path) -> None:
+    """Raise RunError if results below a folder would lie among a dataset's raw scans."""
+    folder = Path(os.path.abspath(root))
+    base = dataset_above(folder / DATASET)
+    if base is None or read_json(base / DATASET).get("DatasetType") == "derivative":
+        return
+    outer: Path | None = base
+    while outer:
+        if folder != outer and _is_processed(folder, outer):
+            return
+        outer = dataset_above(outer)
+    raise RunError(
+        f"{root} lies in the raw dataset {base}, which stays as it is: choose "
+        f"{base / 'derivatives' / 'udean'}, or a folder outside, with -o."
+    )
+
+
 def dataset_above(path: Path) -> Path | None:
     """The nearest folder above a path that is a dataset."""
     above = Path(os.path.abspath(path)).parents

@@ -21,11 +21,12 @@ from ..dicom.jobs import Format, dicom_jobs
 from ..errors import RunError
 from ..job import Job
 from ..scan.scan import SUFFIXES, stem
-from ..system.files import is_shown, real_path, walk
+from ..system.files import real_path, walk
 from .bids import (
     DATASET,
     NOT_RAW,
     Selection,
+    check_place,
     dataset_above,
     dataset_of,
     derivatives,
@@ -36,6 +37,7 @@ from .bids import (
 from .manifest import manifests
 from .sidecar import Sidecar
 
+PAIRS = (".hdr", ".img", ".hdr.gz", ".img.gz")
 SAID = 10  # names of files in one sentence
 
 log = logging.getLogger("udean")
@@ -83,6 +85,8 @@ def find_scans(
             root = roots.setdefault(real_path(job.root), job.root)  # one spelling for each output folder
             target = root / job.target.relative_to(job.root)
             jobs.setdefault(job.identity, dataclasses.replace(job, target=target, root=root))
+    for root in roots.values():
+        check_place(root)
     targets = {real_path(job.target) for job in jobs.values()}
     # A pattern, the shell's too, may match what the same command has made before.
     jobs = {place: job for place, job in jobs.items() if not (place in targets and _is_made(job.source))}
@@ -152,12 +156,10 @@ def _folder_jobs(folder: Path, root: Path, form: Format, select: Selection) -> l
     chosen = [path for path in scans if select(path, in_dataset and (base == folder or is_bids(path)))]
     if in_dataset and not select.suffixes:
         _tell_left(folder, [path for path in sorted(set(scans) - set(chosen)) if select(path, False)])
-    if pairs := [
-        path for path in files if path.name.lower().endswith((".hdr", ".img")) and is_shown(path, folder)
-    ]:
+    if pairs := [path for path in files if path.name.lower().endswith(PAIRS)]:
         log.warning("Left out, because a NIfTI pair must be joined into one .nii first: %s.", _listed(pairs))
     found = [_job(path, root / os.path.relpath(path.parent, base), folder, root) for path in chosen]
-    others = [] if select != Selection() else [path for path in files if _is_dicom(path, folder)]
+    others = [] if select != Selection() else [path for path in files if _is_dicom(path)]
     return found + dicom_jobs(others, folder, root, form)
 
 
@@ -182,9 +184,9 @@ def _listed(paths: Sequence[Path]) -> str:
 
 
 def _is_scan(path: Path, folder: Path) -> bool:
-    """Whether a file found in a folder is an input: named as a scan, not hidden, no earlier result."""
+    """Whether a file found in a folder is an input: named as a scan, no earlier result."""
     processed = path.relative_to(folder).parts[0] in NOT_RAW and (folder / DATASET).is_file()
-    if not path.name.lower().endswith(SUFFIXES) or processed or not is_shown(path, folder):
+    if not path.name.lower().endswith(SUFFIXES) or processed:
         return False
     if not (stem(path).endswith(("_sr", "_desc-error")) or re.search("_desc-(sr|error)_", path.name)):
         return True
@@ -202,8 +204,6 @@ def _is_made(path: Path) -> bool:
     return Sidecar.read(path.with_name(stem(path) + ".json")).is_ours
 
 
-def _is_dicom(path: Path, folder: Path) -> bool:
-    """Whether a file found in a folder is a DICOM file, not hidden."""
-    if path.name.lower().endswith(SUFFIXES) or not is_shown(path, folder):
-        return False
-    return path.is_file() and is_dicom(path)
+def _is_dicom(path: Path) -> bool:
+    """Whether a file found in a folder is a DICOM file."""
+    return not path.name.lower().endswith(SUFFIXES) and path.is_file() and is_dicom(path)

@@ -239,6 +239,8 @@ def manifests(root: Path) -> list[Path]:
 
 def _open(root: Path, shard: Shard) -> BinaryIO:
     path = root / shard.manifest
+    if path.is_file() and path.stat().st_size and not lines(path):
+        raise RunError(f"{path} already exists and was not made by udean: choose another folder with -o.")
     try:
         file = path.open("a+b", buffering=0)  # and so locked, for the whole run
         if file.seek(0, os.SEEK_END) and not _ends_a_line(file):

@@ -11,7 +11,6 @@ import collections
 import contextlib
 import dataclasses
 import errno
-import logging
 import math
 import os
 import time
@@ -31,8 +30,8 @@ from ..scan.choice import Choice
 from ..scan.nifti import Header
 from ..scan.output import Draft, FileDraft, check_memory
 from ..scan.profile import FWHM
-from ..scan.scan import Scan
-from ..system.files import sweep
+from ..scan.scan import Scan, tell_remarks
+from ..system.files import make_folder, sweep
 from ..system.threads import ahead
 from ..system.trace import span
 from . import bids
@@ -51,8 +50,6 @@ __all__ = ["Outcome", "Settings", "prepare", "run_all"]
 LARGE = 1 << 30  # bytes of an SR volume, of which only one is held at a time
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors that will affect the next scan too
 T = TypeVar("T")
-
-log = logging.getLogger("udean")
 
 
 @dataclass(frozen=True)
@@ -215,9 +212,7 @@ def _load(job: Job, resolve: SuperResolver, settings: Settings, known: Known) ->
         before, after = job.stamps()
         if known.aside and not settings.overwrite and known.input == Fingerprint(before, ""):
             return Outcome(job, "failed", known.aside, input=known.input, aside=True)
-        scan = job.open(settings.series)
-        for remark in scan.remarks:
-            log.warning("%s", remark)
+        scan = tell_remarks(job.open(settings.series))
         digest = _digest(before, known.input) or job.digest()
         choice, engine = resolve.choice(scan, settings.axis), resolve.model_for(scan, settings.axis)
         request = Request.of(digest, resolve, engine.info, settings.dtype, settings.axis, settings.series)
@@ -260,9 +255,11 @@ def _check_error_map(job: Job) -> None:
             f"{job.source} becomes a DICOM series, which gets no map of expected errors: add --format nifti, "
             "or leave out --error-map."
         )
-    if os.path.lexists(job.error_map) and not error_map_sidecar(job.error_map).is_ours:
+    beside = error_map_sidecar(job.error_map)
+    foreign = [place for place in (job.error_map, beside.path) if os.path.lexists(place)]
+    if foreign and not beside.is_ours:
         raise RunError(
-            f"{job.error_map} already exists and is not a result of udean: move it, or choose another "
+            f"{foreign[0]} already exists and is not a result of udean: move it, or choose another "
             "folder with -o."
         )
 
@@ -373,14 +370,7 @@ def prepare(jobs: Sequence[Job]) -> None:
         If a folder cannot be made or written to.
     """
     for root in {job.root for job in jobs}:
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(
-                f"Cannot make the output folder {root}: {error.strerror}. Choose another with -o."
-            ) from error
-        if not os.access(root, os.W_OK | os.X_OK):
-            raise RunError(f"The output folder {root} is not writable: choose another with -o.")
+        make_folder(root)
         datasets = {job.dataset for job in jobs if job.root == root and job.dataset}
         if datasets:
             bids.describe(root, datasets)

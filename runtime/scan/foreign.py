@@ -12,7 +12,7 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Image
 from numpy.typing import NDArray
 
-from ..errors import RunError
+from ..errors import RunError, first_line
 from .geometry import LPS_TO_RAS  # ITK's world points left and back too
 
 if TYPE_CHECKING:
@@ -32,11 +32,17 @@ def is_itk(image: object) -> TypeIs[Image]:
 
 
 def from_tensor(volume: Tensor) -> NDArray[Any]:
-    """A tensor of any device as an array; bfloat16, which NumPy lacks, becomes float32."""
+    """A tensor of any device as an array; bfloat16, which NumPy lacks, becomes float32.
+
+    Raises RunError for a sparse or quantised one, or one without data.
+    """
     import torch
 
-    volume = volume.detach().cpu()
-    return (volume.float() if volume.dtype == torch.bfloat16 else volume).numpy()
+    try:
+        volume = volume.detach().cpu().resolve_conj().resolve_neg()
+        return (volume.float() if volume.dtype == torch.bfloat16 else volume).numpy()
+    except (TypeError, RuntimeError) as error:  # sparse, quantised, without data
+        raise RunError(f"This tensor cannot be read as an array: {first_line(error)}") from None
 
 
 def to_tensor(voxels: NDArray[Any], like: Tensor, keep: bool) -> Tensor:
@@ -53,6 +59,10 @@ def from_itk(image: Image) -> Nifti1Image:
     """
     import SimpleITK as sitk
 
+    if image.GetPixelID() in (  # of which the next calls end the process
+        sitk.sitkLabelUInt8, sitk.sitkLabelUInt16, sitk.sitkLabelUInt32, sitk.sitkLabelUInt64
+    ):  # fmt: skip
+        raise RunError("An ITK label map holds no intensities: it is left.")
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise RunError(
             f"An ITK image must be 3-D and have one component, not {image.GetDimension()}-D with "

@@ -42,7 +42,8 @@ def inflate(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any
                 raise EOFError
             target[filled : filled + len(chunk)] = chunk
             filled += len(chunk)
-        file.read(1)  # the end of the stream, where its checksum is compared
+        while file.read(CHUNK):  # to the end of the stream, where its checksum is compared
+            pass
     return voxels.reshape(shape, order="F")
 
 

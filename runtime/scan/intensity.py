@@ -115,7 +115,8 @@ def storage(dtype: np.dtype[Any], unit: float, slope: float, inter: float, low: 
     """
     if dtype.kind == "f":
         lowest = float(min(low * slope, high * slope)) + inter
-        return Storage(dtype, unit, 0.0, min(0.0, lowest) if lowest >= -SLIGHT * unit else -np.inf, np.inf)
+        top = float(min(np.finfo(dtype).max, np.finfo(np.float32).max))  # beyond which there is infinity
+        return Storage(dtype, unit, 0.0, min(0.0, lowest) if lowest >= -SLIGHT * unit else -top, top)
     wide = np.float32 if dtype.itemsize <= 2 else np.float64
     top = wide(high)
     if int(top) > int(high):  # a large integer that rounds up would wrap around

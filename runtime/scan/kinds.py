@@ -15,12 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RunError
+from ..system.files import read_json
 from .geometry import Factors
-from .scan import Scan
+from .scan import Scan, stem
 
-# Source: nifti1.h, "intent codes"; 2 to 24 are statistics.
+# Source: nifti1.h, "intent codes".
 LABELS = 1002
-INTENTS = {LABELS: "labels", 1005: "names of labels", **dict.fromkeys(range(2, 25), "a map of a statistic")}
+INTENTS = {
+    **dict.fromkeys(range(2, 25), "a map of a statistic"),
+    LABELS: "labels",
+    1003: "names of labels",
+    **dict.fromkeys((1004, 1005), "matrices"),
+    **dict.fromkeys((1006, 1007, 1010, 2003, 2004), "vectors"),
+    **dict.fromkeys((1008, 1009, 2002, 2005), "a surface's points, triangles or shape"),
+}
 # Of pairs of neighbours in the foreground, the share that is alike. Measured: label maps of heads and atlases
 # 0.85 to 0.96, MR scans of 8 and 16 bits 0.05 to 0.16, any scan of twice the size by nearest neighbours 0.5.
 ALIKE = 0.6
@@ -39,6 +47,8 @@ PICTURES = {
     **dict.fromkeys(("MAX_IP", "MIN_IP", "VOLUME_RENDER", "SURFACE_RENDER", "CURVED_MPR"), "a projection"),
     **dict.fromkeys(("SCREEN", "SCREENSAVE"), "a picture of a screen"),
 }
+# The ends of what phases fill, and how near to them they come: radians, and what vendors make of them.
+PHASES = ((float(np.pi) * 1.001, 0.99), (4096.0, 0.995))
 AIRY = 0.05  # share of a CT that is air, at least
 
 
@@ -83,16 +93,23 @@ def check_layout(scan: Scan, factors: Factors, labels: bool = False) -> None:
 
 
 def check_voxels(scan: Scan, voxels: NDArray[Any]) -> None:
-    """Raise RunError if a volume's voxels, (i, j, k) as stored, are labels, a mask or CT."""
+    """Raise RunError if a volume's voxels, (i, j, k) as stored, are labels, a mask, phases or CT."""
+    _check_sidecar(scan)
     seen = _middle(voxels)
-    if not _whole(seen):
-        return
-    if (share := _alike(seen)) > ALIKE:
+    if not np.isfinite(seen).all():
+        return  # which others name
+    if why := _why_labels(seen):
         raise RunError(
-            f"{scan.name} looks like {_labels(seen)}: {share:.0%} of its neighbouring voxels are equal. "
-            "Labels are no intensities, so it is left: --labels nearest resamples it."
+            f"{scan.name} looks like {_labels(seen)}: {why}. Labels are no intensities, so it is left: "
+            "--labels nearest resamples it."
         )
     values = seen.astype(np.float64) * scan.slope + scan.inter
+    low, high = float(values.min()), float(values.max())
+    if any(near * top <= min(-low, high) and max(-low, high) <= top for top, near in PHASES):
+        raise RunError(
+            f"{scan.name} looks like phases: its voxels fill the range from {low:.5g} to {high:.5g}. Phases "
+            "are no intensities, so it is left: give the magnitude image."
+        )
     air = float(np.mean((values <= AIR[1]) & ((values >= AIR[0]) | (values == values.min()))))
     if air > AIRY:
         raise RunError(
@@ -106,8 +123,7 @@ def with_labels(scan: Scan) -> Scan:
     scan = scan.loaded()
     voxels = scan.voxels()
     seen = _middle(voxels if scan.volumes == 1 else voxels[..., 0])
-    told = int(scan.header["intent_code"]) == LABELS
-    found = told or (_whole(seen) and _alike(seen) > ALIKE)
+    found = int(scan.header["intent_code"]) == LABELS or _why_labels(seen)
     return dataclasses.replace(scan, labels=_labels(seen) if found else "")
 
 
@@ -118,15 +134,34 @@ def _middle(voxels: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(voxels[:, :, first : first + count])
 
 
-def _whole(voxels: NDArray[Any]) -> bool:
-    """Whether all values are whole numbers; NaN, which others name, is none."""
-    return voxels.dtype.kind != "f" or np.array_equal(np.rint(voxels), voxels)
+def _why_labels(seen: NDArray[Any]) -> str:
+    """By what voxels show that they are labels or a mask, "" if they are neither."""
+    if seen.dtype.kind == "f" and not np.array_equal(np.rint(seen), seen):
+        return ""  # NaN included, which others name
+    low, high = seen.min(), seen.max()
+    if low != high and ((seen == low) | (seen == high)).all():
+        return "it has two values"
+    share = _alike(seen)
+    return f"{share:.0%} of its neighbouring voxels are equal" if share > ALIKE else ""
 
 
 def _labels(voxels: NDArray[Any]) -> str:
     """What voxels of labels are called."""
     values = len(np.unique(voxels))
     return "a mask" if values == 2 else f"a map of {values} labels"
+
+
+def _check_sidecar(scan: Scan) -> None:
+    """Raise RunError if what a converter has written beside a file says that it holds no magnitudes."""
+    if scan.path is None:
+        return
+    types = read_json(scan.path.with_name(stem(scan.path) + ".json")).get("ImageType")
+    said = list(map(str, types[2:])) if isinstance(types, list) else []
+    if what := "no magnitudes" if is_no_magnitude(said) else no_signal(said):
+        raise RunError(
+            f"{scan.name} holds {what}, by the ImageType in its sidecar ({', '.join(said)}): it is left, "
+            "give the magnitude image."
+        )
 
 
 def _alike(voxels: NDArray[Any]) -> float:

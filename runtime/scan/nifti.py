@@ -24,6 +24,7 @@ Header: TypeAlias = Any  # nibabel's NIfTI-1 or NIfTI-2 header: fields by their 
 
 MAGIC = {(348, b"n+1\0"): nib.Nifti1Header, (540, b"n+2\0\r\n\x1a\n"): nib.Nifti2Header}
 UNIT_LENGTH = 1e-3  # by which a quaternion may be longer than 1 by rounding
+APART = 0.5  # voxels between the corners of a qform and an sform, from which on they are two
 HEADER_LIMIT = 64 << 20  # header extensions are kilobytes
 
 
@@ -117,7 +118,14 @@ def mended(name: str, header: Header) -> Iterator[str]:
     forms = [("sform", "sform_code", sform), ("qform", "qform_code", _qform)]
     there = [(form, code, _is_sound(read, header)) for form, code, read in forms if header[code] > 0]
     damaged = [form for form, _, sound in there if not sound]
+    if not there:
+        yield (
+            f"{name} does not say how it lies in the world (neither qform nor sform is set): it is taken to "
+            "run from right to left, back to front and foot to head."
+        )
     if not damaged:
+        if len(there) == 2 and header["qform_code"] == header["sform_code"]:
+            yield from _conflicting(name, header)
         return
     if "sform" in damaged or len(there) == 1:
         raise RunError(
@@ -127,6 +135,15 @@ def mended(name: str, header: Header) -> Iterator[str]:
     header.set_qform(header.get_sform(), int(header["qform_code"]))  # the nearest without shears
     header["pixdim"][1:4] = sizes
     yield f"{name} has a damaged qform: its sform is used instead."
+
+
+def _conflicting(name: str, header: Header) -> Iterator[str]:
+    """What is to be said of a qform and an sform that name one world and differ by more than rounding."""
+    ends = np.indices((2, 2, 2)).reshape(3, 8) * np.subtract(header["dim"][1:4], 1)[:, None]
+    ends = np.vstack([ends, np.ones(8)])
+    apart = np.linalg.norm(((header.get_sform() - header.get_qform()) @ ends)[:3], axis=0).max()
+    if apart > APART * header["pixdim"][1:4].min():
+        yield f"{name} has a qform and an sform that lie up to {apart:.3g} apart: its sform is used."
 
 
 def _is_sound(read: Callable[[Header], NDArray[np.float64]], header: Header) -> bool:

@@ -48,21 +48,22 @@ def estimate_noise(volume: NDArray[Any], unit: float, slope: float = 1.0, inter:
     """
     blocks, spreads, residues, tissues = 0, [], [], []
     for stack in _stacks(volume):
-        piece = stack.astype(np.float32) * np.float32(slope) + np.float32(inter)
+        # In the network's range, where squares of no scan's intensities leave float32.
+        piece = stack.astype(np.float32) * np.float32(slope / unit) + np.float32(inter / unit)
         mean, spread = (measure(_blocks(piece), axis=1) for measure in (np.mean, np.std))
-        air = (spread > 0) & (mean > 0) & (mean < DARK * unit) & (spread < UNIFORM * mean)
+        air = (spread > 0) & (mean > 0) & (mean < DARK) & (spread < UNIFORM * mean)
         spreads.append(spread[air])
         blocks += spread.size
         residues.append(_finest(piece, piece != piece[0, 0, 0]))
-        tissues.append(_finest(piece, piece > DARK * unit))
+        tissues.append(_finest(piece, piece > DARK))
     spread, residue, tissue = (np.concatenate(found) for found in (spreads, residues, tissues))
     if blocks and spread.size >= ENOUGH * blocks:
         quiet = float(np.quantile(spread, CALM))
         calm = 1 - LEAST / np.sqrt(min(BLOCK, volume.shape[2]) * BLOCK**2)
         if quiet > ALIKE * np.median(spread) or not tissue.size:
-            return Noise(quiet / calm / RAYLEIGH, "air")
-        return Noise(min(quiet / calm / RAYLEIGH, _quietest(tissue)), "air")
-    return Noise(_quietest(residue) if residue.size else 0.0, "residue")
+            return Noise(unit * quiet / calm / RAYLEIGH, "air")
+        return Noise(unit * min(quiet / calm / RAYLEIGH, _quietest(tissue)), "air")
+    return Noise(unit * _quietest(residue) if residue.size else 0.0, "residue")
 
 
 def _quietest(residue: NDArray[np.float32]) -> float:

@@ -1,6 +1,6 @@
 """Scans: a checked header first, voxels when asked for, and SR volumes with the right geometry.
 
-NIfTI-1 and -2 are read here, FreeSurfer's MGH by nibabel; what is written is NIfTI.
+NIfTI-1 and -2 and FreeSurfer's MGH are read; what is written is NIfTI.
 
 `open_scan` reads and judges the header only; a file that cannot be resolved is refused before memory is
 taken. Voxels stay as stored (memory map or array, unscaled); `slope` and `inter` give their units. An SR
@@ -10,7 +10,9 @@ header is made from its scan's by `Scan.fine_header`, so what does not depend on
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,8 +21,6 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.freesurfer.mghformat import MGHError
 from nibabel.nifti1 import Nifti1Image
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 from numpy.typing import NDArray
@@ -28,14 +28,21 @@ from numpy.typing import NDArray
 from ..errors import RunError
 from ..models.card import Grid
 from ..system.files import atomic
-from .geometry import Factors, coarse_affine, fine_affine
-from .gzip import CHUNK, INFLATION, inflate, is_gzip, packing, reading
+from .geometry import Factors, coarse_affine, fine_affine, is_singular
+from .gzip import CHUNK, INFLATION, inflate, is_gzip, packing, reading, unpacking
 from .nifti import Header, little_endian, mended, preamble, read_header, sform
 from .regrid import Grid as Regrid
 
 SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
 FREESURFER = (".mgz", ".mgh")
 MILLIMETRES = {1: 1e3, 3: 1e-3}  # of a header's metre and micron; all else counts as mm
+# Bytes of an MGH header that are used, all big-endian: version, four dimensions, type, (degrees of freedom),
+# whether what follows is set; voxel sizes, directions. Source: FreeSurfer's wiki, "MghFormat".
+MGH_HEADER, MGH_FIELDS = 284, ">6i4xh3f9f"
+LARGEST = 32767  # voxels along an axis of NIfTI-1
+MGH_TYPES = (0, 1, 3, 4)  # uint8, int32, float32, int16
+
+log = logging.getLogger("udean")
 
 
 def stem(path: Path) -> str:
@@ -201,7 +208,7 @@ class Scan:
         except HeaderDataError:
             size = " x ".join(map(str, shape))
             raise RunError(
-                f"{self.name} would become {size} voxels, and its file format holds 32767 along an axis: "
+                f"{self.name} would become {size} voxels, and its file format holds {LARGEST} along an axis: "
                 "crop the scan, or convert it to NIfTI-2."
             ) from None
         header.set_data_dtype(dtype)
@@ -252,13 +259,33 @@ def _open_freesurfer(path: Path, series: bool) -> Scan:
     with reading(path):
         if not path.is_file():
             raise RunError(f"{path} does not exist." if not path.exists() else f"{path} is not a file.")
-        try:
-            image: Any = nib.MGHImage.from_filename(path)
-        except (ImageFileError, MGHError, ValueError, KeyError, TypeError):  # the last if it is empty
-            raise RunError(f"{path} is not a FreeSurfer volume, or damaged.") from None
-        scan = image_scan(image, series)
-        _check_size(scan, path, 284, is_gzip(path))  # bytes of an MGH header
+        packed = is_gzip(path)
+        with unpacking(path) if packed else open(path, "rb") as file:
+            start = file.read(MGH_HEADER)
+        remarks = _judge_freesurfer(path, start)
+        scan = image_scan(nib.MGHImage.from_filename(path), series)
+        scan.header["vox_offset"] = MGH_HEADER
+        scan = dataclasses.replace(scan, image=None, path=path, remarks=(*remarks, *scan.remarks))
+        _check_size(scan, path, MGH_HEADER, packed)
     return scan
+
+
+def _judge_freesurfer(path: Path, start: bytes) -> tuple[str, ...]:
+    """What is said of a file by its first bytes. Raises RunError for what nibabel would not read, or in its
+    own words."""
+    if len(start) < MGH_HEADER:
+        raise RunError(f"{path} is not a FreeSurfer volume, or damaged.")
+    version, *dims, kind, oriented = struct.unpack_from(MGH_FIELDS, start)[:7]
+    sizes, axes = np.split(np.array(struct.unpack_from(MGH_FIELDS, start)[7:]), [3])
+    if version != 1 or kind not in MGH_TYPES or min(dims) < 1:
+        raise RunError(f"{path} is not a FreeSurfer volume, or damaged.")
+    if oriented <= 0:
+        return (f"{path} does not say how it lies in the world: it is taken for FreeSurfer's own, of 1 mm.",)
+    affine = np.eye(4)
+    affine[:3, :3] = axes.reshape(3, 3).T * sizes
+    if is_singular(affine):
+        raise RunError(f"{path} has a singular or damaged affine: repair its header first.")
+    return ()
 
 
 def _check_size(scan: Scan, path: Path, offset: int, packed: bool) -> None:
@@ -272,22 +299,36 @@ def _check_size(scan: Scan, path: Path, offset: int, packed: bool) -> None:
 
 
 def image_scan(image: SpatialImage, series: bool = False) -> Scan:
-    """A nibabel image as a scan, checked as a file is. Images of other formats take a NIfTI-1 header."""
-    nifti = image if isinstance(image, nib.Nifti1Pair) else Nifti1Image.from_image(image)
+    """A nibabel image as a scan, checked as a file is. Images of other formats take a NIfTI header."""
     proxy: Any = image.dataobj
     name = image.get_filename() or "The image"
+    stored = np.dtype(proxy.dtype) if hasattr(proxy, "dtype") else np.asanyarray(proxy).dtype
+    if stored == np.bool_ or stored == np.float16:
+        raise RunError(f"{name} has {stored} voxels, which NIfTI cannot store: convert it to float32.")
+    if isinstance(proxy, np.ma.MaskedArray):
+        raise RunError(f"{name} has masked voxels: fill them first, as by array.filled(0).")
+    nifti = image
+    if not isinstance(image, nib.Nifti1Pair):
+        if image.affine is not None and is_singular(image.affine):
+            raise RunError(f"{name} has a singular or damaged affine: repair its header first.")
+        kind = Nifti1Image if max(image.shape, default=0) <= LARGEST else nib.Nifti2Image  # as of overlays
+        nifti = kind.from_image(image)
     header = little_endian(nifti.header)
     if isinstance(image, nib.MGHImage):  # its world is the scanner's, as FreeSurfer's own NIfTI says too
         header.set_xyzt_units("mm", "msec")
         header.set_sform(image.affine, "scanner")
         header.set_qform(image.affine, "scanner")
     header.set_slope_inter(getattr(proxy, "slope", 1.0), getattr(proxy, "inter", 0.0))
-    stored = np.dtype(proxy.dtype) if hasattr(proxy, "dtype") else np.asanyarray(proxy).dtype
-    if stored == np.bool_ or stored == np.float16:
-        raise RunError(f"{name} has {stored} voxels, which NIfTI cannot store: convert it to float32.")
     header.set_data_shape(image.shape)
     header.set_data_dtype(stored)
     return _checked(name, header, stored, series, image=image)
+
+
+def tell_remarks(scan: Scan) -> Scan:
+    """Tell the user what was mended in a scan's header; returns the scan."""
+    for remark in scan.remarks:
+        log.warning("%s", remark)
+    return scan
 
 
 def write_scan(path: Path, header: Header, voxels: NDArray[Any]) -> None:

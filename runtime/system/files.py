@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +22,8 @@ try:
 except ImportError:  # Windows: an open file cannot be removed, which serves as well
     fcntl = None
 
+DEVICES = ("/dev/", "/proc/")  # where no file is made: /dev/stdout, /dev/fd/63
+LARGEST = 1 << 28  # bytes of a file that is looked through for a mark
 PART = re.compile(r"\.(?P<name>.*)\.\d+\.part")
 
 
@@ -29,9 +32,17 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
     """Write a file that appears under its name only when it is complete and on disk.
 
     The bytes go to a temporary name in the same folder, are synced, and replace the target in one step.
-    On any failure, interruption included, the temporary file is removed and an older target stays.
+    On any failure, interruption included, the temporary file is removed and an older target stays. What is
+    no file, such as a pipe or /dev/stdout, is written to as it is and never replaced.
     Raises DiskError if the system refuses: no permission, no space.
     """
+    if _is_stream(path):
+        try:
+            with open(path, "wb") as stream:
+                yield stream
+        except OSError as error:
+            raise DiskError(f"Cannot write {path}: {error.strerror or error}.") from error
+        return
     partial = _partial(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,6 +91,44 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(partial, ignore_errors=True)
             shutil.rmtree(older, ignore_errors=True)
+
+
+def refuse_foreign(path: Path, mark: str) -> None:
+    """Raise RunError if a file is there that does not hold this text, by which our own of its kind are known.
+
+    For places where a result is to be written: nothing of others is replaced. Empty files are nobody's.
+    """
+    if _is_stream(path) or not os.path.lexists(path):
+        return
+    try:
+        foreign = path.stat().st_size > LARGEST or ((data := path.read_bytes()) and mark.encode() not in data)
+    except OSError as error:
+        raise RunError(f"Cannot write {path}: {error.strerror or error}.") from error
+    if foreign:
+        raise RunError(f"{path} already exists and was not made by udean: move it, or choose another place.")
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether a path is a pipe, a device or another that holds no file."""
+    if os.path.abspath(path).startswith(DEVICES):
+        return os.path.exists(path)
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, if it is not there. Raises RunError if that cannot be, or it cannot be written to."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"Cannot make the output folder {path}: {error.strerror}. Choose another with -o."
+        ) from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise RunError(f"The output folder {path} is not writable: choose another with -o.")
 
 
 def sweep(folder: Path, names: set[str]) -> None:
@@ -198,9 +247,10 @@ def real_path(*parts: str | Path) -> Path:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """The files below a folder, through links, each real folder once: links may go round in circles.
+    """The files below a folder that are not hidden, nor in a hidden one.
 
-    Raises RunError if a folder cannot be read.
+    Through links, each real folder once: links may go round in circles. Raises RunError if a folder cannot be
+    read.
     """
     seen = set()
 
@@ -208,17 +258,12 @@ def walk(folder: Path) -> Iterator[Path]:
         raise RunError(f"Cannot read {error.filename}: {error.strerror}.") from error
 
     for path, below, names in os.walk(folder, onerror=refuse, followlinks=True):
-        below.sort()
+        below[:] = sorted(name for name in below if not name.startswith("."))
         if (real := real_path(path)) in seen:
             below.clear()
             continue
         seen.add(real)
-        yield from (Path(path, name) for name in names)
-
-
-def is_shown(path: Path, folder: Path) -> bool:
-    """Whether neither a file found in a folder nor a folder on the way to it is hidden."""
-    return not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        yield from (Path(path, name) for name in names if not name.startswith("."))
 
 
 def _sync_folder(folder: Path) -> None:

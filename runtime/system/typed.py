@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import types
 import typing
 from typing import Any, Literal, Union
@@ -14,7 +15,7 @@ class Mismatch(ValueError):
 def typed(hint: Any, value: Any) -> Any:
     """The value as the declared type. Raises Mismatch if it is of a different type.
 
-    hint: a class, Literal, tuple, dict or optional, of these. Lists may stand for tuples and integers for
+    hint: a class, Literal, tuple, dict or union, of these. Lists may stand for tuples and integers for
     floats, and are converted; True and False are not numbers.
     """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
@@ -23,13 +24,23 @@ def typed(hint: Any, value: Any) -> Any:
             return value
         raise Mismatch(f"must be one of {', '.join(map(repr, args))}, not {value!r}")
     if origin in (types.UnionType, Union):
-        (kind,) = (arg for arg in args if arg is not types.NoneType)
-        return None if value is None else typed(kind, value)
+        if value is None and types.NoneType in args:
+            return None
+        kinds = [arg for arg in args if arg is not types.NoneType]
+        for kind in kinds[:-1]:
+            with contextlib.suppress(Mismatch):
+                return typed(kind, value)
+        try:
+            return typed(kinds[-1], value)
+        except Mismatch:
+            if len(kinds) == 1:
+                raise
+            raise Mismatch(f"must be {' or '.join(map(_named, kinds))}, not {value!r}") from None
     if origin is tuple:
         if isinstance(value, list | tuple) and (args[-1] is Ellipsis or len(value) == len(args)):
             return tuple(typed(args[0], item) for item in value)
         count = "" if args[-1] is Ellipsis else f"{len(args)} "
-        raise Mismatch(f"must be a list of {count}{args[0].__name__}, not {value!r}")
+        raise Mismatch(f"must be a list of {count}{_named(args[0])}, not {value!r}")
     if origin is dict:
         if isinstance(value, dict):
             return {typed(args[0], key): typed(args[1], item) for key, item in value.items()}
@@ -39,3 +50,11 @@ def typed(hint: Any, value: Any) -> Any:
     if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     raise Mismatch(f"must be {hint.__name__}, not {value!r}")
+
+
+def _named(hint: Any) -> str:
+    """A type in words."""
+    args = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        return f"{len(args)} times {_named(args[0])}"
+    return " or ".join(map(repr, args)) if args else hint.__name__

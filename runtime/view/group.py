@@ -7,10 +7,10 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from ..errors import RunError
-from ..system.files import atomic
+from ..system.files import atomic, refuse_foreign
 from .comparison import Comparison, compare
 from .pictures import data_address, lays, png
-from .report import opening
+from .report import MARK, opening
 from .results import Result, find_results
 
 PAGE, TABLE = "udean-group.html", "udean-group.tsv"
@@ -39,6 +39,8 @@ def write_group(root: Path) -> tuple[Path, Path, int]:
     if not results:
         raise RunError(f"{root} contains no results: run the participant level first.")
     page, table, rows = root / PAGE, root / TABLE, []
+    for path, mark in ((page, MARK), (table, fields(Row)[0].name + "\t")):
+        refuse_foreign(path, mark)
     with atomic(page) as file:
         head = "".join(f"<th>{html.escape(name)}" for name in ("", *TITLES))
         file.write(opening(f"Super-resolution of {len(results)} scans").encode())
@@ -51,11 +53,12 @@ def write_group(root: Path) -> tuple[Path, Path, int]:
             rows.append(row)
             image = f'<img alt="middle slice" src="{picture}">' if picture else ""
             cells = "".join(f"<td>{html.escape(value)}" for value in astuple(row))
-            file.write(f"<tr><td>{image}{cells}".encode())
+            file.write(f"<tr><td>{image}{cells}".encode(errors="backslashreplace"))
         file.write(b"</table></div></html>")
     with atomic(table) as file:
         lines = [[field.name for field in fields(Row)], *map(astuple, rows)]
-        file.write("".join("\t".join(cell or MISSING for cell in line) + "\n" for line in lines).encode())
+        text = "".join("\t".join(cell or MISSING for cell in line) + "\n" for line in lines)
+        file.write(text.encode(errors="backslashreplace"))
     return page, table, len(results)
 
 

@@ -20,11 +20,12 @@ from ..pipeline.content import survey
 from ..run.run import Outcome
 from ..run.sidecar import Sidecar
 from ..scan.scan import Scan, open_scan
-from ..system.files import atomic
+from ..system.files import atomic, refuse_foreign
 from .comparison import ERROR_SHARE, Comparison, compare
 from .facts import facts
 from .pictures import Lay, data_address, lays, png
 
+MARK = "<title>Super-resolution of"  # by which a page of ours is known
 STATIC = Path(__file__).with_name("static")
 SELECTIONS = {
     "last": "of the training's last step",
@@ -55,10 +56,11 @@ class Findings:
 
 
 def write_report(path: Path, outcomes: Sequence[Outcome], card: ModelCard, series: bool = False) -> None:
-    """Write the page. Raises RunError if it, or a scan, cannot be read or written.
+    """Write the page. Raises RunError if it, or a scan, cannot be read or written, or another lies there.
 
     card: of the run's model; each scan's own is in its sidecar.
     """
+    refuse_foreign(path, MARK)
     with atomic(path) as file:
         for part in _page(outcomes, card, series):
             file.write(part.encode(errors="backslashreplace"))  # odd names

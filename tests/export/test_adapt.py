@@ -67,7 +67,7 @@ def test_mistakes_are_said_in_one_sentence(scans):
     nib.save(turned, scans / "mixed" / "a.nii.gz")
     nib.save(flat, scans / "mixed" / "b.nii.gz")
     for arguments, sentence in (
-        (["nowhere"], "contains no .nii"),
+        (["nowhere"], "does not exist"),
         (["lr", "-o", "mine.plan"], "must be an .onnx file"),
         (["mixed", "--source", "hr"], "different slice directions"),
         (["lr", "--source", "lr"], "are no finer than the target scans"),

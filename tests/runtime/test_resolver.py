@@ -252,3 +252,69 @@ def test_info_and_repr_say_what_restores_and_how(resolve):
     assert repr(resolve) == f"<SuperResolver {CARD.name}, closed>"
     with pytest.raises(RunError, match="closed"):
         resolve.info()
+
+
+@pytest.mark.parametrize("factor", [1e30, 1e-30])
+def test_intensities_of_any_size_are_restored_alike(factor):
+    """Also what is read off a scan, such as its noise: squares of 1e30 leave float32."""
+    resolve = SuperResolver(threads=1)
+    volume = RANDOM.random((24, 24, 12)).astype(np.float32)
+    volume[6:18, 6:18] += 9
+    with np.errstate(all="raise"):
+        great = resolve(volume * np.float32(factor))
+    np.testing.assert_allclose(great / factor, resolve(volume), rtol=1e-3, atol=1e-3)
+
+
+def test_no_voxel_of_a_half_becomes_infinite():
+    overshooting = SuperResolver(FakeEngine(lambda x: 5 * nearest(x, (2, 2, 2)), CARD))
+    volume = (60_000 * RANDOM.random((9, 9, 9))).astype(np.float16)
+    assert overshooting(volume).max() == np.finfo(np.float16).max
+
+
+def test_a_series_is_restored_volume_by_volume(resolve):
+    data = RANDOM.integers(0, 999, (9, 9, 9, 2)).astype(np.int16)
+    made = np.asarray(resolve.image(nib.Nifti1Image(data, np.eye(4))).dataobj)
+    for n in range(2):
+        np.testing.assert_array_equal(made[..., n], nearest(data[..., n], CARD.scale))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"engine": 3},
+        {"device": None},
+        {"threads": "2"},
+        {"threads": 1.5},
+        {"overlap": "a"},
+        {"overlap": (0.1, 0.2)},
+        {"window": 64},
+        {"window": (64,)},
+        {"window": "all"},
+        {"weighting": ("hann",)},
+        {"fallback": "gpu"},
+        {"best": "yes"},
+    ],
+    ids=str,
+)
+def test_an_argument_of_another_type_is_a_sentence(options):
+    with pytest.raises(RunError):
+        SuperResolver(**{"engine": FakeEngine(lambda x: nearest(x, (2, 2, 2)), CARD)} | options)
+
+
+def test_what_is_no_plain_volume_is_a_sentence(resolve):
+    volume = RANDOM.random((9, 9, 9))
+    masked = np.ma.masked_array(volume, volume > 0.5)
+    known = resolve.intensities(volume)
+    for call in (
+        lambda: resolve(masked),
+        lambda: resolve(volume, zooms=(1, 1)),
+        lambda: resolve(volume, zooms=(0, 1, 1)),
+        lambda: resolve.image(nib.spatialimages.SpatialImage(volume > 0.5, np.eye(4))),
+        lambda: resolve.image(nib.spatialimages.SpatialImage(volume, np.zeros((4, 4)))),
+        lambda: resolve.image(nib.Nifti1Image(volume, np.eye(4)), axis=1.0),
+        lambda: list(resolve.stream(list(masked), 9, known)),
+        lambda: resolve.stream(list(volume), 9.5, known),
+        lambda: resolve.stream(list(volume), 9, 700.0),
+    ):
+        with pytest.raises(RunError):
+            call()

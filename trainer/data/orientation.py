@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ...runtime.errors import RunError
 from ...runtime.scan.kinds import check_voxels
-from ...runtime.scan.scan import Scan, open_scan
+from ...runtime.scan.scan import Scan, open_scan, tell_remarks
 
 LOG = logging.getLogger(__name__)
 
@@ -50,9 +50,7 @@ class AlongWorld:
 
     def voxels_in_units(self) -> NDArray[np.float32]:
         """The turned voxels in the scan's units; warns of repairs, and if it is not an MR scan."""
-        voxels = self.scan.voxels()
-        for remark in self.scan.remarks:
-            LOG.warning("%s", remark)
+        voxels = tell_remarks(self.scan).voxels()
         try:
             check_voxels(self.scan, voxels)
         except RunError as error:

@@ -16,12 +16,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from glob import glob
+from glob import glob, has_magic
 from pathlib import Path
 
 from ...runtime.errors import RunError
 from ...runtime.scan.scan import SUFFIXES, stem
-from ...runtime.system.files import is_shown, walk
+from ...runtime.system.files import walk
 
 LAYOUTS = {
     "hcp": ("*/T1w/T1w_acpc_dc_restore.nii.gz",),
@@ -65,9 +65,11 @@ def find(entries: Sequence[str | Path]) -> list[Entry]:
         if colon and not Path(entry).exists():
             paths = _laid_out(layout, Path(root).expanduser())
         elif (path := Path(entry).expanduser()).is_dir():
-            paths = _scans(file for file in walk(path) if is_shown(file, path))
+            paths = _scans(walk(path))
         else:
             paths = [path] if path.is_file() else _scans(map(Path, glob(str(path), recursive=True)))
+        if not paths and not (colon or has_magic(entry) or os.path.lexists(Path(entry).expanduser())):
+            raise CohortError(f"{entry} does not exist.")
         if not paths:
             raise CohortError(f"{entry} contains no .nii, .nii.gz or .mgz scan.")
         found |= {path: participant(path) for path in map(Path, map(os.path.abspath, paths))}

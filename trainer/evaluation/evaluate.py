@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from ...runtime.errors import RunError
 from ...runtime.scan.geometry import AS_STORED, Flips, fine_affine, flips_between, slab_axis
 from ...runtime.scan.intensity import check_finite
-from ...runtime.scan.scan import Scan, open_scan
-from ...runtime.system.files import atomic, write_json
+from ...runtime.scan.scan import Scan, open_scan, tell_remarks
+from ...runtime.system.files import atomic, read_json, write_json
 from ..data.scans import bare_name, find_scans
 from ..simulation import kspace
 from .quality import Figures, factors, measure
@@ -87,7 +87,8 @@ class Summary:
         text = io.StringIO()
         rows = csv.writer(text, lineterminator="\n")
         rows.writerow(["scan", *self.names])
-        for scan, figures in {**self.scans, "mean": self.mean, "sd": self.sd}.items():
+        of = f" of {len(self.scans)} of {len(self.scans) + self.missing}" if self.missing else ""
+        for scan, figures in {**self.scans, f"mean{of}": self.mean, f"sd{of}": self.sd}.items():
             rows.writerow([scan, *(f"{getattr(figures, name):.6g}" for name in self.names)])
         with atomic(path) as file:
             file.write(text.getvalue().encode(errors="surrogateescape"))
@@ -168,11 +169,11 @@ def evaluate(
         raise RunError(lonely[0])
 
     def figures(name: str) -> Figures:
-        low = open_scan(names[2][name]) if lr is not None else None
-        truth = open_scan(names[1][name])
-        tissue = open_scan(names[-1][name]) if mask is not None else None
+        low = _open(names[2][name]) if lr is not None else None
+        truth = _open(names[1][name])
+        tissue = _open(names[-1][name]) if mask is not None else None
         if interpolation is None:
-            return compare(open_scan(names[0][name]), truth, low, slab, axis, tissue)
+            return compare(_open(names[0][name]), truth, low, slab, axis, tissue)
         assert low is not None
         return _interpolated(interpolation, low, truth, slab, axis, tissue)
 
@@ -193,12 +194,13 @@ def evaluate(
 
 def check_place(path: Path) -> None:
     """Raise RunError if a table would replace a file that is not such a table."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            start = file.read(4096).lstrip("{ \n")
-    except FileNotFoundError:
+    if not path.is_file():  # nor /dev/stdout, which would be waited for
         return
-    if start and not start.startswith(("scan,", "| scan |", '"scans"')):
+    with open(path, encoding="utf-8", errors="replace") as file:
+        start = file.readline(4096)
+    columns = {part.strip() for part in start.replace("|", ",").split(",")} - {""}
+    ours = columns <= {"scan", *NAMES} or columns <= {"scan", *TITLES.values()}
+    if start and not (ours or read_json(path).keys() >= {"scans", "mean", "sd"}):
         raise RunError(f"{path} already exists and is not a table of udean-eval: give another name.")
 
 
@@ -356,6 +358,10 @@ def _tissue(mask: Scan, hr: Scan) -> NDArray[np.bool_]:
     if not found.any():
         raise RunError(f"The mask {mask.name} marks no voxel as tissue.")
     return found
+
+
+def _open(path: Path) -> Scan:
+    return tell_remarks(open_scan(path))
 
 
 def _voxels(scan: Scan) -> NDArray[Any]:

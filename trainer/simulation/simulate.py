@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -17,14 +16,12 @@ from ...runtime.errors import RunError
 from ...runtime.scan.intensity import check_finite
 from ...runtime.scan.nifti import Header
 from ...runtime.scan.orientation import Orientation
-from ...runtime.scan.scan import FREESURFER, Scan, open_scan, stem, write_scan
-from ...runtime.system.files import read_json, write_json
+from ...runtime.scan.scan import FREESURFER, Scan, open_scan, stem, tell_remarks, write_scan
+from ...runtime.system.files import make_folder, read_json, write_json
 from .kspace import Acquisition, DegradationError, acquire, crop
 from .thick import Slices, lr_grid, slices_of
 
 OURS = {"source", "slab_axis", "seed", "noise"}  # keys that identify a sidecar as one of ours
-
-log = logging.getLogger("udean")
 
 
 def simulate_all(
@@ -67,6 +64,7 @@ def simulate_all(
         target.resolve() for target in targets.values()
     }:
         raise RunError(f"{out} contains HR scans: give another folder with --out.")
+    make_folder(out)
     claimed: dict[Path, Path] = {}
     for path, name in names.items():
         other = claimed.setdefault(_sidecar(targets[path]), path)
@@ -131,9 +129,7 @@ def simulate(
     for there in (target, sidecar):
         if os.path.lexists(there) and not read_json(sidecar).keys() >= OURS:
             raise RunError(f"{there} already exists and was not made by udean-simulate: give another --out.")
-    scan = open_scan(path)
-    for remark in scan.remarks:
-        log.warning("%s", remark)
+    scan = tell_remarks(open_scan(path))
     turn = Orientation.of(scan.affine, axis)
     voxels = scan.voxels_in_units()
     check_finite(voxels, str(path))

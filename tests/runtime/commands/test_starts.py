@@ -270,3 +270,17 @@ def test_the_doctor_says_what_would_run_and_why():
     assert done.returncode == 0
     for word in ("openvino", "cores", "GPU: ", "udean-run would use", "because"):
         assert word in done.stdout
+
+
+@pytest.mark.parametrize("command", ["udean-run --overwite s", "udean-run", "udean-view s --port 70000"])
+def test_what_is_not_understood_is_one_line_however_narrow_the_terminal(command):
+    done = run(*command.split(), env=os.environ | {"COLUMNS": "30"})
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and line.startswith("Error: ") and "--help" in line
+
+
+@pytest.mark.parametrize("name", ["dicom-node", "train"])
+def test_a_narrow_terminal_cuts_no_option_off(name):
+    done = run("udean", name, "--help", env=os.environ | {"COLUMNS": "40"})
+    assert done.returncode == 0 and "…" not in done.stdout
+    assert "--max-associations-per-peer" in done.stdout or "--validation-hr" in done.stdout

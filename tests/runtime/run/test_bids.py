@@ -127,7 +127,8 @@ def test_an_output_folder_links_to_every_dataset_it_holds_and_keeps_what_it_says
     assert described["Name"] == "mine"
     assert described["DatasetLinks"] == {"raw": "../my%20data", "raw2": "../other"}
     before = (dataset / "dataset_description.json").read_text()
-    prepare(find_scans([str(dataset)], dataset))
+    with pytest.raises(RunError, match="raw dataset"):
+        find_scans([str(dataset)], dataset)
     assert (dataset / "dataset_description.json").read_text() == before
 
 

@@ -148,8 +148,8 @@ def test_a_second_command_is_refused_until_the_first_has_died(model, tmp_path):
     first = subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
     try:
         assert "Model" in first.stdout.readline()
-        deadline = time.monotonic() + 60
-        while not (out / Shard().manifest).exists() and time.monotonic() < deadline:
+        deadline, manifest = time.monotonic() + 60, out / Shard().manifest
+        while not (manifest.exists() and manifest.stat().st_size) and time.monotonic() < deadline:
             time.sleep(0.005)
         os.kill(first.pid, signal.SIGSTOP)  # it lives, and holds its lock, for as long as we look
         assert standing(out).running == 1
@@ -233,3 +233,12 @@ def test_runs_are_counted_since_clocks_differ(tmp_path, resolve):
     assert [o.status for o in run_all(found, resolve)] == ["written", "kept"]
     now = standing(found[0].root)
     assert (now.done, now.failed, now.left, now.waiting) == (2, [], 0, [])
+
+
+def test_a_file_of_others_under_the_manifests_name_is_kept(resolve, tmp_path):
+    jobs = cohort(tmp_path / "scans", 1)
+    prepare(jobs)
+    (theirs := jobs[0].root / Shard().manifest).write_text("my notes")
+    with pytest.raises(RunError, match="was not made by udean"):
+        list(run_all(jobs, resolve))
+    assert theirs.read_text() == "my notes"

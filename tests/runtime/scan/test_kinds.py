@@ -4,6 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from udean.runtime import RunError, SuperResolver
+from udean.runtime.scan.scan import open_scan
 
 from ...support.fakes import FakeEngine, card, nearest
 
@@ -40,7 +41,7 @@ def test_labels_and_masks_are_told_by_their_flat_regions(data, what):
         restored(data)
 
 
-@pytest.mark.parametrize("intent", ["label", "z score"])
+@pytest.mark.parametrize("intent", ["label", "neuroname", "vector", "z score"])
 def test_a_header_may_say_that_there_are_no_intensities(intent):
     with pytest.raises(RunError, match="no intensities"):
         restored((100 * ball() + RANDOM.random((16, 16, 12))).astype(np.float32), intent)
@@ -49,14 +50,16 @@ def test_a_header_may_say_that_there_are_no_intensities(intent):
 def test_freesurfers_labels_and_overlays_are_named():
     with pytest.raises(RunError, match="labels"):
         restored(SHELLS.astype(np.int32), kind=nib.MGHImage)
-    with pytest.raises(RunError, match="surface's overlay"):
-        restored(RANDOM.random((400, 1, 1)).astype(np.float32), kind=nib.MGHImage)
+    for vertices in (400, 40962):  # more than NIfTI-1 holds along an axis
+        with pytest.raises(RunError, match="surface's overlay"):
+            restored(RANDOM.random((vertices, 1, 1)).astype(np.float32), kind=nib.MGHImage)
 
 
 def test_ct_is_told_by_its_air():
     ct = np.where(ball() > 0, 40 + 900 * ball(), -1000) + RANDOM.normal(0, 20, (16, 16, 12))
-    with pytest.raises(RunError, match="looks like CT"):
-        restored(ct.astype(np.int16))
+    for dtype in (np.int16, np.float32):
+        with pytest.raises(RunError, match="looks like CT"):
+            restored(ct.astype(dtype))
     with pytest.raises(RunError, match="looks like CT"):
         restored(np.where(ball() > 0, ct, -3024).astype(np.int16))
 
@@ -90,3 +93,27 @@ def test_a_voxel_just_below_zero_does_not_make_a_signed_image():
     assert np.asarray(resolve.image(image).dataobj).min() >= -1e-4
     data[5:8, 5:8, 5] = -300
     assert np.asarray(resolve.image(image).dataobj).min() < -300
+
+
+def test_a_small_mask_is_told_by_its_two_values():
+    lesion = np.zeros((16, 16, 12), np.uint8)
+    lesion[7:9, 7:9, 6] = 1
+    with pytest.raises(RunError, match="looks like a mask"):
+        restored(lesion)
+
+
+@pytest.mark.parametrize(("top", "dtype"), [(np.pi, np.float32), (4095, np.int16)])
+def test_phases_are_told_by_the_range_that_they_fill(top, dtype):
+    phases = RANDOM.uniform(-top, top, (16, 16, 12))
+    with pytest.raises(RunError, match="looks like phases"):
+        restored(phases.astype(dtype))
+
+
+def test_what_a_converter_writes_beside_a_file_says_that_it_holds_no_magnitudes(tmp_path):
+    path = tmp_path / "a.nii.gz"
+    nib.save(nib.Nifti1Image((900 * ball()).astype(np.float32), np.eye(4)), path)
+    (tmp_path / "a.json").write_text('{"ImageType": ["ORIGINAL", "PRIMARY", "P", "ND", "PHASE"]}')
+    with pytest.raises(RunError, match="no magnitudes, by the ImageType"):
+        RESOLVE.look(open_scan(path))
+    (tmp_path / "a.json").write_text('{"ImageType": ["ORIGINAL", "PRIMARY", "M", "ND"]}')
+    assert RESOLVE.look(open_scan(path))

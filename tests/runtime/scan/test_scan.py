@@ -333,3 +333,65 @@ def test_the_world_of_a_freesurfer_volume_is_the_scanners(tmp_path):
     fine = scan.fine_header((2, 2, 2), "fft", scan.dtype)
     assert (fine["qform_code"], fine["sform_code"]) == (1, 1)
     np.testing.assert_allclose(fine.get_qform(), fine.get_sform(), atol=1e-6)
+
+
+@pytest.mark.parametrize("other", [np.diag([2, 1.5, 3, 1]), nib.affines.from_matvec(np.eye(3), [9, 0, 0])])
+def test_two_affines_of_one_world_are_said_to_differ(other):
+    image = scan_image()
+    image.set_sform(other @ OBLIQUE, 4)
+    assert not image_scan(image).remarks  # of two worlds they may
+    image.header["sform_code"] = 1
+    (remark,) = image_scan(image).remarks
+    assert "apart: its sform is used" in remark
+
+
+def test_a_scan_that_does_not_say_how_it_lies_is_named():
+    image = scan_image()
+    image.header["qform_code"] = image.header["sform_code"] = 0
+    (remark,) = image_scan(image).remarks
+    assert "does not say how it lies" in remark
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "why"),
+    [
+        (0, struct.pack(">i", 7), "or damaged"),  # version
+        (4, struct.pack(">i", -6), "or damaged"),  # dimensions
+        (20, struct.pack(">i", 99), "or damaged"),  # type
+        (30, bytes(12), "affine"),  # voxel sizes
+        (42, struct.pack(">f", np.nan), "affine"),
+    ],
+)
+def test_a_damaged_freesurfer_header_is_one_sentence(tmp_path, capfd, at, value, why):
+    image = nib.MGHImage(RANDOM.integers(0, 100, (4, 5, 6)).astype(np.int16), OBLIQUE)
+    data = bytearray(saved(image, tmp_path / "a.mgh").read_bytes())
+    data[at : at + len(value)] = value
+    (tmp_path / "a.mgh").write_bytes(data)
+    with pytest.raises(RunError, match=why) as error:
+        open_scan(tmp_path / "a.mgh")
+    assert "\n" not in str(error.value) and capfd.readouterr() == ("", "")
+
+
+def test_a_freesurfer_volume_without_an_orientation_is_named(tmp_path):
+    data = bytearray(
+        saved(nib.MGHImage(np.ones((4, 5, 6), np.int16), OBLIQUE), tmp_path / "a.mgh").read_bytes()
+    )
+    data[28:30] = bytes(2)
+    (tmp_path / "a.mgh").write_bytes(data)
+    scan = open_scan(tmp_path / "a.mgh")
+    assert scan.zooms == (1, 1, 1) and "FreeSurfer's own" in scan.remarks[0]
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".mgz"])
+@pytest.mark.parametrize("behind", [b"", b"more than the header asks for"])
+def test_damage_shows_by_the_checksum(tmp_path, suffix, behind):
+    kind = nib.Nifti1Image if suffix == ".nii.gz" else nib.MGHImage
+    stored = saved(kind(RANDOM.integers(0, 9, (9, 9, 9)).astype(np.int16), OBLIQUE), tmp_path / f"a{suffix}")
+    packed = bytearray(gzip.compress(gzip.decompress(stored.read_bytes()) + behind))
+    stored.write_bytes(packed)
+    whole = open_scan(stored).voxels()
+    assert whole.shape == (9, 9, 9) and whole.max() == 8
+    packed[-6] ^= 1
+    stored.write_bytes(packed)
+    with pytest.raises(RunError, match="damaged"):
+        open_scan(stored).voxels()

@@ -2,11 +2,20 @@
 
 import hashlib
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from udean.runtime import RunError
-from udean.runtime.system.files import atomic, cache_folder, read_json, sha256, write_json
+from udean.runtime.system.files import (
+    atomic,
+    cache_folder,
+    read_json,
+    refuse_foreign,
+    sha256,
+    walk,
+    write_json,
+)
 
 
 def test_the_name_appears_only_when_the_file_is_whole(tmp_path):
@@ -55,3 +64,38 @@ def test_what_is_cached_never_lands_in_the_working_folder(tmp_path, monkeypatch,
     assert cache_folder() == tmp_path / ".cache" / "udean"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
     assert cache_folder() == tmp_path / "elsewhere" / "udean"
+
+
+def test_a_pipe_or_a_device_is_written_to_and_never_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    with atomic(tmp_path / "pipe") as file:
+        file.write(b"through it")
+    assert os.read(reader, 99) == b"through it" and os.listdir(tmp_path) == ["pipe"]
+    os.close(reader)
+    with atomic(Path(f"/dev/fd/{os.open(tmp_path / 'a', os.O_CREAT | os.O_WRONLY)}")) as file:
+        file.write(b"shell's own")
+    assert (tmp_path / "a").read_bytes() == b"shell's own"
+
+
+def test_what_others_have_made_is_not_replaced(tmp_path):
+    path = tmp_path / "page.html"
+    refuse_foreign(path, "<title>Ours")
+    path.write_text("")
+    refuse_foreign(path, "<title>Ours")
+    path.write_text("<!doctype html><title>Ours")
+    refuse_foreign(path, "<title>Ours")
+    path.write_text("notes")
+    with pytest.raises(RunError, match="was not made by udean"):
+        refuse_foreign(path, "<title>Ours")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(RunError, match="Cannot write"):
+        refuse_foreign(path, "<title>Ours")
+
+
+def test_what_is_hidden_is_not_looked_into(tmp_path):
+    for name in ("a", "b/c", ".d", ".e/f", "b/.g/h"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert {str(path.relative_to(tmp_path)) for path in walk(tmp_path)} == {"a", "b/c"}

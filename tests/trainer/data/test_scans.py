@@ -17,8 +17,11 @@ def test_folders_globs_and_files_are_found_once(tmp_path):
     touch(tmp_path / "scans" / "notes.txt")
     found = find_scans([tmp_path / "scans", str(tmp_path / "scans" / "*.nii.gz"), scan])
     assert found == [scan, other]
-    for nothing in (tmp_path / "nothing", tmp_path / "scans" / "*.mgz"):
-        with pytest.raises(CohortError, match="holds no"):
+    for nothing, why in (
+        (tmp_path / "nothing", "does not exist"),
+        (tmp_path / "scans" / "*.mgz", "holds no"),
+    ):
+        with pytest.raises(CohortError, match=why):
             find([nothing])
 
 
