@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ..errors import RunError
 from ..models.card import Kind, ModelCard
-from .regrid import SLACK, Asked, Grid, Spacing
+from .regrid import SAME, SLACK, Asked, Grid, Spacing
 
 UNEVEN = 1.5  # how much thicker than wide voxels may be for a slab model
 FINEST, COARSEST = 0.3, 2.5  # mm in plane, of the heads that the models were trained and measured on
@@ -109,7 +109,7 @@ def choose(
     if card.kind == "slab" and thick <= UNEVEN:
         scale = list(card.scale[:2])
         scale.insert(axis, card.scale[2])
-        if all(abs(f - s) < SLACK * s for f, s in zip(factors, scale, strict=True)):
+        if all(abs(f - s) < SAME * s for f, s in zip(factors, scale, strict=True)):
             return Choice("slab", axis, None, spacing, tuple(warnings))
         if any(f > s * 1.25 for f, s in zip(factors, scale, strict=True)):
             warnings.append(f"{wanted} is finer than the model restores; the rest is interpolation")

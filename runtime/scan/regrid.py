@@ -24,7 +24,8 @@ from ..errors import RunError
 from ..models.card import Grid as ModelGrid
 from .geometry import Factors, fine_affine
 
-SLACK = 1e-3  # of a voxel: headers store rounded float32
+SLACK = 1e-3  # of a voxel: what a field of view may lose, or be thought of as nothing
+SAME = 1e-5  # of a voxel size: headers store rounded float32, and 512 voxels add up what it is off
 UNITS = {"mm": 1.0, "um": 1e-3, "µm": 1e-3, "cm": 10.0}
 
 Spacing = tuple[float, float, float]
@@ -87,7 +88,7 @@ class Grid:
         sizes, steps, starts = [], [], []
         for count, zoom, asked in zip(shape, zooms, spacing, strict=True):
             step = asked / zoom
-            if abs(step - 1) < SLACK:
+            if abs(step - 1) < SAME:
                 step = 1.0
             size = max(1, math.ceil(count / step - SLACK))
             sizes.append(size)

@@ -32,6 +32,7 @@ def test_thick_slices_go_through_the_through_plane_model_along_any_axis(zooms, a
 
 def test_a_slab_models_own_factors_keep_its_grid():
     assert chosen((1, 1, 1), "0.5mm").grid is None
+    assert chosen((1.0005, 1.0005, 1.0005), "0.5mm").grid is not None
     found = chosen((1, 1, 1), "0.7mm")
     assert found.kind == "slab" and found.grid.shape == (92, 92, 29)
 

@@ -51,6 +51,12 @@ def test_an_axis_of_the_spacing_asked_for_stays_as_it_is():
     np.testing.assert_array_equal(along(grid.weights(0, 9), volume, 0), volume)
 
 
+def test_a_spacing_close_to_the_scans_is_met_all_the_same():
+    """A thousandth of a voxel, 512 times, is half a voxel."""
+    grid = Grid.over((512, 512, 30), (0.44921875, 0.44921875, 5), (0.449, 0.449, 1))
+    assert grid.step[0] * 0.44921875 == pytest.approx(0.449, abs=1e-9) and grid.shape == (513, 513, 150)
+
+
 @pytest.mark.parametrize("size", [2, 3, 11])
 def test_interpolation_agrees_with_scipys(size):
     samples, places = RANDOM.random(size), np.linspace(-1, size, 57)
