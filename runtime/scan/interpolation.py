@@ -79,7 +79,7 @@ def band_weights(size: int, places: NDArray[np.float64], step: float) -> NDArray
     they are continued by their mirror image, and cosines replace the exponentials. step: distance between the
     places in samples, at least 1.
     """
-    waves = np.arange(math.ceil(size / step - 1e-9)) * np.pi / size
+    waves = np.arange(math.ceil(size / step - 1e-3)) * np.pi / size
     share = np.where(waves == 0, 1.0, 2.0) / size
     seen = np.cos((places[:, None] + 0.5) * waves) * share
     return (seen @ np.cos(waves[:, None] * (np.arange(size) + 0.5))).astype(np.float32)
