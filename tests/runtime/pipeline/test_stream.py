@@ -198,7 +198,7 @@ def test_timings_tell_the_waiting_from_the_work():
     [
         ([VOLUME[:, :, 0]] * 4, "ended after 4 of 5"),
         ([], "ended after 0 of 5"),
-        ([VOLUME[:, :, 0]] * 6, "goes on after the 5"),
+        ([VOLUME[:, :, 0]] * 6, "has more than the 5"),
         ([VOLUME[:, :, 0]] * 4 + [VOLUME[:, 1:, 0]], r"Slice 5 of 5 is int16 of shape \(20, 20\)"),
         ([VOLUME[:, :, 0]] * 4 + [VOLUME[:, :, 0] * 1.0], "Slice 5 of 5 is float64"),
         ([VOLUME[:, :, 0]] * 2 + [VOLUME[:, :, :2]], "Slice 3 of 5 must be 2-D"),
