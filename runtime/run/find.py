@@ -20,6 +20,7 @@ from ..dicom.frame import is_dicom
 from ..dicom.jobs import Format, dicom_jobs
 from ..errors import RunError
 from ..job import Job
+from ..scan.nifti import PAIRS
 from ..scan.scan import SUFFIXES, stem
 from ..system.files import real_path, walk
 from .bids import (
@@ -37,7 +38,6 @@ from .bids import (
 from .manifest import manifests
 from .sidecar import Sidecar
 
-PAIRS = (".hdr", ".img", ".hdr.gz", ".img.gz")
 SAID = 10  # names of files in one sentence
 
 log = logging.getLogger("udean")

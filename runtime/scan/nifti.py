@@ -23,6 +23,7 @@ from .gzip import is_gzip, reading, unpacking
 Header: TypeAlias = Any  # nibabel's NIfTI-1 or NIfTI-2 header: fields by their standard names
 
 MAGIC = {(348, b"n+1\0"): nib.Nifti1Header, (540, b"n+2\0\r\n\x1a\n"): nib.Nifti2Header}
+PAIRS = (".hdr", ".img", ".hdr.gz", ".img.gz")  # a header and its voxels, in two files
 UNIT_LENGTH = 1e-3  # by which a quaternion may be longer than 1 by rounding
 APART = 0.5  # voxels between the corners of a qform and an sform, from which on they are two
 HEADER_LIMIT = 64 << 20  # header extensions are kilobytes
@@ -85,9 +86,9 @@ def _parse(start: bytes, path: Path) -> Header:
             # nibabel tells the byte order from dim[0], which may be damaged; the size is a constant.
             orders = {size.to_bytes(4, "little"): "<", size.to_bytes(4, "big"): ">"}
             return kind(start[:size], orders.get(start[:4]), check=False)
-    if start[344:348] == b"ni1\0":
+    if start[344:348] == b"ni1\0" or path.name.lower().endswith(PAIRS):
         raise RunError(
-            f"{path} is a NIfTI header without its voxels: join the pair into one .nii file first."
+            f"{path} is a header without its voxels, or these: join the pair into one .nii file first."
         )
     raise RunError(f"{path} is not a NIfTI file.")
 

@@ -11,6 +11,7 @@ An entry is one of
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import re
 from collections import Counter
@@ -20,8 +21,11 @@ from glob import glob, has_magic
 from pathlib import Path
 
 from ...runtime.errors import RunError
+from ...runtime.scan.nifti import PAIRS
 from ...runtime.scan.scan import SUFFIXES, stem
 from ...runtime.system.files import walk
+
+log = logging.getLogger("udean")
 
 LAYOUTS = {
     "hcp": ("*/T1w/T1w_acpc_dc_restore.nii.gz",),
@@ -65,7 +69,12 @@ def find(entries: Sequence[str | Path]) -> list[Entry]:
         if colon and not Path(entry).exists():
             paths = _laid_out(layout, Path(root).expanduser())
         elif (path := Path(entry).expanduser()).is_dir():
-            paths = _scans(walk(path))
+            files = list(walk(path))
+            paths = _scans(files)
+            if pairs := [str(file) for file in files if file.name.lower().endswith(PAIRS)]:
+                log.warning(
+                    "Left out, because a NIfTI pair must be joined into one .nii first: %s.", ", ".join(pairs)
+                )
         else:
             paths = [path] if path.is_file() else _scans(map(Path, glob(str(path), recursive=True)))
         if not paths and not (colon or has_magic(entry) or os.path.lexists(Path(entry).expanduser())):

@@ -103,3 +103,10 @@ def test_people_in_two_groups_are_an_error_unless_meant(tmp_path):
     keep_apart({"source": hr, "target": lr}, frozenset({"source", "target"}))
     with pytest.raises(CohortError, match="sub-1 is in the target and in the validation"):
         keep_apart({"source": [], "target": lr, "validation": hr}, frozenset({"source", "target"}))
+
+
+def test_pairs_are_named_since_they_are_left_out(tmp_path, caplog):
+    touch(tmp_path / "a.nii.gz")
+    touch(tmp_path / "b.img"), touch(tmp_path / "b.hdr")
+    assert find_scans([tmp_path]) == [tmp_path / "a.nii.gz"]
+    assert "b.img" in caplog.text and "joined into one .nii" in caplog.text
