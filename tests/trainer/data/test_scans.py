@@ -19,7 +19,7 @@ def test_folders_globs_and_files_are_found_once(tmp_path):
     assert found == [scan, other]
     for nothing, why in (
         (tmp_path / "nothing", "does not exist"),
-        (tmp_path / "scans" / "*.mgz", "holds no"),
+        (tmp_path / "scans" / "*.mgz", "contains no"),
     ):
         with pytest.raises(CohortError, match=why):
             find([nothing])
