@@ -101,7 +101,7 @@ def test_scans_of_one_name_are_paired_by_their_folders(folders):
     hr, lr = folders / "tree-hr", folders / "tree-lr"
     assert list(evaluate("sinc", hr, lr).scans) == ["0/T1w", "1/T1w"]
     (lr / "0" / "T1w_lr.nii").write_bytes((lr / "0" / "T1w.nii").read_bytes())
-    with pytest.raises(RunError, match=r"have one name \(0/T1w\)"):
+    with pytest.raises(RunError, match=r"have the same name \(0/T1w\)"):
         evaluate("sinc", hr, lr)
     (lr / "0" / "T1w_lr.nii").unlink()
     (hr / "1" / "T1w.nii").rename(hr / "1" / "T2w.nii")
