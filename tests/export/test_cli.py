@@ -334,5 +334,5 @@ def test_a_plan_without_tensorrt_or_gpu_says_how_to_get_them(
     driver.Error = driver.MemoryError = RuntimeError  # type: ignore[attr-defined]
     driver.init = lambda: (_ for _ in ()).throw(RuntimeError("no CUDA-capable device"))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pycuda.driver", driver)
-    assert "there is none here (no CUDA-capable device)" in (message := refused())
+    assert "no GPU is available here (no CUDA-capable device)" in (message := refused())
     assert "pip install 'udean[trt,export]'" in message and "udean-export --from" in message

@@ -29,7 +29,7 @@ def test_an_untrained_model_is_refused_in_a_sentence_with_figures(
 
     code, _, err = export()
     assert code == 2 and not list(tmp_path.iterdir())
-    assert "where sinc interpolation keeps 0.55, 0.82, 0.92, 0.93" in err and "--allow-untrusted" in err
+    assert "; sinc interpolation keeps 0.55, 0.82, 0.92, 0.93" in err and "--allow-untrusted" in err
     code, out, _ = export("--allow-untrusted")
     assert code == 0 and "untrusted: Lesions of radius 1, 1.5, 2, 3 voxels keep" in out
     for name in ("tiny.onnx", "tiny.fp16.onnx"):

@@ -166,7 +166,7 @@ def test_mistakes_end_with_one_sentence_and_exit_code_2(cohort, arguments, sente
 def test_no_training_is_replaced_or_goes_on_as_another(trained):
     saved = (trained / "run" / "best.pt").read_bytes()
     for more, sentence in (
-        ([], "run holds a training: go on with it by --resume"),
+        ([], "run already holds a training: continue it with --resume"),
         (["--resume", "--seed", "7"], "run was trained with schedule.seed = 0, not 7"),
         (["--resume", "--method", "cyclegan"], 'with method = "udean", not "cyclegan"'),
         (["--resume", "--steps", "3"], "has been trained for 6 steps already: 3 are fewer"),

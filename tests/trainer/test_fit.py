@@ -432,5 +432,5 @@ def test_a_network_more_than_the_checkpoint_has_begins_as_it_would_without(scans
     card = fit.describe(config(scans, "pseudosr"), cleaning.deployed(), {})
     checkpoint.save(scans / "both.pt", card, config(scans).network, cleaning.deployed())
     plain = create("supervised", config(scans).network, 16, Weights())
-    with pytest.raises(RunError, match="deploys other networks than supervised"):
+    with pytest.raises(RunError, match="deploys different networks from those of supervised"):
         fit.begin(plain, dataclasses.replace(config(scans, "supervised"), init=str(scans / "both.pt")))
