@@ -152,7 +152,7 @@ def test_a_killed_run_resumes_to_the_weights_of_an_unbroken_one(trained):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--source", "nowhere"], "contains no .nii"),
+        (["--source", "nowhere"], "does not exist"),
         (["--scale", "9x9x1"], "not supported"),
         (["--resume", "--out", "never"], "no checkpoint"),
         (["--seed", "5000000000"], "seed must be"),
@@ -207,7 +207,7 @@ def test_a_configuration_of_the_users_own_is_not_replaced(cohort):
     own.parent.mkdir()
     own.write_text(TINY)
     done = run("udean-train", *GROUPS, "--config", "own/config.toml", "--out", "own", cwd=cohort)
-    assert done.returncode == 2 and "not from udean-train" in done.stderr
+    assert done.returncode == 2 and "not as udean-train leaves it" in done.stderr
     assert own.read_text() == TINY and list(own.parent.iterdir()) == [own]
 
 
