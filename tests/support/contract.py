@@ -189,7 +189,7 @@ def test_the_command_builds_from_onnx_alone_and_inspect_tells_of_the_plan(
     model, plan = str(models / "tiny.fp16.onnx"), str(models / "tiny.plan")
     sizes = ("--batches", "1:2:3", "--windows", "8x8:16x16:24x20", "--streams", "3")
     out = run("--from", model, *sizes, "--optimization-level", "5", "--refit")
-    assert f"{plan}  0.0 MB, fp16, built for Test GPU, held to tiny.onnx" in out
+    assert f"{plan}  0.0 MB, fp16, built for Test GPU, compared with tiny.onnx" in out
     assert "  tensorrt on brain windows: max error" in out
     wanted = ("lr", (1, 3, 8, 8), (2, 3, 16, 16), (3, 3, 24, 20))
     assert world.asked("IOptimizationProfile.set_shape") == [wanted] * 3

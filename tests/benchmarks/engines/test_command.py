@@ -165,7 +165,7 @@ def test_page_needs_nothing_besides_itself(result):
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        (["--model", "none"], "is neither"),
+        (["--model", "none"], "is not embedded"),
         (["--shape", "a,b"], "not of the form"),
     ],
 )

@@ -53,7 +53,9 @@ def test_what_is_no_dataset_is_refused_and_a_faulty_one_too(dataset, model, tmp_
 
 def test_a_validator_that_does_not_run_says_nothing_about_the_dataset(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "VALIDATORS", ("false",))
-    with pytest.raises(RunError, match=r"false has not examined .*it says nothing.*--skip-bids-validation"):
+    with pytest.raises(
+        RunError, match=r"false did not validate .*without any message.*--skip-bids-validation"
+    ):
         command.validate(tmp_path)
 
 
