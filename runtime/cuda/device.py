@@ -14,6 +14,13 @@ from typing import Any
 from ..errors import RunError, first_line
 from ..system.extras import require
 
+BLOCK = (32, 4, 1)  # threads of a block: columns, rows
+
+
+def blocks(rows: int, columns: int, layers: int) -> tuple[int, int, int]:
+    """The grid of blocks that has a thread for each voxel."""
+    return -(-columns // BLOCK[0]), -(-rows // BLOCK[1]), layers
+
 
 class GpuError(RunError):
     """The GPU is missing, busy, or has been lost; `--fallback cpu` continues without it."""

@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..pipeline.consistency import Operators, Taps, Weight
+from .device import BLOCK, blocks
 
 WHOLE = (
     1 << 27
 )  # HR voxels of a ring of slices, none of which is ready before the last; else the host does it
-BLOCK, LINE = (32, 4, 1), (128, 1, 1)  # threads
+LINE = (128, 1, 1)  # threads
 Room = Callable[[int], Any]  # bytes to device memory
 Put = Callable[[NDArray[Any]], Any]  # an array to device memory
 
@@ -145,7 +146,7 @@ class MeasuredBand:
         if not (count := stop - first):
             return
         voxels, layout, gain, offset = self._volume
-        grid = _grid(self._lr_rows, self._lr_columns, count)
+        grid = blocks(self._lr_rows, self._lr_columns, count)
         args: tuple[Any, ...] = voxels, layout, np.int32(first), gain, offset, self._lr
         self._slices(*args, block=BLOCK, grid=grid, stream=stream)
         self._weighted(self._seen, self._seen_ring, self._downs, first, count, stream)
@@ -168,7 +169,7 @@ class MeasuredBand:
         self._times("columns_by", middle, self._up[1], added, count, stream)
         args = self._waiting, np.int32(self._waiting_ring), np.int32(first), self._added
         args += np.int32(self._hr_rows), np.int32(self._hr_columns), *self._tissue, self.planes
-        grid = _grid(self._hr_rows, self._hr_columns, count)
+        grid = blocks(self._hr_rows, self._hr_columns, count)
         self._kernels["corrected"](*args, block=BLOCK, grid=grid, stream=stream)
 
     def _times(self, name: str, given: Planes, matrix: Any, made: Planes, count: int, stream: Any) -> None:
@@ -177,7 +178,7 @@ class MeasuredBand:
         args = given.at, np.int32(given.ring), np.int32(given.first), np.int32(given.rows)
         args += np.int32(given.columns), matrix, np.int32(length)
         args += made.at, np.int32(made.ring), np.int32(made.first)
-        grid = _grid(made.rows, made.columns, count)
+        grid = blocks(made.rows, made.columns, count)
         self._kernels[name](*args, block=BLOCK, grid=grid, stream=stream)
 
     def _weighted(self, planes: Any, ring: int, taps: list[Any], first: int, count: int, stream: Any) -> None:
@@ -192,7 +193,3 @@ def _packed(taps: Sequence[Taps]) -> tuple[NDArray[np.int32], NDArray[np.float32
     ends = np.cumsum([0, *(len(numbers) for numbers, _ in taps)], dtype=np.int32)
     numbers, weights = (list(itertools.chain.from_iterable(part)) for part in zip(*taps, strict=True))
     return np.array(numbers, np.int32), np.array(weights, np.float32), ends
-
-
-def _grid(rows: int, columns: int, layers: int) -> tuple[int, int, int]:
-    return -(-columns // BLOCK[0]), -(-rows // BLOCK[1]), layers

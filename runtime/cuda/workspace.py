@@ -16,11 +16,11 @@ from ..pipeline.tiling import Axis, Tiling
 from ..scan.intensity import Storage
 from ..system.trace import Stopwatch
 from .clock import StreamClock
+from .device import BLOCK, blocks
 from .engine import CudaEngine, Slot
 from .measured_band import Held, MeasuredBand, Step
 
 LANDING = 3  # finished slabs between device and host: one written, one copied, one read
-BLOCK = (32, 4, 1)
 ALIGNED = 256  # bytes; TensorRT refuses other addresses, and `mem_alloc` gives no others
 # As in kernels.cu; PyCUDA passes a structure as it lies in memory.
 VOLUME = np.dtype([("sizes", np.int32, 3), ("steps", np.int64, 3)], align=True)
@@ -83,6 +83,10 @@ class Workspace:
         self._window_bytes = math.prod(self.fine) * size
         whole = ALIGNED // math.gcd(ALIGNED, self._window_bytes)
         self.stride = -(-batch // whole) * whole  # windows between batch starts, which are aligned
+        slices = tiling.slices
+        stops = [slices.span(k)[0] for k in range(1, len(slices.starts))] + [tiling.fine_shape[2]]
+        # The HR slices, as (first, past the end), that are blended once and for all after each slab.
+        self._finished = list(itertools.pairwise([0, *stops]))
         self._allocated: list[Any] = []
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)
@@ -129,15 +133,8 @@ class Workspace:
         self._slabs = _spans(tiling.slices)
 
     def _measured_band(self, kernel: Any, held: Held, source: str) -> MeasuredBand:
-        arrivals = [stop for _, stop in self.finished]
+        arrivals = [stop for _, stop in self._finished]
         return MeasuredBand(kernel, self._empty, self._put, held.operators, source, arrivals, self.fine[0])
-
-    @property
-    def finished(self) -> list[tuple[int, int]]:
-        """The HR slices, as (first, past the end), that are blended once and for all after each slab."""
-        slices = self.tiling.slices
-        stops = [slices.span(k)[0] for k in range(1, len(slices.starts))] + [self.tiling.fine_shape[2]]
-        return list(itertools.pairwise([0, *stops]))
 
     def close(self) -> None:
         """Free the buffers. The context must be current in this thread, see `Gpu.current`."""
@@ -205,7 +202,7 @@ class Workspace:
         lane = f"GPU stream {index}"
         with self.clock.time("gather", lane, stream):
             self._kernels["gather"](
-                *args, block=BLOCK, grid=_grid(rows, columns, slices * len(windows)), stream=stream
+                *args, block=BLOCK, grid=blocks(rows, columns, slices * len(windows)), stream=stream
             )
         pool = int(self._pool)
         slot = Slot(
@@ -244,14 +241,14 @@ class Workspace:
         args += np.int32(height), np.int32(width), self._mean
         low, high = tiling.slices.span(k)
         with self.clock.time("blend", "GPU blending", stream):
-            self._kernels["blend"](*args, block=BLOCK, grid=_grid(height, width, high - low), stream=stream)
+            self._kernels["blend"](*args, block=BLOCK, grid=blocks(height, width, high - low), stream=stream)
         self._blended[k] = self._cuda.Event()
         self._blended[k].record(stream)
 
     def runs(self, k: int) -> list[tuple[int, int]]:
         """The HR slices, as (first, how many), that can be stored once slab k is blended."""
         if self._band is None:
-            first, stop = self.finished[k]
+            first, stop = self._finished[k]
             return [(first, stop - first)]
         step: Step = self._band.steps[k]
         stream = self._blending
@@ -283,7 +280,7 @@ class Workspace:
             np.float64(store.high),
         )
         args += np.int32(store.dtype.kind in "iu"), self._out[turn], self._flaw
-        grid = _grid(height, width, count)
+        grid = blocks(height, width, count)
         with self.clock.time("blend", "GPU blending", self._blending):
             self._kernels["store"](*args, block=BLOCK, grid=grid, stream=self._blending)
         self._stored[turn].record(self._blending)
@@ -354,7 +351,3 @@ def _spans(axis: Axis) -> NDArray[np.void]:
 
 def _shares(axis: Axis) -> NDArray[np.float32]:
     return np.concatenate(axis.shares)
-
-
-def _grid(rows: int, columns: int, layers: int) -> tuple[int, int, int]:
-    return -(-columns // BLOCK[0]), -(-rows // BLOCK[1]), layers

@@ -31,6 +31,7 @@ beside it.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections import Counter
@@ -145,6 +146,7 @@ class Operators:
     key: tuple[object, ...]
 
 
+@functools.lru_cache(maxsize=4)  # volumes of one size follow each other
 def operators(
     shape: tuple[int, int, int],
     scale: tuple[int, int, int],
