@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import typer
 
 from ..runtime.commands.common import command, sentence
 from ..runtime.errors import RunError
+from ..runtime.system.interruption import INTERRUPTED
 from .errors import ExportError
 from .trt_build import BuildOptions
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from .parity import Deviation
 
 PLAN = "TensorRT plan"
-INTERRUPTED = 130  # the shells' code for SIGINT
 T = TypeVar("T", int, tuple[int, int])
 
 
@@ -145,10 +144,9 @@ def export(
             if not written or debug:
                 raise
             tell(error)
-        except KeyboardInterrupt:  # TensorRT may keep working for seconds, in a thread that cannot be stopped
+        except KeyboardInterrupt:
             typer.echo("Interrupted: no plan is written.", err=True)
-            sys.stdout.flush()
-            os._exit(INTERRUPTED)
+            raise typer.Exit(INTERRUPTED) from None
     if failures:
         raise typer.Exit(1 if written else 2)
 

@@ -22,10 +22,11 @@ from typer.core import TyperCommand
 
 from ... import __version__
 from ..errors import RunError, first_line
+from ..system import interruption
+from ..system.interruption import INTERRUPTED
 from .streams import guard_streams
 
 WIDE = 120  # columns of a terminal that holds the panels of --help, whatever an option is called
-INTERRUPTED = 130  # the shells' code for SIGINT
 NO_MEMORY = (
     "bad_alloc",
     "bad allocation",
@@ -135,6 +136,9 @@ def sentences(extra: str = "cpu") -> Iterator[None]:
         typer.echo("Interrupted.", err=True)
         raise SystemExit(INTERRUPTED) from None
     except Exception as error:
+        if interruption.came():  # inside a library, which has made an error of its own of it
+            typer.echo("Interrupted.", err=True)
+            raise SystemExit(INTERRUPTED) from None
         if "--debug" in sys.argv:
             raise
         typer.echo(f"Error: {sentence(error, extra)}", err=True)

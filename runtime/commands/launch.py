@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ... import __version__
 from ..errors import RunError
+from ..system import interruption
 from .common import refuse_empty, sentences
 
 GROUP = "udean.commands"
@@ -30,7 +31,7 @@ LIBRARIES = {  # distributions that may run a model, by their usual names
 
 def main() -> None:
     """Run the command of the program's name, such as udean-run, or the one that its argument names."""
-    with sentences():
+    with interruption.ending(), sentences():
         name = Path(sys.argv[0]).stem.removeprefix("udean-")
         if name not in commands():
             name = _chosen(sys.argv[1:])
@@ -43,7 +44,9 @@ def main() -> None:
                 return
             point = commands()[name]
             with sentences(*point.extras):
-                point.load()()
+                command = point.load()
+                interruption.remember()
+                command()
 
 
 def commands() -> dict[str, EntryPoint]:

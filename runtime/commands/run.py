@@ -6,7 +6,6 @@ import contextlib
 import functools
 import math
 import os
-import signal
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +25,7 @@ from ..run.cost import Cost, Estimator
 from ..run.find import find_scans
 from ..run.manifest import Outcome, Shard
 from ..run.run import Settings, guarded, prepare, run_all
+from ..system import interruption
 from ..system.files import read_json, real_path, refuse_foreign
 from ..system.trace import Trace
 from ..view.report import MARK, write_report
@@ -312,14 +312,14 @@ COMMAND = command(
 
 def main() -> None:
     """Restore high-resolution scans from low-resolution ones."""
-    with sentences():
+    with interruption.ending(), sentences():
         prepare_process()
         COMMAND()
 
 
 def prepare_process() -> None:
     """Prepare a process that runs `run`."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is as clean as Ctrl-C
+    interruption.remember()
     warnings.filterwarnings("ignore", module="pydicom")  # they quote values, which may be a patient's
 
 

@@ -31,6 +31,7 @@ from ..scan.nifti import Header
 from ..scan.output import Draft, FileDraft, check_memory
 from ..scan.profile import FWHM
 from ..scan.scan import Scan, tell_remarks
+from ..system import interruption
 from ..system.files import make_folder, sweep
 from ..system.threads import ahead
 from ..system.trace import span
@@ -179,9 +180,13 @@ def restore(
     item: Loaded | Outcome, resolve: SuperResolver, settings: Settings, progress: Progress | None = None
 ) -> Resolved | Outcome:
     """Send a scan through the network. A BaseException that progress raises, but no Exception, ends it."""
+    interruption.check()
     if isinstance(item, Outcome):
         return item
-    return guarded(item.job, settings, lambda: _resolve(item, resolve, settings, progress))
+    step = guarded(item.job, settings, lambda: _resolve(item, resolve, settings, progress))
+    if isinstance(step, Outcome):
+        interruption.check()  # a library may have made the failure of one
+    return step
 
 
 def encode(step: Resolved | Outcome, resolve: SuperResolver, settings: Settings) -> Outcome:

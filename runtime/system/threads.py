@@ -82,8 +82,8 @@ def ahead(items: Iterable[T], name: str | None = None) -> Generator[T, None, Non
         ready.put(end)
 
     thread = threading.Thread(target=work, daemon=True, name=name)
-    thread.start()
     try:
+        thread.start()  # waits for the thread, so Ctrl-C may come while it does
         while True:
             kind, value = ready.get()
             if kind == "error":
@@ -96,4 +96,3 @@ def ahead(items: Iterable[T], name: str | None = None) -> Generator[T, None, Non
         while thread.is_alive():
             with contextlib.suppress(queue.Empty):
                 ready.get(timeout=0.01)
-        thread.join()

@@ -227,6 +227,28 @@ def test_an_interruption_is_a_word_and_leaves_nothing_half_written(tmp_path):
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("module", ["typer", "openvino", "nibabel.loadsave"])
+def test_an_interruption_inside_a_library_is_one_all_the_same(module, stop, tmp_path, scans):
+    """It comes while the module is imported, which makes an error of its own of it, as compiled ones do."""
+    (tmp_path / "sitecustomize.py").write_text(f"""
+import os, sys
+
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == "{module}":
+            try:
+                os.kill(os.getpid(), {stop.value})
+            except KeyboardInterrupt:
+                raise ImportError("initialization failed")
+
+sys.meta_path.insert(0, Interrupting())
+""")
+    done = run("udean-run", scans, "-o", tmp_path / "out", env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (130, "Interrupted.") and not done.stdout
+    assert "Traceback" not in done.stderr and not list(tmp_path.glob("out/*"))
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("server", ["serve", "view", "dicom-node"])
 def test_a_server_ends_whichever_of_its_threads_the_system_hands_the_signal(server, stop, tmp_path):
     """To the main thread, if it can; under strace or a debugger it often cannot."""

@@ -48,7 +48,7 @@ def test_phantom_overlays_its_fine_self_to_a_thousandth_of_a_voxel(
         return (world + affine[:3, 3]) @ direction
 
     made = phantom(shape, affine)
-    # Of both signs, as a magnitude image, whose negative voxels are cut, is not; of unlike ends, as phases are not.
+    # Of both signs, since negative voxels of a magnitude image are cut; of unlike ends, unlike phases.
     level = made.mean() + 0.2 * np.ptp(made)
     engine = FakeEngine(interpolation(scale, grid), card(scale, 3, (4, 4), grid))  # none reflected
     lr = nib.Nifti1Image((made - level).astype(np.float32), affine)
