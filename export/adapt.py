@@ -22,6 +22,7 @@ import typer
 from numpy.typing import NDArray
 
 from ..runtime.commands.common import command
+from ..runtime.commands.streams import say
 from ..runtime.errors import RunError
 from ..runtime.system.files import make_folder, refuse_foreign
 from .before_after import TITLE
@@ -129,7 +130,7 @@ def adapt(
         page, scan, (results[0], results[1]), (before, after), degradation.told(), told[0], told[1], refused
     )
     if refused:
-        print(f"Not written: {refused}. {page} shows both.")
+        say(f"Not written: {refused}. {page} shows both.")
         shutil.rmtree(work)
         raise typer.Exit(1)
     os.replace(exported.path, out)

@@ -78,7 +78,8 @@ class Info:
             "restores": " x ".join(map(str, card.scale)) + " voxels for one, as (row, column, slice)",
             "trained on": card.trained_on,
             "engine": str(self.engine),
-            "windows": f"trained {rows} x {columns}, slabs of {card.slab[0]}; overlap {options.overlap}, "
+            "windows": f"trained {rows} x {columns}, slabs of {card.slab[0]}; overlap "
+            f"{'of the model' if options.overlap is None else options.overlap}, "
             f"window {options.window or 'as it fits'}, {options.weighting}",
             "measured band": f"{options.consistency}; the scan is {MEASURES[card.consistency]} of the result"
             if card.consistency != "off"

@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn, track
 
-from ..runtime.commands.common import command
+from ..runtime.commands.common import command, counted
+from ..runtime.commands.streams import say
 from ..runtime.commands.tables import show_table
 from ..runtime.errors import RunError
 from ..runtime.system.files import real_path
@@ -145,7 +146,7 @@ def _train(
     finally:
         progress.stop()
     if distributed.rank() == 0:
-        print(f"Deploy it with: udean-export {final}")
+        say(f"Deploy it with: udean-export {final}")
 
 
 def _preset(config: Path | None) -> str:
@@ -234,8 +235,8 @@ def _simulate(
     for result in track(made, "Acquiring", len(found), console=STDERR):
         if isinstance(result, RunError):
             failed += 1
-            typer.echo(f"Failed: {result}", err=True)
-    print(f"{len(found) - failed} LR scans in {out}" + (f", {failed} failed" if failed else ""))
+            say(f"Failed: {result}", error=True)
+    say(f"{counted(len(found) - failed, 'LR scan')} in {out}" + (f", {failed} failed" if failed else ""))
     if failed:
         raise typer.Exit(1)
 
@@ -282,7 +283,7 @@ def _evaluate(
         except RunError as error:
             unwritten.append(str(error))
     for problem in problems:
-        typer.echo(f"Not measured: {problem}", err=True)
+        say(f"Not measured: {problem}", error=True)
     tissue = {f.name for f in dataclasses.fields(TissueFigures)}
     shown = sorted(summary.names, key=lambda name: name not in tissue)  # tissue first
     show_table(["scan", *(TITLES[name] for name in shown)], summary.rows(shown), summed=True)

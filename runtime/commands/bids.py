@@ -22,8 +22,9 @@ from ..system.files import cache_folder
 from ..system.offline import OFFLINE
 from ..view.group import write_group
 from . import options
-from .common import command, sentences
+from .common import command, counted, sentences
 from .run import prepare_process, run
+from .streams import say
 
 VALIDATORS = ("bids-validator-deno", "bids-validator")  # the first that is installed is used
 
@@ -66,7 +67,7 @@ def bids(
         raise RunError(f"{bids_dir} is not a BIDS dataset: it has no {DATASET}.")
     if level == "group":
         page, table, count = write_group(output_dir)
-        print(f"{count} scans: {page} and {table}")
+        say(f"{counted(count, 'scan')}: {page} and {table}")
         return
     if not skip_validation:
         validate(bids_dir)

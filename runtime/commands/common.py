@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from shutil import get_terminal_size
@@ -24,9 +25,10 @@ from ... import __version__
 from ..errors import RunError, first_line
 from ..system import interruption
 from ..system.interruption import INTERRUPTED
-from .streams import guard_streams
+from .streams import guard_streams, say
 
 WIDE = 120  # columns of a terminal that holds the panels of --help, whatever an option is called
+TAKEN = {str: "TEXT", Path: "PATH", int: "NUMBER", float: "NUMBER"}
 NO_MEMORY = (
     "bad_alloc",
     "bad allocation",
@@ -56,6 +58,8 @@ def command(
             app.command(name, cls=_Command, epilog="\n\n".join(lines), context_settings=settings)(function)
             built = typer.main.get_command(app)
             built.params.append(_version_option(name))
+            for parameter in built.params:
+                _name_types(parameter)
             if any(variable.endswith("_COMPLETE") for variable in os.environ):
                 from typer.completion import completion_init  # pyright: ignore[reportPrivateImportUsage]
 
@@ -68,6 +72,23 @@ def command(
 
     main.__doc__ = (function.__doc__ or "").strip().partition("\n")[0]
     return main
+
+
+def counted(count: int, thing: str) -> str:
+    """A number of things, as 1 scan or 2 scans."""
+    return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
+def _name_types(parameter: Any) -> None:
+    """Have --help say what a parameter takes, without Python's names of types: PATH, not list[Path]."""
+    if parameter.param_type_name == "argument":
+        parameter.metavar = parameter.metavar or parameter.name.upper()
+        parameter.display_type_rich = lambda ctx: None  # the name says it
+    elif parameter.is_flag:
+        parameter.display_type_rich = lambda ctx: None
+    elif not (parameter.metavar or parameter.type_descriptor.is_choice):
+        kind = parameter.type_descriptor.annotation
+        parameter.metavar = TAKEN.get((*typing.get_args(kind), kind)[0])
 
 
 def _told(error: Any) -> str:
@@ -141,7 +162,7 @@ def sentences(extra: str = "cpu") -> Iterator[None]:
             raise SystemExit(INTERRUPTED) from None
         if "--debug" in sys.argv:
             raise
-        typer.echo(f"Error: {sentence(error, extra)}", err=True)
+        say(f"Error: {sentence(error, extra)}", error=True)
         raise SystemExit(2) from None
 
 

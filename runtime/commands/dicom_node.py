@@ -18,6 +18,7 @@ from ..resolver import SuperResolver
 from ..system.metrics import serve_metrics
 from . import options
 from .common import command, on_stop
+from .streams import say
 
 Where = Annotated[Path, typer.Option("--spool", help="The node's spool.")]
 Names = Annotated[list[str], typer.Argument(help="Names as `queue` lists them.", metavar="NAME…")]
@@ -138,9 +139,9 @@ def queue(spool: Where) -> None:
     """List series in transit, and those set aside with the reason."""
     state = _existing(spool)
     for place, count in state.waiting().items():
-        print(f"{count} in {place}")
+        say(f"{count} in {place}")
     for entry in state.aside():
-        print(f"{entry.name}  {entry.slices} slices: {entry.reason}")
+        say(f"{entry.name}  {entry.slices} slices: {entry.reason}")
 
 
 def retry(names: Names, spool: Where) -> None:

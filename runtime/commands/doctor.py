@@ -54,10 +54,11 @@ def doctor(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.
     print(f"Memory: {memory()}")
     print(f"Cache: {_cache()}")
     print("\nLibraries")
+    width = max(map(len, EXTRAS))
     for package, (extra, use) in EXTRAS.items():
         found = installed(package)
         lacking = f"not installed: pip install 'udean[{extra}]'"
-        print(f"  {package:<16} {found or '-':<12} {use if found else f'{use} ({lacking})'}")
+        print(f"  {package:<{width}}  {found or '-':<12} {use if found else f'{use} ({lacking})'}")
     print("\nCommands: " + ", ".join(sorted(commands())))
     problems = []
     if installed("onnxruntime") and installed("onnxruntime-gpu"):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..run.manifest import Outcome
+from .streams import say
 
 
 class Board:
@@ -65,7 +65,7 @@ def tell(outcome: Outcome) -> None:
     """Print a line about a scan, on stderr if it has failed."""
     job, times = outcome.job, outcome.timings
     if outcome.status == "failed":
-        typer.echo(f"Failed: {outcome.message}", err=True)
+        say(f"Failed: {outcome.message}", error=True)
         return
     took = ""
     if times:
@@ -73,4 +73,4 @@ def tell(outcome: Outcome) -> None:
             f", {times.total:.1f} s (network {times.network:.1f} s, "
             f"{times.computed} of {times.windows} windows computed)"
         )
-    print(f"{job.source} -> {job.target}: {outcome.message}{took}", flush=True)
+    say(f"{job.source} -> {job.target}: {outcome.message}{took}")

@@ -30,8 +30,9 @@ from ..system.files import read_json, real_path, refuse_foreign
 from ..system.trace import Trace
 from ..view.report import MARK, write_report
 from . import options
-from .common import INTERRUPTED, command, sentences
+from .common import INTERRUPTED, command, counted, sentences
 from .progress import Board
+from .streams import say
 
 T = TypeVar("T")
 AXES = {"auto": None, "i": 0, "j": 1, "k": 2}
@@ -42,7 +43,7 @@ NETWORK, WINDOWS, SCANS, BIDS, COHORT = "Network", "Windows", "Scans", "BIDS", "
 def run(
     scans: Annotated[
         list[str],
-        typer.Argument(metavar="SCANS...", help="Files (.nii, .nii.gz, .mgz, DICOM), folders, patterns."),
+        typer.Argument(help="Files (.nii, .nii.gz, .mgz, DICOM), folders, patterns."),
     ],
     out: Annotated[
         Path | None,
@@ -285,16 +286,14 @@ def run(
             if trace and profile:
                 trace.write(profile)
     if trace:
-        print(f"Profile: {profile}: {trace.shares()}")
+        say(f"Profile: {profile}: {trace.shares()}")
     if report:
         for root, page in pages.items():
             write_report(page, [o for o in board.done if o.job.root == root], resolve.card, series)
-            print(f"Report: {page}")
+            say(f"Report: {page}")
     if len(board.done) < len(found):
-        left = len(found) - len(board.done)
-        typer.echo(
-            f"Stopped, {left} scans are left: make room; the same command continues from here.", err=True
-        )
+        left = counted(len(found) - len(board.done), "scan")
+        typer.echo(f"Stopped, {left} left: make room; the same command continues from here.", err=True)
     print(board.summary())
     raise typer.Exit(1 if board.counts["failed"] else 0)
 
@@ -343,12 +342,12 @@ def _describe(found: list[Job], resolve: SuperResolver, settings: Settings, esti
         told = guarded(job, settings, functools.partial(_told, job, resolve, settings, estimate))
         if isinstance(told, Outcome):
             failed = True
-            typer.echo(f"Would fail: {told.message}", err=True)
+            say(f"Would fail: {told.message}", error=True)
             continue
         text, cost = told
         seconds += cost.seconds
-        print(f"{job.source} -> {job.target}: {text}, {cost}")
-    print(f"{len(found)} scans, at most {seconds:.0f} s")
+        say(f"{job.source} -> {job.target}: {text}, {cost}")
+    print(f"{counted(len(found), 'scan')}, at most {seconds:.0f} s")
     return 1 if failed else 0
 
 

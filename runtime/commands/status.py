@@ -10,6 +10,7 @@ import typer
 from ..run.status import standing
 from . import options
 from .common import command
+from .streams import say
 
 
 def status(
@@ -23,7 +24,7 @@ def status(
     found = standing(out)
     print(found)
     for source, why in found.failed:
-        print(f"Failed: {source}: {why}")
+        say(f"Failed: {source}: {why}")
     raise typer.Exit(1 if found.failed else 0)
 
 

@@ -1,4 +1,5 @@
-"""Output problems must not end a command: readers leave, disks are full, terminals know only ASCII."""
+"""Output problems must not end a command: readers leave, disks are full, terminals know only ASCII, names of
+files hold line breaks and codes that terminals obey."""
 
 from __future__ import annotations
 
@@ -37,6 +38,12 @@ def guard_streams() -> None:
     codecs.register_error(ERRORS, _plain)
     sys.stderr = _guarded(sys.stderr, "stderr")
     sys.stdout = _guarded(sys.stdout, "stdout")
+
+
+def say(text: str, error: bool = False) -> None:
+    """Print one line, on stdout or stderr: what is not printable, as it may stand in names, is escaped."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    print(shown, file=sys.stderr if error else sys.stdout, flush=True)
 
 
 class _Enduring(io.RawIOBase):

@@ -18,6 +18,7 @@ from ..trust.examine import SIDE, Volume, against, examine
 from ..trust.page import page
 from . import options
 from .common import command
+from .streams import say
 
 
 def trust(
@@ -45,8 +46,10 @@ def trust(
             raise RunError(f"{out / name} already exists: give another folder.")
     make_folder(out)  # a place that takes nothing is told now, not after the examination
     with SuperResolver(engine, device, precision, library=library, threads=threads, best=best) as resolve:
+        print(f"Model {resolve.describe()}", flush=True)
         card = resolve.card
         hr = None if scan is None else _truth(scan, card.scale)
+        print("Restoring phantoms, about a minute", flush=True)
         tests = examine(resolve, card.scale, card.grid, hr)
         about = {"Model": card.name, "Engine": str(resolve.engine.info), "Trained on": card.trained_on}
     about["Slabs"] = "along each of three axes, their mean" if best else "along one axis"
@@ -55,9 +58,9 @@ def trust(
     write_json(out / "trust.json", {"about": about, "against it": worse, "tests": tests})
     with atomic(out / "trust.html") as file:
         file.write(page(about, tests, worse).encode(errors="backslashreplace"))
-    for sentence in worse:
+    for sentence in worse or ["Small lesions keep their contrast as under sinc, and no detail is overdrawn."]:
         print(sentence)
-    print(out / "trust.html")
+    say(f"Report: {out / 'trust.html'}")
     raise typer.Exit(1 if worse else 0)
 
 

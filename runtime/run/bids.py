@@ -168,7 +168,7 @@ def describe(root: Path, datasets: Iterable[Path]) -> None:
         name = next(
             name for n in range(1, len(links) + 2) if (name := f"raw{n if n > 1 else ''}") not in links
         )
-        links[name] = quote(os.path.relpath(dataset, real_path(root)))
+        links[name] = _quoted(dataset, real_path(root))
     wanted = {**DESCRIPTION, **found, "DatasetLinks": links}
     if wanted != found:
         write_json(root / DATASET, wanted)
@@ -181,7 +181,7 @@ def source_uri(source: Path, dataset: Path | None, target: Path, root: Path) -> 
     """The name of a scan in a sidecar: a BIDS URI if the output folder links to the dataset, else a path."""
     for name, link in _links(read_json(root / DATASET)).items():
         if dataset and _place(root, link) == real_path(dataset):
-            return f"bids:{name}:{quote(os.path.relpath(os.path.abspath(source), os.path.abspath(dataset)))}"
+            return f"bids:{name}:{_quoted(Path(os.path.abspath(source)), Path(os.path.abspath(dataset)))}"
     return os.path.relpath(source, real_path(target.parent))
 
 
@@ -193,8 +193,8 @@ def source_path(uri: str, target: Path, root: Path) -> Path:
     if not uri.startswith("bids:"):
         return Path(os.path.normpath(real_path(target.parent) / uri))
     _, dataset, path = (uri + "::").split(":", 2)
-    where = unquote(urlsplit(_links(read_json(root / DATASET)).get(dataset, "")).path)
-    return Path(os.path.normpath(real_path(root) / where / unquote(path.removesuffix("::"))))
+    where = _unquoted(urlsplit(_links(read_json(root / DATASET)).get(dataset, "")).path)
+    return Path(os.path.normpath(real_path(root) / where / _unquoted(path.removesuffix("::"))))
 
 
 def metadata(source: Path, dataset: Path | None) -> dict[str, Any]:
@@ -227,4 +227,13 @@ def _links(description: dict[str, Any]) -> dict[str, str]:
 
 def _place(root: Path, link: str) -> Path:
     """The folder that a link means: relative, or a file's URI; only folders are of use here."""
-    return real_path(root, unquote(link.removeprefix("file://")))
+    return real_path(root, _unquoted(link.removeprefix("file://")))
+
+
+def _quoted(path: Path, start: Path) -> str:
+    """A path from a folder as a URI; names that are not text keep their bytes."""
+    return quote(os.fsencode(os.path.relpath(path, start)))
+
+
+def _unquoted(text: str) -> str:
+    return unquote(text, errors="surrogateescape")

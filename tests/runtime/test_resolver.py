@@ -247,6 +247,7 @@ def test_info_and_repr_say_what_restores_and_how(resolve):
     assert (info.card, info.engine, info.options) == (CARD, resolve.engine.info, resolve.options)
     for part in (CARD.name, "2 x 2 x 2", str(resolve.engine.info), CARD.intended_use, "gaussian"):
         assert part in str(info)
+    assert "None" not in str(info)
     assert repr(resolve) == f"<SuperResolver {resolve.describe()}>"
     resolve.close()
     assert repr(resolve) == f"<SuperResolver {CARD.name}, closed>"

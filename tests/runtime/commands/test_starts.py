@@ -74,6 +74,7 @@ def test_versions():
 def test_every_help_has_examples(name):
     done = run("udean", name, "--help")
     assert done.returncode == 0 and "Usage: udean " in done.stdout and "Example: " in done.stdout
+    assert not re.search(r"<(list|str|path|int|float|bool)\b", done.stdout), "no Python in the user's words"
 
 
 def test_an_unknown_command_is_a_sentence():
@@ -176,6 +177,15 @@ def test_names_that_are_not_unicode(tmp_path):
         folder + b"-lr/m\xfcde.nii.gz"
     )
     assert b"m\xfcde" in Path(os.fsdecode(folder + b"/f.csv")).read_bytes()
+
+
+def test_a_name_neither_breaks_a_line_nor_commands_the_terminal(capsys):
+    from udean.runtime.commands.streams import say
+
+    say("a\nb\x1b[31m\u202ec\t größe🧠 \udcff.nii -> x", error=True)
+    assert capsys.readouterr().err == r"a\nb\x1b[31m\u202ec\t größe🧠 \udcff.nii -> x" + "\n"
+    done = run("udean-run", "no\nsuch\x1b.nii")
+    assert done.stderr.count("\n") == 1 and r"no\nsuch\x1b.nii" in done.stderr
 
 
 @pytest.mark.parametrize("columns", [30, 80, 300])

@@ -1,6 +1,7 @@
 """BIDS trees: which scans are taken, what is said of them, and what the official validator says of that."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from udean.runtime import RunError, SuperResolver
-from udean.runtime.run.bids import Selection
+from udean.runtime.run.bids import Selection, source_path, source_uri
 from udean.runtime.run.find import find_scans
 from udean.runtime.run.run import Settings, prepare, run_all
 
@@ -130,6 +131,16 @@ def test_an_output_folder_links_to_every_dataset_it_holds_and_keeps_what_it_says
     with pytest.raises(RunError, match="raw dataset"):
         find_scans([str(dataset)], dataset)
     assert (dataset / "dataset_description.json").read_text() == before
+
+
+def test_a_dataset_whose_name_is_not_text_is_linked_to_by_its_bytes(dataset, tmp_path):
+    raw, out = tmp_path / os.fsdecode(b"caf\xe9 %"), tmp_path / os.fsdecode(b"r\xe9sultats")
+    dataset.rename(raw)
+    (job,) = jobs = find_scans([str(raw)], out, select=Selection(["01"], ["a"], ["T1w"]))
+    prepare(jobs)
+    uri = source_uri(job.source, job.dataset, job.target, out)
+    assert uri.startswith("bids:raw:") and uri.isascii()
+    assert source_path(uri, job.target, out) == job.source
 
 
 def test_datasets_with_equal_names_do_not_replace_each_others_results(dataset, resolve, tmp_path):
