@@ -21,6 +21,7 @@ FLOORS = (
     ("cuda",),
     ("engines",),
     ("task",),
+    ("stages", "arguments"),
     ("resolver",),
     ("dicom", "mrd"),
     ("run",),
@@ -33,7 +34,7 @@ FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 EXCEPTIONS = {("runtime/engines/checkpoint.py", "trainer")}
 FILES = sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py"))
 RUNTIME = [p for p in FILES if p.is_relative_to(ROOT / "runtime") and p.parent != ROOT / "runtime"]
-RUNTIME += [ROOT / f"runtime/{name}.py" for name in ("cli", "resolver", "task", "job", "errors")]
+RUNTIME += [ROOT / f"runtime/{name}.py" for name in ("cli", "resolver", "arguments", "task", "job", "errors")]
 
 
 def imports(file):

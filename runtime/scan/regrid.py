@@ -128,6 +128,15 @@ class Grid:
         """Which of its voxels along an axis lies nearest to a place in the scan's voxels."""
         return min(max(round((place - self.start[axis]) / self.step[axis]), 0), self.shape[axis] - 1)
 
+    def turned(self, axes: Sequence[int]) -> Grid:
+        """A grid that `over` has made, in a scan's (row, column, slice), which are these stored axes.
+
+        It is the same from either end, so it does not matter which of them are reversed.
+        """
+        shape, step, start = ([values[n] for n in axes] for values in (self.shape, self.step, self.start))
+        (i, j, k), (x, y, z), (a, b, c) = map(int, shape), map(float, step), map(float, start)
+        return Grid((i, j, k), (x, y, z), (a, b, c))
+
     def labels(self, volume: NDArray[Any]) -> NDArray[Any]:
         """A volume (i, j, k) of the scan's on this grid by nearest neighbours; halfway, the next one."""
         index = [

@@ -227,6 +227,11 @@ class Scan:
         return header
 
 
+def volumes(voxels: NDArray[Any]) -> list[NDArray[Any]]:
+    """The volumes of a series (i, j, k, t), or the one that there is."""
+    return [voxels] if voxels.ndim == 3 else [voxels[..., t] for t in range(voxels.shape[3])]
+
+
 def open_scan(path: Path, series: bool = False) -> Scan:
     """Read and check a file's header; no voxel is read.
 

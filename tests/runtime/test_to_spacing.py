@@ -16,9 +16,14 @@ THICK = SLAB.replace(kind="through-plane", scale=(1, 1, 1), slab=(5, 1))
 
 def resolver(to, **options):
     """A resolver whose networks add nothing, so that what is left is geometry."""
-    resolve = SuperResolver(FakeEngine(lambda x: nearest(x, (2, 2, 2)), SLAB), to=to, **options)
-    resolve._through_plane._engine = FakeEngine(lambda x: np.zeros_like(x[:, :1]), THICK)
-    return resolve
+    return SuperResolver(FakeEngine(lambda x: nearest(x, (2, 2, 2)), SLAB), to=to, **options)
+
+
+@pytest.fixture(autouse=True)
+def no_detail(monkeypatch):
+    """The embedded through-plane model adds nothing either."""
+    engine = FakeEngine(lambda x: np.zeros_like(x[:, :1]), THICK)
+    monkeypatch.setattr("udean.runtime.stages.network.open_engine", lambda *_: engine)
 
 
 def turned(zooms, order, angle):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from udean.runtime import RunError, SuperResolver, resolver
+from udean.runtime import RunError, SuperResolver
 from udean.runtime.cuda.device import GpuError
 from udean.runtime.system.trace import Trace
 
@@ -22,6 +22,7 @@ NVCC = shutil.which("nvcc")
 SHIPPED = driver.KERNELS.with_suffix(".ptx")
 pytestmark = pytest.mark.skipif(NVCC is None, reason="needs nvcc and the CUDA headers")
 CARD = card((2, 2, 2), 3, (8, 8))
+NETWORK = "udean.runtime.stages.network"  # where engines are opened
 
 
 def include_folder():
@@ -163,8 +164,10 @@ def test_a_gpu_lost_in_a_stream_is_a_sentence_or_the_processor_goes_on(library, 
     volume = np.random.default_rng(0).normal(size=(20, 20, 19)).astype(np.float32)
     whole = SuperResolver(FakeEngine(smoothed, CARD), window=CARD.window, crop=False)(volume)
     gpu = driver.Gpu(driver.Driver(library))
-    monkeypatch.setattr(resolver, "choose_engine", lambda *_: driver.Engine(smoothed, CARD, gpu))
-    monkeypatch.setattr(resolver, "open_engine", lambda *_: FakeEngine(smoothed, CARD))
+    monkeypatch.setattr(
+        "udean.runtime.stages.network.choose_engine", lambda *_: driver.Engine(smoothed, CARD, gpu)
+    )
+    monkeypatch.setattr(f"{NETWORK}.open_engine", lambda *_: FakeEngine(smoothed, CARD))
     for fallback in ("none", "cpu"):
         gpu.cuda.lost_after = None
         resolve, found = SuperResolver("sr.onnx", crop=False, fallback=fallback), []
@@ -205,8 +208,10 @@ def test_a_lost_gpu_is_a_sentence_and_the_processor_goes_on_where_asked_for(libr
         resolve(volume)
     gpu.cuda.forget()
     gpu.cuda.lost_after = 12
-    monkeypatch.setattr(resolver, "choose_engine", lambda *_: driver.Engine(smoothed, CARD, gpu))
-    monkeypatch.setattr(resolver, "open_engine", lambda *_: FakeEngine(smoothed, CARD))
+    monkeypatch.setattr(
+        "udean.runtime.stages.network.choose_engine", lambda *_: driver.Engine(smoothed, CARD, gpu)
+    )
+    monkeypatch.setattr(f"{NETWORK}.open_engine", lambda *_: FakeEngine(smoothed, CARD))
     resolve = SuperResolver("sr.onnx", fallback="cpu")
     np.testing.assert_array_equal(resolve(volume), SuperResolver(FakeEngine(smoothed, CARD))(volume))
     assert resolve.engine.info.device == "cpu" and "Going on" in caplog.text
@@ -320,7 +325,7 @@ def test_the_measured_band_is_the_hosts(
     volume = scan(shape, seed) // (8 if dtype == "uint8" else 1)
     volume = volume.astype(dtype)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resolver, "rings", lambda _: rings)
+        patch.setattr("udean.runtime.stages.volume.rings", lambda _: rings)
         # The host leaves noisy air to interpolation; a GPU computes it.
         options = {"overlap": overlap, "consistency": consistency, "crop": False}
         host, cuda, _ = on_both(library, volume, model_card, options, network, seed, slots=slots, most=7)

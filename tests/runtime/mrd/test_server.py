@@ -13,7 +13,7 @@ import xml.etree.ElementTree as ElementTree
 import ismrmrd
 import numpy as np
 import pytest
-from udean.runtime import SuperResolver, resolver
+from udean.runtime import SuperResolver, open_engine
 from udean.runtime.mrd.connection import LINGER, QUIET, Parameters
 from udean.runtime.mrd.limits import Limits
 from udean.runtime.mrd.server import Server
@@ -177,8 +177,10 @@ def test_thick_slices_come_back_in_the_spacing_that_the_client_asks_for(position
 
 
 def test_clients_who_ask_for_a_spacing_share_one_through_plane_engine(monkeypatch):
-    opened, known = [], resolver.open_engine
-    monkeypatch.setattr(resolver, "open_engine", lambda *given: opened.append(given) or known(*given))
+    opened = []
+    monkeypatch.setattr(
+        "udean.runtime.stages.network.open_engine", lambda *given: opened.append(given) or open_engine(*given)
+    )
     messages, _ = slices("spec", shape=(4, 12, 12))
     with serving() as server:
         for _ in range(2):

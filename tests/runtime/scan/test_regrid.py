@@ -69,3 +69,10 @@ def test_coarser_voxels_do_not_alias():
     coarse = Grid.over((200, 1, 1), (0.45,) * 3, (1.0, 0.45, 0.45)).weights(0, 200) @ wave
     assert np.abs(coarse[3:-3]).max() < 0.35
     assert np.allclose(spline_weights(50, np.arange(20) * 2.2, 2.2) @ np.ones(50), 1)
+
+
+def test_a_grid_turned_with_its_scan_is_that_of_the_turned_scan():
+    shape, zooms, spacing = (20, 24, 9), (0.9, 1.0, 4.2), (0.8, 0.75, 1.0)
+    axes = (2, 0, 1)
+    turned = [[values[n] for n in axes] for values in (shape, zooms, spacing)]
+    assert Grid.over(shape, zooms, spacing).turned(axes) == Grid.over(*turned)

@@ -1,0 +1,107 @@
+"""What a `SuperResolver` may be given: a wrong type would show later, and as something else."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import RunError
+from .models.card import ModelCard
+from .pipeline import error_map
+from .scan.intensity import Intensities
+from .system.trace import Trace
+from .system.typed import Mismatch, typed
+from .task import Fallback, Options, Output
+
+OPTIONS = typing.get_type_hints(Options)
+OTHERS: dict[str, Any] = {
+    "device": str,
+    "fallback": Fallback,
+    "strict": bool,
+    "threads": int | None,
+    "trace": Trace | None,
+}
+
+
+def typed_options(given: Options) -> Options:
+    """Options, each as its declared type. Raises RunError if one is of another."""
+    options = Options(**{name: _typed(name, hint, getattr(given, name)) for name, hint in OPTIONS.items()})
+    # Expected errors are made of the spread over three slab axes.
+    return dataclasses.replace(options, best=True) if options.error_map else options
+
+
+def typed_others(**given: Any) -> Iterator[Any]:
+    """The values of arguments that are not options, likewise."""
+    return (_typed(name, OTHERS[name], value) for name, value in given.items())
+
+
+def _typed(name: str, hint: Any, value: Any) -> Any:
+    try:
+        return typed(hint, value.item() if isinstance(value, np.generic) else value)
+    except Mismatch as error:
+        raise RunError(f"{name} {error}.") from None
+
+
+def check_options(options: Options, card: ModelCard) -> None:
+    """Raise RunError for options that contradict each other or the model."""
+    given = options.consistency
+    if not isinstance(given, str) and not 0 <= given <= 1:
+        raise RunError(f"The consistency is auto, off or a number from 0 to 1, not '{given}'.")
+    if options.best and (card.kind != "slab" or len(set(card.scale)) > 1):
+        scale = "x".join(map(str, card.scale))
+        raise RunError(
+            f"The mean over three slab axes needs a model of one factor along all axes, and {card.name} has "
+            f"{scale}: leave out {'--error-map' if options.error_map else '--best'}."
+        )
+    if not options.error_map:
+        return
+    if options.to is not None:
+        raise RunError("Expected errors are known on the model's own grid: leave out --to, or --error-map.")
+    if options.consistency != "auto":
+        raise RunError(
+            "Expected errors are known for --consistency auto: leave out --consistency, or --error-map."
+        )
+    error_map.figures(card)
+
+
+def check_volume(volume: NDArray[Any]) -> None:
+    """Raise RunError for anything but a 3-D array of real numbers."""
+    if not isinstance(volume, np.ndarray):
+        raise RunError(
+            f"A volume is an array or a tensor, not {type(volume).__name__}; images go to `image`."
+        )
+    if isinstance(volume, np.ma.MaskedArray):
+        raise RunError("A masked array has voxels without a value: fill them, as by volume.filled(0).")
+    if volume.ndim != 3 or not volume.size or volume.dtype.kind not in "iuf":
+        raise RunError(f"A volume must be 3-D and real, not {volume.dtype} of shape {volume.shape}.")
+
+
+def check_zooms(zooms: Sequence[float] | None) -> None:
+    """Raise RunError for anything but three sizes in mm, or None."""
+    if zooms is not None and not (len(zooms) == 3 and all(0 < zoom < np.inf for zoom in zooms)):
+        raise RunError(f"Voxel sizes are three positive numbers of (rows, columns, slices), not {zooms}.")
+
+
+def check_stream(count: object, intensities: object, best: bool) -> None:
+    """Raise RunError for a stream of no slices or of unknown intensities, and for slabs along three axes."""
+    if best:
+        raise RunError(
+            "The mean over three slab axes, and expected errors, need a whole volume: a stream has slabs "
+            "along one."
+        )
+    if not isinstance(count, int | np.integer) or count < 1:
+        raise RunError(f"A stream has a whole number of slices, at least one, not {count}.")
+    if not isinstance(intensities, Intensities):
+        raise RunError(f"A stream needs Intensities, such as Intensities(700.0), not {intensities!r}.")
+
+
+def stored_dtype(dtype: np.dtype[Any], output: Output) -> np.dtype[Any]:
+    """That of SR voxels for LR voxels of this one. Raises RunError for an output that does not exist."""
+    if output not in ("input", "float32"):
+        raise RunError(f"The output's dtype is 'input' or 'float32', not '{output}'.")
+    return np.dtype(np.float32) if output == "float32" else dtype.newbyteorder("=")

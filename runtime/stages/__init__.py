@@ -1,0 +1,1 @@
+"""What a volume goes through between a scan and its SR scan; `volume` has the list."""

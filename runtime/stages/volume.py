@@ -1,0 +1,257 @@
+"""What happens to one volume: the stages between LR and SR voxels, in their order.
+
+A stage takes a task and returns it with what it has done. To put one in, write it below and name it in
+`restore` or, if it needs the engine or what the engine yields, in `_pass_slabs`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Generator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..cuda import CudaPipeline
+from ..models.card import ModelCard
+from ..pipeline import error_map
+from ..pipeline.air import find_air
+from ..pipeline.axes import mean_over_axes
+from ..pipeline.content import Content, survey
+from ..pipeline.host import LrVolume, batch_size
+from ..pipeline.tiling import Box, Tiling, Window, tile_windows
+from ..scan import intensity
+from ..scan.noise import estimate_noise
+from ..scan.output import scratch
+from ..scan.rings import rings
+from ..system.trace import Stopwatch
+from ..task import Look, Options, Slab, Task
+from .measured_band import Holding
+from .network import Network
+
+Shape = tuple[int, int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class VolumeStages:
+    """The stages of a network with these options; they hold nothing else, so any thread may use them."""
+
+    network: Network
+    options: Options
+
+    @property
+    def card(self) -> ModelCard:
+        return self.network.card
+
+    @property
+    def holding(self) -> Holding:
+        return Holding(self.card, self.options.consistency)
+
+    def tiling(self, shape: Shape) -> Tiling:
+        """The windows of an LR volume (rows, columns, slices) that is all content."""
+        options = self.options
+        # A GPU has places of one size for its windows, and a plan may take no other.
+        window = None if options.window == "auto" and not self.network.on_host else options.window
+        return tile_windows(shape, self.card, options.overlap, window, options.weighting)
+
+    def tilings(self, shape: Shape) -> list[Tiling]:
+        """Those along each slab axis of a mean over three."""
+        rows, columns, slices = shape
+        turned = (columns, slices, rows), (rows, slices, columns), shape
+        return [self.tiling(one) for one in turned]
+
+    def look(self, lr: NDArray[Any], slope: float = 1.0, inter: float = 0.0) -> Look:
+        """Look through an LR volume (rows, columns, slices); voxel · slope + inter is in the scan's units.
+
+        Raises IntensityError for NaN and Inf, and for intensities that float32 does not hold.
+        """
+        content = survey(lr)
+        if not self.options.crop:
+            content = dataclasses.replace(content, box=_whole(lr.shape))
+        if content.low == content.high:
+            return Look(content, 1.0)
+        unit = intensity.unit(lr, self.card.intensity, slope, inter)
+        air = None
+        if self.options.crop and self.network.on_host:
+            air = find_air(lr, self.tiling(_shape(lr)).slices)
+        if not (self.holding.wanted or self.options.error_map):
+            return Look(content, unit, air)
+        return Look(content, unit, air, estimate_noise(lr, unit, slope, inter), rings(lr))
+
+    def restore(self, task: Task) -> None:
+        """Fill the SR voxels of a task, and its expected errors."""
+        if task.look.content.low == task.look.content.high:
+            fill_constant(task)
+            return
+        for stage in (self._crop_to_content, self._lay_windows):
+            task = stage(task)
+        self._with_engine(task)
+
+    def run(
+        self,
+        sr: NDArray[Any],
+        volume: LrVolume,
+        tiling: Tiling,
+        store: intensity.Storage = intensity.IN_THE_NETWORKS_RANGE,
+        watch: Stopwatch | None = None,
+    ) -> None:
+        """The network alone over a volume that has no more to it, such as a stream's slab."""
+        look = Look(Content(0, 1, 0, _whole(volume.voxels.shape)), 1.0)
+        self._with_engine(
+            Task(
+                volume.voxels,
+                sr,
+                look,
+                watch or Stopwatch(),
+                volume.gain,
+                volume.offset,
+                store=store,
+                tiling=tiling,
+            )
+        )
+
+    def run_on_noise(self, tiling: Tiling) -> Stopwatch:
+        """Run a batch of a tiling's windows; returns how long it took."""
+        shape = tiling.rows.window, tiling.columns.window, tiling.slices.window * batch_size(tiling)
+        volume = LrVolume(np.random.default_rng(0).random(shape, np.float32))
+        windows, watch = tile_windows(shape, self.card, 0.0, shape[:2]), Stopwatch()
+        self.run(np.empty(windows.fine_shape, np.float32), volume, windows, watch=watch)
+        return watch
+
+    def _with_engine(self, task: Task) -> None:
+        self.network.in_turn(lambda: self._pass_slabs(task))
+
+    def _pass_slabs(self, task: Task) -> None:
+        """The stages that pass slabs on as they are asked for, so that none holds a volume."""
+        restore = self._restore_along_each_axis if task.best else self._restore_windows
+        with contextlib.ExitStack() as opened:
+            for stage in (restore, self._hold_measured, self._to_units):
+                task = stage(task)
+                if isinstance(task.slabs, Generator):
+                    opened.enter_context(contextlib.closing(task.slabs))
+            self._fill(task)
+        if task.errors is not None:
+            self._expect_errors(task, task.errors)
+
+    def _crop_to_content(self, task: Task) -> Task:
+        """Constant background stays what it is, and everything else is done in the box that is left.
+
+        So windows lie alike however much background there is.
+        """
+        content, slope = task.look.content, task.slope
+        store = intensity.storage(task.sr.dtype, task.look.unit, slope, task.inter, content.low, content.high)
+        # At least a training window: a network's statistics are of no smaller ones.
+        window: Window = None if self.options.window == "auto" else self.options.window
+        box = tile_windows(_shape(task.lr), self.card, window=window).around(content.box)
+        sr = self._surround(task.sr, box, background(task))
+        errors = None if task.errors is None else self._surround(task.errors, box, 0)
+        # What was cut off was one value: the ends of what is left meet.
+        cut = [p.stop - p.start < n for p, n in zip(box, task.lr.shape, strict=True)]
+        meet = [ring or c for ring, c in zip(task.look.rings, cut, strict=True)]
+        look = dataclasses.replace(task.look, rings=tuple(meet))
+        return task.replace(lr=task.lr[box], sr=sr, store=store, look=look, errors=errors)
+
+    def _lay_windows(self, task: Task) -> Task:
+        return task.replace(tiling=self.tiling(_shape(task.lr)))
+
+    def _restore_windows(self, task: Task) -> Task:
+        """The network, window by window, and the blending of what it answers."""
+        assert task.tiling is not None
+        pipeline, given = self.network.pipeline, (task.volume, task.tiling)
+        if isinstance(pipeline, CudaPipeline) and (held := self.holding.on_device(task)):
+            slabs = pipeline.slabs(*given, task.store, task.watch, task.progress, held)
+            return task.replace(slabs=slabs, held=True)
+        in_range = task.look.noise is not None
+        store = intensity.IN_THE_NETWORKS_RANGE if in_range else task.store
+        slabs = pipeline.slabs(*given, store, task.watch, task.progress)
+        return task.replace(slabs=slabs, in_range=in_range)
+
+    def _restore_along_each_axis(self, task: Task) -> Task:
+        """The same with slabs along each axis in turn, and their mean."""
+        total, done = sum(map(len, self.tilings(_shape(task.lr)))), 0
+
+        def restore(turned: LrVolume) -> Generator[Slab]:
+            nonlocal done
+            tiling = self.tiling(_shape(turned.voxels))
+            before, told = done, task.progress
+            progress = told and (lambda n, _: told(before + n, total))
+            yield from self.network.pipeline.slabs(
+                turned, tiling, intensity.IN_THE_NETWORKS_RANGE, task.watch, progress
+            )
+            done += len(tiling)
+
+        room = functools.partial(scratch, sr=task.sr)
+        slabs = mean_over_axes(task.volume, restore, self.card.scale[0], room, task.errors)
+        return task.replace(slabs=slabs, in_range=True)
+
+    def _hold_measured(self, task: Task) -> Task:
+        """The measured band from the scan; see `pipeline.consistency`."""
+        weight = self.holding.weight_of(task)
+        if weight is None or task.held:
+            return task
+        planes = ((first, np.moveaxis(voxels, 2, 0)) for first, voxels in task.slabs)
+        held = self.holding.of_slabs(planes, task.volume.plane, _shape(task.lr), weight, task.look.rings)
+        return task.replace(slabs=((first, np.moveaxis(slab, 0, 2)) for first, slab in held))
+
+    def _to_units(self, task: Task) -> Task:
+        """From the network's range to stored voxels, if the pipeline has not done so."""
+        if not task.in_range:
+            return task
+        slabs = ((first, task.store.restore(voxels)) for first, voxels in task.slabs)
+        return task.replace(slabs=slabs, in_range=False)
+
+    def _fill(self, task: Task) -> None:
+        for first, voxels in task.slabs:
+            with task.watch.time("blend"):
+                task.sr[:, :, first : first + voxels.shape[2]] = voxels
+
+    def _expect_errors(self, task: Task, errors: NDArray[np.float32]) -> None:
+        """From the spread over slab axes to expected errors, in place."""
+        assert task.look.noise is not None
+        unit, weight = task.look.unit, self.holding.weight_of(task)
+        noise = task.look.noise.sigma / unit * (weight.share if weight else 1)
+        # Integers are stored as the scan's are, others in its units.
+        sr = LrVolume(task.sr, 1 / unit)
+        if task.sr.dtype.kind != "f":
+            sr = dataclasses.replace(task.volume, voxels=task.sr)
+        with task.watch.time("blend"):
+            error_map.expect(errors, sr.plane, noise, unit, self.card)
+
+    def _surround(self, target: NDArray[Any], box: Box, value: Any) -> NDArray[Any]:
+        """Fill what lies outside a box of LR voxels; returns the view inside of it."""
+        low = [part.start * s for part, s in zip(box, self.card.scale, strict=True)]
+        high = [part.stop * s for part, s in zip(box, self.card.scale, strict=True)]
+        inside = [slice(None)] * 3
+        for axis in (2, 0, 1):
+            for outside in (slice(0, low[axis]), slice(high[axis], None)):
+                index = list(inside)
+                index[axis] = outside
+                target[tuple(index)] = value
+            inside[axis] = slice(low[axis], high[axis])
+        return target[tuple(inside)]
+
+
+def fill_constant(task: Task) -> None:
+    """A constant volume holds nothing to restore and stays what it is."""
+    task.sr[...] = background(task)
+    if task.errors is not None:
+        task.errors[...] = 0
+
+
+def background(task: Task) -> Any:
+    """The value around a volume's content, as the SR voxels store it."""
+    value = task.look.content.background
+    return value * task.slope + task.inter if task.sr.dtype.kind == "f" else value
+
+
+def _whole(shape: tuple[int, ...]) -> Box:
+    rows, columns, slices = (slice(0, n) for n in shape)
+    return rows, columns, slices
+
+
+def _shape(volume: NDArray[Any]) -> Shape:
+    rows, columns, slices = volume.shape
+    return rows, columns, slices
