@@ -20,6 +20,8 @@ from . import options
 from .common import command, on_stop
 from .streams import say
 
+GIB = 1 << 30
+
 Where = Annotated[Path, typer.Option("--spool", help="The node's spool.")]
 Names = Annotated[list[str], typer.Argument(help="Names as `queue` lists them.", metavar="NAME…")]
 
@@ -49,6 +51,13 @@ def serve(
     max_associations_per_peer: Annotated[
         int, typer.Option(min=1, help="Senders served at once from one address.")
     ] = 32,
+    max_quarantine: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="GiB of series set aside, beyond which the oldest is removed and logged; default: never.",
+        ),
+    ] = None,
     metrics_port: Annotated[
         int,
         typer.Option(
@@ -111,6 +120,7 @@ def serve(
         tls_authority,
         listening,
         sending,
+        None if max_quarantine is None else round(max_quarantine * GIB),
     )
     held = options.consistency(consistency)
     with SuperResolver(
@@ -141,7 +151,8 @@ def queue(spool: Where) -> None:
     for place, count in state.waiting().items():
         say(f"{count} in {place}")
     for entry in state.aside():
-        say(f"{entry.name}  {entry.slices} slices: {entry.reason}")
+        size = f"{entry.slices} slices, {entry.size / 1e6:.1f} MB, since {entry.since}"
+        say(f"{entry.name}  {size}: {entry.reason}")
 
 
 def retry(names: Names, spool: Where) -> None:

@@ -3,7 +3,7 @@
 Source: DICOM PS3.3, C.7.6.1.1.2 (image type), C.12.1 (SOP common: contributing equipment), C.7.6.1.1.4
 (source images), PS3.5, B.2 (UIDs derived from a UUID). A series from an enhanced file becomes a classic one,
 or on request an enhanced one (`multiframe`). Private attributes are left out: they would describe the scan's
-geometry, not the result's.
+geometry, not the result's. Philips' intensity scale stays, because it holds for the result, too.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from .frame import (
     CLASSIC,
     ENHANCED,
     MANUFACTURER,
+    PHILIPS,
+    SCALE,
     Dataset,
     Frame,
     floats,
@@ -124,8 +126,8 @@ def write_derived(
     """Write an SR volume as one classic MR file a slice; the folder appears when all are there.
 
     header: NIfTI, of the SR volume. voxels: integers as stored, (i, j, k). model: the model file's SHA-256.
-    note: a sentence that the images must say of themselves. enhanced: one multi-frame file instead, if the
-    scan is an enhanced one.
+    note: a sentence that the images must say of themselves, as they do of what the series may lack.
+    enhanced: one multi-frame file instead, if the scan is an enhanced one.
     The new UIDs follow from it, the sources' and the result itself: the same again is the same series, and
     nothing else is. Raises RunError if the folder holds what is not udean's, DiskError if it cannot be
     written.
@@ -142,6 +144,7 @@ def write_derived(
     uid = _uid_root(series, affine, voxels, model)
     series_uid = derived_uid(_series_root(series, voxels, model) or uid)
     files, now = _Files(series), datetime.datetime.now()
+    note = " ".join(filter(None, (note, series.doubt)))
     templates: dict[Path, Dataset] = {}
     groups, slices = [], []
     with atomic_folder(folder) as partial:
@@ -303,7 +306,7 @@ def _say_diffusion(dataset: Dataset, frame: Frame) -> None:
         dataset.DiffusionGradientOrientation = list(direction)
 
 
-def _flatten(dataset: Dataset, at: dict[str, Any]) -> None:
+def _flatten(dataset: Dataset, at: dict[Any, Any]) -> None:
     """Set a classic file's attributes from a frame's functional groups."""
     for name in (*RENAMED, *KEPT):
         if (values := _values(at.get(name))) != ():
@@ -312,6 +315,10 @@ def _flatten(dataset: Dataset, at: dict[str, Any]) -> None:
                 continue
             single = target != "DiffusionGradientOrientation"
             setattr(dataset, target, values[0] if single else list(values))
+    if mapping := at.get("RealWorldValueMappingSequence"):
+        dataset.RealWorldValueMappingSequence = copy.deepcopy(mapping)
+        for item in dataset.RealWorldValueMappingSequence:
+            item.remove_private_tags()
     for directions in at.get("DiffusionGradientDirectionSequence", ()):
         if oriented := floats(directions.get("DiffusionGradientOrientation")):
             dataset.DiffusionGradientOrientation = list(oriented)
@@ -405,6 +412,10 @@ def _template(
     if (slope, inter) != (1.0, 0.0):
         dataset.RescaleSlope, dataset.RescaleIntercept = _decimal(slope), _decimal(inter)
         dataset.RescaleType = dataset.get("RescaleType", "US")
+    if series.frames[0].scale:
+        block = dataset.private_block(SCALE[0][1], PHILIPS, create=True)
+        for (_, _, element), value in zip(SCALE, series.frames[0].scale, strict=False):
+            block.add_new(element, "FL", value)
     low, high = float(voxels.min()) * slope + inter, float(voxels.max()) * slope + inter
     dataset.WindowCenter, dataset.WindowWidth = _decimal((low + high) / 2), _decimal(max(high - low, 1))
     return dataset

@@ -45,10 +45,11 @@ IDENTITY = (
     *("StudyInstanceUID", "StudyDate", "AccessionNumber"),
     *("FrameOfReferenceUID", "PatientPosition", "Laterality", "ImageLaterality", "DeviceSerialNumber"),
 )
+PHILIPS = "Philips MR Imaging DD 001"
 # Where vendors say what ImageType does not: (private creator, group, element): {value: component}.
 COMPONENTS: dict[tuple[str, int, int], dict[str, str]] = {
     ("GEMS_PARM_01", 0x0043, 0x2F): {"0": "MAGNITUDE", "1": "PHASE", "2": "REAL", "3": "IMAGINARY"},
-    ("Philips MR Imaging DD 001", 0x2005, 0x11): {
+    (PHILIPS, 0x2005, 0x11): {
         "M": "MAGNITUDE",
         "P": "PHASE",
         "R": "REAL",
@@ -67,11 +68,15 @@ GE_BIAS = 10**9  # that GE adds to some b-values
 DIRECTIONS = (
     (SIEMENS, 0x0019, (0x0E,)),
     ("GEMS_ACQU_01", 0x0019, (0xBB, 0xBC, 0xBD)),
-    ("Philips MR Imaging DD 001", 0x2005, (0xB0, 0xB1, 0xB2)),
+    (PHILIPS, 0x2005, (0xB0, 0xB1, 0xB2)),
     (UIH, 0x0065, (0x37,)),
 )
 TILES = (SIEMENS, 0x0019, 0x0A)  # how many slices one image holds
 TILED = (UIH, 0x0065, 0x51)  # what is there only if one image holds several
+# Philips' stored voxels = value · slope + intercept, of values that are comparable from scan to scan; of a
+# multi-frame file in a sequence of each frame.
+PHILIPS_FRAME = 0x2005140F
+SCALE = ((PHILIPS, 0x2005, 0x0E), (PHILIPS, 0x2005, 0x0D))
 LOCATIONS = (  # how many slices a volume has
     ("GEMS_RELA_01", 0x0021, 0x4F),
     ("Philips Imaging DD 001", 0x2001, 0x18),
@@ -93,8 +98,9 @@ class Frame:
     images, places: how many its acquisition has, and at how many places; 0 if it does not say so.
     position: first voxel's centre, LPS, mm. cosines: of a row's and of a column's direction, six. spacing:
     from row to row and from column to column, mm. between: from a slice's centre to the next one's, mm.
-    slope, inter: stored voxels · slope + inter. real: the same to real-world values, if it says so. pixels:
-    BitsStored, PixelRepresentation, PhotometricInterpretation. kind: image type and complex component.
+    slope, inter: stored voxels · slope + inter. real: the same to real-world values, if it says so. scale:
+    the values of SCALE, as far as they are there. pixels: BitsStored, PixelRepresentation,
+    PhotometricInterpretation. kind: image type and complex component.
     window: centre and width, if they are of use. diffusion: b-value, s/mm², or none, and direction, or none.
     repeat: the values of REPEATS, empty if there is none.
     """
@@ -115,6 +121,7 @@ class Frame:
     slope: float
     inter: float
     real: tuple[float, ...]
+    scale: tuple[float, ...]
     pixels: tuple[int, int, str]
     kind: tuple[str, ...]
     window: tuple[tuple[float, ...], tuple[float, ...]] | None
@@ -145,12 +152,15 @@ def require_pydicom() -> Any:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file begins as PS3.10 files do, or as the data sets that some scanners write without that."""
+    """Whether a file begins as PS3.10 files do, or as the data sets that some scanners write without that.
+
+    Raises DiskError if it cannot be read.
+    """
     try:
         with open(path, "rb") as file:
             start = file.read(MAGIC[0] + 4)
-    except OSError:
-        return False
+    except OSError as error:
+        raise DiskError(f"Cannot read {path}: {error.strerror or error}.") from error
     return start[MAGIC[0] :] == MAGIC[1] or bool(BARE.match(start))
 
 
@@ -190,14 +200,19 @@ def frames(path: Path, dataset: Dataset) -> Iterator[Found]:
         yield _frame(path, dataset, number, at, str(at.get("StackID", "")))
 
 
-def functional_groups(dataset: Dataset, number: int) -> dict[str, Any]:
-    """A multi-frame file's attributes of one frame, by keyword; its own take precedence over shared ones."""
-    at: dict[str, Any] = {}
+def functional_groups(dataset: Dataset, number: int) -> dict[Any, Any]:
+    """A multi-frame file's attributes of one frame, by keyword; its own take precedence over shared ones.
+
+    Philips' private ones are an item under PHILIPS_FRAME.
+    """
+    at: dict[Any, Any] = {}
     shared = dataset.get("SharedFunctionalGroupsSequence") or [()]
     for element in (*shared[0], *dataset.PerFrameFunctionalGroupsSequence[number]):
         if element.VR == "SQ" and element.value and not element.tag.is_private:
             at |= {item.keyword: item.value for item in element.value[0] if item.keyword}
             at[element.keyword] = element.value
+        elif element.tag == PHILIPS_FRAME and element.VR == "SQ" and element.value:
+            at[PHILIPS_FRAME] = element.value[0]
     return at
 
 
@@ -244,6 +259,11 @@ def _frame(path: Path, dataset: Dataset, number: int, at: Any, stack: str) -> Fo
             for item in real
             for name in ("RealWorldValueSlope", "RealWorldValueIntercept")
             for value in floats(item.get(name))
+        ),
+        tuple(
+            value
+            for place in SCALE
+            for value in _private_floats(_private(at.get(PHILIPS_FRAME, dataset), *place))[:1]
         ),
         (
             int(dataset.BitsStored),
@@ -314,10 +334,11 @@ def _locations(dataset: Dataset) -> int:
 
 
 def _moment(value: Any) -> tuple[float, ...]:
-    """A time, or date and time, as an increasing number; None if it is not one."""
+    """A time, or date and time, in seconds that increase from day to day; none if it is not one."""
     if not (found := TIME.fullmatch(str(value or "").strip())):
         return ()
-    return (1e6 * int(found[1] or 0) + float(found[2]),)
+    hours, minutes, seconds = int(found[2][:2]), int(found[2][2:4]), float(found[2][4:])
+    return (86400.0 * int(found[1] or 0) + 3600 * hours + 60 * minutes + seconds,)
 
 
 def _private_component(dataset: Dataset) -> str:

@@ -52,7 +52,8 @@ def multi_frame(head: Dataset, slices: Sequence[Dataset], groups: Sequence[Datas
     first = slices[0]
     dataset = pydicom.Dataset()
     for element in first:
-        if (element.keyword in head and element.keyword not in MEASURED) or element.keyword in ADDED:
+        name = element.keyword
+        if element.tag.is_private or name in ADDED or (name in head and name not in MEASURED):
             dataset.add(element)
     dataset.SOPClassUID, dataset.SOPInstanceUID = ENHANCED[0], first.SOPInstanceUID
     dataset.InstanceNumber, dataset.NumberOfFrames = number, len(slices)

@@ -18,6 +18,7 @@ import ssl
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ POLL = 0.25  # seconds between looks at the spool
 FAREWELL = 5.0  # seconds for senders to be told, at the end, that they are aborted
 ATTEMPTS = 5  # permanent refusals of a slice before its series is set aside
 BACKOFF, LONGEST = 1.5, 600.0  # growth of the time between attempts; its maximum, seconds
+GROWTH = 50  # attempts until it is certainly reached: what grows for ever overflows after twelve days
 PATIENCE = 3600.0  # seconds for an archive to commit a series, before it is sent again
 COUNTERS = {
     "slices": "Slices received, and SR slices sent.",
@@ -75,6 +77,8 @@ class Settings:
         PEM files: this node's certificate and key, and the authority of the peers' certificates.
     tls_in, tls_out
         Whether senders, and the destination, are spoken to by TLS.
+    aside
+        Bytes of what is set aside beyond which the oldest series there is removed; None for no limit.
     """
 
     me: Peer
@@ -92,6 +96,7 @@ class Settings:
     authority: Path | None = None
     tls_in: bool = False
     tls_out: bool = False
+    aside: int | None = None
 
 
 @dataclass
@@ -107,7 +112,7 @@ class _Link:
 
 
 @dataclass
-class _Attempts:
+class Attempts:
     """What has been tried for a series. later: when it may be tried again.
 
     asked: by which transaction the destination was asked to commit itself, and when.
@@ -144,15 +149,19 @@ class Node:
         self._links: dict[Any, _Link] = {}
         self._touched: dict[str, float] = {}  # when an incoming series last changed
         self._releases: dict[str, list[tuple[str, float]]] = defaultdict(list)  # caller, begin; by series
-        self._attempts: dict[str, _Attempts] = {}
+        self._attempts: dict[str, Attempts] = {}
         self._commitments = Commitments()
         self.spool = Spool(settings.spool)
         self.spool.hold()
-        waiting = {
+        gauges: dict[str, tuple[str, Callable[[], float]]] = {
             f"{place}_series": (f"Series in {place}.", lambda place=place: float(self.spool.waiting()[place]))
             for place in self.spool.waiting()
         }
-        self.metrics = Metrics(COUNTERS, waiting)
+        gauges["quarantine_bytes"] = (
+            "Bytes of the series in quarantine.",
+            lambda: float(sum(entry.size for entry in self.spool.aside())),
+        )
+        self.metrics = Metrics(COUNTERS, gauges)
         admission = Admission(
             settings.me,
             settings.callers,
@@ -176,10 +185,11 @@ class Node:
 
     def run(self) -> None:
         """Restore and send the spool's series, present and future, until `stop`."""
+        self._bound()
         while not self._stop.is_set():
             self._collect()
             for folder in folders(self.spool.work):
-                attempts = self._attempts.setdefault(folder.name, _Attempts())
+                attempts = self._attempts.setdefault(folder.name, Attempts())
                 if not self._stop.is_set() and time.monotonic() >= attempts.later:
                     self._handle(folder, attempts)
             self._stop.wait(POLL)
@@ -280,6 +290,7 @@ class Node:
             if reason:
                 self.metrics.add("series", outcome="late")
                 log("late", series=series)
+                self._bound()
             if not folder.exists():
                 with self._turn:
                     self._touched.pop(series, None)
@@ -313,7 +324,7 @@ class Node:
         self.spool.released(series, superseded)
         return superseded != markers.keys(), live
 
-    def _handle(self, folder: Path, attempts: _Attempts) -> None:
+    def _handle(self, folder: Path, attempts: Attempts) -> None:
         """Restore a series, send it, and forget it; or set it aside, with the reasons."""
         start = time.monotonic()
         attempts.count += 1
@@ -343,14 +354,15 @@ class Node:
         except Exception as error:
             self._set_aside(folder, attempts, f"Unexpected: {type(error).__name__}.")
 
-    def _wait(self, folder: Path, attempts: _Attempts, event: str, reason: str) -> None:
+    def _wait(self, folder: Path, attempts: Attempts, event: str, reason: str) -> None:
         """Try again later, after longer and longer times."""
-        wait = min(self._settings.retry * BACKOFF ** (attempts.count - 1), max(LONGEST, self._settings.retry))
+        growth = BACKOFF ** min(attempts.count - 1, GROWTH)
+        wait = min(self._settings.retry * growth, max(LONGEST, self._settings.retry))
         attempts.later = time.monotonic() + wait
         self.metrics.add("series", outcome=event)
         log(event, series=folder.name, reason=reason, attempts=attempts.count, again=round(wait, 1))
 
-    def _set_aside(self, folder: Path, attempts: _Attempts, reason: str) -> None:
+    def _set_aside(self, folder: Path, attempts: Attempts, reason: str) -> None:
         try:
             if (folder / SENDING).exists():
                 self.spool.remember(folder)  # some of it may be at the destination
@@ -361,6 +373,13 @@ class Node:
         self._attempts.pop(folder.name, None)
         self.metrics.add("series", outcome="quarantined")
         log("quarantined", series=folder.name)
+        self._bound()
+
+    def _bound(self) -> None:
+        """Remove the oldest series set aside, if the operator has set a limit, and tell each."""
+        for entry in self.spool.bound(self._settings.aside):
+            self.metrics.add("series", outcome="dropped")
+            log("dropped", series=entry.name, slices=entry.slices, size=entry.size)
 
     def _restore(self, folder: Path) -> tuple[int, list[Path], list[str]]:
         """Write the SR slices below a series' folder; those of an earlier attempt are kept.
@@ -399,7 +418,7 @@ class Node:
         head = pydicom.dcmread(files[0], specific_tags=["StudyInstanceUID"], force=True)
         return self.spool.taken(str(head.get("StudyInstanceUID")), folder.name)
 
-    def _deliver(self, folder: Path, slices: list[Path], attempts: _Attempts) -> None:
+    def _deliver(self, folder: Path, slices: list[Path], attempts: Attempts) -> None:
         """Send everything, and wait for storage commitment if the destination offers it.
 
         Raises Undelivered until it is committed: everything is sent again after a refusal or a long silence.

@@ -39,11 +39,9 @@ from .frame import (
     is_ours,
     read,
 )
+from .place import APART, by_place, near, shapes
+from .whole import fault, points, short, torn
 
-TOLERANCE = 1e-3  # absolute and relative, of cosines, spacings, echo times and b-values: files round them
-SAME_PLACE = 0.01  # mm along the normal
-APART = 0.02  # relative, of distances of slices that are compared with what headers say
-SAME_SPOT = 0.1  # mm, of slices of two volumes that lie at the same position
 PADDING_GAP = 0.1  # of the other voxels' range, from it to padding that would ring: 0 in black air does not
 NEGATIVE = 0.2  # share of voxels that no magnitude image has below zero, whatever was filtered
 NUMBER_STEP = 1000  # the SR series of series 3 is 1003, if the study has no such series
@@ -69,6 +67,7 @@ class Series:
 
     name: what errors call it. number: of the series. part: of several volumes in it, from 1, or 0 for the
     only one. head: the first slice's data set, without voxels. fault: why it cannot be resolved, if known.
+    doubt: a sentence on what its series may lack.
     """
 
     name: str
@@ -79,6 +78,7 @@ class Series:
     head: Dataset
     result: Result
     fault: str = ""
+    doubt: str = ""
 
     @property
     def enhanced(self) -> bool:
@@ -100,7 +100,7 @@ class Series:
         size = np.array(first.spacing[::-1])
         if not (np.isfinite(size).all() and (size > 0).all()):
             raise RunError(f"{self.name} has no usable pixel spacing: {first.spacing} mm.")
-        if not all(_near(frame.spacing, first.spacing) for frame in self.frames):
+        if not all(near(frame.spacing, first.spacing) for frame in self.frames):
             raise RunError(f"{self.name} has slices of different pixel spacing: give one stack of them.")
         places = np.array([frame.position for frame in self.frames])
         step = first.thickness or 0.0
@@ -141,7 +141,7 @@ class Series:
         if kind[-1] not in ("", "MAGNITUDE") or is_no_magnitude(kind[2:-1]):
             raise RunError(f"{self.name} is phase, real or imaginary: only magnitude images are restored.")
         scales = {(frame.slope, frame.inter) for frame in self.frames}
-        if len(scales) > 1 or len({frame.real for frame in self.frames}) > 1:
+        if len(scales) > 1 or len({(frame.real, frame.scale) for frame in self.frames}) > 1:
             raise RunError(f"{self.name} has slices of different rescaling: convert it to NIfTI first.")
         if len({frame.pixels for frame in self.frames}) > 1:
             raise RunError(
@@ -157,7 +157,10 @@ class Series:
         image.header.set_sform(affine, "scanner")
         image.header.set_xyzt_units("mm", "sec")
         scan = image_scan(image)
-        return Scan(self.name, scan.header, scan.shape, scan.dtype, slope, inter, array=voxels)
+        remarks = (f"{self.name}: {self.doubt}",) if self.doubt else ()
+        return Scan(
+            self.name, scan.header, scan.shape, scan.dtype, slope, inter, array=voxels, remarks=remarks
+        )
 
     def _check_padding(self, voxels: NDArray[Any]) -> None:
         """Raise RunError if padding would pass for signal: it decides the intensities, and rings."""
@@ -221,6 +224,8 @@ def find_series(
         uid = str(dataset.SeriesInstanceUID)
         try:
             found = list(frames(path, dataset))
+        except (DiskError, MemoryError):
+            raise
         except RunError as error:
             faults.setdefault(uid, (str(error), dataset))
         except AttributeError as error:
@@ -231,17 +236,17 @@ def find_series(
             heads[path] = dataset
             for one in found:
                 alike = (g for g in groups[uid] if (g.exact, g.time) == (one.exact, one.time))
-                group = next((group for group in alike if _near(group.near, one.near)), None)
+                group = next((group for group in alike if near(group.near, one.near)), None)
                 if group is None:
                     groups[uid].append(group := _Group(one, []))
                 group.frames.append(one.frame)
 
     series = []
-    for uid, (fault, head) in faults.items():
+    for uid, (reason, head) in faults.items():
         groups.pop(uid, None)
         number = integer(head.get("SeriesNumber"))
-        fault = f"Series {number} in {place} cannot be resolved: {fault}"
-        series.append(Series(f"Series {number} in {place}", uid, number, 0, (), head, Result(0), fault))
+        reason = f"Series {number} in {place} cannot be resolved: {reason}"
+        series.append(Series(f"Series {number} in {place}", uid, number, 0, (), head, Result(0), reason))
     for uid, members in groups.items():
         series += _series_of(uid, members, heads, place)
     return _numbered(sorted(series, key=lambda s: (s.number, s.uid, s.part)), taken)
@@ -280,7 +285,7 @@ def _open(path: Path) -> Dataset | None:
             return None
         str(dataset.SeriesInstanceUID)
         return dataset
-    except RunError:  # pydicom is missing, or the disk fails
+    except (RunError, MemoryError):  # pydicom is missing, or the disk fails
         raise
     except Exception as error:  # a damaged file may raise anything
         if not _has_preamble(path):
@@ -301,7 +306,7 @@ def _series_of(uid: str, groups: list[_Group], heads: dict[Path, Dataset], place
     leaders: list[_Group] = []
     for index, (group, _) in enumerate(found):
         for number, leader in enumerate(leaders):
-            if group.exact == leader.exact and _near(group.near[:-1], leader.near[:-1]):  # any b-value
+            if group.exact == leader.exact and near(group.near[:-1], leader.near[:-1]):  # any b-value
                 joined[number].append(index)
                 break
         else:
@@ -313,98 +318,52 @@ def _series_of(uid: str, groups: list[_Group], heads: dict[Path, Dataset], place
         before = itertools.accumulate((len(found[index][1]) for index in members), initial=0)
         for index, count in zip(members, before, strict=False):
             results[index] = Result(number, count, " ".join(sorted(names)) if len(members) > 1 else "")
-    related: dict[Key, list[list[Frame]]] = defaultdict(list)
-    for group, volume in found:
-        related[group.whose].append(volume)
-    families = {whose: (_short(volumes), _shapes(volumes)) for whose, volumes in related.items()}
+    families, kinds = _families(found), _kinds(found)
     series = []
     for index, (group, ordered) in enumerate(found):
         head = heads[ordered[0].path]
         number = integer(head.get("SeriesNumber"))
         several = len(found) > 1
         name = f"Series {number} in {place}" + (f", volume {index + 1}" if several else "")
-        short, shapes = families[group.whose]
-        fault = short and f"{name} {short}: it is not whole."
-        fault = fault or _fault(name, ordered, shapes) or _torn(name, ordered, heads)
+        lack, others = families[group.whose]
+        late, doubt = kinds[group.exact]
+        wrong = f"{name} {lack or late}: it is not whole." if lack or late else ""
+        wrong = wrong or fault(name, ordered, others) or torn(name, ordered, heads)
         part = index + 1 if several else 0
-        series.append(Series(name, uid, number, part, tuple(ordered), head, results[index], fault))
+        doubt = f"Its series {doubt}." if doubt else ""
+        series.append(Series(name, uid, number, part, tuple(ordered), head, results[index], wrong, doubt))
     return series
 
 
-def _fault(name: str, ordered: list[Frame], shapes: list[list[Frame]]) -> str:
-    """What is wrong with a volume compared with the others of its series; "" if nothing."""
-    places = len(_places(ordered))
-    if len(ordered) >= 2 * places:
-        return f"{name} holds several volumes that cannot be told apart: give one of them."
-    for other in shapes:
-        if _lies_within(other, ordered):
-            continue
-        if _lies_within(ordered, other):
-            return (
-                f"{name} has {places} of the {len(_places(other))} slices that another volume of its "
-                "series has: it is not whole."
-            )
-        if _goes_on(ordered, other):
-            return f"{name} is not whole: it lacks slices that another volume of its series has."
-    return ""
+def _families(found: list[tuple[_Group, list[Frame]]]) -> dict[Key, tuple[str, list[list[Frame]]]]:
+    """What the volumes of one identity lack by their headers, and the volumes that may tell of others.
+
+    Some images of a scan may say less of whose they are.
+    """
+    related: dict[Key, list[list[Frame]]] = defaultdict(list)
+    for group, volume in found:
+        related[group.whose].append(volume)
+    families = {}
+    for whose, volumes in related.items():
+        others = [v for other in related if _may_be(whose, other) for v in related[other]]
+        families[whose] = short(volumes), shapes(others)
+    return families
 
 
-def _short(volumes: list[list[Frame]]) -> str:
-    """What the volumes of a series lack by what their headers say of its scan, "" for nothing."""
-    frames = list(itertools.chain(*volumes))
-    if len(frames) < (images := max(frame.images for frame in frames)):
-        return f"is of {len(frames)} images, and its scan has {images} (ImagesInAcquisition)"
-    if (places := max(frame.places for frame in frames)) and (there := _all_places(volumes)) < places:
-        return f"is of a series of {there} slices, and its scan has {places}"
-    return ""
+def _kinds(found: list[tuple[_Group, list[Frame]]]) -> dict[Key, tuple[str, str]]:
+    """What the volumes of each kind lack of their scan's time points, and what they may lack."""
+    members: dict[Key, tuple[list[list[Frame]], list[int]]] = defaultdict(lambda: ([], []))
+    for group, volume in found:
+        volumes, identifiers = members[group.exact]
+        volumes.append(volume)
+        identifiers += group.time
+    return {exact: points(*of) for exact, of in members.items()}
 
 
-def _shapes(volumes: list[list[Frame]]) -> list[list[Frame]]:
-    """One volume of each set of positions."""
-    return list({frozenset(frame.position for frame in volume): volume for volume in volumes}.values())
-
-
-def _all_places(volumes: list[list[Frame]]) -> int:
-    """At how many places slices lie, those of several orientations together."""
-    apart: list[list[Frame]] = []
-    for volume in volumes:
-        plane = next((plane for plane in apart if _near(plane[0].cosines, volume[0].cosines)), None)
-        if plane is None:
-            apart.append(plane := [])
-        plane += volume
-    return sum(len(_places(plane)) for plane in apart)
-
-
-def _torn(name: str, ordered: list[Frame], heads: dict[Path, Dataset]) -> str:
-    """Which files of a multi-frame image in several files are missing (PS3.3, C.7.6.16.2.2.4)."""
-    for uid in {str(heads[frame.path].get("ConcatenationUID") or "") for frame in ordered} - {""}:
-        files = [head for head in heads.values() if head.get("ConcatenationUID") == uid]
-        here = len({integer(head.get("InConcatenationNumber")) for head in files})
-        wanted = max(integer(head.get("InConcatenationTotalNumber")) for head in files)
-        if here < wanted:
-            return f"{name} has {here} of the {wanted} files of its multi-frame image: it is not whole."
-    return ""
-
-
-def _lies_within(part: list[Frame], whole: list[Frame]) -> bool:
-    """Whether each slice of one volume has the position of a slice of the other."""
-    if not _near(part[0].cosines, whole[0].cosines):
-        return False
-    spots = np.array([frame.position for frame in whole])
-    return all(np.linalg.norm(spots - frame.position, axis=1).min() < SAME_SPOT for frame in part)
-
-
-def _goes_on(stack: list[Frame], other: list[Frame]) -> bool:
-    """Whether slices of another stack without gaps lie where this one has a gap or would continue."""
-    if min(len(stack), len(other)) < 2 or not _near(stack[0].cosines, other[0].cosines):
-        return False
-    spots, others = (np.array([frame.position for frame in frames]) for frames in (stack, other))
-    step = np.median(np.diff(spots, axis=0), axis=0)
-    if not np.allclose(np.diff(others, axis=0), step, rtol=APART, atol=SAME_SPOT):
-        return False
-    around = [*spots[:-1] + step, spots[0] - step, spots[-1] + step]
-    new = [spot for spot in around if np.linalg.norm(spots - spot, axis=1).min() > SAME_SPOT]
-    return any(np.linalg.norm(others - spot, axis=1).min() < SAME_SPOT for spot in new)
+def _may_be(one: Key, other: Key) -> bool:
+    """Whether two identities, stacks and sides are the same as far as both say them."""
+    (who, *rest), (them, *others) = one, other
+    return all(a == b or not (a and b) for a, b in zip((*who, *rest), (*them, *others), strict=True))
 
 
 def _numbered(series: list[Series], taken: Collection[int]) -> list[Series]:
@@ -427,29 +386,6 @@ def _numbered(series: list[Series], taken: Collection[int]) -> list[Series]:
     return numbered
 
 
-def _near(one: Values, other: Values) -> bool:
-    return all(
-        a == b
-        or (a is not None and b is not None and math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE))
-        for a, b in zip(one, other, strict=True)
-    )
-
-
-def _places(frames: list[Frame]) -> list[list[Frame]]:
-    """Frames along the normal, those at the same place together."""
-    row, column = np.reshape(frames[0].cosines, (2, 3))
-    normal = np.cross(row, column)
-    along = sorted(((float(np.dot(frame.position, normal)), frame) for frame in frames), key=lambda f: f[0])
-    places: list[list[Frame]] = []
-    last = -math.inf
-    for place, frame in along:
-        if place - last > SAME_PLACE:
-            places.append([])
-        places[-1].append(frame)
-        last = place
-    return places
-
-
 def _volumes(frames: list[Frame]) -> list[list[Frame]]:
     """Frames along the normal; those of several volumes apart, by the first of REPEATS, or all, that does it.
 
@@ -457,7 +393,7 @@ def _volumes(frames: list[Frame]) -> list[list[Frame]]:
     fewer. Else, if every place has as many frames as the scan has time points or cardiac phases, they follow
     one another at each by trigger time and instance number. Else they stay together, to be refused.
     """
-    places = _places(frames)
+    places = by_place(frames)
     ordered = [frame for place in places for frame in place]
     if len(ordered) > len(places):
         for whole in (all, any):
@@ -465,7 +401,7 @@ def _volumes(frames: list[Frame]) -> list[list[Frame]]:
                 volumes: dict[Any, list[Frame]] = defaultdict(list)
                 for frame in ordered:
                     volumes[tuple(frame.repeat[n] for n in chosen)].append(frame)
-                once = all(len(volume) == len(_places(volume)) for volume in volumes.values())
+                once = all(len(volume) == len(by_place(volume)) for volume in volumes.values())
                 if once and whole(len(volume) == len(places) for volume in volumes.values()):
                     return [volumes[key] for key in sorted(volumes)]
         turns = len(places[0])
@@ -493,6 +429,8 @@ def _alike(one: Frame, other: Frame) -> bool:
     """Whether two files hold the same voxels."""
     try:
         return np.array_equal(_decode("", one.path), _decode("", other.path))
+    except DiskError:
+        raise
     except RunError:
         return False
 
@@ -501,7 +439,7 @@ def _decode(name: str, path: Path) -> NDArray[Any]:
     """The stored voxels of a file, (frames, rows, columns) or (rows, columns)."""
     try:
         return np.asarray(read(path).pixel_array)
-    except DiskError:
+    except (DiskError, MemoryError):
         raise
     except Exception as error:  # decoders may raise anything
         reason = first_line(error)

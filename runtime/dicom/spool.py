@@ -35,10 +35,12 @@ BROKEN_OFF = "The sender broke off and did not come back: slices may be missing.
 
 @dataclass(frozen=True)
 class SetAside:
-    """An entry of the quarantine. name: by which commands know it."""
+    """An entry of the quarantine. name: by which commands know it. since: date and time. size: bytes."""
 
     name: str
+    since: str
     slices: int
+    size: int
     reason: str
 
 
@@ -190,10 +192,25 @@ class Spool:
         entries = sorted(folders(self.quarantine), key=lambda folder: folder.name.rpartition("-")[2])
         found = []
         for folder in entries:
-            reason = folder / REASON
-            text = reason.read_text("utf-8").strip() if reason.exists() else "no reason is known"
-            found.append(SetAside(folder.name, len(_slices(folder)), text))
+            with contextlib.suppress(FileNotFoundError):  # an operator has just put it back
+                reason = folder / REASON
+                text = reason.read_text("utf-8").strip() if reason.exists() else "no reason is known"
+                size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+                since = time.strftime("%Y-%m-%d %H:%M", time.localtime(folder.stat().st_ctime))
+                found.append(SetAside(folder.name, since, len(_slices(folder)), size, text))
         return found
+
+    def bound(self, limit: int | None) -> list[SetAside]:
+        """Remove the oldest entries of the quarantine until it has at most so many bytes; returns those.
+
+        None: no limit. The newest entry stays in any case. By order, not by age, because clocks jump.
+        """
+        entries = self.aside() if limit is not None else []
+        dropped = []
+        while limit is not None and len(entries) > 1 and sum(entry.size for entry in entries) > limit:
+            dropped.append(entries.pop(0))
+            shutil.rmtree(self.quarantine / dropped[-1].name, ignore_errors=True)
+        return dropped
 
     def retry(self, name: str) -> None:
         """Move a set-aside series back to its previous place. Raises RunError if there is none."""

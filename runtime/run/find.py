@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..dicom.frame import is_dicom
 from ..dicom.jobs import Format, dicom_jobs
-from ..errors import RunError
+from ..errors import DiskError, RunError
 from ..job import Job
 from ..scan.nifti import PAIRS
 from ..scan.scan import SUFFIXES, stem
@@ -115,7 +115,7 @@ def _named(text: str, out: Path | None, form: Format, select: Selection) -> list
     above = {folder for match in matches for folder in match.parents}  # by ** what they hold is matched too
     folders = [match for match in matches if match.is_dir() and match not in above]
     files = [match for match in matches if not match.is_dir()]
-    dicom = [file for file in files if file.is_file() and is_dicom(file)]
+    dicom = [file for file in files if file.is_file() and _begins_as_dicom(file)]
     scans = [file for file in files if file not in dicom and (not pattern or _is_scan(file, file.parent))]
     found = [_file_job(scan, out) for scan in scans if select(scan, False)]
     beside = out or derivatives(path) or path.parent / "sr"
@@ -206,4 +206,14 @@ def _is_made(path: Path) -> bool:
 
 def _is_dicom(path: Path) -> bool:
     """Whether a file found in a folder is a DICOM file."""
-    return not path.name.lower().endswith(SUFFIXES) and path.is_file() and is_dicom(path)
+    return not path.name.lower().endswith(SUFFIXES) and path.is_file() and _begins_as_dicom(path)
+
+
+def _begins_as_dicom(path: Path) -> bool:
+    """Whether a file is DICOM; the user is told of one that cannot be read, and that may be a slice."""
+    try:
+        return is_dicom(path)
+    except DiskError as error:
+        if not path.name.lower().endswith(SUFFIXES):
+            log.warning("%s It is left out: if it is a slice, its series is not whole.", error)
+        return False

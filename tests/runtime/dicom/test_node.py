@@ -20,7 +20,7 @@ import pytest
 from pynetdicom import AE, build_role, evt
 from pynetdicom.sop_class import EnhancedMRImageStorage, MRImageStorage
 from udean.runtime import SuperResolver
-from udean.runtime.dicom.node import ATTEMPTS, Node, Settings
+from udean.runtime.dicom.node import ATTEMPTS, Attempts, Node, Settings
 from udean.runtime.dicom.send import COMMITMENT, Peer
 
 from ...support.fakes import card, onnx_model
@@ -165,6 +165,39 @@ def test_attempts_while_the_archive_is_away_are_no_refusals(model, tmp_path):
         with archive(port, status=0xA900) as (_, got):
             wait(lambda: list((tmp_path / "spool" / "quarantine").glob("*/reason.txt")))
     assert len(got) == 5
+
+
+def test_attempts_go_on_for_ever(tmp_path, capsys):
+    """Twelve days of an archive that is down are 1750 of them."""
+    settings = Settings(Peer("UDEAN", "127.0.0.1", 0), Peer("ARCHIVE", "127.0.0.1", 1), (), tmp_path)
+    node, attempts = Node(None, settings), Attempts()
+    waits = []
+    for attempts.count in (1, 2, 20, 2000):
+        node._wait(tmp_path, attempts, "undelivered", "The destination does not answer.")
+        waits.append(json.loads(capsys.readouterr().err)["again"])
+    node.stop()
+    node.run()
+    assert waits == [30.0, 45.0, 600.0, 600.0]
+
+
+def test_what_is_set_aside_is_bounded_on_request_and_each_removal_is_told(tmp_path, capsys):
+    settings = Settings(
+        Peer("UDEAN", "127.0.0.1", 0), Peer("ARCHIVE", "127.0.0.1", 1), (), tmp_path, aside=1500
+    )
+    node = Node(None, settings)
+    for name in "abc":
+        node.spool.store(name, "1", bytes(1000), "token", "SCANNER")
+        node._set_aside(node.spool.incoming / name, Attempts(), "It is a phase image.")
+    assert [entry.name[0] for entry in node.spool.aside()] == ["c"]
+    told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(line["event"], line.get("series", "")[0]) for line in told] == [
+        *(("quarantined", "a"), ("quarantined", "b"), ("dropped", "a")),
+        *(("quarantined", "c"), ("dropped", "b")),
+    ]
+    metrics = node.metrics.render()
+    assert 'series_total{outcome="dropped"} 2' in metrics and "udean_quarantine_bytes 10" in metrics
+    node.stop()
+    node.run()
 
 
 def test_thick_slices_reach_the_archive_at_the_spacing_asked_for(model, tmp_path):
@@ -548,7 +581,7 @@ def test_what_is_set_aside_is_listed_put_back_and_dropped(model, tmp_path):
         wait(lambda: len(list((spool / "quarantine").glob("*/reason.txt"))) == 2)
         listed = udean("queue").stdout
         assert "2 in quarantine" in listed and "C000" in listed and "missing" in listed
-        names = {word.split()[0]: word for word in listed.splitlines() if " slices: " in word}
+        names = {word.split()[0]: word for word in listed.splitlines() if " slices, " in word}
         (refused,) = (name for name, line in names.items() if "C000" in line)
         (missing,) = (name for name, line in names.items() if "missing" in line)
         status[0], before = 0, len(got)

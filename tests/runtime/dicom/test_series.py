@@ -22,6 +22,7 @@ from udean.runtime import RunError, SuperResolver
 from udean.runtime.dicom.derived import write_derived
 from udean.runtime.dicom.frame import CLASSIC, ENHANCED, is_dicom
 from udean.runtime.dicom.series import find_series
+from udean.runtime.errors import DiskError
 
 from ...support.fakes import FakeEngine, card, interpolation, nearest
 from ..scan.test_orientation import in_common
@@ -224,6 +225,7 @@ def test_several_series_in_one_folder_are_told_apart(tmp_path):
         (lambda files: change(files[1], PixelRepresentation=1), "PixelRepresentation"),
         (lambda files: change(files[1], PhotometricInterpretation="MONOCHROME1"), "Photometric"),
         (lambda files: change(files[1], RealWorldValueMappingSequence=[real(2.0)]), "rescaling"),
+        (lambda files: private(files[1], 0x2005, "Philips MR Imaging DD 001", 0x0E, "FL", 2.0), "rescaling"),
         (lambda files: [change(f, ImageType=["ORIGINAL", "PRIMARY", "P", "ND"]) for f in files], "phase"),
         (lambda files: [change(f, ImageType=[*"ABCDE", "R"]) for f in files], "real"),
         (lambda files: [change(f, ImageType=["ORIGINAL", "PRIMARY", "PHASE_IMAGE"]) for f in files], "phase"),
@@ -404,7 +406,7 @@ def test_time_points_that_only_numbers_or_times_tell_apart(tmp_path):
     assert found(lambda t, n: {"NumberOfTemporalPositions": 3, "InstanceNumber": 3 * n + t}) == points
     drifting = nothing | {"CardiacNumberOfImages": 3}
     assert found(lambda t, n: drifting | {"TriggerTime": 33.3 * t + n, "InstanceNumber": 9 - t}) == points
-    assert len(found(lambda t, n: nothing | {"NumberOfTemporalPositions": 4})) == 1
+    assert len(found(lambda t, n: nothing | {"NumberOfTemporalPositions": 4})) == 1  # not to be told apart
     assert found(lambda t, n: nothing | {"AcquisitionTime": f"10150{3 * t}.2500"}) == points
 
 
@@ -415,6 +417,72 @@ def test_volumes_that_each_lack_what_the_other_has_are_not_restored(tmp_path, fi
     for series in find_series(files, tmp_path):
         with pytest.raises(RunError, match="lacks slices that another"):
             series.scan()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"FrameOfReferenceUID": ""},
+        {"AccessionNumber": "A1"},
+        {"EchoTime": 11},
+        {"ImageType": ["ORIGINAL", "PRIMARY", "M", "DIS2D"]},
+        {"TemporalPositionIdentifier": 2},
+    ],
+)
+@pytest.mark.parametrize("last", [1, 3])
+def test_a_stack_that_goes_on_in_slices_which_say_something_else_is_not_whole(tmp_path, fields, last):
+    files = ordered(classic(tmp_path / "in"))
+    for file in files[-last:]:
+        change(file, **fields)
+    for series in find_series(files, tmp_path):
+        with pytest.raises(RunError, match="lacks slices that another"):
+            series.scan()
+
+
+def time_points(folder, said):
+    """A volume for each of some attributes."""
+    return [file for n, fields in enumerate(said) for file in classic(folder / str(n), (3, 10, 12), **fields)]
+
+
+@pytest.mark.parametrize("name", ["TemporalPositionIdentifier", "AcquisitionNumber"])
+@pytest.mark.parametrize("count", ["NumberOfTemporalPositions", "CardiacNumberOfImages"])
+def test_a_series_that_lacks_time_points_which_its_headers_count_is_not_restored(tmp_path, name, count):
+    files = time_points(tmp_path, [{name: t, count: 5} for t in (1, 2, 4, 5)])
+    found = find_series(files, tmp_path)
+    assert len(found) == 4
+    for series in found:
+        with pytest.raises(RunError, match="has 4 of its scan's 5"):
+            series.scan()
+    files += time_points(tmp_path / "late", [{name: 3, count: 5}])
+    assert {series.scan().shape for series in find_series(files, tmp_path)} == {(12, 10, 3)}
+
+
+@pytest.mark.parametrize(
+    ("said", "word"),
+    [
+        ([{"TemporalPositionIdentifier": t} for t in (1, 3)], "1 to 3 without 2"),
+        ([{"TemporalPositionIdentifier": t} for t in (2, 3, 4)], "1 to 4 without 1"),
+        ([{"AcquisitionNumber": t} for t in (4, 5, 7, 8)], "4 to 8 without 6"),
+        ([{"TriggerTime": t} for t in (0, 40, 80, 160)], "40 ms apart, and once 80"),
+        (
+            [{"AcquisitionTime": t} for t in ("095945", "095952", "095959", "100013")],
+            "7 s apart, and once 14",
+        ),
+        ([{"TemporalPositionIdentifier": 7, "NumberOfTemporalPositions": 9}], "has 1 of its scan's 9"),
+        ([{"TemporalPositionIdentifier": t} for t in (1, 3, 5)], ""),
+        ([{"AcquisitionNumber": t} for t in (2, 4, 6)], ""),
+        ([{"TriggerTime": t} for t in (0, 10, 30, 70)], ""),  # delays that were chosen
+        ([{"InversionTime": t} for t in (100, 200, 300, 700)], ""),
+    ],
+)
+def test_time_points_that_may_be_missing_are_told_with_the_result(tmp_path, said, word):
+    found = find_series(time_points(tmp_path, said), tmp_path)
+    assert len(found) == len(said)
+    for series in found:
+        (remark,) = series.scan().remarks or ("",)
+        assert bool(word) == bool(remark) and word in remark
+    comments = restored(found[0], tmp_path / "out")[0].ImageComments
+    assert ("Its series has" in comments) == bool(word) and word in comments
 
 
 def test_what_a_derived_series_kept_of_its_scans_counts_does_not_count(tmp_path):
@@ -713,7 +781,8 @@ def test_copies_of_a_file_are_taken_once(tmp_path):
     ],
 )
 def test_what_is_of_two_patients_studies_or_places_is_never_one_volume(tmp_path, fields):
-    files = ordered(classic(tmp_path / "in"))
+    others = {"PatientSex": "M", "StudyDate": "20261129", "PatientPosition": "HFS", "DeviceSerialNumber": "7"}
+    files = ordered(classic(tmp_path / "in", ImageLaterality="R", **others))
     whole = pydicom.dcmread(files[0]).PatientName
     for file in files[:3]:
         change(file, **fields)
@@ -825,6 +894,21 @@ def test_big_endian_and_preamble_less_files_read_as_their_plain_twins(tmp_path):
     assert [d.SOPInstanceUID for d in made] == uids and "LEFT MARKED; Super" in made[0].ImageComments
 
 
+@pytest.mark.parametrize("error", [DiskError("Input/output error"), MemoryError()])
+def test_a_failing_disk_and_no_memory_are_not_taken_for_damage(tmp_path, monkeypatch, error):
+    """The node would set such a series aside, and not try it again."""
+    files = classic(tmp_path / "in")
+    files.append(copied(files[2]))
+
+    def fail(*_, **__):
+        raise error
+
+    for name in ("read", "frames", "_decode"):
+        with monkeypatch.context() as patch, pytest.raises(type(error)):
+            patch.setattr(f"udean.runtime.dicom.series.{name}", fail)
+            find_series(files, tmp_path)[0].scan()
+
+
 def test_what_only_begins_like_a_slice_is_none(tmp_path):
     (tmp_path / "x").write_bytes(b"\x08\x00\x05\x00CS\xff\xff" + bytes(range(256)))
     assert find_series([tmp_path / "x"], tmp_path) == []
@@ -847,6 +931,39 @@ def test_functional_groups_become_attributes_of_the_classic_series(tmp_path):
             assert (made.EchoTime, made.RepetitionTime, made.FlipAngle) == (10 + n, 2500, 70)
             assert (made.EchoTrainLength, made.DiffusionBValue, made.ScanningSequence) == (4, 1000, "SE")
             assert list(made.DiffusionGradientOrientation) == [0, 0.6, 0.8]
+
+
+@pytest.mark.parametrize("form", ["classic", "enhanced", "multi-frame"])
+def test_what_makes_values_of_voxels_stays(tmp_path, form):
+    """Slopes, and what quantitative readers take in their place: Philips' scale, real-world values."""
+    creator, scale = "Philips MR Imaging DD 001", {0x0E: 0.0125, 0x0D: 3.0}
+    if form == "classic":
+        files = classic(tmp_path / "in", scale=(2.5, 0.0), RealWorldValueMappingSequence=[real(0.25)])
+        for file in files:
+            for element, value in scale.items():
+                private(file, 0x2005, creator, element, "FL", value)
+    else:
+        files = [enhanced(tmp_path / "e.dcm")]
+        dataset = pydicom.dcmread(files[0])
+        for group in dataset.PerFrameFunctionalGroupsSequence:
+            group.RealWorldValueMappingSequence = [real(0.25)]
+            transformation, item = Dataset(), Dataset()
+            transformation.RescaleSlope, transformation.RescaleIntercept = 2.5, 0.0
+            group.PixelValueTransformationSequence = [transformation]
+            block = item.private_block(0x2005, creator, create=True)
+            for element, value in scale.items():
+                block.add_new(element, "FL", value)
+            group.add_new(0x20050014, "LO", "Philips MR Imaging DD 005")
+            group.add_new(0x2005140F, "SQ", [item])
+        dataset.save_as(files[0])
+    (series,) = find_series(files, tmp_path)
+    for made in restored(series, tmp_path / "out", enhanced=form == "multi-frame"):
+        block = made.private_block(0x2005, creator)
+        assert {element: block[element].value for element in scale} == pytest.approx(scale)
+        groups = made.get("PerFrameFunctionalGroupsSequence") or [made]
+        assert {g.RealWorldValueMappingSequence[0].RealWorldValueSlope for g in groups} == {0.25}
+        at = groups[0].get("PixelValueTransformationSequence", [made])[0]
+        assert (at.RescaleSlope, at.RescaleIntercept) == (2.5, 0.0)
 
 
 def test_texts_of_the_source_stay_beside_ours_and_names_keep_their_bytes(tmp_path):

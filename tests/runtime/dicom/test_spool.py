@@ -44,6 +44,19 @@ def test_what_was_set_aside_is_completed_and_not_put_over_what_is_newer(spool):
     assert not spool.aside()
 
 
+def test_the_oldest_of_what_is_set_aside_goes_first_and_only_on_request(spool):
+    for name in "abc":
+        spool.store(name, "1", bytes(1000), "token", "SCANNER")
+        spool.set_aside(spool.incoming / name, name, f"reason {name}")
+    assert [(entry.slices, entry.reason) for entry in spool.aside()] == [(1, f"reason {n}") for n in "abc"]
+    each = spool.aside()[0].size
+    assert each > 1000 and spool.bound(None) == [] == spool.bound(3 * each)
+    (dropped,) = spool.bound(3 * each - 1)
+    assert dropped.name.startswith("a-")
+    assert [entry.name[0] for entry in spool.bound(0)] == ["b"]  # what came last always stays
+    assert [entry.name[0] for entry in spool.aside()] == ["c"]
+
+
 def test_slices_of_two_identities_never_share_a_folder():
     dataset = pydicom.Dataset()
     dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.PatientName = "1.2", "1.2.3", "Roe^Jane"

@@ -11,6 +11,7 @@ import sys
 import nibabel as nib
 import numpy as np
 import pytest
+from udean.runtime.run.find import find_scans
 
 from ...support.fakes import card, onnx_model
 from ..commands.test_run import scan, udean_run
@@ -29,6 +30,22 @@ NAMES = [
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return onnx_model(tmp_path_factory.mktemp("model") / "sr.onnx", card((2, 2, 2), 3, (16, 16)))
+
+
+def test_a_file_that_cannot_be_read_is_told_for_it_may_be_a_slice(tmp_path, monkeypatch, caplog):
+    scan(tmp_path / "a.nii", (6, 6, 4))
+    (tmp_path / "slice-7").write_bytes(b"")
+    real = open
+
+    def fail(path, *rest, **named):
+        if str(path).endswith("slice-7"):
+            raise PermissionError(13, "Permission denied")
+        return real(path, *rest, **named)
+
+    monkeypatch.setattr("builtins.open", fail)
+    (job,) = find_scans([str(tmp_path)])
+    assert job.source.name == "a.nii" and "slice-7: Permission denied" in caplog.text
+    assert "series is not whole" in caplog.text
 
 
 def test_any_name_that_the_system_allows_works(model, tmp_path):

@@ -1,0 +1,78 @@
+"""Where slices lie relative to each other: at the same place, within another stack, or where it continues.
+
+Positions are in patient coordinates (LPS), mm, and comparable only within one frame of reference.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .frame import Frame, Values
+
+TOLERANCE = 1e-3  # absolute and relative, of cosines, spacings, echo times and b-values: files round them
+SAME_PLACE = 0.01  # mm along the normal
+SAME_SPOT = 0.1  # mm, of slices of two volumes that lie at the same position
+APART = 0.02  # relative, of distances of slices that are compared with what headers say
+
+
+def near(one: Values, other: Values) -> bool:
+    """Whether values are equal but for rounding."""
+    return all(
+        a == b
+        or (a is not None and b is not None and math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE))
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def by_place(frames: list[Frame]) -> list[list[Frame]]:
+    """Frames along the normal, those at the same place together."""
+    row, column = np.reshape(frames[0].cosines, (2, 3))
+    normal = np.cross(row, column)
+    along = sorted(((float(np.dot(frame.position, normal)), frame) for frame in frames), key=lambda f: f[0])
+    places: list[list[Frame]] = []
+    last = -math.inf
+    for place, frame in along:
+        if place - last > SAME_PLACE:
+            places.append([])
+        places[-1].append(frame)
+        last = place
+    return places
+
+
+def by_orientation(volumes: list[list[Frame]]) -> list[list[Frame]]:
+    """The frames of volumes, those of one orientation together."""
+    planes: list[list[Frame]] = []
+    for volume in volumes:
+        plane = next((plane for plane in planes if near(plane[0].cosines, volume[0].cosines)), None)
+        if plane is None:
+            planes.append(plane := [])
+        plane += volume
+    return planes
+
+
+def shapes(volumes: list[list[Frame]]) -> list[list[Frame]]:
+    """One volume of each set of positions."""
+    return list({frozenset(frame.position for frame in volume): volume for volume in volumes}.values())
+
+
+def lies_within(part: list[Frame], whole: list[Frame]) -> bool:
+    """Whether each slice of one volume has the position of a slice of the other."""
+    if not near(part[0].cosines, whole[0].cosines):
+        return False
+    spots = np.array([frame.position for frame in whole])
+    return all(np.linalg.norm(spots - frame.position, axis=1).min() < SAME_SPOT for frame in part)
+
+
+def goes_on(stack: list[Frame], other: list[Frame]) -> bool:
+    """Whether slices of another stack without gaps, or one slice, lie where this has a gap or would go on."""
+    if len(stack) < 2 or not near(stack[0].cosines, other[0].cosines):
+        return False
+    spots, others = (np.array([frame.position for frame in frames]) for frames in (stack, other))
+    step = np.median(np.diff(spots, axis=0), axis=0)
+    if not np.allclose(np.diff(others, axis=0), step, rtol=APART, atol=SAME_SPOT):
+        return False
+    around = [*spots[:-1] + step, spots[0] - step, spots[-1] + step]
+    new = [spot for spot in around if np.linalg.norm(spots - spot, axis=1).min() > SAME_SPOT]
+    return any(np.linalg.norm(others - spot, axis=1).min() < SAME_SPOT for spot in new)
