@@ -9,12 +9,12 @@ import math
 
 import numpy as np
 
+from ..scan import slices
+from ..scan.slices import SAME_SPOT
 from .frame import Frame, Values
 
 TOLERANCE = 1e-3  # absolute and relative, of cosines, spacings, echo times and b-values: files round them
 SAME_PLACE = 0.01  # mm along the normal
-SAME_SPOT = 0.1  # mm, of slices of two volumes that lie at the same position
-APART = 0.02  # relative, of distances of slices that are compared with what headers say
 
 
 def near(one: Values, other: Values) -> bool:
@@ -66,13 +66,8 @@ def lies_within(part: list[Frame], whole: list[Frame]) -> bool:
 
 
 def goes_on(stack: list[Frame], other: list[Frame]) -> bool:
-    """Whether slices of another stack without gaps, or one slice, lie where this has a gap or would go on."""
-    if len(stack) < 2 or not near(stack[0].cosines, other[0].cosines):
+    """Whether slices of another volume lie where this one has a gap or would go on; see `slices.goes_on`."""
+    if not near(stack[0].cosines, other[0].cosines):
         return False
     spots, others = (np.array([frame.position for frame in frames]) for frames in (stack, other))
-    step = np.median(np.diff(spots, axis=0), axis=0)
-    if not np.allclose(np.diff(others, axis=0), step, rtol=APART, atol=SAME_SPOT):
-        return False
-    around = [*spots[:-1] + step, spots[0] - step, spots[-1] + step]
-    new = [spot for spot in around if np.linalg.norm(spots - spot, axis=1).min() > SAME_SPOT]
-    return any(np.linalg.norm(others - spot, axis=1).min() < SAME_SPOT for spot in new)
+    return slices.goes_on(spots, others)

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from ..errors import DiskError, RunError, first_line
 from ..scan.geometry import LPS_TO_RAS
-from ..scan.kinds import is_no_magnitude, no_signal
+from ..scan.kinds import check_sign, is_no_magnitude, no_signal
 from ..scan.scan import Scan, image_scan
-from ..scan.slices import check_gap, even_step
+from ..scan.slices import APART, check_gap, even_step
 from .frame import (
     CLASSIC,
     ENHANCED,
@@ -39,11 +39,10 @@ from .frame import (
     is_ours,
     read,
 )
-from .place import APART, by_place, near, shapes
+from .place import by_place, near, shapes
 from .whole import fault, points, short, torn
 
 PADDING_GAP = 0.1  # of the other voxels' range, from it to padding that would ring: 0 in black air does not
-NEGATIVE = 0.2  # share of voxels that no magnitude image has below zero, whatever was filtered
 NUMBER_STEP = 1000  # the SR series of series 3 is 1003, if the study has no such series
 NUMBER_LIMIT = 2**31 - 1  # of an integer string (PS3.5, 6.2)
 
@@ -151,7 +150,7 @@ class Series:
         voxels = np.stack(list(self._planes()), axis=2)
         self._check_padding(voxels)
         slope, inter = scales.pop()
-        self._check_sign(voxels, slope, inter)
+        check_sign(self.name, voxels * np.float32(slope) + np.float32(inter))
         image = nib.Nifti1Image(voxels, affine, dtype=voxels.dtype)
         image.header.set_qform(affine, "scanner")
         image.header.set_sform(affine, "scanner")
@@ -178,16 +177,6 @@ class Series:
             raise RunError(
                 f"{self.name} has padding (PixelPaddingValue {value}) far outside its other voxels' range of "
                 f"{least} to {most}: set it to their background first."
-            )
-
-    def _check_sign(self, voxels: NDArray[Any], slope: float, inter: float) -> None:
-        """Raise RunError for phase, real or imaginary images that nothing but their values tells apart."""
-        values = voxels * np.float32(slope) + np.float32(inter)
-        negative = np.count_nonzero(values < 0) / max(np.count_nonzero(values), 1)
-        if negative > NEGATIVE:
-            raise RunError(
-                f"{self.name} is negative in {negative:.0%} of its voxels, as phase, real and imaginary "
-                "images are: only magnitude images are restored."
             )
 
     def _planes(self) -> Iterator[NDArray[Any]]:

@@ -2,11 +2,12 @@
 
 Source: ISMRMRD 1.x, "MR Data Streaming" and the C headers `ismrmrd.h`, `waveform.h`: little-endian,
 packed; every message begins with a uint16 identifier. Only lengths that the header itself fixes, or
-that pass the limits, are ever read. The XML of a scan's header is measured and not parsed.
+that pass the limits, are ever read. Of the XML of a scan's header only its encoding limits are looked for.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,6 +69,11 @@ TEXT_LIMIT = 16 << 20  # bytes of a text, header or attributes that are kept: re
 SKIP_LIMIT = 1 << 30  # bytes of a text that is skipped: anything longer is a wrong length
 CHUNK = 1 << 20  # bytes of it at a time
 OVERHEAD = 4096  # bytes that a kept message takes besides its content, so that many small ones count
+
+LIMITED = re.compile(  # the largest index of a counter, in a scan's header
+    r"<(?:\w+:)?(slice|repetition)>\s*<(?:\w+:)?minimum>\s*\d{1,5}\s*</(?:\w+:)?minimum>\s*"
+    r"<(?:\w+:)?maximum>\s*(\d{1,5})\s*<"
+)
 
 Bytes: TypeAlias = bytes | bytearray | memoryview
 Read: TypeAlias = Callable[[int], bytearray]  # exactly so many bytes, or EndOfStream
@@ -237,6 +243,14 @@ def write_attributes(attributes: dict[str, list[str]]) -> bytes:
         if values
     )
     return f'<?xml version="1.0" encoding="UTF-8"?><ismrmrdMeta>{"".join(metas)}</ismrmrdMeta>'.encode()
+
+
+def encoding_limits(xml: str) -> dict[str, int]:
+    """The largest slice and repetition index that a scan's header announces, as far as it does."""
+    found: dict[str, int] = {}
+    for name, largest in LIMITED.findall(xml):
+        found[name] = max(found.get(name, 0), int(largest))
+    return found
 
 
 def _image(read: Read, limit: int, claim: Claim) -> Image:

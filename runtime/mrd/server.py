@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ... import __version__
 from ..errors import RunError
 from ..resolver import SuperResolver
+from ..scan.kinds import check_sign, check_voxels
 from ..system.log import log
 from ..system.metrics import Metrics
 from . import messages as mrd
@@ -190,6 +191,7 @@ class Session:
         self.images = self.volumes = 0
         self._connection, self._resolve, self._worker = connection, resolve, worker
         self._metrics, self._parameters = metrics, parameters
+        self._limits: dict[str, int] = {}  # of the scan, as its header announces them
         self._owed: list[Image] = []  # what came and has neither gone back nor been restored
 
     def run(self) -> None:
@@ -210,7 +212,8 @@ class Session:
                     stacks.check_whole(images, groups)
                     source = stacks.stack(images, self._parameters.position)
                     grid = self._grid(source)
-                    self._restore(source, grid, numbers.of(source, grid))
+                    doubt = stacks.doubt(images, groups, self._limits)
+                    self._restore(source, grid, numbers.of(source, grid), doubt)
                     restored = set(map(id, images))
                     self._owed = [image for image in self._owed if id(image) not in restored]
                 except RunError as error:
@@ -237,6 +240,8 @@ class Session:
         faults: Counter[str] = Counter()
         while not isinstance(message := self._next(), mrd.Close):
             if isinstance(message, mrd.Text):
+                if message.kind == mrd.HEADER:
+                    self._limits |= mrd.encoding_limits(message.content)
                 if message.kind in (mrd.TEXT, mrd.CONFIG_TEXT):
                     self._parameters, ignored = self._parameters.updated(message.content)
                     for sentence in ignored:
@@ -284,8 +289,10 @@ class Session:
             self._say("WARN", f"{warning[0].upper()}{warning[1:]}.")
         return source.grid_of(self._resolve.header(source.scan, self._parameters.dtype))
 
-    def _restore(self, source: Stack, grid: FineGrid, place: Place) -> None:
-        """Restore one volume, in its turn, and send its SR images."""
+    def _restore(self, source: Stack, grid: FineGrid, place: Place, doubt: str) -> None:
+        """Restore one volume, in its turn, and send its SR images. doubt: a sentence that goes with them."""
+        if doubt:
+            self._say("WARN", doubt)
         parameters = self._parameters
         dtype = source.images[0].pixels.dtype
         itemsize = 4 if parameters.dtype == "float32" else dtype.itemsize
@@ -295,7 +302,9 @@ class Session:
             start = time.perf_counter()
             sr, network = self._worker.submit(self._network, source).result()
             card = self._resolve.model_for(source.scan).card if parameters.to else self._resolve.card
-            images = stacks.fine_images(source, sr, grid, card, parameters.position, place, __version__)
+            images = stacks.fine_images(
+                source, sr, grid, card, parameters.position, place, __version__, doubt
+            )
             for image in images:
                 self._connection.send(image.parts())
             seconds = time.perf_counter() - start
@@ -328,6 +337,8 @@ class Session:
 
         self._connection.check()
         resolve, dtype = self._resolve, self._parameters.dtype
+        check_voxels(source.scan, source.voxels)
+        check_sign(source.scan.name, source.voxels)
         if self._parameters.to:
             _, sr = resolve.scan(source.scan, dtype, progress=progress)
         else:

@@ -30,7 +30,7 @@ from ..scan.kinds import is_no_magnitude, no_signal
 from ..scan.nifti import Header
 from ..scan.orientation import Orientation
 from ..scan.scan import Scan, image_scan
-from ..scan.slices import check_alone, check_gap, even_step
+from ..scan.slices import check_alone, check_gap, even_step, goes_on
 from ..system.uid import derived_uid
 from . import messages as mrd
 from .messages import Image
@@ -150,13 +150,13 @@ def is_resolvable(image: Image) -> bool:
 
 
 def _is_phase(image: Image) -> bool:
-    """Whether the attributes, if the header does not, say that this is not a magnitude image."""
+    """Whether the attributes, if the header does not, say that this is not a magnitude image of one slice."""
     given = mrd.read_attributes(image.attributes)
     types = [*given.get("ImageTypeValue3", ()), *given.get("ComplexImageComponent", ())]
     for name, values in given.items():
         if name.lower().endswith("imagetype"):
             types += "\\".join(values).split("\\")[2:]
-    return is_no_magnitude(types) or bool(no_signal(types))
+    return is_no_magnitude(types) or bool(no_signal(types)) or "MOSAIC" in map(str.upper, types)
 
 
 def group(images: Iterable[Image]) -> list[tuple[Image, ...]]:
@@ -190,6 +190,31 @@ def check_whole(images: tuple[Image, ...], groups: Iterable[tuple[Image, ...]]) 
                 f"{_name(images)} has a volume with {len(here)} of the {len(there)} slices that another one "
                 "has: it is not whole."
             )
+        if there and not there <= here and _goes_on(images, other):
+            raise RunError(
+                f"{_name(images)} has a volume that lacks slices which another one has: it is not whole."
+            )
+
+
+def doubt(images: tuple[Image, ...], groups: Iterable[tuple[Image, ...]], limits: dict[str, int]) -> str:
+    """What the scan of a volume may have beside the images that came, as a sentence; "" for nothing.
+
+    limits: the largest index of each counter that the scan's header announces.
+    """
+    name, header = _name(images), images[0].header
+    announced = limits.get("slice", 0) + 1
+    if images[0].pixels.shape[1] == 1 and len(images) < announced:
+        return f"{name} has {len(images)} of the {announced} slices that its scan's header announces."
+    series = [group[0].header for group in groups]
+    there = {
+        int(other["repetition"])
+        for other in series
+        if other["image_series_index"] == header["image_series_index"]
+    }
+    wanted = max(*there, limits.get("repetition", 0)) + 1
+    if len(there) > 1 and len(there) < wanted:
+        return f"{name} has {len(there)} of {wanted} repetitions: some may be missing."
+    return ""
 
 
 def _places(images: tuple[Image, ...]) -> set[bytes]:
@@ -197,6 +222,22 @@ def _places(images: tuple[Image, ...]) -> set[bytes]:
     fields = ("position", "slice_dir")
     values = (np.concatenate([image.header[name] for name in fields]).astype(np.float64) for image in images)
     return {(np.round(value, 1) + 0.0).tobytes() for value in values}  # no negative zeros
+
+
+def _goes_on(images: tuple[Image, ...], other: tuple[Image, ...]) -> bool:
+    """Whether two volumes of slices may be parts of one stack."""
+    one, two = images[0], other[0]
+    if max(one.pixels.shape[1], two.pixels.shape[1]) > 1:
+        return False
+    normal = one.header["slice_dir"].astype(np.float64)
+    measured_together = one.header["measurement_uid"] == two.header["measurement_uid"]
+    if not (measured_together and np.allclose(two.header["slice_dir"], normal, atol=1e-3)):
+        return False
+    here, there = (np.array([image.header["position"] for image in g], np.float64) for g in (images, other))
+    if not (np.isfinite(here).all() and np.isfinite(there).all()):
+        return False
+    here, there = (spots[np.argsort(spots @ normal, kind="stable")] for spots in (here, there))
+    return goes_on(here, there) or goes_on(there, here)
 
 
 def _perpendicular(one: Image, other: Image) -> bool:
@@ -253,10 +294,11 @@ def fine_images(
     position: Position,
     place: Place,
     toolkit: str,
+    note: str = "",
 ) -> list[Image]:
     """The SR images of a volume: slices if it came as slices, else one 3-D image.
 
-    voxels: (x, y, z) on the grid, int or float. place: in their series.
+    voxels: (x, y, z) on the grid, int or float. place: in their series. note: a sentence for their comments.
     """
     planes = voxels.transpose(2, 1, 0)
     affine = grid.affine
@@ -284,7 +326,7 @@ def fine_images(
         attributes.setdefault("WindowWidth", [f"{max(high - low, 1):g}"])
         if source.planar:
             attributes["SliceNo"] = [str(number)]
-        attributes |= marks(given, header, card, grid, toolkit) | identity(given, header, place)
+        attributes |= marks(given, header, card, grid, toolkit, note) | identity(given, header, place)
         xml = mrd.write_attributes(attributes)
         header["attribute_string_len"] = len(xml)
         images.append(Image(header, xml, block[None]))
@@ -327,7 +369,7 @@ def identity(given: dict[str, list[str]], header: Any, place: Place) -> dict[str
 
 
 def marks(
-    given: dict[str, list[str]], header: Any, card: ModelCard, grid: FineGrid, toolkit: str
+    given: dict[str, list[str]], header: Any, card: ModelCard, grid: FineGrid, toolkit: str, note: str = ""
 ) -> dict[str, list[str]]:
     """Meta attributes that mark an image as super-resolved.
 
@@ -339,7 +381,7 @@ def marks(
         "DataRole": ["Image"],
         "ImageProcessingHistory": [*history, "UDEAN", f"Super-resolution by {card.name}", card.intended_use],
         "SequenceDescriptionAdditional": ["UDEAN_SR"],
-        "ImageComments": [f"Super-resolution by udean, {card.intended_use}"],
+        "ImageComments": [f"Super-resolution by udean, {card.intended_use}" + (f". {note}" if note else "")],
         "DerivationDescription": [
             f"Super-resolution {grid.made} by udean {toolkit}, model {card.name} "
             f"({card.checkpoint[:16] or 'no checkpoint'}): {card.intended_use}"

@@ -50,6 +50,7 @@ PICTURES = {
 # The ends of what phases fill, and how near to them they come: radians, and what vendors make of them.
 PHASES = ((float(np.pi) * 1.001, 0.99), (4096.0, 0.995))
 AIRY = 0.05  # share of a CT that is air, at least
+NEGATIVE = 0.2  # share of voxels that no magnitude image has below zero, whatever was filtered
 
 
 def is_no_magnitude(types: Iterable[str]) -> bool:
@@ -115,6 +116,16 @@ def check_voxels(scan: Scan, voxels: NDArray[Any]) -> None:
         raise RunError(
             f"{scan.name} looks like CT: {air:.0%} of its voxels have the {AIR[0]:.0f} to {AIR[1]:.0f} HU of "
             "air. The networks here are for MR, so it is left."
+        )
+
+
+def check_sign(name: str, values: NDArray[Any]) -> None:
+    """Raise RunError for phase, real or imaginary images that nothing but their values tells apart."""
+    negative = np.count_nonzero(values < 0) / max(np.count_nonzero(values), 1)
+    if negative > NEGATIVE:
+        raise RunError(
+            f"{name} is negative in {negative:.0%} of its voxels, as phase, real and imaginary images are: "
+            "only magnitude images are restored."
         )
 
 

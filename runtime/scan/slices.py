@@ -1,4 +1,7 @@
-"""Whether slices make up one upright, evenly spaced stack: no gap, none twice, none shifted, none alone."""
+"""Whether slices make up one upright, evenly spaced stack: no gap, none twice, none shifted, none alone.
+
+And whether that is all of the stack, or others continue it.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from ..errors import RunError
 
 WIDE = 2.1  # times their thickness, of a distance of slices: the gap is wider than they are
 TOLERANCE = 0.05  # of a voxel, for slices out of line; positions are rounded
+SAME_SPOT = 0.1  # mm, of slices of two volumes that lie at the same position
+APART = 0.02  # relative, of distances of slices that are compared with others
 
 
 def even_step(name: str, places: NDArray[np.float64], size: NDArray[np.float64]) -> float:
@@ -51,3 +56,18 @@ def check_alone(name: str, shape: tuple[int, ...], factors: tuple[int, int, int]
     """
     if any(voxels == 1 and factor > 1 for voxels, factor in zip(shape, factors, strict=False)):
         raise RunError(f"{name} is a single slice: there is nothing to restore across it, so it is left.")
+
+
+def goes_on(spots: NDArray[np.float64], others: NDArray[np.float64]) -> bool:
+    """Whether slices of another stack without gaps, or one slice, lie where this has a gap or would go on.
+
+    spots, others: (slices, 3), positions in one space, mm, sorted along the normal that both have.
+    """
+    if len(spots) < 2:
+        return False
+    step = np.median(np.diff(spots, axis=0), axis=0)
+    if not np.allclose(np.diff(others, axis=0), step, rtol=APART, atol=SAME_SPOT):
+        return False
+    around = [*spots[:-1] + step, spots[0] - step, spots[-1] + step]
+    new = [spot for spot in around if np.linalg.norm(spots - spot, axis=1).min() > SAME_SPOT]
+    return any(np.linalg.norm(others - spot, axis=1).min() < SAME_SPOT for spot in new)

@@ -276,6 +276,7 @@ PHASES = [
     META.format("ImageTypeValue3", "R"),
     META.format("ComplexImageComponent", "IMAGINARY"),
     META.format("ImageType", "DERIVED\\PRIMARY\\ADC"),
+    META.format("ImageType", "ORIGINAL\\PRIMARY\\M\\MOSAIC"),
 ]
 
 
@@ -300,7 +301,7 @@ def test_what_is_no_magnitude_image_passes_through_in_order(address):
     passed = [m.raw for m in got if m.kind == 1026 or (m.kind == 1022 and m.header.image_series_index == 1)]
     assert passed == [others[0], wave, *others[1:]]
     assert len([m for m in images(got) if m.header.image_series_index == 2]) == 12
-    assert any("8 images are not magnitude images" in t for t in texts(got))
+    assert any("9 images are not magnitude images" in t for t in texts(got))
 
 
 def test_groups_are_volumes_and_sizes_get_series_of_their_own(address):
@@ -315,6 +316,17 @@ def test_groups_are_volumes_and_sizes_get_series_of_their_own(address):
     assert len(got) == 48
 
 
+AT = {"field_of_view": (32, 32, 4), "image_type": 0}
+SIGNED = np.random.default_rng(0).normal(0, 300, (2, 32, 32)).astype(np.int16)
+
+
+def square(inside):
+    """Two slices of two labels."""
+    labels = np.zeros((2, 32, 32), np.uint16)
+    labels[:, 8:24, 8:24] = inside
+    return labels
+
+
 @pytest.mark.parametrize(
     ("spoil", "word"),
     [
@@ -326,6 +338,8 @@ def test_groups_are_volumes_and_sizes_get_series_of_their_own(address):
         (lambda m: slices("spec", frame=np.full((3, 3), np.nan))[0], "orthogonal"),
         (lambda m: [pack_image(np.full((2, 4, 4), np.nan, np.float32), field_of_view=(4, 4, 4))], "NaN"),
         (lambda m: [pack_image(np.ones((1, 4, 4), np.float32))], "field of view"),
+        (lambda m: [pack_image(square(7), **AT)], "a mask"),
+        (lambda m: [pack_image(SIGNED, **AT)], "negative in"),
         (lambda m: [pack_image(np.ones((1, 2, 40000), np.uint16), field_of_view=(4, 4, 4))], "65535"),
     ],
 )
@@ -344,6 +358,43 @@ def test_a_repetition_that_lacks_slices_of_the_others_is_not_restored(address):
     assert [m.raw for m in images(got)][:12] == [*whole, *stopped[:3], *other]
     assert [m.header.repetition for m in images(got)[12:]] == [0] * 18
     assert any("3 of the 6 slices" in t for t in texts(got))
+
+
+@pytest.mark.parametrize(("first", "second"), [((1, 6), (0, 5)), ((0, 4), (4, 6)), ((0, 5), (5, 6))])
+def test_volumes_that_each_lack_what_the_other_has_are_not_restored(address, first, second):
+    parts = [slices("spec", contrast=n)[0] for n in range(2)]
+    sent = parts[0][slice(*first)] + parts[1][slice(*second)]
+    got = talk(address, *sent, pack_close())
+    assert [m.raw for m in images(got)] == sent
+    assert sum("lacks slices which another one has" in t for t in texts(got)) == 2
+
+
+def limits_of(**counters):
+    """A scan's header with encoding limits, names with a prefix or without."""
+    ends = "<m:minimum>0</m:minimum>\n <m:maximum>{}</m:maximum>"
+    limits = "".join(f"<m:{name}>{ends.format(n)}</m:{name}>" for name, n in counters.items())
+    return f"<m:ismrmrdHeader><m:encodingLimits>{limits}</m:encodingLimits></m:ismrmrdHeader>"
+
+
+@pytest.mark.parametrize(
+    ("announced", "repetitions", "word"),
+    [
+        ({"slice": 7}, [0], "6 of the 8 slices"),
+        ({}, [0, 1, 3], "3 of 4 repetitions"),
+        ({"slice": 5, "repetition": 4}, [0, 1, 2, 3], "4 of 5 repetitions"),
+        ({"slice": 5, "repetition": 1}, [0, 1], ""),
+        ({"slice": 0}, [0], ""),  # a 3-D scan, sent in slices
+        ({"repetition": 9}, [4], ""),  # one repetition a stream
+    ],
+)
+def test_what_a_scan_has_beyond_what_came_is_told_with_the_result(address, announced, repetitions, word):
+    sent = [message for n in repetitions for message in slices("spec", repetition=n)[0]]
+    got = talk(address, pack_text(3, limits_of(**announced)), *sent, pack_close())
+    made = images(got)[len(sent) :]
+    assert len(made) == 2 * len(sent)
+    warnings = [t for t in texts(got) if t.startswith("WARN")]
+    assert len(warnings) == (len(repetitions) if word else 0) and all(word in t for t in warnings)
+    assert all(word in meta(m)["ImageComments"][0] for m in made)
 
 
 def test_slices_shifted_against_each_other_are_no_stack(address):
