@@ -51,6 +51,12 @@ def model(folder: Path, preset: str = "paper") -> tuple[Path, Path, Path]:
 
 def untrained(folder: Path, name: str, arch: generators.Architecture) -> tuple[Path, Path, Path]:
     """An untrained network, as by `model`. Speed does not depend on the weights' values."""
+    path, card, network = unexported(folder, name, arch)
+    return path, *_exported(folder / name, card, network)
+
+
+def unexported(folder: Path, name: str, arch: generators.Architecture) -> tuple[Path, ModelCard, Any]:
+    """The checkpoint alone, which takes no time, with its card and network."""
     import torch
 
     torch.manual_seed(0)
@@ -71,7 +77,7 @@ def untrained(folder: Path, name: str, arch: generators.Architecture) -> tuple[P
     )
     path = folder / f"{name}.pt"
     checkpoint.save(path, card, arch, network)
-    return path, *_exported(folder / name, card, network)
+    return path, card, network
 
 
 def trained(checkpoint_file: Path, folder: Path) -> tuple[Path, Path, Path]:

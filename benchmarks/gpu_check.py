@@ -1,21 +1,23 @@
 """Every check that needs a GPU, in one call that loses nothing if interrupted: for a short loan of a GPU.
 
-    python benchmarks/gpu_check.py [--minutes 14] [--device cuda] [--out benchmarks/results]
+    python benchmarks/gpu_check.py [--minutes 9] [--only WORDS] [--device cuda] [--out benchmarks/results]
 
 It needs no installation of this package: a Python with numpy, scipy, nibabel, isal, typer, rich, pytest,
 hypothesis, lightning-fabric, PyTorch, onnx, onnxscript and monai, besides the engines to measure. Steps run
 one after another, each in a process of its own and for no longer than its limit; a failure does not keep the
-others from running. `gpu-check-DEVICE.json` is rewritten after each, and the last lines are a summary.
-`--device cpu` rehearses the same steps.
+others from running. `gpu-check-DEVICE.json` is rewritten after each, and the last lines are a summary. A
+later call takes what is left: `--only compiled --only training`. `--device cpu` rehearses the same steps.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,56 +27,80 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-TAIL = 60  # lines of a step's output that are kept
+TAIL = 60  # lines of a step's output that are kept, besides those that tell
 SUMMARY = 40  # lines of the summary
 LEAST = 20.0  # seconds: with less time left, no step is started
+ENDING = 5.0  # seconds that a step has to stop what it has started
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step. limit: seconds. arguments: Python's command line."""
+    """A step. limit: seconds. arguments: Python's command line. telling: what the lines with figures match.
+    needs: distributions, one of which must be installed."""
 
     name: str
     limit: float
     arguments: tuple[str, ...]
+    telling: str = r"\d"
+    needs: tuple[str, ...] = ()
 
 
 @dataclass
 class Outcome:
-    """A step's outcome. state: done, failed, out of time, not begun. told: the end of its output."""
+    """A step's outcome. state: done, failed, out of time, left out, not begun. told: the end of its output.
+    telling: its figures.
+    """
 
     name: str
     state: str
     seconds: float = 0.0
     told: list[str] = field(default_factory=list)
+    telling: list[str] = field(default_factory=list)
 
 
 def steps(device: str, out: Path) -> list[Step]:
     """The steps in order of importance: correctness before speed, training last."""
     real = device != "cpu"
     shape = ("--shape", "160,160,129") if real else ("--shape", "64,64,5")
+    repeats = ("--repeats", "5" if real else "1")
     bench = ("-m", "udean.benchmarks.engines.command", "--device", device, "--model", "paper", *shape)
-    bench += ("--commands", "0", "--json", str(out), "--repeats", "5" if real else "1")
-    rows = ("--engine", "PyTorch path", "--engine", "torch fp") if real else ("--engine", "torch fp32")
-    tests = ("tests/runtime/cuda/test_gpu.py",)
+    bench += ("--commands", "0", *repeats)
+    row = r"^ *(PyTorch path|torch|onnxruntime|tensorrt|engine)\b"
+    stages = ("-m", "udean.benchmarks.gpu_stages", "--device", device, "--out", str(out), *repeats)
+    stages += () if real else ("--preset", "compact", "--shape", "64,64,5")
     pytest = ("-m", "pytest", "-rs", "-p", "no:cacheprovider", "--import-mode=importlib", "-o", "addopts=")
     train = ("-m", "udean.benchmarks.training_speed", "--preset", "paper" if real else "compact")
     train += ("--steps", "20" if real else "2", "--warmup", "3" if real else "1", "--out", str(out))
+    ours = ("--quick", "--engine", "torch fp", "--engine", "autocast", "--json", str(out))
+    libraries = ("--quick", "--engine", "onnxruntime", "--engine", "tensorrt")
+    libraries += ("--json", str(out / "bench-libraries.json"))
+    compiled = ("--engine", "compiled", "--compile-limit", "90", "--json", str(out / "bench-compiled.json"))
     return [
         Step("device and versions", 60, ("-m", "udean.benchmarks.gpu_check", "--tell")),
-        Step("kernels and engines against the processor", 240, (*pytest, *tests)),
-        Step("PyTorch against the PyTorch path", 300, (*bench, *rows)),
+        Step(
+            "kernels and engines against the processor",
+            200,
+            (*pytest, "tests/runtime/cuda/test_gpu.py"),
+            r"passed|failed|skipped|SKIPPED|^(FAILED|ERROR|E  )",
+        ),
+        Step("stages of a volume", 120, stages, r" of it outside the network, |cannot capture"),
+        Step("PyTorch against the PyTorch path", 200, (*bench, *ours), row),
         Step(
             "ONNX Runtime and TensorRT against it",
-            240,
-            (*bench, "--engine", "onnxruntime", "--engine", "tensorrt"),
+            200,
+            (*bench, *libraries),
+            row,
+            ("onnxruntime-gpu", "tensorrt") if real else (),
         ),
-        Step("training steps", 300, (*train, *(() if real else ("--no-compiled",)))),
+        Step("PyTorch compiled", 200, (*bench, *(compiled if real else ours)), row),
+        Step("training", 200, (*train, *(() if real else ("--no-compiled",))), "patches/s"),
     ]
 
 
 def run(step: Step, left: float, environment: dict[str, str]) -> Outcome:
     """Run a step; left: seconds that the whole call has."""
+    if step.needs and not any(map(_version, step.needs)):
+        return Outcome(step.name, f"left out: there is no {' and no '.join(step.needs)}")
     limit = min(step.limit, left)
     if limit < LEAST:
         return Outcome(step.name, "not begun: no time left")
@@ -94,33 +120,34 @@ def run(step: Step, left: float, environment: dict[str, str]) -> Outcome:
             state = f"out of time after {limit:.0f} s"
         except KeyboardInterrupt:
             state = "interrupted"
-        if process.poll() is None:
-            os.killpg(process.pid, 9)  # with the processes that it has started
-            process.wait()
+        # The processes that it has started in groups of their own, it ends itself, if it is asked.
+        for sign in (signal.SIGINT, signal.SIGKILL):
+            if process.poll() is None:
+                with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                    os.killpg(process.pid, sign)
+                    process.wait(ENDING)
         said.seek(0)
-        told = said.read().splitlines()[-TAIL:]
-    return Outcome(step.name, state, round(time.monotonic() - start, 1), told)
+        lines = said.read().splitlines()
+    telling = [line.rstrip() for line in lines if re.search(step.telling, line)][-SUMMARY:]
+    return Outcome(step.name, state, round(time.monotonic() - start, 1), lines[-TAIL:], telling)
+
+
+def _version(distribution: str) -> str | None:
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def tell() -> dict[str, Any]:
     """The device and the versions of all libraries involved."""
-    import importlib.metadata
-
     found: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
-    for name in (
-        "numpy",
-        "torch",
-        "onnx",
-        "onnxruntime",
-        "onnxruntime-gpu",
-        "tensorrt",
-        "pycuda",
-        "cuda-bindings",
-    ):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    names = (
+        "numpy torch triton onnx onnxscript onnxruntime onnxruntime-gpu tensorrt pycuda cuda-bindings monai"
+    )
+    found |= {name: version for name in names.split() if (version := _version(name))}
     try:
         import torch
 
@@ -136,13 +163,19 @@ def tell() -> dict[str, Any]:
 
 def summary(found: dict[str, Any], outcomes: list[Outcome]) -> list[str]:
     """What to read first, in at most SUMMARY lines."""
-    lines = [f"{found.get('gpu', platform.processor() or 'processor')}: {len(outcomes)} steps"]
-    each = max(1, (SUMMARY - 1 - len(outcomes)) // max(1, len(outcomes)))
+    head = f"{found.get('gpu', platform.processor() or 'processor')}: {len(outcomes)} steps"
+    parts = []
     for outcome in outcomes:
+        last = [line for line in outcome.told if line.strip()]  # the last words of a step that failed
+        telling = outcome.telling if outcome.state == "done" else [*outcome.telling[-3:], *last[-3:]]
+        parts.append([line.strip()[:140] for line in telling])
+    each = SUMMARY
+    while 1 + len(outcomes) + sum(min(each, len(part)) for part in parts) > SUMMARY and each > 1:
+        each -= 1
+    lines = [head]
+    for outcome, part in zip(outcomes, parts, strict=True):
         lines.append(f"{outcome.state:>12}  {outcome.seconds:6.1f} s  {outcome.name}")
-        wanted = r"\d" if outcome.state == "done" else r"\w"  # figures, or the last words of a failed step
-        telling = [line for line in outcome.told if re.search(wanted, line)]
-        lines += [f"    {line.strip()[:140]}" for line in telling[-each:]]
+        lines += [f"    {line}" for line in part[-each:]]
     return lines[:SUMMARY]
 
 
@@ -150,13 +183,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=float, default=14.0, help="for all steps together")
+    parser.add_argument("--minutes", type=float, default=9.0, help="for all steps together")
+    parser.add_argument("--only", action="append", help="only steps whose name contains this; repeatable")
     parser.add_argument("--device", default="cuda", help="cuda, or cpu for a rehearsal")
     parser.add_argument(
         "--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder for the JSON"
     )
     parser.add_argument("--tell", action="store_true", help="only print device and versions")
     given = parser.parse_args()
+    given.out = given.out.resolve()  # steps run elsewhere
     found = tell()
     if given.tell:
         print(json.dumps(found, indent=1))
@@ -164,11 +199,14 @@ def main() -> int:
     end = time.monotonic() + 60 * given.minutes
     given.out.mkdir(parents=True, exist_ok=True)
     name = re.sub(r"\W+", "-", str(found.get("gpu", "cpu") if given.device != "cpu" else "cpu")).lower()
+    name = "-".join([name, *re.findall(r"\w+", " ".join(given.only or ()).lower())])
     path, outcomes = given.out / f"gpu-check-{name}.json", []
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "udean").symlink_to(ROOT)  # the checkout is the package
         paths = os.pathsep.join([folder, *filter(None, [os.environ.get("PYTHONPATH")])])
         for step in steps(given.device, given.out):
+            if given.only and not any(words.lower() in step.name.lower() for words in given.only):
+                continue
             print(f"{step.name} ...", flush=True)
             outcome = run(step, end - time.monotonic(), os.environ | {"PYTHONPATH": paths})
             outcomes.append(outcome)
@@ -179,7 +217,11 @@ def main() -> int:
             if outcome.state == "interrupted":
                 break
     print("\n".join(summary(found, outcomes)))
-    return 0 if all(outcome.state == "done" for outcome in outcomes) else 1
+    return (
+        0
+        if all(outcome.state == "done" or outcome.state.startswith("left out") for outcome in outcomes)
+        else 1
+    )
 
 
 if __name__ == "__main__":

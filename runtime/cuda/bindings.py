@@ -75,6 +75,10 @@ class Device:
             "cuDeviceGetAttribute", minor, self._device
         )
 
+    def pci_bus_id(self) -> str:
+        """Its address, such as "0000:01:00.0": the same whichever devices this process may see."""
+        return _call("cuDeviceGetPCIBusId", 16, self._device).split(b"\0")[0].decode()
+
     def retain_primary_context(self) -> Context:
         return Context(self._device)
 

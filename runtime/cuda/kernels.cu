@@ -1,4 +1,4 @@
-// The CUDA pipeline's kernels: hash, gather, blend and store windows. Driven by cuda.py, which says why.
+// The CUDA pipeline's kernels: hash, gather, blend and store windows. Driven by workspace.py.
 //
 // Arithmetic is the host pipeline's, operation by operation: products and sums are rounded apart (no fused
 // multiply-add), windows are blended in one fixed order by one thread a voxel. So an identity network gives the
@@ -185,26 +185,30 @@ static __device__ void slices(const T* volume, Volume v, int first, float gain, 
     out[((i64)blockIdx.z * v.rows + y) * v.columns + x] = sum(product(value, gain), offset);
 }
 
-// Planes times a matrix from the left, (made, rows), and from the right, (columns, made).
-extern "C" __global__ void rows_by(const float* planes, int ring, int first, int rows, int columns,
-                                   const float* matrix, int made, float* out, int out_ring, int out_first) {
-    int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y * blockDim.y + threadIdx.y, z = blockIdx.z;
-    if (x >= columns || y >= made) return;
-    const float* plane = planes + (i64)((first + z) % ring) * rows * columns;
-    float total = 0;
-    for (int n = 0; n < rows; n++)
-        total = sum(total, product(matrix[(i64)y * rows + n], plane[(i64)n * columns + x]));
-    out[((i64)((out_first + z) % out_ring) * made + y) * columns + x] = total;
-}
-extern "C" __global__ void columns_by(const float* planes, int ring, int first, int rows, int columns,
-                                      const float* matrix, int made, float* out, int out_ring, int out_first) {
-    int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y * blockDim.y + threadIdx.y, z = blockIdx.z;
-    if (x >= made || y >= rows) return;
-    const float* plane = planes + (i64)((first + z) % ring) * rows * columns;
-    float total = 0;
-    for (int n = 0; n < columns; n++)
-        total = sum(total, product(plane[(i64)y * columns + n], matrix[(i64)n * made + x]));
-    out[((i64)((out_first + z) % out_ring) * rows + y) * made + x] = total;
+// Products of planes (rows, inner) and (inner, columns), either of which may be one matrix for all, a ring of one. A
+// thread has several rows, so that it reads the voxels of a column once for all of them.
+#define ROWS_OF_A_THREAD 4
+extern "C" __global__ void products(const float* left, int left_ring, int left_first, const float* right,
+                                    int right_ring, int right_first, int rows, int inner, int columns, float* out,
+                                    int ring, int first) {
+    int x = blockIdx.x * blockDim.x + threadIdx.x, z = blockIdx.z;
+    int y = (blockIdx.y * blockDim.y + threadIdx.y) * ROWS_OF_A_THREAD;
+    if (x >= columns || y >= rows) return;
+    const float* row[ROWS_OF_A_THREAD];
+#pragma unroll
+    for (int i = 0; i < ROWS_OF_A_THREAD; i++)  // beyond the last row, that one again
+        row[i] = left + ((i64)((left_first + z) % left_ring) * rows + (y + i < rows ? y + i : rows - 1)) * inner;
+    const float* column = right + (i64)((right_first + z) % right_ring) * inner * columns + x;
+    float total[ROWS_OF_A_THREAD] = {};
+    for (int n = 0; n < inner; n++) {
+        float value = column[(i64)n * columns];
+#pragma unroll
+        for (int i = 0; i < ROWS_OF_A_THREAD; i++) total[i] = sum(total[i], product(row[i][n], value));
+    }
+    float* place = out + ((i64)((first + z) % ring) * rows + y) * columns + x;
+#pragma unroll
+    for (int i = 0; i < ROWS_OF_A_THREAD; i++)
+        if (y + i < rows) place[(i64)i * columns] = total[i];
 }
 
 // Weighted sums of planes of `size` voxels: number first.. has those from ends[number] to ends[number + 1].
@@ -237,6 +241,17 @@ extern "C" __global__ void corrected(const float* sr, int ring, int first, const
     i64 size = (i64)rows * columns, at = (i64)y * columns + x;
     const float* plane = sr + ((first + z) % ring) * size;
     out[z * size + at] = sum(plane[at], product(added[z * size + at], tissue(plane, rows, columns, y, x, air, span)));
+}
+
+// The mean over slabs along three axes: of finished HR slices first.. and those of volumes (slices, rows, columns).
+extern "C" __global__ void mean_of_three(float* mean, int depth, int height, int width, int first, const float* second,
+                                         const float* third) {
+    int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y * blockDim.y + threadIdx.y;
+    int slice = first + blockIdx.z;
+    if (x >= width || y >= height) return;
+    i64 size = (i64)height * width, at = (i64)y * width + x, whole = slice * size + at;
+    float* here = mean + (slice % depth) * size + at;
+    *here = sum(sum(*here, second[whole]), third[whole]) / 3;
 }
 
 #define FOR_EACH_NETWORK_TYPE(X) X(half, __half) X(float, float)

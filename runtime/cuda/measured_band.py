@@ -21,6 +21,7 @@ WHOLE = (
     1 << 27
 )  # HR voxels of a ring of slices, none of which is ready before the last; else the host does it
 LINE = (128, 1, 1)  # threads
+ROWS_OF_A_THREAD = 4  # of a product of matrices, as in kernels.cu
 Room = Callable[[int], Any]  # bytes to device memory
 Put = Callable[[NDArray[Any]], Any]  # an array to device memory
 
@@ -55,6 +56,16 @@ class Planes:
     first: int
     rows: int
     columns: int
+
+    @classmethod
+    def all_alike(cls, at: Any, rows: int, columns: int) -> Planes:
+        """One matrix as every plane."""
+        return cls(at, 1, 0, rows, columns)
+
+    @property
+    def place(self) -> tuple[Any, np.int32, np.int32]:
+        """As the kernels' arguments."""
+        return self.at, np.int32(self.ring), np.int32(self.first)
 
 
 def schedule(arrivals: Sequence[int], downs: Sequence[Taps], ups: Sequence[Taps]) -> list[Step]:
@@ -113,11 +124,13 @@ class MeasuredBand:
         self._middle = empty(middle * max(come, most))
         self._lr, self._sum = empty(lr * known), empty(lr * max(known, most))
         self._added, self.planes = empty(hr * most), empty(hr * most)
-        # Matrices applied from the right are transposed, so that neighbouring threads read neighbours.
-        self._down = put(rows), put(np.ascontiguousarray(columns.T))
-        self._up = put(operators.up[0]), put(np.ascontiguousarray(operators.up[1].T))
+        # One matrix from the left, for rows, and one from the right, for columns.
+        self._down, self._up = (
+            [Planes.all_alike(put(np.ascontiguousarray(m)), *m.shape) for m in (left, right.T)]
+            for left, right in (operators.down, operators.up)
+        )
         self._downs, self._ups = ([put(part) for part in _packed(taps)] for taps in (downs, ups))
-        names = ("rows_by", "columns_by", "weighted", "missing", "corrected")
+        names = ("products", "weighted", "missing", "corrected")
         self._kernels = {name: kernel(name) for name in names}
         self._slices = kernel(f"slices_{source}")
 
@@ -140,8 +153,8 @@ class MeasuredBand:
         middle = Planes(self._middle, count, 0, self._hr_rows, self._lr_columns)
         seen = Planes(self._seen, self._seen_ring, first, self._lr_rows, self._lr_columns)
         finished = Planes(mean, depth, first, self._hr_rows, self._hr_columns)
-        self._times("columns_by", finished, self._down[1], middle, count, stream)
-        self._times("rows_by", middle, self._down[0], seen, count, stream)
+        self._times(finished, self._down[1], middle, count, stream)
+        self._times(self._down[0], middle, seen, count, stream)
         first, stop = step.compared
         if not (count := stop - first):
             return
@@ -165,21 +178,19 @@ class MeasuredBand:
         summed = Planes(self._sum, count, 0, self._lr_rows, self._lr_columns)
         middle = Planes(self._middle, count, 0, self._hr_rows, self._lr_columns)
         added = Planes(self._added, count, 0, self._hr_rows, self._hr_columns)
-        self._times("rows_by", summed, self._up[0], middle, count, stream)
-        self._times("columns_by", middle, self._up[1], added, count, stream)
+        self._times(self._up[0], summed, middle, count, stream)
+        self._times(middle, self._up[1], added, count, stream)
         args = self._waiting, np.int32(self._waiting_ring), np.int32(first), self._added
         args += np.int32(self._hr_rows), np.int32(self._hr_columns), *self._tissue, self.planes
         grid = blocks(self._hr_rows, self._hr_columns, count)
         self._kernels["corrected"](*args, block=BLOCK, grid=grid, stream=stream)
 
-    def _times(self, name: str, given: Planes, matrix: Any, made: Planes, count: int, stream: Any) -> None:
-        """Planes times a matrix: "rows_by" from the left, "columns_by" from the right."""
-        length = made.rows if name == "rows_by" else made.columns
-        args = given.at, np.int32(given.ring), np.int32(given.first), np.int32(given.rows)
-        args += np.int32(given.columns), matrix, np.int32(length)
-        args += made.at, np.int32(made.ring), np.int32(made.first)
-        grid = blocks(made.rows, made.columns, count)
-        self._kernels[name](*args, block=BLOCK, grid=grid, stream=stream)
+    def _times(self, left: Planes, right: Planes, made: Planes, count: int, stream: Any) -> None:
+        """Products of as many planes."""
+        sizes = np.int32(made.rows), np.int32(left.columns), np.int32(made.columns)
+        grid = blocks(-(-made.rows // ROWS_OF_A_THREAD), made.columns, count)
+        args = *left.place, *right.place, *sizes, *made.place
+        self._kernels["products"](*args, block=BLOCK, grid=grid, stream=stream)
 
     def _weighted(self, planes: Any, ring: int, taps: list[Any], first: int, count: int, stream: Any) -> None:
         size = self._lr_rows * self._lr_columns

@@ -14,7 +14,7 @@ import dataclasses
 import logging
 import math
 import weakref
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,30 +27,37 @@ from ..system.trace import Stopwatch
 from .device import GpuError, OutOfMemory
 from .engine import CudaEngine, Slot
 from .measured_band import Held
-from .workspace import LANDING, Order, Workspace
+from .workspace import LANDING, Kept, Order, Workspace
 
 __all__ = ["CudaEngine", "CudaPipeline", "Slot"]
 
 BATCH_VOXELS = 16 * 64 * 64  # LR voxels of a batch's windows: enough work to fill a large GPU
+SIZES = (
+    3  # of volumes whose buffers stay allocated: as many as a volume has that is turned to each of its axes
+)
 LAYERS = 65_535  # of a grid; a batch needs one per slice of its windows
 
 log = logging.getLogger("udean")
 
 
 class CudaPipeline:
-    """Resolves volumes by a CUDA engine; buffers stay allocated for volumes of equal size."""
+    """Resolves volumes by a CUDA engine; buffers stay allocated for volumes of the last few sizes."""
 
     def __init__(self, engine: CudaEngine) -> None:
         self.engine = engine
         self._batch: int | None = None  # after memory ran out
-        self._workspace: Workspace | None = None
-        self._closes: weakref.finalize[..., Any] | None = None
+        self._workspaces: dict[object, tuple[Workspace, weakref.finalize[..., Any]]] = {}  # the oldest first
+        self._busy: object = None  # the key of the one in use
 
     def close(self) -> None:
         """Free the device buffers; the next volume allocates them again."""
-        if self._closes:
-            self._closes()
-        self._closes = self._workspace = None
+        while self._workspaces:
+            self._drop()
+
+    def _drop(self) -> None:
+        """Free the oldest buffers."""
+        _, closes = self._workspaces.pop(next(iter(self._workspaces)))
+        closes()
 
     def slabs(
         self,
@@ -60,11 +67,14 @@ class CudaPipeline:
         watch: Stopwatch,
         progress: Callable[[int, int], None] | None = None,
         held: Held | None = None,
+        kept: Kept | None = None,
+        others: Sequence[Any] = (),
     ) -> Generator[tuple[int, NDArray[Any]]]:
         """Yield finished slabs: (first HR slice, voxels to store (rows, columns, slices)), valid until the
         next step.
 
         held: how to take the measured band from the volume before they are stored, None to leave it.
+        kept: where on the device the slabs stay; what is yielded is then empty. others: see `Workspace.runs`.
         If memory runs out, the batch is halved and the volume restarted, so slabs may come twice.
         Raises GpuError if the device is lost, RunError for non-finite values.
         """
@@ -80,10 +90,13 @@ class CudaPipeline:
         batch = max(least, math.ceil(len(tiling) / math.ceil(len(tiling) / wanted)))
         while True:
             try:
-                yield from self._resolve(volume, tiling, store, batch, watch, progress, held)
+                yield from self._resolve(volume, tiling, store, batch, watch, progress, held, kept, others)
                 return
             except OutOfMemory as error:
+                crowded = bool(self._workspaces.keys() - {self._busy})
                 self.close()
+                if crowded:
+                    continue
                 if batch <= max(least, 1):
                     raise GpuError(
                         f"{self.engine.gpu.name} does not have enough memory for one batch: free memory, use "
@@ -101,15 +114,19 @@ class CudaPipeline:
         watch: Stopwatch,
         progress: Callable[[int, int], None] | None,
         held: Held | None,
+        kept: Kept | None,
+        others: Sequence[Any],
     ) -> Iterator[tuple[int, NDArray[Any]]]:
         with self.engine.gpu.current():
             band = held and held.operators.key
             key = (_key(tiling), volume.voxels.dtype.newbyteorder("="), store.dtype, batch, band)
-            if self._workspace is None or self._workspace.key != key:
-                self.close()  # before the next one is allocated
-                self._workspace = Workspace(key, self.engine, tiling, volume, store.dtype, batch, held)
-                self._closes = self.engine.gpu.closes(self, self._workspace)
-            work = self._workspace
+            self._busy = None
+            if key not in self._workspaces:
+                while len(self._workspaces) >= SIZES:  # before the next one is allocated
+                    self._drop()
+                made = Workspace(self.engine, tiling, volume, store.dtype, batch, held)
+                self._workspaces[key] = made, self.engine.gpu.closes(self, made)
+            self._busy, (work, _) = key, self._workspaces[key]
             with watch.time("gather"):
                 work.upload(volume, watch)
                 sources = twins(work.digests())
@@ -118,7 +135,7 @@ class CudaPipeline:
             watch.computed += len(order.computed)
             try:
                 work.begin(order, tiling, volume, held)
-                yield from self._run(work, order, volume, tiling, store, watch, progress)
+                yield from self._run(work, order, volume, tiling, store, watch, progress, kept, others)
             finally:
                 work.finish()
             work.clock.tell()
@@ -132,6 +149,8 @@ class CudaPipeline:
         store: Storage,
         watch: Stopwatch,
         progress: Callable[[int, int], None] | None,
+        kept: Kept | None,
+        others: Sequence[Any],
     ) -> Iterator[tuple[int, NDArray[Any]]]:
         landing: collections.deque[tuple[int, int, int, int]] = collections.deque()
         issued, stored, per_slab = 0, 0, len(tiling.rows.starts) * len(tiling.columns.starts)
@@ -149,11 +168,11 @@ class CudaPipeline:
                 work.issue(issued, order, volume, self.engine)
                 issued += 1
             work.blend(k, order, tiling)
-            for first, count in work.runs(k):
+            for first, count in work.runs(k, others):
                 if len(landing) == LANDING:
                     yield land()
-                work.store(stored, first, count, store)
-                landing.append((stored, first, count, (k + 1) * per_slab))
+                work.store(stored, first, count, store, kept)
+                landing.append((stored, first, 0 if kept else count, (k + 1) * per_slab))
                 stored += 1
         while landing:
             yield land()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,17 @@ ALIGNED = 256  # bytes; TensorRT refuses other addresses, and `mem_alloc` gives 
 # As in kernels.cu; PyCUDA passes a structure as it lies in memory.
 VOLUME = np.dtype([("sizes", np.int32, 3), ("steps", np.int64, 3)], align=True)
 SPAN = np.dtype([(name, np.int32) for name in ("low", "seen", "high", "skip", "offset")])
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An HR volume on the device, float32, for slices that the host need not have.
+
+    address: of its first voxel. steps: voxels from one to the next row, column and slice.
+    """
+
+    address: int
+    steps: tuple[int, int, int]
 
 
 class Order:
@@ -62,7 +74,6 @@ class Workspace:
 
     def __init__(
         self,
-        key: object,
         engine: CudaEngine,
         tiling: Tiling,
         volume: LrVolume,
@@ -72,7 +83,7 @@ class Workspace:
     ) -> None:
         gpu = engine.gpu
         cuda = self._cuda = gpu.cuda
-        self.key, self.batch, self.tiling = key, batch, tiling
+        self.batch, self.tiling = batch, tiling
         axes = (tiling.slices, tiling.rows, tiling.columns)
         self.window = tuple(a.window for a in axes)
         self.fine = tuple(a.window * a.scale for a in axes)
@@ -109,6 +120,7 @@ class Workspace:
             "gather": gpu.kernel(f"gather_{source}_{self._network}"),
             "blend": gpu.kernel(f"blend_{self._network}"),
             "store": gpu.kernel(f"store_{stored.name}"),
+            "mean_of_three": gpu.kernel("mean_of_three"),
         }
 
     def _allocate(
@@ -245,13 +257,22 @@ class Workspace:
         self._blended[k] = self._cuda.Event()
         self._blended[k].record(stream)
 
-    def runs(self, k: int) -> list[tuple[int, int]]:
-        """The HR slices, as (first, how many), that can be stored once slab k is blended."""
+    def runs(self, k: int, others: Sequence[Any] = ()) -> list[tuple[int, int]]:
+        """The HR slices, as (first, how many), that can be stored once slab k is blended.
+
+        others: two volumes (slices, rows, columns) on the device, which each of these slices becomes the mean
+        with; see `pipeline.axes`.
+        """
+        stream, (first, stop) = self._blending, self._finished[k]
+        if others:
+            height, width, _ = self.tiling.fine_shape
+            args = self._mean, np.int32(self.fine[0]), np.int32(height), np.int32(width), np.int32(first)
+            grid = blocks(height, width, stop - first)
+            with self.clock.time("blend", "GPU blending", stream):
+                self._kernels["mean_of_three"](*args, *others, block=BLOCK, grid=grid, stream=stream)
         if self._band is None:
-            first, stop = self._finished[k]
             return [(first, stop - first)]
         step: Step = self._band.steps[k]
-        stream = self._blending
 
         def copy(target: int, source: int, size: int) -> None:
             self._cuda.memcpy_dtod_async(target, source, size, stream)
@@ -260,8 +281,11 @@ class Workspace:
             self._band.arrive(step, self._mean, self.fine[0], copy, stream)
         return self._band.runs(step)
 
-    def store(self, number: int, first: int, count: int, store: Storage) -> None:
-        """Turn a run of HR slices, the store's number of this volume, into stored voxels for the host."""
+    def store(self, number: int, first: int, count: int, store: Storage, kept: Kept | None = None) -> None:
+        """Turn a run of HR slices, the store's number of this volume, into stored voxels.
+
+        kept: where they stay on the device; otherwise they go to the host.
+        """
         height, width, _ = self.tiling.fine_shape
         turn = number % LANDING
         mean, place = self._mean, first
@@ -271,18 +295,24 @@ class Workspace:
             mean, place = self._band.planes, 0
         # The store LANDING before has landed, so its buffer is free: the host has waited for it.
         # Rows fastest, as in the Fortran order of a NIfTI file whose slices are stacked along its last axis.
+        out, steps = self._out[turn], (1, height, height * width)
+        if kept:
+            out, steps = np.uint64(kept.address + 4 * first * kept.steps[2]), kept.steps
         args = mean, np.int32(self.fine[0]), np.int32(height), np.int32(width), np.int32(place)
-        args += np.int64(1), np.int64(height), np.int64(height * width)
+        args += tuple(map(np.int64, steps))
         args += (
             np.float64(store.gain),
             np.float64(store.offset),
             np.float64(store.low),
             np.float64(store.high),
         )
-        args += np.int32(store.dtype.kind in "iu"), self._out[turn], self._flaw
+        args += np.int32(store.dtype.kind in "iu"), out, self._flaw
         grid = blocks(height, width, count)
         with self.clock.time("blend", "GPU blending", self._blending):
             self._kernels["store"](*args, block=BLOCK, grid=grid, stream=self._blending)
+        if kept:
+            self._landed[turn].record(self._blending)
+            return
         self._stored[turn].record(self._blending)
         self._copying.wait_for_event(self._stored[turn])
         size = count * height * width

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +36,8 @@ class TensorRtEngine:
         self._contexts = [engine.create_execution_context() for _ in range(self.slots)]
         if None in self._contexts:
             raise GpuError(f"{file} needs more memory than is free on {gpu.name}: {self._log.reason()}")
-        self._engine = engine  # contexts do not keep the engine alive
-        weakref.finalize(self, self._contexts.clear)  # before the GPU's context, also when Python ends
+        # Contexts do not keep the engine alive; both end in the GPU's context, also when Python ends.
+        gpu.closes(self, _Loaded(self._contexts, engine))
         self._ready: set[int] = set()
         self.info = EngineInfo("tensorrt", trt.__version__, gpu.name, self.card.precision, name, sha256)
 
@@ -67,3 +66,14 @@ class TensorRtEngine:
         if not done:
             reason = self._log.reason()
             raise OutOfMemory(reason) if is_full(reason) else GpuError(f"TensorRT failed: {reason}")
+
+
+class _Loaded:
+    """What TensorRT holds on the device."""
+
+    def __init__(self, contexts: list[Any], engine: Any) -> None:
+        self._contexts, self._engine = contexts, engine
+
+    def close(self) -> None:
+        self._contexts.clear()
+        self._engine = None

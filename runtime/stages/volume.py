@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..cuda import CudaPipeline
+from ..cuda.axes import mean_over_axes as mean_on_device
+from ..cuda.measured_band import Held
 from ..models.card import ModelCard
 from ..pipeline import error_map
 from ..pipeline.air import find_air
@@ -160,17 +162,26 @@ class VolumeStages:
     def _restore_windows(self, task: Task) -> Task:
         """The network, window by window, and the blending of what it answers."""
         assert task.tiling is not None
-        pipeline, given = self.network.pipeline, (task.volume, task.tiling)
-        if isinstance(pipeline, CudaPipeline) and (held := self.holding.on_device(task)):
-            slabs = pipeline.slabs(*given, task.store, task.watch, task.progress, held)
-            return task.replace(slabs=slabs, held=True)
-        in_range = task.look.noise is not None
+        pipeline, (held, store, later) = self.network.pipeline, self._storing(task)
+        given = task.volume, task.tiling, store, task.watch, task.progress
+        slabs = pipeline.slabs(*given, held) if isinstance(pipeline, CudaPipeline) else pipeline.slabs(*given)
+        return task.replace(slabs=slabs, **later)
+
+    def _storing(self, task: Task) -> tuple[Held | None, intensity.Storage, dict[str, bool]]:
+        """How the pipeline holds the measured band, what it stores, and what later stages must know of both."""
+        held = None if self.network.on_host else self.holding.on_device(task)
+        in_range = held is None and task.look.noise is not None
         store = intensity.IN_THE_NETWORKS_RANGE if in_range else task.store
-        slabs = pipeline.slabs(*given, store, task.watch, task.progress)
-        return task.replace(slabs=slabs, in_range=in_range)
+        return held, store, {"held": held is not None, "in_range": in_range}
 
     def _restore_along_each_axis(self, task: Task) -> Task:
-        """The same with slabs along each axis in turn, and their mean."""
+        """The same with slabs along each axis in turn, and their mean; expected errors take the host's."""
+        pipeline = self.network.pipeline
+        if isinstance(pipeline, CudaPipeline) and task.errors is None:
+            held, store, later = self._storing(task)
+            given = task.volume, self.tiling, store, task.watch, task.progress, held
+            if slabs := mean_on_device(pipeline, *given):
+                return task.replace(slabs=slabs, **later)
         total, done = sum(map(len, self.tilings(_shape(task.lr)))), 0
 
         def restore(turned: LrVolume) -> Generator[Slab]:
@@ -178,9 +189,8 @@ class VolumeStages:
             tiling = self.tiling(_shape(turned.voxels))
             before, told = done, task.progress
             progress = told and (lambda n, _: told(before + n, total))
-            yield from self.network.pipeline.slabs(
-                turned, tiling, intensity.IN_THE_NETWORKS_RANGE, task.watch, progress
-            )
+            given = turned, tiling, intensity.IN_THE_NETWORKS_RANGE, task.watch, progress
+            yield from pipeline.slabs(*given)
             done += len(tiling)
 
         room = functools.partial(scratch, sr=task.sr)

@@ -35,7 +35,7 @@ def test_a_step_that_fails_or_hangs_keeps_no_other_from_running(check):
     )
     assert code == 1
     assert [s["state"] for s in found["steps"]] == ["failed (3)", "out of time after 6 s", "done"]
-    assert [s["told"] for s in found["steps"]] == [["why 1"], ["begun 2"], ["psnr 42.0 dB"]]
+    assert [s["told"][0] for s in found["steps"]] == ["why 1", "begun 2", "psnr 42.0 dB"]
     for text in ("why 1", "begun 2", "psnr 42.0 dB", "numpy"):
         assert text in said or text in found
 
@@ -45,9 +45,41 @@ def test_what_does_not_fit_into_the_time_is_not_begun(check):
     assert code == 1 and found["steps"][0]["state"].startswith("not begun")
 
 
+def test_a_step_that_is_out_of_time_may_end_what_it_has_started(check, tmp_path):
+    """Workers of a benchmark have groups of their own, and would go on beside the next step."""
+    ended = tmp_path / "ended"
+    script = f"import time\ntry: time.sleep(600)\nfinally: open({str(ended)!r}, 'w').close()"
+    code, found, _ = check(step("hangs", script, limit=6.0))
+    assert code == 1 and found["steps"][0]["state"].startswith("out of time") and ended.exists()
+
+
+def test_figures_are_kept_wherever_they_were_printed(check):
+    chatter = "print('5 patches/s'); print('\\n'.join('0' for _ in range(500)))"
+    made = Step("speaks", 30.0, ("-c", chatter), "patches/s")
+    _, found, said = check(made)
+    assert found["steps"][0]["telling"] == ["5 patches/s"] and "5 patches/s" in said
+    assert len(found["steps"][0]["told"]) == gpu_check.TAIL
+
+
+def test_a_step_for_a_library_that_is_not_installed_is_left_out_and_is_no_failure(check):
+    code, found, _ = check(Step("library", 30.0, ("-c", "raise SystemExit(1)"), needs=("no-such-library",)))
+    assert code == 0 and found["steps"][0]["state"] == "left out: there is no no-such-library"
+
+
+def test_a_later_call_takes_the_steps_that_are_named_and_keeps_the_first_calls_file(
+    check, monkeypatch, tmp_path
+):
+    check(step("one", "print(1)"), step("two", "print(2)"))
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--only", "TWO"])
+    assert gpu_check.main() == 0
+    later = json.loads((tmp_path / "gpu-check-cpu-two.json").read_text())
+    assert [s["name"] for s in later["steps"]] == ["two"]
+    assert len(json.loads((tmp_path / "gpu-check-cpu.json").read_text())["steps"]) == 2
+
+
 def test_the_summary_is_short_whatever_was_printed():
     outcomes = [
-        Outcome(f"step {n}", "done", 1.0, [f"figure {m} of {n}" for m in range(50)]) for n in range(5)
+        Outcome(f"step {n}", "done", 1.0, [], [f"figure {m} of {n}" for m in range(50)]) for n in range(5)
     ]
     lines = gpu_check.summary({"gpu": "Some GPU"}, outcomes)
     assert len(lines) <= 40 and lines[0].startswith("Some GPU")
@@ -59,6 +91,10 @@ def test_the_real_steps_are_commands_that_there_are(tmp_path):
     for device in ("cuda", "cpu"):
         steps = gpu_check.steps(device, tmp_path)
         assert sum(s.limit for s in steps) < 20 * 60 and len({s.name for s in steps}) == len(steps)
+        written = [
+            b for s in steps for a, b in zip(s.arguments, s.arguments[1:], strict=False) if a == "--json"
+        ]
+        assert device == "cpu" or len(set(written)) == len(written)  # none is written over
         for s in steps:
             files = [a for a in s.arguments if a.endswith(".py")]
             modules = [b for a, b in zip(s.arguments, s.arguments[1:], strict=False) if a == "-m"]

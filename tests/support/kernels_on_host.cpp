@@ -60,6 +60,6 @@ extern "C" int launch(const char* name, const unsigned* grid, const unsigned* bl
 #define NETWORK(NAME, N) if (!std::strcmp(name, "blend_" #NAME)) return run(blend_##NAME, arguments);
     FOR_EACH_NETWORK_TYPE(NETWORK)
 #define ONE(NAME) if (!std::strcmp(name, #NAME)) return run(NAME, arguments);
-    ONE(rows_by) ONE(columns_by) ONE(weighted) ONE(missing) ONE(corrected)
+    ONE(products) ONE(weighted) ONE(missing) ONE(corrected) ONE(mean_of_three)
     return -1;
 }

@@ -31,6 +31,7 @@ API cuDriverGetVersion(int* version) { *version = 12000; return SUCCESS; }
 API cuDeviceGetCount(int* count) { *count = 1; return SUCCESS; }
 API cuDeviceGet(int* device, int index) { *device = index; return index ? INVALID : SUCCESS; }
 API cuDeviceGetName(char* name, int size, int) { strncpy(name, "Processor", size); return SUCCESS; }
+API cuDeviceGetPCIBusId(char* id, int size, int) { strncpy(id, "0000:01:00.0", size); return SUCCESS; }
 API cuDeviceGetAttribute(int* value, int kind, int) { *value = kind == 75 ? 9 : 0; return SUCCESS; }
 API cuDevicePrimaryCtxRetain(void** context, int) { retained++; *context = &retained; return SUCCESS; }
 API cuDevicePrimaryCtxRelease_v2(int) { retained--; return SUCCESS; }

@@ -4,9 +4,10 @@ import importlib.util
 
 import numpy as np
 import pytest
-from udean.runtime import RunError, SuperResolver
+from udean.runtime import EngineInfo, RunError, SuperResolver
 from udean.runtime.cuda.device import Gpu, GpuError
 from udean.runtime.engines.choose import choose_engine
+from udean.runtime.engines.torch_cuda import Memory
 
 from ...support.fakes import FakeEngine, card, nearest, onnx_model
 from ..engines.test_choose import tiny_checkpoint
@@ -42,6 +43,80 @@ def opened(path, precision="auto"):
         if isinstance(error, GpuError) and "cannot use a GPU" not in str(error):
             raise
         pytest.skip(str(error))
+
+
+class Function:
+    """A function of windows as a CUDA engine, by PyTorch alone, and exact: the kernels are held to the host.
+
+    function: of arrays and tensors alike, (N, slices, rows, columns) float32.
+    """
+
+    half, slots = False, 2
+
+    def __init__(self, function, gpu):
+        self.function, self.gpu, self.card = function, gpu, CARD
+        self.torch = pytest.importorskip("torch")
+        if not self.torch.cuda.is_available():
+            pytest.skip("this PyTorch finds no GPU")
+        self.info = EngineInfo("torch", "1", gpu.name, "fp32", "function", "0" * 64)
+
+    def batches(self, window):
+        return 1, 7
+
+    def enqueue(self, slot):
+        torch = self.torch
+        device = torch.device("cuda", self.gpu.index)
+
+        def tensor(address, shape):
+            interface = {"shape": shape, "typestr": "<f4", "data": (address, False), "version": 3}
+            return torch.as_tensor(Memory(interface), device=device)
+
+        with torch.cuda.stream(torch.cuda.ExternalStream(slot.stream, device)):
+            tensor(slot.sr, slot.fine).copy_(self.function(tensor(slot.lr, slot.shape)))
+
+
+def doubled(x):
+    """Nearest neighbours, and a share of the voxel in the window's corner, so that blending matters."""
+    for axis in (1, 2, 3):
+        x = x.repeat(2, axis) if isinstance(x, np.ndarray) else x.repeat_interleave(2, axis)
+    return x + x[:, :1, :1, :1] * 0.25
+
+
+OPTIONS = [{}, {"consistency": 1.0}, {"best": True}, {"best": True, "consistency": 1.0}]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=["plain", "measured band", "best", "best, measured band"])
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "float32", "float64"])
+def test_the_kernels_are_the_host_pipelines(gpu, dtype, options):
+    volume = RANDOM.integers(0, 120, (50, 41, 20)).astype(dtype)
+    cuda = SuperResolver(Function(doubled, gpu), crop=False, **options)
+    host = SuperResolver(FakeEngine(doubled, CARD), window=CARD.window, crop=False, **options)
+    found, wanted = cuda(volume), host(volume)
+    if "consistency" in options:  # by matrices on the device, by FFT on the host
+        atol = 1 if volume.dtype.kind in "iu" else 1e-4 * float(wanted.max())
+        np.testing.assert_allclose(found.astype(float), wanted.astype(float), atol=atol)
+    else:
+        np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(cuda(volume), found)  # run to run
+
+
+@pytest.mark.parametrize("shape", [(9, 33, 2), (1, 1, 1), (64, 64, 33)])
+def test_any_shape_is_the_hosts(gpu, shape):
+    volume = RANDOM.integers(0, 900, shape).astype(np.int16)
+    host = SuperResolver(FakeEngine(doubled, CARD), window=CARD.window)
+    for slots in (1, 2, 4):
+        engine = Function(doubled, gpu)
+        engine.slots = slots
+        np.testing.assert_array_equal(SuperResolver(engine)(volume), host(volume))
+
+
+def test_graphs_change_nothing(models, caplog):
+    volume = RANDOM.uniform(0, 900, (100, 90, 30)).astype(np.float32)
+    engine = opened(models / "tiny.pt")
+    by_graphs = [SuperResolver(engine)(volume) for _ in range(2)][-1]
+    assert engine.graphs and any(engine._captured.values()), caplog.text
+    engine.graphs = False
+    np.testing.assert_array_equal(SuperResolver(engine)(volume), by_graphs)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "float32", "float64"])

@@ -345,3 +345,56 @@ def test_the_device_holds_the_band_itself_and_sends_stored_voxels(library):
     assert np.dtype(np.float32) not in downloads and np.dtype(np.int16) in downloads
     resolve.options = dataclasses.replace(resolve.options, consistency="off")
     assert np.abs(resolve(volume).astype(int) - held).max() > 20
+
+
+def uneven(windows):
+    """A network whose answer depends on the place in the window, so that slabs along other axes differ."""
+    fine = smoothed(windows)
+    return fine + np.linspace(0, 0.2, fine.shape[1], dtype=np.float32)[:, None, None]
+
+
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_mean_over_three_slab_axes_is_taken_on_the_device_and_is_the_hosts_bit_for_bit(
+    library, dtype, seed
+):
+    volume = np.random.default_rng(seed).integers(0, 900, (14 + seed, 21, 11)).astype(dtype)
+    downloads, told = [], []
+    host, cuda, resolve = on_both(library, volume, CARD, {"best": True}, uneven, seed, most=5)
+    np.testing.assert_array_equal(cuda, host)
+    driven = resolve.engine.gpu.cuda
+    fetch, used = driven.memcpy_dtoh_async, driven.used
+    driven.memcpy_dtoh_async = lambda target, *more: (downloads.append(target), fetch(target, *more))
+    np.testing.assert_array_equal(resolve(volume, progress=lambda *n: told.append(n)), host)
+    assert driven.used == used  # buffers for a volume turned to each axis stay, those of the mean do not
+    assert sum(part.nbytes for part in downloads if part.dtype != np.uint64) == host.nbytes
+    assert told[-1][0] == told[-1][1] and told == sorted(told)
+    single = SuperResolver(resolve.engine)(volume)
+    assert (single != host).any()
+
+
+def test_the_measured_band_of_the_mean_is_the_hosts(library):
+    volume, held = scan((20, 18, 30)), CARD.replace(consistency="truncation")
+    host, cuda, resolve = on_both(library, volume, held, {"best": True, "crop": False}, uneven)
+    np.testing.assert_allclose(cuda.astype(int), host.astype(int), atol=1)
+    resolve.options = dataclasses.replace(resolve.options, consistency="off")
+    assert np.abs(resolve(volume).astype(int) - host).max() > 20
+
+
+def test_a_mean_that_the_device_cannot_hold_is_the_hosts(library, caplog):
+    volume = np.random.default_rng(0).integers(0, 900, (14, 21, 11)).astype(np.int16)
+    host, _, _ = on_both(library, volume, CARD, {"best": True}, uneven)
+    gpu = driver.Gpu(driver.Driver(library))
+    resolve = SuperResolver(driver.Engine(uneven, CARD, gpu, most=5), best=True)
+    allocate = gpu.cuda.mem_alloc
+
+    def full(size):
+        if size == 4 * host.size and any(room.size == size for room in given):
+            raise gpu.cuda.MemoryError("cuMemAlloc failed: out of memory")
+        given.append(allocate(size))
+        return given[-1]
+
+    given, gpu.cuda.mem_alloc = [], full
+    np.testing.assert_array_equal(resolve(volume), host)
+    assert "does not hold the mean" in caplog.text
+    assert all(room.freed for room in given if room.size == 4 * host.size)

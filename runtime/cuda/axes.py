@@ -1,0 +1,93 @@
+"""The mean over three slab axes on the device: `pipeline.axes`, with the other two volumes kept there."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Generator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..pipeline.host import LrVolume
+from ..pipeline.tiling import Tiling
+from ..scan.intensity import IN_THE_NETWORKS_RANGE, Storage
+from ..system.trace import Stopwatch
+from .device import Gpu, OutOfMemory
+from .measured_band import Held
+from .pipeline import CudaPipeline
+from .workspace import Kept
+
+log = logging.getLogger("udean")
+
+
+class Others:
+    """Two HR volumes (slices, rows, columns) on the device, float32. Raises OutOfMemory."""
+
+    def __init__(self, gpu: Gpu, voxels: int) -> None:
+        room = _Room()
+        self.close = gpu.closes(self, room)
+        with gpu.current():
+            for _ in range(2):
+                room.allocated.append(gpu.cuda.mem_alloc(4 * voxels))
+        self.volumes = tuple(room.allocated)
+
+
+class _Room:
+    def __init__(self) -> None:
+        self.allocated: list[Any] = []
+
+    def close(self) -> None:
+        while self.allocated:
+            self.allocated.pop().free()
+
+
+def mean_over_axes(
+    pipeline: CudaPipeline,
+    volume: LrVolume,
+    tiling: Callable[[tuple[int, int, int]], Tiling],
+    store: Storage,
+    watch: Stopwatch,
+    progress: Callable[[int, int], None] | None,
+    held: Held | None,
+) -> Generator[tuple[int, NDArray[Any]]] | None:
+    """The mean's slabs, as by `CudaPipeline.slabs`; None if the device's memory does not hold two HR volumes.
+
+    tiling: the windows of an LR volume (rows, columns, slices).
+    """
+    turned = [dataclasses.replace(volume, voxels=np.moveaxis(volume.voxels, axis, 2)) for axis in range(3)]
+    plans = [tiling(_triple(one.voxels.shape)) for one in turned]
+    height, width, depth = plans[2].fine_shape
+    try:
+        others = Others(pipeline.engine.gpu, height * width * depth)
+    except OutOfMemory:
+        log.warning("The GPU's memory does not hold the mean over three slab axes: the host takes it.")
+        return None
+
+    def slabs() -> Generator[tuple[int, NDArray[Any]]]:
+        total, done = sum(map(len, plans)), 0
+
+        def counted() -> Callable[[int, int], None] | None:
+            before, told = done, progress
+            return told and (lambda n, _: told(before + n, total))
+
+        try:
+            for axis, (one, plan, room) in enumerate(zip(turned, plans, others.volumes, strict=False)):
+                steps = [width, 1, height * width]  # of the volume; turned, they are its slabs'
+                across = steps.pop(axis)
+                kept = Kept(int(room), (steps[0], steps[1], across))
+                given = one, plan, IN_THE_NETWORKS_RANGE, watch, counted()
+                for _ in pipeline.slabs(*given, kept=kept):
+                    pass
+                done += len(plan)
+            yield from pipeline.slabs(volume, plans[2], store, watch, counted(), held, others=others.volumes)
+        finally:
+            others.close()
+
+    return slabs()
+
+
+def _triple(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    rows, columns, slices = shape
+    return rows, columns, slices
