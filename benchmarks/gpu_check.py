@@ -12,12 +12,10 @@ later call takes what is left: `--only compiled --only training`. `--device cpu`
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import platform
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -30,7 +28,6 @@ ROOT = Path(__file__).resolve().parents[1]
 TAIL = 60  # lines of a step's output that are kept, besides those that tell
 SUMMARY = 40  # lines of the summary
 LEAST = 20.0  # seconds: with less time left, no step is started
-ENDING = 5.0  # seconds that a step has to stop what it has started
 
 
 @dataclass(frozen=True)
@@ -120,12 +117,9 @@ def run(step: Step, left: float, environment: dict[str, str]) -> Outcome:
             state = f"out of time after {limit:.0f} s"
         except KeyboardInterrupt:
             state = "interrupted"
-        # The processes that it has started in groups of their own, it ends itself, if it is asked.
-        for sign in (signal.SIGINT, signal.SIGKILL):
-            if process.poll() is None:
-                with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
-                    os.killpg(process.pid, sign)
-                    process.wait(ENDING)
+        if process.poll() is None:
+            os.killpg(process.pid, 9)  # with the processes that it has started
+            process.wait()
         said.seek(0)
         lines = said.read().splitlines()
     telling = [line.rstrip() for line in lines if re.search(step.telling, line)][-SUMMARY:]

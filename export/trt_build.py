@@ -92,6 +92,7 @@ def build(
     KeyboardInterrupt
         Within a second of Ctrl-C; TensorRT may keep working a little longer, in a daemon thread.
     """
+    log.forget()
     try:
         builder = trt.Builder(log)
     except TypeError:  # how the binding reports that the library gave no builder
@@ -105,7 +106,7 @@ def build(
             _add_profile(builder, config, slab, profile)
         cache = config.create_timing_cache(timings)
         if cache is None or not config.set_timing_cache(cache, False):  # of another GPU, or damaged
-            log.reason()  # discard the message: it concerns the cache, not the build
+            log.forget()  # what it says of the cache
             cache = config.create_timing_cache(b"")
             config.set_timing_cache(cache, False)
         plan = builder.build_serialized_network(network, config)

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from numpy.typing import NDArray
 
 from ...runtime.errors import RunError
 from ...runtime.pipeline.tiling import OVERLAP
+
+PERIOD = 0.5  # seconds between looks at the parent
 
 Kind = Literal["udean", "monai", "monai buffered", "monai folded", "torchio documented", "torchio doubled"]
 
@@ -68,7 +71,7 @@ class Worker:
     def __init__(self, contender: Contender, volume: Path, limit: float) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115, closed with the process
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__],
+            [sys.executable, "-m", __name__, str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -219,8 +222,16 @@ def _forget_peak() -> None:
         return
 
 
+def _end_with(parent: int) -> None:
+    """End this process soon after its parent, also amid a computation."""
+    while os.getppid() == parent:
+        time.sleep(PERIOD)
+    os._exit(1)
+
+
 def main() -> None:
-    """Answer the parent's questions until it closes the pipe."""
+    """Answer the parent's questions until it closes the pipe; a parent that was killed has no more."""
+    threading.Thread(target=_end_with, args=(int(sys.argv[1]),), daemon=True).start()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # keeps libraries' output out of the answers
     session = _Session()

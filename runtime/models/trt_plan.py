@@ -186,9 +186,14 @@ def logger(trt: Any) -> Any:
         def log(self, severity: Any, msg: str) -> None:
             self.messages.append((severity.name, msg))
 
+        def forget(self) -> None:
+            """What was said so far is no reason for what comes."""
+            self.told = len(self.messages)
+
         def reason(self) -> str:
             """The first error since the last call, which names the cause, in one line."""
-            new, self.told = self.messages[self.told :], len(self.messages)
+            new = self.messages[self.told :]
+            self.forget()
             errors = (text for name, text in new if name in ("ERROR", "INTERNAL_ERROR"))
             return next(errors, "it gives no reason; see the log with --debug").splitlines()[0]
 

@@ -35,7 +35,7 @@ def test_a_step_that_fails_or_hangs_keeps_no_other_from_running(check):
     )
     assert code == 1
     assert [s["state"] for s in found["steps"]] == ["failed (3)", "out of time after 6 s", "done"]
-    assert [s["told"][0] for s in found["steps"]] == ["why 1", "begun 2", "psnr 42.0 dB"]
+    assert [s["told"] for s in found["steps"]] == [["why 1"], ["begun 2"], ["psnr 42.0 dB"]]
     for text in ("why 1", "begun 2", "psnr 42.0 dB", "numpy"):
         assert text in said or text in found
 
@@ -43,14 +43,6 @@ def test_a_step_that_fails_or_hangs_keeps_no_other_from_running(check):
 def test_what_does_not_fit_into_the_time_is_not_begun(check):
     code, found, _ = check(step("late", "print(1)"), minutes=0.02)
     assert code == 1 and found["steps"][0]["state"].startswith("not begun")
-
-
-def test_a_step_that_is_out_of_time_may_end_what_it_has_started(check, tmp_path):
-    """Workers of a benchmark have groups of their own, and would go on beside the next step."""
-    ended = tmp_path / "ended"
-    script = f"import time\ntry: time.sleep(600)\nfinally: open({str(ended)!r}, 'w').close()"
-    code, found, _ = check(step("hangs", script, limit=6.0))
-    assert code == 1 and found["steps"][0]["state"].startswith("out of time") and ended.exists()
 
 
 def test_figures_are_kept_wherever_they_were_printed(check):

@@ -147,6 +147,14 @@ def test_a_wrong_graph_is_refused_in_the_parsers_own_words(contents: bytes, mess
     assert "\n" not in str(caught.value)
 
 
+def test_a_reason_is_of_its_own_build_and_not_of_an_earlier_one() -> None:
+    """The library takes one logger in a process, and what the parser says goes there too."""
+    with pytest.raises(ExportError, match="Plugin not found"):
+        build(wrong(helper.make_node("Frobnicate", ["lr"], ["sr"], name="f1", domain="elsewhere")))
+    with pytest.raises(ExportError, match="cannot build the plan: (?!.*(While parsing|f1))"):
+        build(onnx.ModelProto().SerializeToString())
+
+
 def test_sizes_that_the_builder_does_not_take_are_named(exported: dict[str, Artefact]) -> None:
     backwards = Profile((4, 16, 16), (2, 16, 16), (1, 16, 16))
     with pytest.raises(ExportError, match=r"does not take the sizes \(4, 16, 16\), \(2"):

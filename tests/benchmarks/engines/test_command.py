@@ -1,6 +1,7 @@
 """`udean-bench` as a real process, and what its figures mean where they can be known beforehand."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -286,6 +287,29 @@ def test_a_row_that_does_not_get_ready_is_stopped(tiny):
     assert time.monotonic() - start < 60
     with pytest.raises(RunError, match=r"none\.onnx does not exist"):
         Worker(Contender("none", "udean", "none.onnx", "cpu", "fp32"), volume, limit=300)
+
+
+def test_a_worker_ends_with_its_parent_also_amid_a_computation():
+    """A benchmark that is out of time is killed; its workers would compute on beside the next one."""
+    ours, theirs = os.pipe()  # held open, so that the worker waits
+    script = (
+        "import os, subprocess, sys\n"
+        "from udean.benchmarks.engines import worker\n"
+        "command = [sys.executable, '-m', worker.__name__, str(os.getpid())]\n"
+        "child = subprocess.Popen(command, stdin=int(sys.argv[1]), start_new_session=True)\n"
+        "print(child.pid, flush=True)\n"
+        "child.wait()\n"
+    )
+    command = [sys.executable, "-c", script, str(ours)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, pass_fds=[ours]) as parent:
+        child = int(parent.stdout.readline())
+        parent.kill()
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{child}/cmdline").exists() and Path(f"/proc/{child}/cmdline").read_bytes():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.close(ours)
+    os.close(theirs)
 
 
 def test_device_memory_is_put_down_to_who_claims_it(tmp_path, monkeypatch):
