@@ -33,13 +33,14 @@ LEAST = 20.0  # seconds: with less time left, no step is started
 @dataclass(frozen=True)
 class Step:
     """A step. limit: seconds. arguments: Python's command line. telling: what the lines with figures match.
-    needs: distributions, one of which must be installed."""
+    needs: distributions, one of which must be installed. proof: what a line must match, or it has failed."""
 
     name: str
     limit: float
     arguments: tuple[str, ...]
     telling: str = r"\d"
     needs: tuple[str, ...] = ()
+    proof: str = ""
 
 
 @dataclass
@@ -79,6 +80,7 @@ def steps(device: str, out: Path) -> list[Step]:
             200,
             (*pytest, "tests/runtime/cuda/test_gpu.py"),
             r"passed|failed|skipped|SKIPPED|^(FAILED|ERROR|E  )",
+            proof=r"\d+ passed" if real else "",
         ),
         Step("stages of a volume", 120, stages, r" of it outside the network, |cannot capture"),
         Step("PyTorch against the PyTorch path", 200, (*bench, *ours), row),
@@ -122,6 +124,8 @@ def run(step: Step, left: float, environment: dict[str, str]) -> Outcome:
             process.wait()
         said.seek(0)
         lines = said.read().splitlines()
+    if state == "done" and not any(re.search(step.proof, line) for line in ["", *lines]):
+        state = "failed (it has shown nothing)"
     telling = [line.rstrip() for line in lines if re.search(step.telling, line)][-SUMMARY:]
     return Outcome(step.name, state, round(time.monotonic() - start, 1), lines[-TAIL:], telling)
 

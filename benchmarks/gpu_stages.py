@@ -14,7 +14,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import typer
 from numpy.typing import NDArray
 
@@ -88,7 +87,7 @@ def measure(
 
 
 def _digest(voxels: NDArray[Any]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(voxels).view(np.uint8)).hexdigest()[:16]
+    return hashlib.sha256(voxels.tobytes()).hexdigest()[:16]
 
 
 def _tell(way: str, found: dict[str, Any]) -> None:

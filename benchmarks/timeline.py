@@ -37,6 +37,7 @@ COLOURS = {
     "gather": "tab:green",
     "network": "tab:blue",
     "blend": "tab:orange",
+    "measured band": "gold",
     "download": "tab:olive",
     "encode": "tab:red",
     "wait": "lightgray",

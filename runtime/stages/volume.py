@@ -168,7 +168,7 @@ class VolumeStages:
         return task.replace(slabs=slabs, **later)
 
     def _storing(self, task: Task) -> tuple[Held | None, intensity.Storage, dict[str, bool]]:
-        """How the pipeline holds the measured band, what it stores, and what later stages must know of both."""
+        """How the pipeline holds the measured band, what it stores, and what later stages must know."""
         held = None if self.network.on_host else self.holding.on_device(task)
         in_range = held is None and task.look.noise is not None
         store = intensity.IN_THE_NETWORKS_RANGE if in_range else task.store

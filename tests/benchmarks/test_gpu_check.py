@@ -58,6 +58,12 @@ def test_a_step_for_a_library_that_is_not_installed_is_left_out_and_is_no_failur
     assert code == 0 and found["steps"][0]["state"] == "left out: there is no no-such-library"
 
 
+def test_a_step_that_skips_everything_has_failed(check):
+    made = Step("tests", 30.0, ("-c", "print('60 skipped in 1 s')"), "skipped", proof=r"\d+ passed")
+    code, found, _ = check(made)
+    assert code == 1 and found["steps"][0]["state"] == "failed (it has shown nothing)"
+
+
 def test_a_later_call_takes_the_steps_that_are_named_and_keeps_the_first_calls_file(
     check, monkeypatch, tmp_path
 ):
