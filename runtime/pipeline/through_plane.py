@@ -3,9 +3,10 @@
 The slices are interpolated onto the target grid. One small 2-D network adds detail to planes across the
 slices, twice: in those along the rows and in those along the columns; the two are averaged. The network is
 given each voxel's distance from the nearest slice's centre and the width of the slice profile, which is
-estimated from the scan itself (`scan.profile`). So is the share of the detail to trust: the scan's own planes
-are made as thick as its slices, restored, and compared with the originals. Finally the result is made
-consistent with the measurement: seen through the slice profile, it reproduces the slices.
+estimated from the scan itself (`scan.profile`). The best linear estimate by the scan's own texture
+(`texture`) adds what it has more than the interpolation. How much of either is right is tried on the scan:
+its own planes are made as thick as its slices, restored, and compared with the originals. Finally the result
+is made consistent with the measurement: seen through the slice profile, it reproduces the slices.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ..scan.noise import estimate_noise
 from ..scan.profile import FWHM, TISSUE, estimate_deviation, noise_level, profile_matrix, tissue_of
 from ..scan.regrid import along, spline_weights
 from ..system.trace import Stopwatch
+from . import texture
 
 Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 Volume = NDArray[np.float32]
@@ -34,7 +36,8 @@ BATCH_VOXELS = 1 << 17  # of planes in one call of the network
 AIR = 0.02  # of the intensity unit: planes and margins below it are not computed
 MARGIN = 8  # fine voxels around the content that are also computed
 THINNEST = 1.2  # fine voxels: a thinner profile's centre could not be located
-TRIALS = 12  # planes of the scan on which the network is tried
+TRIALS = 12  # planes of the scan on which the estimates are tried
+SWEEPS = 50  # over two shares that depend on each other, until they no longer change
 RIDGE = 0.1  # least weight of the result against the slices, as the profile is not known exactly
 # How close the result comes to the slices, as a share of their noise: closer, it would sharpen the noise.
 NEAR = 0.5
@@ -68,11 +71,13 @@ class Findings:
     """Estimates from the scan. deviation: of its slice profile, in spacings, as it is used; None if it could
     not be estimated.
 
-    gain: share of the network's detail that is kept. noise: standard deviation, in intensity units.
+    gain: share of the network's detail that is kept. texture: of the texture's. noise: standard deviation, in
+    intensity units.
     """
 
     deviation: float | None
     gain: float
+    texture: float
     noise: float
 
 
@@ -95,17 +100,21 @@ def restore(
         tissue = tissue_of(stack.slices)
         # In differences of neighbours, texture looks like noise, and so does a repaired background in air.
         noise = min(noise_level(stack.slices, tissue), estimate_noise(stack.slices, 1.0).sigma)
-        gain = trusted(stack, deviation, tissue, network)
+        alike = texture.covariance(stack.slices, tissue, noise, max(*stack.slices.shape[:2], stack.size))
+        gain, linear = trusted(stack, deviation, noise, tissue, alike, network)
         volume = stack.interpolated()
     detail = np.zeros_like(volume)
     if gain > 0:
         detail = _detail(volume, stack.places, stack.step, deviation, network, watch, progress)
         detail *= gain
     with watch.time("blend"):
+        if alike is not None and linear > 0:
+            seen = _seen(deviation, stack.centers, stack.size)
+            volume += along(np.float32(linear) * _added(alike, seen, stack.places, noise), stack.slices, 2)
         volume += detail
         if consistency:
             held_to(volume, stack, deviation, noise)
-    return volume, Findings(None if told is None else believed, gain, noise)
+    return volume, Findings(None if told is None else believed, gain, linear, noise)
 
 
 def held_to(volume: Volume, stack: Stack, deviation: float, noise: float) -> None:
@@ -114,7 +123,7 @@ def held_to(volume: Volume, stack: Stack, deviation: float, noise: float) -> Non
     The least change that does so: x += Aᵀ(A Aᵀ + r)⁻¹ (y - A x), A the slice profile's matrix. r is as large
     as the remaining y - A x allows (Morozov's discrepancy principle).
     """
-    seen = profile_matrix("gaussian", max(deviation * FWHM, THINNEST), stack.centers, stack.size)
+    seen = _seen(deviation, stack.centers, stack.size)
     values, vectors = np.linalg.eigh((seen @ seen.T).astype(np.float64))
     missed = stack.slices - along(seen, volume, 2)
     shown = stack.slices.max(2) > TISSUE
@@ -132,30 +141,67 @@ def held_to(volume: Volume, stack: Stack, deviation: float, noise: float) -> Non
     volume += along(back.astype(np.float32), missed, 2)
 
 
-def trusted(stack: Stack, deviation: float, tissue: NDArray[np.bool_], network: Network) -> float:
-    """The share of the network's detail, 0 to 1, that is right on this scan's own planes made thick."""
-    right = square = 0.0
+def trusted(
+    stack: Stack,
+    deviation: float,
+    noise: float,
+    tissue: NDArray[np.bool_],
+    alike: texture.Matrix | None,
+    network: Network,
+) -> tuple[float, float]:
+    """The shares, 0 to 1, of the network's detail and of the texture's that are right on this scan.
+
+    Its own planes are made as thick and as noisy as its slices and restored; the shares are those that
+    together come nearest to the originals. alike: covariance of its texture, None if it has none. 0 and 0 if
+    the planes are too small to try.
+    """
+    products, right = np.zeros((2, 2)), np.zeros(2)
+    random = np.random.default_rng(0)
+    amount = tissue.mean((0, 1))
+    chosen = np.argsort(-amount, kind="stable")[: max(len(amount) * 3 // 4, 1)]
+    chosen = np.sort(chosen)[np.linspace(0, len(chosen) - 1, min(TRIALS // 2, len(chosen))).astype(int)]
+    # The planes on both sides of one are interpolated: the network sees what lies a fine voxel away.
+    near = chosen + np.array([[-1], [0], [1]]) / stack.step
+    planes = along(spline_weights(len(amount), near.ravel()), stack.slices, 2)
+    planes = planes.reshape(*planes.shape[:2], *near.shape)
     for axis in (0, 1):
         length = stack.slices.shape[axis]
         count = int(length / stack.step)
         if count < 4:
             continue
         centers = (length - count * stack.step) / 2 + (np.arange(count) + 0.5) * stack.step - 0.5
-        thick = profile_matrix("gaussian", max(deviation * FWHM, THINNEST), centers, length)
         places = (np.arange(length) - centers[0]) / stack.step
-        again = spline_weights(count, places) @ thick
-        amount = tissue.mean((0, 1))
-        chosen = np.argsort(-amount, kind="stable")[: max(len(amount) * 3 // 4, 1)]
-        chosen = np.sort(chosen)[np.linspace(0, len(chosen) - 1, min(TRIALS // 2, len(chosen))).astype(int)]
-        truth = np.moveaxis(stack.slices[:, :, chosen], (2, axis), (0, 1))
+        seen = _seen(deviation, centers, length)
+        thick = along(seen, np.moveaxis(planes, (3, 2, axis), (0, 1, 2)), 2)  # (N, 3, slices, W)
+        less = math.sqrt(max(1 - float((seen[count // 2] ** 2).sum()), 0))  # of a slice's noise
+        thick += np.float32(noise * less) * random.standard_normal(thick.shape, np.float32)
+        coarse = along(spline_weights(count, places), thick, 2)
+        missing = np.moveaxis(planes[:, :, 1], (2, axis), (0, 1)) - coarse[:, 1]
+        added = [_call(coarse, places, stack.step, deviation, network), np.zeros_like(missing)]
+        if alike is not None:
+            added[1] = along(_added(alike, seen, places, noise), thick[:, 1], 1)
         inside = np.moveaxis(tissue[:, :, chosen], (2, axis), (0, 1))
-        blurred = np.einsum("ij,njk->nik", again, truth, optimize=True)
-        planes = np.repeat(blurred[:, None], 3, 1)
-        detail = _call(planes, places, stack.step, deviation, network)
-        missing = (truth - blurred)[inside]
-        right += float((missing * detail[inside]).sum())
-        square += float((detail[inside] ** 2).sum())
-    return min(max(right / square, 0.0), 1.0) if square > 0 else 0.0
+        both = np.stack([detail[inside] for detail in added]).astype(np.float64)
+        products += both @ both.T
+        right += both @ missing[inside]
+    shares = [0.0, 0.0]
+    for _ in range(SWEEPS):
+        for n in (0, 1):
+            rest = right[n] - products[n, 1 - n] * shares[1 - n]
+            shares[n] = min(max(float(rest / products[n, n]), 0.0), 1.0) if products[n, n] > 0 else 0.0
+    return shares[0], shares[1]
+
+
+def _seen(deviation: float, centers: NDArray[np.float64], size: int) -> NDArray[np.float32]:
+    """The matrix (slices, size) of a profile of this standard deviation, in fine voxels."""
+    return profile_matrix("gaussian", max(deviation * FWHM, THINNEST), centers, size)
+
+
+def _added(
+    alike: texture.Matrix, seen: NDArray[np.float32], places: NDArray[np.float64], noise: float
+) -> NDArray[np.float32]:
+    """The matrix (size, slices) of what the texture's estimate has more than a cubic B-spline."""
+    return texture.between(alike, seen, noise) - spline_weights(len(seen), places)
 
 
 def _detail(

@@ -393,7 +393,8 @@ def _nbytes(header: Header) -> int:
 def _slices(found: Findings, choice: Choice, scan: Scan) -> dict[str, Any]:
     """What a thick-slice volume has told about itself, in millimetres."""
     spacing = scan.zooms[choice.axis]
-    told = {"across": "ijk"[choice.axis], "spacing_mm": round(spacing, 6), "gain": round(found.gain, 4)}
+    told = {"across": "ijk"[choice.axis], "spacing_mm": round(spacing, 6)}
+    told |= {"gain": round(found.gain, 4), "texture": round(found.texture, 4)}
     if found.deviation is None:
         return told | {"profile": "not told by the scan: taken for a box with gaps"}
     return told | {
