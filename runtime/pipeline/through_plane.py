@@ -11,6 +11,7 @@ is made consistent with the measurement: seen through the slice profile, it repr
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -49,12 +50,15 @@ class Stack:
 
     slices: (rows, columns, slices), network's range, in plane on the target grid already. centers: of the
     slices, in fine voxels from the first target plane. step: between them. size: number of target planes.
+    noise: their standard deviation, None to estimate it from these slices, which is wrong for interpolated
+    ones.
     """
 
     slices: Volume
     centers: NDArray[np.float64]
     step: float
     size: int
+    noise: float | None = None
 
     @property
     def places(self) -> NDArray[np.float64]:
@@ -72,13 +76,14 @@ class Findings:
     not be estimated.
 
     gain: share of the network's detail that is kept. texture: of the texture's. noise: standard deviation, in
-    intensity units.
+    intensity units. empty: numbers of slices without data between others; what lies nearest to them stays so.
     """
 
     deviation: float | None
     gain: float
     texture: float
     noise: float
+    empty: tuple[int, ...] = ()
 
 
 def restore(
@@ -86,20 +91,23 @@ def restore(
     network: Network,
     watch: Stopwatch | None = None,
     progress: Callable[[int, int], None] | None = None,
-    consistency: bool = True,
+    consistency: float = 1.0,
 ) -> tuple[Volume, Findings]:
     """Restore the volume (rows, columns, size) that the slices were cut from; also returns the estimates.
 
-    network: planes (N, 5, H, W) to the detail to be added to the middle one, (N, 1, H, W).
+    network: planes (N, 5, H, W) to the detail to be added to the middle one, (N, 1, H, W). consistency: share
+    of what the slices miss in the result that it is given, 0 to 1.
     """
     watch = watch or Stopwatch()
     with watch.time("gather"):
+        measured, empty = stack.slices, _empty(stack.slices)
+        if empty:
+            stack = dataclasses.replace(stack, slices=_without_gaps(stack.slices, empty))
         told = estimate_deviation(stack.slices, stack.step)
         believed = UNKNOWN if told is None else USUAL + BELIEVED * (told - USUAL)
         deviation = believed * stack.step
         tissue = tissue_of(stack.slices)
-        # In differences of neighbours, texture looks like noise, and so does a repaired background in air.
-        noise = min(noise_level(stack.slices, tissue), estimate_noise(stack.slices, 1.0).sigma)
+        noise = noise_of(stack.slices) if stack.noise is None else stack.noise
         alike = texture.covariance(stack.slices, tissue, noise, max(*stack.slices.shape[:2], stack.size))
         gain, linear = trusted(stack, deviation, noise, tissue, alike, network)
         volume = stack.interpolated()
@@ -112,16 +120,44 @@ def restore(
             seen = _seen(deviation, stack.centers, stack.size)
             volume += along(np.float32(linear) * _added(alike, seen, stack.places, noise), stack.slices, 2)
         volume += detail
-        if consistency:
-            held_to(volume, stack, deviation, noise)
-    return volume, Findings(None if told is None else believed, gain, linear, noise)
+        if consistency > 0:
+            held_to(volume, stack, deviation, noise, consistency)
+        nearest = np.floor(stack.places + 0.5)
+        for number in empty:
+            volume[:, :, nearest == number] = measured[0, 0, number]
+    return volume, Findings(None if told is None else believed, gain, linear, noise, empty)
 
 
-def held_to(volume: Volume, stack: Stack, deviation: float, noise: float) -> None:
+def _empty(slices: Volume) -> tuple[int, ...]:
+    """Numbers of the slices of one value between others that show something."""
+    shows = np.flatnonzero(np.ptp(slices, axis=(0, 1)) > 0)
+    inside = range(shows[0], shows[-1]) if shows.size else range(0)
+    return tuple(sorted(set(inside) - set(shows.tolist())))
+
+
+def _without_gaps(slices: Volume, empty: tuple[int, ...]) -> Volume:
+    """Slices whose empty ones are interpolated from their neighbours, which they would distort otherwise."""
+    full = np.setdiff1d(np.arange(slices.shape[2]), empty)
+    filled = slices.copy()
+    for number in empty:
+        after = int(np.searchsorted(full, number))
+        low, high = full[after - 1], full[after]
+        share = np.float32((number - low) / (high - low))
+        filled[:, :, number] = slices[:, :, low] * (1 - share) + slices[:, :, high] * share
+    return filled
+
+
+def noise_of(slices: Volume) -> float:
+    """The standard deviation of the noise of slices (rows, columns, slices) in the network's range."""
+    # In differences of neighbours, texture looks like noise, and so does a repaired background in air.
+    return float(min(noise_level(slices, tissue_of(slices)), estimate_noise(slices, 1.0).sigma))
+
+
+def held_to(volume: Volume, stack: Stack, deviation: float, noise: float, share: float = 1.0) -> None:
     """Change a volume, in place, so that its slices equal the measured ones, up to half of their noise.
 
     The least change that does so: x += Aᵀ(A Aᵀ + r)⁻¹ (y - A x), A the slice profile's matrix. r is as large
-    as the remaining y - A x allows (Morozov's discrepancy principle).
+    as the remaining y - A x allows (Morozov's discrepancy principle). share: of this change, 0 to 1.
     """
     seen = _seen(deviation, stack.centers, stack.size)
     values, vectors = np.linalg.eigh((seen @ seen.T).astype(np.float64))
@@ -138,7 +174,7 @@ def held_to(volume: Volume, stack: Stack, deviation: float, noise: float) -> Non
         middle = (low + high) / 2
         low, high = (middle, high) if left(middle) < NEAR * noise else (low, middle)
     back = seen.T @ (vectors / (values + values.mean() * 10**low)) @ vectors.T
-    volume += along(back.astype(np.float32), missed, 2)
+    volume += along((share * back).astype(np.float32), missed, 2)
 
 
 def trusted(

@@ -321,7 +321,8 @@ def _write(resolved: Resolved, resolve: SuperResolver) -> Outcome:
         if choice.warnings:
             told["warnings"] = list(choice.warnings)
         if resolved.found:
-            told["measured_band"] = "of thick slices: see slices"
+            if resolve.options.consistency != "off":
+                told["measured_band"] = "of thick slices: see slices"
             told["slices"] = [_slices(found, choice, scan) for found in resolved.found]
         write_sidecar(job, loaded.request, digest, loaded.engine, timings, choice.asked, told)
     coarse, fine = loaded.scan.shape, loaded.header.get_data_shape()
@@ -395,6 +396,8 @@ def _slices(found: Findings, choice: Choice, scan: Scan) -> dict[str, Any]:
     spacing = scan.zooms[choice.axis]
     told = {"across": "ijk"[choice.axis], "spacing_mm": round(spacing, 6)}
     told |= {"gain": round(found.gain, 4), "texture": round(found.texture, 4)}
+    if found.empty:
+        told["empty"] = list(found.empty)
     if found.deviation is None:
         return told | {"profile": "not told by the scan: taken for a box with gaps"}
     return told | {

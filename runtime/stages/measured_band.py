@@ -35,6 +35,11 @@ class Holding:
         return self.asked != "off" and (self.asked != "auto" or self.card.consistency != "off")
 
     @property
+    def of_slices(self) -> float:
+        """How far a result of thick slices is held to them, 0 to 1; beyond their noise it never is."""
+        return {"auto": 1.0, "off": 0.0}[self.asked] if isinstance(self.asked, str) else float(self.asked)
+
+    @property
     def why_not(self) -> str:
         """Why the measured band of a scan is left to the network."""
         if self.asked == "off":

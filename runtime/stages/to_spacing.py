@@ -63,14 +63,20 @@ def _between_slices(
 ) -> tuple[NDArray[np.float32], through_plane.Findings]:
     """By interpolation within the slices, and by the through-plane model between them; likewise."""
     lr = task.volume.in_range()
+    noise = through_plane.noise_of(lr)
     for axis in (0, 1):
-        lr = along(grid.weights(axis, lr.shape[axis]), lr, axis)
+        weights = grid.weights(axis, lr.shape[axis])
+        noise *= float(np.sqrt((weights**2).sum(1).mean()))
+        lr = along(weights, lr, axis)
     step, count = 1 / grid.step[2], task.lr.shape[2]
     centers = (np.arange(count) - grid.start[2]) * step
-    stack = through_plane.Stack(np.ascontiguousarray(lr), centers, step, grid.shape[2])
+    stack = through_plane.Stack(np.ascontiguousarray(lr), centers, step, grid.shape[2], noise)
     engine = stages.network.through_plane
     assert callable(engine)  # through-plane models are opened for the processor
-    return stages.network.in_turn(lambda: through_plane.restore(stack, engine, task.watch, task.progress))
+    share = stages.holding.of_slices
+    return stages.network.in_turn(
+        lambda: through_plane.restore(stack, engine, task.watch, task.progress, share)
+    )
 
 
 def place_labels(scan: Scan, grid: Grid, sr: NDArray[Any]) -> None:

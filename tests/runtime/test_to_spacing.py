@@ -119,6 +119,29 @@ def test_strict_refuses_what_is_warned_about_otherwise():
     assert resolver("1mm", strict=True).image(image).shape == (9, 9, 25)
 
 
+def test_thick_slices_bind_the_result_as_far_as_is_asked():
+    random = np.random.default_rng(0)
+    volume = np.kron(random.random((6, 5, 8)), np.ones((4, 4, 1))).astype(np.float32)
+    volume += 0.01 * random.standard_normal(volume.shape, np.float32)
+    image = nib.Nifti1Image(volume, np.diag([1, 1, 4, 1]))
+    given = {"off": 0.0, 0.5: 0.5, "auto": 1.0}
+    off, half, auto = (resolver("1mm", consistency=c).image(image).get_fdata() for c in given)
+    assert np.abs(auto - off).max() > 0.003
+    np.testing.assert_allclose(half, (off + auto) / 2, atol=1e-5)
+
+
+def test_noise_is_read_off_the_slices_before_they_are_interpolated_in_plane():
+    volume = 10 + np.random.default_rng(0).standard_normal((32, 30, 10)).astype(np.float32)
+    image = nib.Nifti1Image(volume, np.diag([1, 1, 4, 1]))
+    told = {}
+    for to in ("1mm", "0.5mm", "2x2x1mm"):
+        resolve = resolver(to)
+        resolve.image(image)
+        told[to] = resolve.found[0].noise
+    assert 0.7 < told["0.5mm"] / told["1mm"] < 0.95  # interpolation is a mean of some voxels
+    assert 0.4 < told["2x2x1mm"] / told["1mm"] < 0.7
+
+
 def _scan(image):
     from udean.runtime.scan.scan import image_scan
 

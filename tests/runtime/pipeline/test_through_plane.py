@@ -108,6 +108,21 @@ def test_a_network_that_is_wrong_for_a_scan_does_not_spoil_it(stack, truth, wron
     assert found.gain < 0.5
 
 
+def test_a_slice_without_data_stays_so_and_does_not_distort_its_neighbours(stack, truth):
+    slices = stack.slices.copy()
+    slices[:, :, (5, 6, 10)] = 0
+    slices[:, :, 15] = 0  # at an end: where a head ends, say
+    volume, found = restore(Stack(slices, stack.centers, STEP, 64), silent)
+    whole, _ = restore(stack, silent)
+    assert found.empty == (5, 6, 10)
+    assert (volume[:, :, 20:28] == 0).all() and (volume[:, :, 40:44] == 0).all()
+    beside = [19, 28, 39, 44]
+    assert (volume[:, :, beside] != 0).all()
+    assert error(volume[:, :, beside], truth[:, :, beside]) < 1.5 * error(
+        whole[:, :, beside], truth[:, :, beside]
+    )
+
+
 def test_air_is_not_computed(stack):
     empty = np.zeros((80, 80, 16), np.float32)
     empty[20:60, 20:57] = stack.slices
