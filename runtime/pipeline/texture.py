@@ -1,8 +1,9 @@
 """The best linear estimate of what lies between slices, by the scan's own texture.
 
 How alike two voxels of tissue are depends on their distance, much the same along all axes, and lines in plane
-tell it. With the slice profile, the estimate with the least mean square error follows (ordinary kriging:
-Matheron, Economic Geology 58, 1963). A network has learned other heads; this knows nothing but the scan.
+tell it. With the slice profile, the estimate with the least mean square error follows (universal kriging:
+Matheron, Cahiers du Centre de morphologie mathématique 1, 1969). A network has learned other heads; this knows
+nothing but the scan.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def covariance(
 
 
 def between(covariance: Matrix, seen: NDArray[np.floating], noise: float) -> NDArray[np.float32]:
-    """The matrix (size, slices) from slices to voxels; rows sum to 1.
+    """The matrix (size, slices) from slices to voxels, which keeps what is constant or linear across slices.
 
     covariance: (size,) at least. seen: the slice profile's matrix (slices, size). noise: of the slices.
     """
@@ -54,6 +55,8 @@ def between(covariance: Matrix, seen: NDArray[np.floating], noise: float) -> NDA
     alike = covariance[away] @ seen.T
     slices = seen @ alike
     slices[np.diag_indices(count)] += noise**2 + LEAST * covariance[0]
-    weights = np.linalg.solve(slices, np.column_stack([alike.T, np.ones(count)]))
-    simple, even = weights[:, :-1].T, weights[:, -1]
-    return (simple + np.outer(1 - simple.sum(1), even / even.sum())).astype(np.float32)
+    drift = np.column_stack([np.ones(size), np.linspace(-1, 1, size)])
+    kept = seen @ drift
+    weights = np.linalg.solve(slices, np.column_stack([alike.T, kept]))
+    simple, ours = weights[:, :-2].T, weights[:, -2:]
+    return (simple + (drift - simple @ kept) @ np.linalg.solve(kept.T @ ours, ours.T)).astype(np.float32)

@@ -108,7 +108,8 @@ def restore(
         deviation = believed * stack.step
         tissue = tissue_of(stack.slices)
         noise = noise_of(stack.slices) if stack.noise is None else stack.noise
-        alike = texture.covariance(stack.slices, tissue, noise, max(*stack.slices.shape[:2], stack.size))
+        longest = max(*stack.slices.shape[:2], stack.size) + 2 * math.ceil(stack.step)
+        alike = texture.covariance(stack.slices, tissue, noise, longest)
         gain, linear = trusted(stack, deviation, noise, tissue, alike, network)
         volume = stack.interpolated()
     detail = np.zeros_like(volume)
@@ -117,8 +118,8 @@ def restore(
         detail *= gain
     with watch.time("blend"):
         if alike is not None and linear > 0:
-            seen = _seen(deviation, stack.centers, stack.size)
-            volume += along(np.float32(linear) * _added(alike, seen, stack.places, noise), stack.slices, 2)
+            added = _added(alike, deviation, stack.centers, stack.step, stack.size, noise)
+            volume += along(np.float32(linear) * added, stack.slices, 2)
         volume += detail
         if consistency > 0:
             held_to(volume, stack, deviation, noise, consistency)
@@ -215,7 +216,8 @@ def trusted(
         missing = np.moveaxis(planes[:, :, 1], (2, axis), (0, 1)) - coarse[:, 1]
         added = [_call(coarse, places, stack.step, deviation, network), np.zeros_like(missing)]
         if alike is not None:
-            added[1] = along(_added(alike, seen, places, noise), thick[:, 1], 1)
+            weights = _added(alike, deviation, centers, stack.step, length, noise)
+            added[1] = along(weights, thick[:, 1], 1)
         inside = np.moveaxis(tissue[:, :, chosen], (2, axis), (0, 1))
         both = np.stack([detail[inside] for detail in added]).astype(np.float64)
         products += both @ both.T
@@ -234,10 +236,18 @@ def _seen(deviation: float, centers: NDArray[np.float64], size: int) -> NDArray[
 
 
 def _added(
-    alike: texture.Matrix, seen: NDArray[np.float32], places: NDArray[np.float64], noise: float
+    alike: texture.Matrix,
+    deviation: float,
+    centers: NDArray[np.float64],
+    step: float,
+    size: int,
+    noise: float,
 ) -> NDArray[np.float32]:
     """The matrix (size, slices) of what the texture's estimate has more than a cubic B-spline."""
-    return texture.between(alike, seen, noise) - spline_weights(len(seen), places)
+    beyond = math.ceil(step)  # fine voxels outside the field of view that the outer slices see too
+    seen = _seen(deviation, centers + beyond, size + 2 * beyond)
+    weights = texture.between(alike, seen, noise)[beyond : beyond + size]
+    return weights - spline_weights(len(centers), (np.arange(size) - centers[0]) / step)
 
 
 def _detail(

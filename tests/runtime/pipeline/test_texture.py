@@ -45,6 +45,7 @@ def test_it_is_nearer_to_the_truth_than_a_spline_by_what_theory_says(truth, nois
     slices += noise * np.random.default_rng(2).standard_normal(slices.shape, np.float32)
     weights = texture.between(covariance, SEEN, noise)
     np.testing.assert_allclose(weights.sum(1), 1, atol=1e-5)
+    np.testing.assert_allclose(weights @ SEEN @ np.arange(SIZE), np.arange(SIZE), atol=1e-3)
     error, plain = (
         np.mean((slices @ w.T - truth)[:, :, 5:-5] ** 2)
         for w in (weights, spline_weights(len(SEEN), (np.arange(SIZE) - CENTERS[0]) / STEP))
