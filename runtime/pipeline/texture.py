@@ -2,8 +2,8 @@
 
 How alike two voxels of tissue are depends on their distance, much the same along all axes, and lines in plane
 tell it. With the slice profile, the estimate with the least mean square error follows (universal kriging:
-Matheron, Cahiers du Centre de morphologie mathématique 1, 1969). A network has learned other heads; this knows
-nothing but the scan.
+Matheron, Cahiers du Centre de morphologie mathématique 1, 1969). A network has learned other heads; this
+knows nothing but the scan.
 """
 
 from __future__ import annotations

@@ -204,7 +204,7 @@ def test_a_header_that_says_labels_is_believed():
     with pytest.raises(RunError, match="holds labels"):
         resolver("0.7mm").image(image)
     assert set(np.unique(resolver("0.7mm", labels="nearest").image(image).dataobj)) == set(range(9))
-    with pytest.raises(RunError, match="leave, nearest"):
+    with pytest.raises(RunError, match="'leave', 'nearest'"):
         resolver("1mm", labels="linear")
 
 
