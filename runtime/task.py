@@ -152,7 +152,8 @@ class Task:
     slabs: (first HR slice, voxels (rows, columns, slices)), computed as they are asked for: float32 in the
         network's range if `in_range`, else to be stored as they are; `held`: with the measured band of the
         scan.
-    best: whether they are to be the mean over three slab axes. errors: room for the HR voxels' expected
+    best: whether they are to be the mean over three slab axes. detail: times which the mean's detail is to be
+        taken, see `pipeline.axes`. errors: room for the HR voxels' expected
         errors, float32 in the scan's units, of the same order; None if they are not asked for.
     """
 
@@ -169,6 +170,7 @@ class Task:
     in_range: bool = False
     held: bool = False
     best: bool = False
+    detail: float = 1.0
     errors: NDArray[np.float32] | None = None
 
     @property

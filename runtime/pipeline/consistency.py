@@ -27,6 +27,9 @@ for each frequency gained 0.03 dB.
 Without signal, a magnitude image holds rectified noise and ringing, which measure nothing: w falls to 0 in
 the air of the scan and of the SR volume, so that the sinc does not carry the tissue's correction into the air
 beside it.
+
+A mean over slab axes has lost some of its detail, SR - U(D(SR)); it is given back in the same pass: g times
+the detail is SR + (g - 1)·(SR - U(D(SR))).
 """
 
 from __future__ import annotations
@@ -66,11 +69,13 @@ NOISE_IN_AIR = 2.0  # a magnitude of pure noise has a mean of 1.25 times the noi
 @dataclass(frozen=True)
 class Weight:
     """How much to trust the scan. share: w in tissue, 0..1. air, tissue: magnitudes in the network's range
-    between which w rises from 0 to the share; both 0 for images that are not magnitudes."""
+    between which w rises from 0 to the share; both 0 for images that are not magnitudes. detail: g, times
+    which tissue gets what the scan does not hold."""
 
     share: float
     air: float = 0.0
     tissue: float = 0.0
+    detail: float = 1.0
 
 
 def weight(noise: float, magnitude: bool, share: float | None = None, mean: bool = False) -> Weight:
@@ -217,6 +222,8 @@ class _Passing:
     def corrected(self, z: int) -> Planes:
         sr = self._waiting[z]
         added = self._plane.up(_sum(self._ups[z], self._missing))
+        if self._weigh.detail != 1:
+            added += np.float32(self._weigh.detail - 1) * sr
         added *= _tissue(sr, self._weigh)
         return sr + added
 
@@ -241,10 +248,13 @@ def _runs(numbers: list[int]) -> list[list[int]]:
 
 
 def _missing(lr: Planes, seen: Planes, weigh: Weight) -> Planes:
-    """The scan minus the SR volume as the scanner would see it; weighted."""
+    """The scan minus the SR volume as the scanner would see it; weighted. Without what `corrected` adds of
+    the latter with the detail."""
     found = lr - seen
     found *= np.float32(weigh.share)
     found *= _tissue(lr, weigh)
+    if weigh.detail != 1:
+        found -= np.float32(weigh.detail - 1) * seen
     return found
 
 

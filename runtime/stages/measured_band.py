@@ -5,6 +5,7 @@ The band itself is `pipeline.consistency`'s, and on a GPU `cuda.measured_band`'s
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -62,7 +63,8 @@ class Holding:
         return consistency.weight(look.noise.sigma / look.unit, low >= 0, share, best)
 
     def weight_of(self, task: Task) -> consistency.Weight | None:
-        return self.weight(task.look, task.slope, task.inter, task.best)
+        weight = self.weight(task.look, task.slope, task.inter, task.best)
+        return weight and dataclasses.replace(weight, detail=task.detail)
 
     def record(self, scan: Scan, looks: Sequence[Look], best: bool = False) -> list[MeasuredBand]:
         """How it is held for a scan that was looked through, by volume; empty if it is not."""

@@ -21,7 +21,7 @@ from ..cuda.measured_band import Held
 from ..models.card import ModelCard
 from ..pipeline import error_map
 from ..pipeline.air import find_air
-from ..pipeline.axes import mean_over_axes
+from ..pipeline.axes import along_other_axes, lost_detail, mean_with
 from ..pipeline.content import Content, survey
 from ..pipeline.host import LrVolume, batch_size
 from ..pipeline.tiling import Box, Tiling, Window, tile_windows
@@ -193,9 +193,10 @@ class VolumeStages:
             yield from pipeline.slabs(*given)
             done += len(tiling)
 
-        room = functools.partial(scratch, sr=task.sr)
-        slabs = mean_over_axes(task.volume, restore, self.card.scale[0], room, task.errors)
-        return task.replace(slabs=slabs, in_range=True)
+        factor = self.card.scale[0]
+        others = along_other_axes(task.volume, restore, factor, functools.partial(scratch, sr=task.sr))
+        slabs = mean_with(restore(task.volume), others, task.errors)
+        return task.replace(slabs=slabs, in_range=True, detail=lost_detail(others[0], others[1], factor))
 
     def _hold_measured(self, task: Task) -> Task:
         """The measured band from the scan; see `pipeline.consistency`."""

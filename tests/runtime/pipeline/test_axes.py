@@ -1,10 +1,13 @@
 """The mean over three slab axes: held to three resolvers of volumes turned by hand."""
 
+import dataclasses
+
 import nibabel as nib
 import numpy as np
 import pytest
 from udean.runtime import Intensities, RunError, SuperResolver
 from udean.runtime.commands.run import COMMAND as udean_run
+from udean.runtime.pipeline.axes import lost_detail
 from udean.runtime.pipeline.consistency import hold_measured, weight
 
 from ...support.fakes import FakeEngine, card, nearest, onnx_model
@@ -23,12 +26,16 @@ def head(shape=(21, 18, 25), dtype=np.float32):
     return RANDOM.uniform(1, 999, shape).astype(dtype)
 
 
-def mean_of_three(volume, model_card=CARD, axis=2):
-    """float32, by turning the volume."""
+def turned(volume, model_card=CARD):
+    """Restored with slabs along each axis, by turning the volume; float32."""
     resolve = SuperResolver(FakeEngine(network, model_card), consistency="off")
-    turned = [np.moveaxis(resolve(np.moveaxis(volume, a, 2), dtype="float32"), 2, a) for a in range(3)]
-    assert np.abs(turned[0] - turned[axis]).max() > 1
-    return np.mean(turned, 0)
+    return [np.moveaxis(resolve(np.moveaxis(volume, a, 2), dtype="float32"), 2, a) for a in range(3)]
+
+
+def mean_of_three(volume, model_card=CARD, axis=2):
+    three = turned(volume, model_card)
+    assert np.abs(three[0] - three[axis]).max() > 1
+    return np.mean(three, 0)
 
 
 @pytest.mark.parametrize("dtype", ["int16", "float32"])
@@ -53,7 +60,9 @@ def test_the_measured_band_is_taken_from_the_scan_once_after_the_mean():
     resolve = SuperResolver(FakeEngine(network, CARD), best=True, consistency=0.8)
     sr, known = resolve(volume), resolve.intensities(volume)
     planes = np.moveaxis(mean_of_three(volume) / known.unit, 2, 0).astype(np.float32)
-    w = weight(known.noise / known.unit, True, 0.8)
+    detail = lost_detail(*turned(volume)[:2], 2)
+    assert detail > 1.001
+    w = dataclasses.replace(weight(known.noise / known.unit, True, 0.8), detail=detail)
     found = hold_measured(
         [(0, planes)],
         lambda k: volume[:, :, k] / np.float32(known.unit),
@@ -66,6 +75,27 @@ def test_the_measured_band_is_taken_from_the_scan_once_after_the_mean():
     wanted = np.concatenate([slab for _, slab in found]) * known.unit
     np.testing.assert_allclose(sr, np.maximum(np.moveaxis(wanted, 0, 2), 0), atol=0.02)
     assert np.abs(sr - mean_of_three(volume)).max() > 5
+
+
+@pytest.mark.parametrize("common", [0, 0.5, 0.8, 1])
+def test_the_lost_detail_is_that_of_a_mean_of_three(common):
+    """Beyond the LR band three volumes have a share of their variance in common; within it they are alike."""
+    shared, *own = RANDOM.standard_normal((4, 40, 36, 44), dtype=np.float32)
+    three = [np.sqrt(common) * shared + np.sqrt(1 - common) * volume for volume in own]
+
+    def high(volume):
+        space = np.fft.fftn(volume)
+        low = [np.abs(np.fft.fftfreq(n)) < 0.25 for n in volume.shape]
+        space[np.ix_(*low)] = 0
+        return np.fft.ifftn(space).real
+
+    smooth = 100 * np.add.outer(np.add.outer(*map(np.hanning, (40, 36))), np.hanning(44))
+    lost = np.mean([high(v).std() ** 2 for v in three]) / high(np.mean(three, 0)).std() ** 2
+    assert lost_detail(three[0] + smooth, three[1] + smooth, 2) == pytest.approx(lost, rel=0.05)
+
+
+def test_without_detail_none_is_lost():
+    assert lost_detail(*np.zeros((2, 8, 8, 8), np.float32), 2) == 1
 
 
 def test_uneven_voxels_are_restored_along_one_axis_and_it_is_said():

@@ -78,6 +78,25 @@ def test_on_a_ring_it_is_the_whole_fourier_transforms_answer(shape, scale, grid,
     )
 
 
+@pytest.mark.parametrize(("scale", "grid"), [((2, 2, 2), "fft"), ((2, 3, 2), "center")])
+@pytest.mark.parametrize("share", [0.4, 1.0])
+def test_lost_detail_is_given_back_beyond_the_measured_band_only(scale, grid, share):
+    shape = (9, 11, 13)
+    truth, sr = (smooth([n * s for n, s in zip(shape, scale, strict=True)]) for _ in range(2))
+    lr = low(truth, scale, grid).astype(np.float32)
+    detail = sr - held(np.zeros_like(sr), low(sr, scale, grid).astype("f4"), scale, grid)
+    wanted = held(sr, lr, scale, grid, Weight(share)) + 0.3 * detail
+    np.testing.assert_allclose(
+        held(sr, lr, scale, grid, Weight(share, detail=1.3)), wanted, atol=1e-4 * abs(sr).max()
+    )
+    assert abs(detail).max() > 0.05 * abs(sr).max()
+
+
+def test_detail_of_air_stays_what_it_is():
+    sr, lr = smooth((16, 16, 16)) ** 2 * 1e-2, np.zeros((8, 8, 8), np.float32)
+    assert np.array_equal(held(sr, lr, (2, 2, 2), w=Weight(1.0, 0.05, 0.1, detail=1.5)), sr)
+
+
 LINES = (tuple(np.linspace(1, 0.4, 9)), (1.0, 1.0, 0.5, 0.5), (1.0, 0.3))
 
 
