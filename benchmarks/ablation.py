@@ -1,9 +1,9 @@
 """What each part of the embedded model's recipe is worth: one thing changed at a time, and UDEAN beside it.
 
 Every row trains the shipped recipe (`default_model.toml`), at the compact preset's width, for the same few
-steps on the same heads, with one change, and restores Colin27, the macaque and the ICBM152 T1, whole, as `benchmarks.tissue` does. "UDEAN" is
-the same network trained unpaired: half of the heads are its HR group, the truncations of the
-other half its LR group.
+steps on the same heads, with one change, and restores Colin27, the macaque and the ICBM152 T1, whole, as
+`benchmarks.tissue` does. "UDEAN" is the same network trained unpaired: half of the heads are its HR group,
+the truncations of the other half its LR group.
 
     python -m udean.benchmarks.ablation OUT --hr FOLDER [--steps 1500] [--rows "recipe,UDEAN"]
 

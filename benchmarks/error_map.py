@@ -93,7 +93,7 @@ def samples(hr: NDArray[Any], noise: float, resolve: SuperResolver) -> NDArray[n
     without weights, the absolute error."""
     error, expected, unit = restored(hr, noise, resolve)
     kept = np.random.default_rng(0).choice(len(error), min(VOXELS, len(error)), replace=False)
-    brought = noise * consistency.weight(noise, magnitude=True, mean=True).share
+    brought = noise * consistency.weight(noise, magnitude=True).share
     return np.stack([np.full(len(kept), brought), expected[kept] / unit, error[kept] / unit]).astype(
         np.float64
     )

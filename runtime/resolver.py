@@ -546,9 +546,9 @@ class SuperResolver:
         rows, columns, slices = (scan.shape[n] for n in turn.axes)
         return turn, factors, self.tiling((rows, columns, slices))
 
-    def measured_band(self, scan: Scan, looks: Sequence[Look], best: bool = False) -> list[MeasuredBand]:
+    def measured_band(self, scan: Scan, looks: Sequence[Look]) -> list[MeasuredBand]:
         """How the measured band of a scan that was looked through is held, by volume; empty if it is not."""
-        return self._stages.holding.record(scan, looks, best)
+        return self._stages.holding.record(scan, looks)
 
     @property
     def why_unheld(self) -> str:

@@ -18,9 +18,9 @@ is not amplified.
 
 w falls with the noise of the scan, but later than the least error would require. A network mistakes part of a
 small lesion for noise, and only the scan brings it back: at 2 % of noise, one of radius 1 HR voxel keeps
-little more than half of what sinc leaves of it if w is 0, and all if w is 1, at a price of 0.5 dB. So w is
-0.97 there, and low only if noise hides small lesions in any case. It is one number for all frequencies and
-positions: the missing part of a small lesion is no larger than the noise beside it, so weights that followed
+little more than half of what sinc leaves of it if w is 0, and nearly all if w is 1, at a price of 0.5 dB. So
+w is 0.99 there, and low only if noise hides small lesions in any case. It is one number for all frequencies
+and positions: the missing part of a small lesion is no larger than the noise beside it, so weights that followed
 the difference, or the scan's own structure, gained nothing that a higher w does not give as well; a weight
 for each frequency gained 0.03 dB.
 
@@ -57,10 +57,9 @@ Taps = tuple[list[int], list[float]]  # slice numbers and their weights
 REACH = 12  # LR slices to either side that a windowed sinc covers
 TAPER = 4.0  # of its Kaiser window
 MARGIN = 8  # least number of LR voxels over which one end of a plane blends into the other
-# Noise, as a share of the unit, at which half of the band is taken from the scan; less for a mean over three
-# slab axes, whose errors are smaller. The power describes w's fall: at 1, 2, 3, 5 % of noise w is 1.00, 0.97,
-# 0.74, 0.12.
-HALF, HALF_OF_MEAN, POWER = 0.0357, 0.0327, 6
+# Noise, as a share of the unit, at which half of the band is taken from the scan, and the power of w's fall:
+# at 1, 2, 3, 5 % of noise w is 1.00, 0.99, 0.92, 0.35.
+HALF, POWER = 0.045, 6
 AIR, TISSUE = 0.05, 0.1  # shares of the unit below which a magnitude is air, and above which it is tissue
 WHOLE = 1 << 28  # largest ring of slices, in HR voxels, that is held in memory for its exact sinc
 NOISE_IN_AIR = 2.0  # a magnitude of pure noise has a mean of 1.25 times the noise
@@ -78,14 +77,13 @@ class Weight:
     detail: float = 1.0
 
 
-def weight(noise: float, magnitude: bool, share: float | None = None, mean: bool = False) -> Weight:
+def weight(noise: float, magnitude: bool, share: float | None = None) -> Weight:
     """The weight for a scan of this noise (standard deviation of a real channel, as a share of the unit).
 
     magnitude: whether it has no negative voxels. share: w in tissue; by default it follows from the noise.
-    mean: for an SR volume that is a mean over three slab axes.
     """
     if share is None:
-        share = 1 / (1 + (noise / (HALF_OF_MEAN if mean else HALF)) ** POWER)
+        share = 1 / (1 + (noise / HALF) ** POWER)
     if not magnitude:
         return Weight(share)
     air = max(AIR, NOISE_IN_AIR * noise)

@@ -308,7 +308,7 @@ def _write(resolved: Resolved, resolve: SuperResolver) -> Outcome:
         stamp = job.stamps()[1]
         digest = job.result_digest()
         choice, scan = loaded.choice, loaded.scan
-        held = [] if resolved.found else resolve.measured_band(scan, loaded.looks, choice.best)
+        held = [] if resolved.found else resolve.measured_band(scan, loaded.looks)
         told: dict[str, Any] = {
             "measured_band": [dataclasses.asdict(band) for band in held] or resolve.why_unheld
         }

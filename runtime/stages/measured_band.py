@@ -49,28 +49,23 @@ class Holding:
             return "left to the network: the model's card does not say what the scan measures"
         return "nothing to hold: the volume is constant"
 
-    def weight(
-        self, look: Look, slope: float = 1.0, inter: float = 0.0, best: bool = False
-    ) -> consistency.Weight | None:
-        """How much of a volume's measured band is taken from it; None if it is left to the network.
-
-        best: by a mean over three slab axes.
-        """
+    def weight(self, look: Look, slope: float = 1.0, inter: float = 0.0) -> consistency.Weight | None:
+        """How much of a volume's measured band is taken from it; None if it is left to the network."""
         if look.noise is None or not self.wanted:
             return None
         share = None if self.asked == "auto" else float(self.asked)
         low = min(look.content.low * slope, look.content.high * slope) + inter
-        return consistency.weight(look.noise.sigma / look.unit, low >= 0, share, best)
+        return consistency.weight(look.noise.sigma / look.unit, low >= 0, share)
 
     def weight_of(self, task: Task) -> consistency.Weight | None:
-        weight = self.weight(task.look, task.slope, task.inter, task.best)
+        weight = self.weight(task.look, task.slope, task.inter)
         return weight and dataclasses.replace(weight, detail=task.detail)
 
-    def record(self, scan: Scan, looks: Sequence[Look], best: bool = False) -> list[MeasuredBand]:
+    def record(self, scan: Scan, looks: Sequence[Look]) -> list[MeasuredBand]:
         """How it is held for a scan that was looked through, by volume; empty if it is not."""
         held = []
         for look in looks:
-            weight = self.weight(look, scan.slope, scan.inter, best)
+            weight = self.weight(look, scan.slope, scan.inter)
             if look.noise and weight:
                 noise = round(look.noise.sigma / look.unit, 5)
                 held.append(MeasuredBand(round(weight.share, 4), noise, look.noise.source, look.rings))

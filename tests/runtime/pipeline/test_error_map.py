@@ -54,7 +54,7 @@ def test_the_spread_is_that_of_three_turned_volumes(dtype, measured_band):
     plain = SuperResolver(FakeEngine(network, CARD), consistency="off")
     three = [np.moveaxis(plain(np.moveaxis(volume, a, 2), "float32"), 2, a) / unit for a in range(3)]
     noise = estimate_noise(volume, unit).sigma / unit
-    noise *= weight(noise, True, mean=True).share if measured_band == "truncation" else 1
+    noise *= weight(noise, True).share if measured_band == "truncation" else 1
     wanted = unit * formula(np.std(three, axis=0, ddof=1).astype(float), sr / unit, noise)
     assert resolve.error_map.shape == sr.shape and resolve.error_map.dtype == np.float32
     np.testing.assert_allclose(resolve.error_map, wanted, rtol=1e-2)
