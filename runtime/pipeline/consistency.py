@@ -20,9 +20,9 @@ w falls with the noise of the scan, but later than the least error would require
 small lesion for noise, and only the scan brings it back: at 2 % of noise, one of radius 1 HR voxel keeps
 little more than half of what sinc leaves of it if w is 0, and nearly all if w is 1, at a price of 0.5 dB. So
 w is 0.99 there, and low only if noise hides small lesions in any case. It is one number for all frequencies
-and positions: the missing part of a small lesion is no larger than the noise beside it, so weights that followed
-the difference, or the scan's own structure, gained nothing that a higher w does not give as well; a weight
-for each frequency gained 0.03 dB.
+and positions: the missing part of a small lesion is no larger than the noise beside it, so weights that
+followed the difference, or the scan's own structure, gained nothing that a higher w does not give as well; a
+weight for each frequency gained 0.03 dB.
 
 Without signal, a magnitude image holds rectified noise and ringing, which measure nothing: w falls to 0 in
 the air of the scan and of the SR volume, so that the sinc does not carry the tissue's correction into the air
