@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Image
@@ -38,7 +38,7 @@ from .pipeline.stream import resolve_stream
 from .pipeline.through_plane import Findings
 from .pipeline.tiling import Tiling, Weighting, Window
 from .scan.choice import Choice, choose, why_one_axis
-from .scan.foreign import from_itk, from_tensor, is_itk, is_tensor, to_itk, to_tensor
+from .scan.foreign import ItkImage, from_itk, from_tensor, is_itk, is_tensor, to_itk, to_tensor
 from .scan.geometry import Factors
 from .scan.intensity import Intensities
 from .scan.kinds import check_layout, with_labels
@@ -67,8 +67,9 @@ from .task import (
 )
 
 if TYPE_CHECKING:
-    from SimpleITK import Image
     from torch import Tensor
+
+Itk = TypeVar("Itk", bound=ItkImage)
 
 
 class SuperResolver:
@@ -376,11 +377,11 @@ class SuperResolver:
     def image(self, image: SpatialImage, dtype: Output = "input", axis: int | None = None) -> Nifti1Image: ...
 
     @overload
-    def image(self, image: Image, dtype: Output = "input", axis: int | None = None) -> Image: ...
+    def image(self, image: Itk, dtype: Output = "input", axis: int | None = None) -> Itk: ...
 
     def image(
-        self, image: SpatialImage | Image, dtype: Output = "input", axis: int | None = None
-    ) -> Nifti1Image | Image:
+        self, image: SpatialImage | ItkImage, dtype: Output = "input", axis: int | None = None
+    ) -> Nifti1Image | ItkImage:
         """Resolve a nibabel or SimpleITK image into one of the same library.
 
         Parameters

@@ -74,7 +74,7 @@ patch = 16
 workers = 0
 """
 
-CONSUMER = """
+CONSUMER = """# pyright: strict
 from pathlib import Path
 from typing import Any, assert_type
 
@@ -94,7 +94,7 @@ def restore(path: Path, volume: NDArray[np.int16], image: Nifti1Image) -> None:
             assert_type(resolve.info().card, ModelCard)
             assert_type(resolve.info().engine, EngineInfo)
             assert_type(resolve.intensities(volume), Intensities)
-            resolve.image(image).to_filename(path)
+            assert_type(resolve.image(image), Nifti1Image)
             for plane in resolve.stream([volume[:, :, 0]], 1, Intensities(900.0)):
                 print(plane.shape)
     except RunError as error:

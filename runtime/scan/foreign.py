@@ -6,7 +6,8 @@ Neither library is imported here before its user has done so.
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Image
@@ -16,9 +17,20 @@ from ..errors import RunError, first_line
 from .geometry import LPS_TO_RAS  # ITK's world points left and back too
 
 if TYPE_CHECKING:
-    from SimpleITK import Image
     from torch import Tensor
     from typing_extensions import TypeIs
+
+
+class ItkImage(Protocol):
+    """SimpleITK's Image. Whoever has not installed that library has no type of its name, and a strict type
+    checker would not know what `SuperResolver.image` returns, whatever it is given."""
+
+    def GetPixelID(self) -> int: ...
+    def GetDimension(self) -> int: ...
+    def GetNumberOfComponentsPerPixel(self) -> int: ...
+    def GetDirection(self) -> Sequence[float]: ...
+    def GetSpacing(self) -> Sequence[float]: ...
+    def GetOrigin(self) -> Sequence[float]: ...
 
 
 def is_tensor(volume: object) -> TypeIs[Tensor]:
@@ -26,7 +38,7 @@ def is_tensor(volume: object) -> TypeIs[Tensor]:
     return torch is not None and isinstance(volume, torch.Tensor)
 
 
-def is_itk(image: object) -> TypeIs[Image]:
+def is_itk(image: object) -> TypeIs[ItkImage]:
     sitk = sys.modules.get("SimpleITK")
     return sitk is not None and isinstance(image, sitk.Image)
 
@@ -52,7 +64,7 @@ def to_tensor(voxels: NDArray[Any], like: Tensor, keep: bool) -> Tensor:
     return torch.from_numpy(voxels).to(like.device, like.dtype if keep else None)
 
 
-def from_itk(image: Image) -> Nifti1Image:
+def from_itk(image: ItkImage) -> Nifti1Image:
     """An ITK image as a nibabel one, voxels (i, j, k) and geometry as they are, in mm.
 
     Raises RunError if it is not 3-D or has more than one component.
@@ -71,7 +83,7 @@ def from_itk(image: Image) -> Nifti1Image:
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
-    voxels = sitk.GetArrayFromImage(image).T
+    voxels = sitk.GetArrayFromImage(cast(Any, image)).T
     made = Nifti1Image(voxels, LPS_TO_RAS @ affine, dtype=voxels.dtype)
     made.set_sform(LPS_TO_RAS @ affine, "scanner")
     made.set_qform(LPS_TO_RAS @ affine, "scanner")
@@ -79,7 +91,7 @@ def from_itk(image: Image) -> Nifti1Image:
     return made
 
 
-def to_itk(image: Nifti1Image) -> Image:
+def to_itk(image: Nifti1Image) -> ItkImage:
     """A nibabel image, as `image_scan`'s results are, as an ITK one: the same voxels and geometry."""
     import SimpleITK as sitk
 
