@@ -7,7 +7,6 @@ interrupted.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import signal
 import sys
@@ -25,16 +24,11 @@ from ... import __version__
 from ..errors import RunError, first_line
 from ..system import interruption
 from ..system.interruption import INTERRUPTED
+from ..system.memory import lacks_memory, limit
 from .streams import guard_streams, say
 
 WIDE = 120  # columns of a terminal that holds the panels of --help, whatever an option is called
 TAKEN = {str: "TEXT", Path: "PATH", int: "NUMBER", float: "NUMBER"}
-NO_MEMORY = (
-    "bad_alloc",
-    "bad allocation",
-    "can't start new thread",
-    "allocate memory",
-)
 
 
 def command(
@@ -174,7 +168,7 @@ def sentence(error: Exception, extra: str) -> str:
         extra = "train" if error.name == "torch" else extra
         return f"This needs {error.name}, which is not installed: pip install 'udean[{extra}]'"
     if lacks_memory(error):
-        return f"There is not enough memory{_limit()}: close other programs, or crop the scan."
+        return f"There is not enough memory{limit()}: close other programs, or crop the scan."
     if isinstance(error, OSError) and error.strerror:
         where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
         return f"{where}{error.strerror}."
@@ -202,40 +196,3 @@ def on_stop(action: Callable[[], object]) -> None:
         action()
 
     threading.Thread(target=listen, daemon=True, name="stop").start()
-
-
-def lacks_memory(error: BaseException) -> bool:
-    """Whether an error says that there is not enough memory, whichever library it comes from."""
-    refused = isinstance(error, OSError) and error.errno == errno.ENOMEM
-    if isinstance(error, MemoryError) or refused or any(words in str(error) for words in NO_MEMORY):
-        return True
-    # Libraries in C++ say all kinds of things when an allocation fails.
-    return isinstance(error, RuntimeError) and not isinstance(error, RunError) and _at_the_limit()
-
-
-def _limit() -> str:
-    allowed = _allowed()
-    return f" (ulimit -v allows {allowed / 1e9:.1f} GB)" if allowed else ""
-
-
-def _allowed() -> int | None:
-    """Bytes of address space that `ulimit -v` allows, or None for no limit."""
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return None
-    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    return None if soft == resource.RLIM_INFINITY else soft
-
-
-def _at_the_limit() -> bool:
-    """Whether this process has had nearly all of the address space that it may have."""
-    allowed = _allowed()
-    if not allowed:
-        return False
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return False
-    peak = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmPeak")), 0)
-    return peak > 0.9 * allowed

@@ -33,6 +33,7 @@ from ..scan.profile import FWHM
 from ..scan.scan import Scan, tell_remarks
 from ..system import interruption
 from ..system.files import make_folder, sweep
+from ..system.memory import lacks_memory, limit
 from ..system.threads import ahead
 from ..system.trace import span
 from . import bids
@@ -352,9 +353,10 @@ def guarded(job: Job, settings: Settings, step: Callable[[], T]) -> T | Outcome:
         return step()
     except RunError as error:
         return failure(job, error)
-    except MemoryError:
-        return Outcome(job, "failed", f"{job.source} does not fit into this machine's memory: crop the scan.")
     except Exception as error:
+        if lacks_memory(error):
+            said = f"{job.source} does not fit into this machine's memory{limit()}: crop the scan."
+            return Outcome(job, "failed", said)
         if settings.debug:
             raise
         text = first_line(error)

@@ -6,6 +6,7 @@ import importlib
 from types import ModuleType
 
 from ..errors import RunError
+from .memory import lacks_memory, limit
 
 
 def require(module: str, extra: str) -> ModuleType:
@@ -13,6 +14,8 @@ def require(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
+        if lacks_memory(error):
+            raise RunError(f"There is not enough memory{limit()} to load {module}.") from error
         raise RunError(
             f"This needs {module}, which cannot be imported ({error}): pip install 'udean[{extra}]'"
         ) from error
