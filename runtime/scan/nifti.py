@@ -17,6 +17,7 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from ..errors import RunError
+from ..system.files import check_file
 from .geometry import is_singular
 from .gzip import is_gzip, reading, unpacking
 
@@ -43,8 +44,7 @@ class FileHeader(NamedTuple):
 def read_header(path: Path) -> FileHeader:
     """The header of a single-file NIfTI; no voxel is read. Raises RunError for what is not one."""
     with reading(path):
-        if not path.is_file():
-            raise RunError(f"{path} does not exist." if not path.exists() else f"{path} is not a file.")
+        check_file(path)
         packed = is_gzip(path)
         with unpacking(path) if packed else open(path, "rb") as file:
             start = file.read(540)

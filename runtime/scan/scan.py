@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from ..errors import RunError
 from ..models.card import Grid
-from ..system.files import atomic
+from ..system.files import atomic, check_file
 from .geometry import Factors, coarse_affine, fine_affine, is_singular
 from .gzip import CHUNK, INFLATION, inflate, is_gzip, packing, reading, unpacking
 from .nifti import Header, little_endian, mended, preamble, read_header, sform
@@ -262,8 +262,7 @@ def open_scan(path: Path, series: bool = False) -> Scan:
 
 def _open_freesurfer(path: Path, series: bool) -> Scan:
     with reading(path):
-        if not path.is_file():
-            raise RunError(f"{path} does not exist." if not path.exists() else f"{path} is not a file.")
+        check_file(path)
         packed = is_gzip(path)
         with unpacking(path) if packed else open(path, "rb") as file:
             start = file.read(MGH_HEADER)

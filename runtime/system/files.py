@@ -23,6 +23,7 @@ except ImportError:  # Windows: an open file cannot be removed, which serves as 
     fcntl = None
 
 DEVICES = ("/dev/", "/proc/")  # where no file is made: /dev/stdout, /dev/fd/63
+POINTER = 1 << 10  # bytes; pointers to a file are shorter
 LARGEST = 1 << 28  # bytes of a file that is looked through for a mark
 PART = re.compile(r"\.(?P<name>.*)\.\d+\.part")
 
@@ -239,6 +240,32 @@ def cache_folder() -> Path:
         return Path.home() / ".cache" / "udean"
     except RuntimeError:
         raise RunError("This user has no home folder for what is cached: set XDG_CACHE_HOME.") from None
+
+
+def check_file(path: Path) -> None:
+    """Raise RunError if a path is not a file that holds what its name says.
+
+    Datasets under git-annex (DataLad) and Git LFS have links to nowhere, or pointers, in the place of files
+    that have not been fetched.
+    """
+    if path.is_file():
+        pointer = b""
+        if path.stat().st_size < POINTER:
+            with open(path, "rb") as file:
+                pointer = file.read(64)
+        if pointer.startswith(b"/annex/objects/"):
+            raise RunError(f"{path} has not been fetched: datalad get, or git annex get, does so.")
+        if pointer.startswith(b"version https://git-lfs"):
+            raise RunError(f"{path} has not been fetched: git lfs pull does so.")
+        return
+    if path.exists():
+        raise RunError(f"{path} is not a file.")
+    if not path.is_symlink():
+        raise RunError(f"{path} does not exist.")
+    link = os.readlink(path)
+    if ".git/annex/" in link:
+        raise RunError(f"{path} has not been fetched: datalad get, or git annex get, does so.")
+    raise RunError(f"{path} is a link to {link}, which does not exist.")
 
 
 def real_path(*parts: str | Path) -> Path:

@@ -78,7 +78,7 @@ def test_links_are_followed_and_circles_of_links_are_not(model, tmp_path):
     (folder / "gone.nii").symlink_to(folder / "nothing.nii")
     done = udean_run("--engine", model, folder)
     assert done.returncode == 1 and "2 written, 0 kept, 2 failed" in done.stdout, done.stderr
-    assert sorted(re.findall(r"(\w+\.nii) (?:does|->)", done.stdout + done.stderr)) == [
+    assert sorted(re.findall(r"(\w+\.nii) (?:is a link|->)", done.stdout + done.stderr)) == [
         "file.nii",
         "gone.nii",
         "linked.nii",

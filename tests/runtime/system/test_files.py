@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from udean.runtime import RunError
+from udean.runtime.scan.scan import open_scan
 from udean.runtime.system.files import (
     atomic,
     cache_folder,
@@ -99,3 +100,24 @@ def test_what_is_hidden_is_not_looked_into(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert {str(path.relative_to(tmp_path)) for path in walk(tmp_path)} == {"a", "b/c"}
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.mgz"])
+def test_files_that_were_not_fetched_are_told_from_missing_and_damaged_ones(name, tmp_path):
+    contents = {
+        b"/annex/objects/MD5E-s9--d41d8cd9.nii.gz\n": "datalad get",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n": "git lfs pull",
+    }
+    for content, word in contents.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(RunError, match=word):
+            open_scan(tmp_path / name)
+    for link, word in (
+        ("../.git/annex/objects/x/y/MD5E-s9--0.nii.gz", "datalad get"),
+        ("nowhere", "link to nowhere, which does not exist"),
+        (name, "link to"),
+    ):
+        (tmp_path / name).unlink()
+        (tmp_path / name).symlink_to(link)
+        with pytest.raises(RunError, match=word):
+            open_scan(tmp_path / name)
