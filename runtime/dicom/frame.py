@@ -82,6 +82,7 @@ LOCATIONS = (  # how many slices a volume has
     ("Philips Imaging DD 001", 0x2001, 0x18),
     (UIH, 0x0065, 0x50),
 )
+LARGEST = 1 << 26  # voxels of a slice
 TIME = re.compile(r"(\d{8})?(\d{6}(?:\.\d+)?)(?:[+-]\d{4})?")  # of a day, with or without its date
 
 Dataset = Any  # pydicom's, which is not imported here
@@ -394,14 +395,17 @@ def _private_text(value: Any) -> str:
 
 def _check(path: Path, dataset: Dataset) -> None:
     colours = str(dataset.get("PhotometricInterpretation") or "MONOCHROME2")
-    if int(dataset.get("SamplesPerPixel", 1)) != 1 or not colours.startswith("MONOCHROME"):
+    if integer(dataset.get("SamplesPerPixel") or 1) != 1 or not colours.startswith("MONOCHROME"):
         raise RunError(f"{path} has colour voxels: give the series that it was made from.")
-    if int(dataset.get("HighBit", dataset.BitsStored - 1)) != dataset.BitsStored - 1:
+    if integer(dataset.get("HighBit", dataset.BitsStored - 1)) != dataset.BitsStored - 1:
         raise RunError(f"{path} has voxels that do not begin at the lowest bit (HighBit {dataset.HighBit}).")
     if dataset.get("ModalityLUTSequence"):
         raise RunError(f"{path} has voxels that a table (ModalityLUTSequence) makes intensities of.")
-    if min(int(dataset.Rows), int(dataset.Columns)) < 1:
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    if min(rows, columns) < 1:
         raise RunError(f"{path} has no voxels.")
+    if rows * columns > LARGEST:  # which would be made room for, whatever a few compressed bytes hold
+        raise RunError(f"{path} has {rows} x {columns} voxels, more than the {LARGEST} of any MR slice.")
 
 
 def _numbers(at: Any, name: str, count: int) -> tuple[float, ...]:

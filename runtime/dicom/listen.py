@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ssl
 import threading
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +21,11 @@ from .frame import CLASSIC, ENHANCED, require_pydicom
 from .send import COMMITMENT, TIMEOUT, Peer
 
 VERIFICATION = "1.2.840.10008.1.1"
+DEFLATED = "1.2.840.10008.1.2.1.99"
 REQUEST_LIMIT = 1 << 20  # bytes of a message before there is an association: a request has kilobytes
 MESSAGE_LIMIT = 4 << 30  # bytes of one C-STORE: pixel data of defined length end there
+INFLATED = 1 << 30  # bytes of a deflated data set: a thousandth of them is enough to announce them
+CHUNK = 1 << 20
 STRANGERS = 256  # connections without association at once; more are closed
 PERMANENT, TRANSIENT = 1, 2
 NOT_CALLED, NOT_KNOWN, TOO_MANY = (PERMANENT, 1, 7), (PERMANENT, 1, 3), (TRANSIENT, 3, 2)
@@ -139,6 +143,17 @@ def listen(
     entity._servers.append(server)  # `shutdown` takes it out again
     threading.Thread(target=server.serve_forever, daemon=True, name="dicom-accept").start()
     return server
+
+
+def is_bomb(event: Any) -> bool:
+    """Whether a data set is deflated and would take too much memory, which is found out in little."""
+    if event.context.transfer_syntax != DEFLATED:
+        return False
+    inflate, size, rest = zlib.decompressobj(-zlib.MAX_WBITS), 0, event.request.DataSet.getvalue()
+    while rest and not inflate.eof and size <= INFLATED:
+        size += len(inflate.decompress(rest, CHUNK))
+        rest = inflate.unconsumed_tail
+    return size > INFLATED
 
 
 def decodable() -> list[str]:

@@ -30,7 +30,7 @@ from ..system.log import log
 from ..system.metrics import Metrics
 from .frame import require_pydicom
 from .jobs import dicom_jobs
-from .listen import Admission, listen
+from .listen import Admission, is_bomb, listen
 from .send import SUCCESS, TIMEOUT, Commitments, Peer, Refused, Undelivered, send
 from .spool import NOTE, SENDING, Spool, folders, series_name
 
@@ -234,6 +234,8 @@ class Node:
 
     def _keep(self, event: Any) -> int:
         try:
+            if is_bomb(event):
+                return NO_MATCH
             series = series_name(event.dataset)
             place = event.dataset.get_item("ImagePositionPatient")  # poor anonymisers give one UID to many
             instance = f"{event.request.AffectedSOPInstanceUID} {place.value if place else ''}"
@@ -390,7 +392,9 @@ class Node:
         note = (folder / NOTE).read_text() if (folder / NOTE).exists() else ""
         jobs = dicom_jobs(files, folder, folder / "sr", "dicom", self._numbers(files, folder), note)
         if not jobs:
-            raise RunError("It contains no MR volume.")
+            raise RunError(
+                "It contains no MR volume, or only results of udean, which are not restored again."
+            )
         targets, reasons = [], []
         for job in jobs:
             try:

@@ -108,7 +108,7 @@ def _hole(numbers: list[int], from_one: bool = True) -> str:
     start = 1 if from_one else numbers[0]
     if not (missing := sorted(set(range(start, numbers[-1])) - set(numbers))):
         return ""
-    listed = ", ".join(map(str, missing[:NAMED])) + (", …" if len(missing) > NAMED else "")
+    listed = ", ".join(map(str, missing[:NAMED])) + (" and others" if len(missing) > NAMED else "")
     return f"has time points {start} to {numbers[-1]} without {listed}: some may be missing"
 
 

@@ -42,7 +42,8 @@ PICTURES = {
     **dict.fromkeys(
         ("ADC", "EADC", "FA", "CBF", "CBV", "RCBF", "RCBV", "MTT", "TTP", "TMAX"), "a computed map"
     ),
-    **dict.fromkeys(("MAP", "MAPS"), "a computed map"),
+    **dict.fromkeys(("RELCBF", "RELCBV", "RELMTT", "ANISO", "TENSOR", "QUANTITY"), "a computed map"),
+    **dict.fromkeys(("MAP", "MAPS", "STD_DEVIATION"), "a computed map"),
     **dict.fromkeys(("MIP", "MINIP", "MNIP", "MAXIP", "PROJECTION"), "a projection"),
     **dict.fromkeys(("MAX_IP", "MIN_IP", "VOLUME_RENDER", "SURFACE_RENDER", "CURVED_MPR"), "a projection"),
     **dict.fromkeys(("SCREEN", "SCREENSAVE"), "a picture of a screen"),

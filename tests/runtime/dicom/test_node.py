@@ -1,6 +1,7 @@
 """udean-dicom-node between a sender and an archive: real processes, real associations."""
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import sys
 import time
 import types
 import urllib.request
+import zlib
 from collections import Counter
 
 import numpy as np
@@ -20,6 +22,7 @@ import pytest
 from pynetdicom import AE, build_role, evt
 from pynetdicom.sop_class import EnhancedMRImageStorage, MRImageStorage
 from udean.runtime import SuperResolver
+from udean.runtime.dicom import listen
 from udean.runtime.dicom.node import ATTEMPTS, Attempts, Node, Settings
 from udean.runtime.dicom.send import COMMITMENT, Peer
 
@@ -662,6 +665,18 @@ def test_associations_are_limited_in_all_and_by_peer_but_not_by_connections(mode
         wait(lambda: call(mine).is_established)
         for connection in idle:
             connection.close()
+
+
+@pytest.mark.parametrize(("size", "bomb"), [(1000, False), (100_000, True)])
+def test_a_few_deflated_bytes_do_not_fill_the_memory(monkeypatch, size, bomb):
+    monkeypatch.setattr(listen, "INFLATED", 50_000)
+    monkeypatch.setattr(listen, "CHUNK", 1000)
+    deflate = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    request = types.SimpleNamespace(DataSet=io.BytesIO(deflate.compress(bytes(size)) + deflate.flush()))
+    for syntax in (pydicom.uid.DeflatedExplicitVRLittleEndian, pydicom.uid.ExplicitVRLittleEndian):
+        context = types.SimpleNamespace(transfer_syntax=syntax)
+        event = types.SimpleNamespace(context=context, request=request)
+        assert listen.is_bomb(event) == (bomb and syntax.is_deflated)
 
 
 def test_a_pdu_longer_than_announced_is_refused_before_it_is_read(model, tmp_path):

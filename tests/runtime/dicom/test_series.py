@@ -242,6 +242,10 @@ def test_several_series_in_one_folder_are_told_apart(tmp_path):
         (lambda files: [private(f, 0x0065, "Image Private Header", 0x51, "SQ", []) for f in files], "mosaic"),
         (lambda files: [change(f, ImageType=["DERIVED", "PRIMARY", "ADC"]) for f in files], "computed map"),
         (lambda files: [change(f, ImageType=[*"ABC", "T2_STAR MAP"]) for f in files], "computed map"),
+        (lambda files: [change(f, ImageType=[*"ABC", "RELCBV"]) for f in files], "computed map"),
+        (lambda files: [change(f, ImageType=[*"ABC", "DIFFUSION_ANISO"]) for f in files], "computed map"),
+        (lambda files: [change(f, Rows=40000, Columns=40000) for f in files], "40000 x 40000 voxels"),
+        (lambda files: [change(f, SamplesPerPixel=None, PixelSpacing=None) for f in files], "PixelSpacing"),
         (lambda files: [change(f, ImageType=[*"ABC", "MIP"]) for f in files], "projection"),
         (lambda files: [change(f, VolumeBasedCalculationTechnique="MAX_IP") for f in files], "projection"),
         (lambda files: [change(f, SliceThickness=1) for f in files], "each stands alone"),
@@ -463,6 +467,7 @@ def test_a_series_that_lacks_time_points_which_its_headers_count_is_not_restored
         ([{"TemporalPositionIdentifier": t} for t in (1, 3)], "1 to 3 without 2"),
         ([{"TemporalPositionIdentifier": t} for t in (2, 3, 4)], "1 to 4 without 1"),
         ([{"AcquisitionNumber": t} for t in (4, 5, 7, 8)], "4 to 8 without 6"),
+        ([{"AcquisitionNumber": t} for t in (1, 2, 9)], "without 3, 4, 5, 6, 7 and others:"),
         ([{"TriggerTime": t} for t in (0, 40, 80, 160)], "40 ms apart, and once 80"),
         (
             [{"AcquisitionTime": t} for t in ("095945", "095952", "095959", "100013")],
