@@ -12,6 +12,7 @@ Source: DICOM PS3.4, B (storage service class), PS3.7, 9.1.1 (C-STORE) and C (st
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import secrets
 import ssl
@@ -185,14 +186,20 @@ class Node:
 
     def run(self) -> None:
         """Restore and send the spool's series, present and future, until `stop`."""
-        self._bound()
+        with contextlib.suppress(OSError):
+            self._bound()
         while not self._stop.is_set():
-            self._collect()
-            for folder in folders(self.spool.work):
-                attempts = self._attempts.setdefault(folder.name, Attempts())
-                if not self._stop.is_set() and time.monotonic() >= attempts.later:
-                    self._handle(folder, attempts)
-            self._stop.wait(POLL)
+            wait = POLL
+            try:
+                self._collect()
+                for folder in folders(self.spool.work):
+                    attempts = self._attempts.setdefault(folder.name, Attempts())
+                    if not self._stop.is_set() and time.monotonic() >= attempts.later:
+                        self._handle(folder, attempts)
+            except OSError as error:  # the spool's disk, for a while
+                wait = self._settings.retry
+                log("failed", reason=f"The spool cannot be read: {error.strerror or error}.")
+            self._stop.wait(wait)
         self._server.shutdown()
         self._break_off()
         self.spool.let_go()
@@ -244,6 +251,7 @@ class Node:
             return NO_MATCH
         try:
             if self.spool.free() < FREE + len(data):
+                self.spool.refuse(series, instance)
                 return OUT_OF_RESOURCES
             now = time.monotonic()
             with self._turn:
@@ -256,6 +264,7 @@ class Node:
                 link.series.add(series)
             self.spool.store(series, instance, data, link.token, link.caller)
         except (OSError, RunError):
+            self.spool.refuse(series, instance)
             return OUT_OF_RESOURCES
         return SUCCESS
 
@@ -279,6 +288,7 @@ class Node:
             series, now = folder.name, time.monotonic()
             try:
                 unsaid, live = self._unsaid(series)
+                unsaid = unsaid or self.spool.lacks(series)
                 with self._turn:
                     still = now - self._touched.setdefault(series, now)
                 if live or still < (self._settings.abandoned if unsaid else self._settings.quiet):

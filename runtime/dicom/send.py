@@ -117,6 +117,10 @@ def send(
         begin()
         references = [_store(link, file) for file in files]
         return _ask(link, references, commitments) if COMMITMENT in taken else None
+    except RuntimeError as error:  # pynetdicom's, of an association that is gone
+        if link.is_established:
+            raise
+        raise Undelivered("The destination broke off.") from error
     finally:
         with contextlib.suppress(Exception):
             link.release()

@@ -1,6 +1,7 @@
 """A node's spool: series in transit, as folders and small files, so that they survive a kill.
 
-    incoming/SERIES    slices while they arrive; `open-N` while the association N that they come by is open
+    incoming/SERIES    slices while they arrive; `open-N` while the association N that they come by is open,
+                       `refused-N` while a slice is missing that there was no room for
     work/SERIES        finished: restored below `sr`, until the destination has every SR slice
     quarantine/SERIES-TIME   set aside, with `reason.txt`
     sent/SERIES.json   which slices a series had that has gone out: later ones make no series of their own
@@ -27,10 +28,10 @@ from ..system.files import atomic, lock, read_json, write_json
 from .frame import identity, integer
 
 DONE = ".done-"  # begins the name of what was sent and only needs to be removed
-MARKER = "open-"
+MARKER, REFUSED = "open-", "refused-"
 NOTE, REASON, SENDING = "note.txt", "reason.txt", "sending"
 REMEMBERED = 20_000  # series whose sent slices are remembered; a number, not a time, because clocks jump
-BROKEN_OFF = "The sender broke off and did not come back: slices may be missing."
+BROKEN_OFF = "The sender broke off, or did not repeat what was refused: slices may be missing."
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,17 @@ class Spool:
                 raise DiskError(f"Cannot write {folder}: {error.strerror or error}.") from error
             with atomic(folder / f"{hashed(instance)}-{hashlib.sha256(data).hexdigest()[:8]}.dcm") as file:
                 file.write(data)
+            (folder / f"{REFUSED}{hashed(instance)}").unlink(missing_ok=True)
+
+    def refuse(self, series: str, instance: str) -> None:
+        """Remember that a slice was not kept: its sender may not repeat it. Best effort, on a full disk."""
+        with self._turn, contextlib.suppress(OSError):
+            (self.incoming / series).mkdir(exist_ok=True, mode=0o700)
+            (self.incoming / series / f"{REFUSED}{hashed(instance)}").touch()
+
+    def lacks(self, series: str) -> bool:
+        """Whether slices of an incoming series were refused and have not come since."""
+        return any((self.incoming / series).glob(f"{REFUSED}*"))
 
     def markers(self, series: str) -> dict[str, str]:
         """Associations that brought slices of an incoming series and were not released: their callers."""
@@ -130,8 +142,11 @@ class Spool:
                 return None
             if broken_off:
                 (folder / NOTE).write_text(BROKEN_OFF)
-            for marker in folder.glob(f"{MARKER}*"):
+            for marker in (*folder.glob(f"{MARKER}*"), *folder.glob(f"{REFUSED}*")):
                 marker.unlink()
+            if not _slices(folder):  # all were refused
+                shutil.rmtree(folder)
+                return None
             here, gone = _slices(folder), set(read_json(self._sent / f"{series}.json").get("slices", ()))
             if gone and not gone <= here:
                 at = read_json(self._sent / f"{series}.json").get("time", "")

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import types
 import urllib.request
@@ -24,7 +25,8 @@ from pynetdicom.sop_class import EnhancedMRImageStorage, MRImageStorage
 from udean.runtime import SuperResolver
 from udean.runtime.dicom import listen
 from udean.runtime.dicom.node import ATTEMPTS, Attempts, Node, Settings
-from udean.runtime.dicom.send import COMMITMENT, Peer
+from udean.runtime.dicom.send import COMMITMENT, Commitments, Peer, Undelivered
+from udean.runtime.dicom.send import send as deliver
 
 from ...support.fakes import card, onnx_model
 from .test_series import change, classic, ordered
@@ -170,10 +172,15 @@ def test_attempts_while_the_archive_is_away_are_no_refusals(model, tmp_path):
     assert len(got) == 5
 
 
+def idle_node(spool, **settings):
+    """A node in this process that neither restores nor sends."""
+    me, there = Peer("UDEAN", "127.0.0.1", 0), Peer("ARCHIVE", "127.0.0.1", 1)
+    return Node(None, Settings(me, there, (), spool, **settings))
+
+
 def test_attempts_go_on_for_ever(tmp_path, capsys):
     """Twelve days of an archive that is down are 1750 of them."""
-    settings = Settings(Peer("UDEAN", "127.0.0.1", 0), Peer("ARCHIVE", "127.0.0.1", 1), (), tmp_path)
-    node, attempts = Node(None, settings), Attempts()
+    node, attempts = idle_node(tmp_path), Attempts()
     waits = []
     for attempts.count in (1, 2, 20, 2000):
         node._wait(tmp_path, attempts, "undelivered", "The destination does not answer.")
@@ -183,11 +190,76 @@ def test_attempts_go_on_for_ever(tmp_path, capsys):
     assert waits == [30.0, 45.0, 600.0, 600.0]
 
 
+def test_a_slice_that_was_refused_is_waited_for(tmp_path, monkeypatch):
+    """Its sender may release the association all the same, and try again later."""
+    files = ordered(classic(tmp_path / "in", shape=(4, 12, 10)))
+    node = idle_node(tmp_path / "spool", quiet=0.0)
+
+    def sent(files):
+        link = threading.Thread()
+        link.requestor = types.SimpleNamespace(ae_title="SCANNER")
+        codes = []
+        for file in files:
+            dataset = pydicom.dcmread(file)
+            event = types.SimpleNamespace(
+                dataset=dataset,
+                assoc=link,
+                context=types.SimpleNamespace(transfer_syntax=dataset.file_meta.TransferSyntaxUID),
+                request=types.SimpleNamespace(AffectedSOPInstanceUID=dataset.SOPInstanceUID),
+                encoded_dataset=file.read_bytes,
+            )
+            codes.append(node._store(event))
+        node._released(types.SimpleNamespace(assoc=link))
+        node._collect()
+        return codes
+
+    with monkeypatch.context() as patch:
+        patch.setattr(node.spool, "free", lambda: 0)
+        assert sent(files[3:]) == [0xA700]
+    assert sent(files[:3]) == [0] * 3 and not list(node.spool.work.iterdir())
+    assert sent(files[3:]) == [0]
+    (series,) = node.spool.work.iterdir()
+    assert len(list(series.glob("*.dcm"))) == 4 and not (series / "note.txt").exists()
+    node.stop()
+    node.run()
+
+
+def test_a_spool_that_cannot_be_read_for_a_while_does_not_end_the_node(tmp_path, monkeypatch, capsys):
+    node = idle_node(tmp_path / "spool", retry=0.01)
+    looks = []
+
+    def folders(place):
+        looks.append(place)
+        if len(looks) < 3:
+            raise OSError(5, "Input/output error")
+        node.stop()
+        return []
+
+    monkeypatch.setattr("udean.runtime.dicom.node.folders", folders)
+    node.run()
+    told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line["reason"] for line in told] == ["The spool cannot be read: Input/output error."] * 2
+
+
+@pytest.mark.parametrize("established", [False, True])
+def test_an_archive_that_hangs_up_between_two_slices_is_tried_again(tmp_path, monkeypatch, established):
+    """pynetdicom says so by a RuntimeError, when the next slice is to be sent."""
+    (file,) = classic(tmp_path / "in", shape=(1, 12, 10))
+    link = types.SimpleNamespace(is_established=True, release=lambda: None)
+    link.accepted_contexts = [types.SimpleNamespace(abstract_syntax=MRImageStorage)]
+
+    def store(_):
+        link.is_established = established
+        raise RuntimeError("The association with a peer SCP must be established")
+
+    link.send_c_store = store
+    monkeypatch.setattr(AE, "associate", lambda *_, **__: link)
+    with pytest.raises(RuntimeError if established else Undelivered):
+        deliver([file], "UDEAN", Peer("ARCHIVE", "127.0.0.1", 1), None, Commitments(), lambda: None)
+
+
 def test_what_is_set_aside_is_bounded_on_request_and_each_removal_is_told(tmp_path, capsys):
-    settings = Settings(
-        Peer("UDEAN", "127.0.0.1", 0), Peer("ARCHIVE", "127.0.0.1", 1), (), tmp_path, aside=1500
-    )
-    node = Node(None, settings)
+    node = idle_node(tmp_path, aside=1500)
     for name in "abc":
         node.spool.store(name, "1", bytes(1000), "token", "SCANNER")
         node._set_aside(node.spool.incoming / name, Attempts(), "It is a phase image.")
