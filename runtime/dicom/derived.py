@@ -69,6 +69,11 @@ DROPPED = (
     "ExtendedOffsetTable",
     "ExtendedOffsetTableLengths",
     "ImagesInAcquisition",
+    "InStackPositionNumber",
+    "NumberOfSlices",
+    "ImagePosition",  # of the standard's predecessor, as the next two
+    "ImageOrientation",
+    "Location",
     "WindowCenterWidthExplanation",
     "InstanceCreatorUID",
 )

@@ -64,7 +64,7 @@ def points(volumes: list[list[Frame]], identifiers: Collection[int]) -> tuple[st
     named = sorted(set(identifiers) - {0})
     most = max(len(place) for plane in by_orientation(volumes) for place in by_place(plane))
     said = (max(frame.turns[n] for volume in volumes for frame in volume) for n in (0, 1))
-    here = len(named) or most, most
+    here = len(named) if len(named) > 1 else most, most  # some scanners give all of them one identifier
     for word, count, wanted in zip(
         ("time points (NumberOfTemporalPositions)", "cardiac phases (CardiacNumberOfImages)"),
         here,

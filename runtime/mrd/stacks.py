@@ -211,7 +211,7 @@ def doubt(images: tuple[Image, ...], groups: Iterable[tuple[Image, ...]], limits
         for other in series
         if other["image_series_index"] == header["image_series_index"]
     }
-    wanted = max(*there, limits.get("repetition", 0)) + 1
+    wanted = max(max(there) - min(there), limits.get("repetition", 0)) + 1  # some count from 1
     if len(there) > 1 and len(there) < wanted:
         return f"{name} has {len(there)} of {wanted} repetitions: some may be missing."
     return ""

@@ -383,6 +383,7 @@ def limits_of(**counters):
         ({}, [0, 1, 3], "3 of 4 repetitions"),
         ({"slice": 5, "repetition": 4}, [0, 1, 2, 3], "4 of 5 repetitions"),
         ({"slice": 5, "repetition": 1}, [0, 1], ""),
+        ({"repetition": 1}, [1, 2], ""),  # counted from 1
         ({"slice": 0}, [0], ""),  # a 3-D scan, sent in slices
         ({"repetition": 9}, [4], ""),  # one repetition a stream
     ],
