@@ -191,11 +191,15 @@ def test_the_dockerfile_has_no_known_faults():
         assert exec_form(name)
 
 
-def test_the_image_gets_all_that_the_package_lists():
-    lines = (OPENRECON / "Dockerfile.dockerignore").read_text().split()
+@pytest.mark.parametrize("kind", ["openrecon", "bids"])
+def test_the_image_gets_all_that_the_package_lists(kind):
+    lines = (ROOT / "deploy" / kind / "Dockerfile.dockerignore").read_text().split()
     let_in = {line[1:] for line in lines if line.startswith("!")}
     rooms = {p.parent.relative_to(ROOT).parts[0] for p in ROOT.glob("*/__init__.py")} - {"tests", ".venv"}
-    assert rooms | {"pyproject.toml", "constraints.txt", "__init__.py", "LICENSE", "README.md"} <= let_in
+    modules = {path.name for path in ROOT.glob("*.py")}
+    assert (
+        rooms | modules | {"pyproject.toml", "constraints.txt", "py.typed", "LICENSE", "README.md"} <= let_in
+    )
     assert all((ROOT / name).exists() for name in let_in)
 
 
