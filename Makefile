@@ -79,11 +79,12 @@ results: install
 
 # The kernels, which the driver compiles for its card. They use nothing newer than PTX 6.4, so drivers since
 # CUDA 10.1 take them; nvcc would demand its own release. A test holds them to their source.
-kernels: runtime/cuda/kernels.ptx
+kernels: runtime/cuda/kernels.ptx.gz
 
-runtime/cuda/kernels.ptx: runtime/cuda/kernels.cu
-	nvcc --ptx -arch=compute_75 -o $@ $<
-	sed -i 's/^\.version .*/.version 6.4/' $@
+runtime/cuda/kernels.ptx.gz: runtime/cuda/kernels.cu
+	nvcc --ptx -arch=compute_75 -o $(@:.gz=) $<
+	sed -i 's/^\.version .*/.version 6.4/' $(@:.gz=)
+	gzip -9nf $(@:.gz=)
 
 # The page's viewer from the npm registry, and the licences of what is in it. Its version: runtime/view/vendor.
 vendor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import importlib
 import re
 import weakref
@@ -93,8 +94,8 @@ class Gpu:
     def kernel(self, name: str) -> Any:
         """A kernel by its name in `kernels.cu`; the driver compiles its PTX for the card."""
         if self._kernels is None:
-            ptx = files("udean.runtime.cuda") / "kernels.ptx"
-            self._kernels = self.cuda.module_from_buffer(ptx.read_bytes())
+            packed = files("udean.runtime.cuda") / "kernels.ptx.gz"
+            self._kernels = self.cuda.module_from_buffer(gzip.decompress(packed.read_bytes()))
         return self._kernels.get_function(name)
 
     def streams(self, count: int) -> list[Any]:
