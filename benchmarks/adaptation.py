@@ -201,7 +201,7 @@ def _result(cohort: Cohort, name: str, letter: str, steps: int, seed: int) -> di
 
 
 def _command(cohort: Cohort, scan: str, minutes: float) -> dict[str, Any]:
-    """What `udean-adapt` reports for a whole LR scan, and the processor time it takes."""
+    """The report of `udean-adapt` for a whole LR scan, and the processor time it takes."""
     model = cohort.out / "adapt" / f"{_name(scan)}.onnx"
     model.parent.mkdir(exist_ok=True)
     source = [part for path in cohort.source for part in ("--source", path)]

@@ -157,7 +157,7 @@ def _outcomes(out: Path) -> list[dict[str, Any]]:
 
 
 def _digest(out: Path) -> str:
-    """Of all SR scans and their names."""
+    """The digest of all SR scans and their names."""
     found = "".join(f"{path.name} {sha256(path)}\n" for path in sorted(out.rglob("*.nii.gz")))
     return hashlib.sha256(found.encode()).hexdigest()
 

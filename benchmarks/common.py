@@ -1,4 +1,4 @@
-"""What every benchmark needs: model, volume, fair repetition, baseline, a result with its circumstances."""
+"""Shared by all benchmarks: model, volume, fair repetition, baseline, a result with its circumstances."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def slug(text: str) -> str:
 
 
 def circumstances(command: Sequence[str]) -> dict[str, Any]:
-    """What a figure depends on: processor, versions, command; nothing that names the machine or its user."""
+    """A figure's circumstances: processor, versions, command; nothing that names the machine or its user."""
     versions = {}
     for library in LIBRARIES:
         try:

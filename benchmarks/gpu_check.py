@@ -160,7 +160,7 @@ def tell() -> dict[str, Any]:
 
 
 def summary(found: dict[str, Any], outcomes: list[Outcome]) -> list[str]:
-    """What to read first, in at most SUMMARY lines."""
+    """The summary to read first, in at most SUMMARY lines."""
     head = f"{found.get('gpu', platform.processor() or 'processor')}: {len(outcomes)} steps"
     parts = []
     for outcome in outcomes:

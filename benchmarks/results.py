@@ -154,7 +154,7 @@ def how_steady(found: Mapping[str, Result]) -> str:
 
 
 def precisions(found: Mapping[str, Result]) -> str:
-    """What cheaper arithmetic costs: part of a sentence."""
+    """The cost of cheaper arithmetic, as part of a sentence."""
     rows = found["quality"]["artefacts on the ICBM152 T1"]
     parts = []
     for name, row in rows.items():
@@ -165,7 +165,7 @@ def precisions(found: Mapping[str, Result]) -> str:
 
 
 def background(found: Mapping[str, Result]) -> str:
-    """What skipping the background saves: part of a sentence."""
+    """The saving from skipping the background, as part of a sentence."""
     rows = [by_way["content"] for by_way in found["background"]["by window"].values()]
     faster, psnr = sorted(row["times faster"] for row in rows), min(row["psnr"] for row in rows)
     return f"{faster[0]:.1f} to {faster[-1]:.1f} times as fast at {psnr:.0f} dB inside the head"
@@ -261,12 +261,12 @@ def ablated(found: Mapping[str, Result]) -> str:
 
 
 def adapted(found: Mapping[str, Result]) -> str:
-    """What adapting to unknown degradations is worth, in tissue: a table for each scanner."""
+    """The gain from adapting to unknown degradations, in tissue: a table for each scanner."""
     return _adaptation(found, (*adaptation.MEASURED, *adaptation.ROWS))
 
 
 def tried(found: Mapping[str, Result]) -> str:
-    """What was tried to make UDEAN adapt: a table for each scanner."""
+    """The attempts to make UDEAN adapt: a table for each scanner."""
     return _adaptation(found, ("embedded", *adaptation.TRIED, "udean"))
 
 
@@ -306,7 +306,7 @@ def adapt_command(found: Mapping[str, Result]) -> str:
 
 
 def soaked(found: Mapping[str, Result]) -> str:
-    """What node and server were put through, and the outcome: two tables."""
+    """The soak tests of node and server and their outcome: two tables."""
     lines: list[str] = []
     for name, title in (("soak-node", "DICOM node"), ("soak-mrd", "MRD server")):
         rows = [[key, number(value)] for key, value in found[name].items() if key not in CIRCUMSTANCES]
@@ -315,7 +315,7 @@ def soaked(found: Mapping[str, Result]) -> str:
 
 
 def on_paper(found: Mapping[str, Result]) -> str:
-    """What each stage moves and computes on an H100, and how long it takes at least: tables."""
+    """Bytes, operations and shortest time of each stage on an H100: tables."""
     lines: list[str] = []
     for name in ("gpu-on-paper-paper", "gpu-on-paper-compact"):
         result = found[name]
@@ -348,7 +348,7 @@ def how_true(found: Mapping[str, Result]) -> str:
 
 
 def thick_slices(found: Mapping[str, Result]) -> str:
-    """What thick slices gain over B-spline by slice profile: a table, and what else was measured: a list."""
+    """The gain of thick slices over B-spline by slice profile, as a table, and other figures, as a list."""
     heads = found["through-plane"]["by head"]
     cases: dict[str, dict[str, list[str]]] = {}
     for head, rows in heads.items():

@@ -353,7 +353,7 @@ def _sr_images(back: bytes) -> list[bytes]:
 
 
 def answer(address: tuple[str, int], sent: Stream) -> tuple[bytes, bool]:
-    """What comes back, and whether it ends with the close message."""
+    """The messages that come back, and whether they end with the close message."""
     back = talk(address, b"".join(sent.parts), not sent.framed)
     return back, back.endswith(mrd.close())
 

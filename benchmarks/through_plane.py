@@ -65,7 +65,7 @@ def main(
 
 
 def cases(factors: list[float], axes: list[int], gaps: list[str]) -> Iterator[tuple[str, int, Thick]]:
-    """What is measured, by name: the voxel axis across the slices, and how they lie."""
+    """The measured cases by name: the voxel axis across the slices, and how they lie."""
     for factor in factors:
         for noise in NOISES:
             for shape in SHAPES:

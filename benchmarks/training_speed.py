@@ -108,7 +108,7 @@ def measure(
         preset,
         options={
             "method": method_name,
-            "data": {"pairing": "aligned"},  # any method's slabs are at hand
+            "data": {"pairing": "aligned"},  # so that there are slabs for any method
             "schedule": {"precision": variant.precision, "batch": batch},
             "machine": {"channels_last": variant.channels_last, "compile": variant.compile},
         },

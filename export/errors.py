@@ -4,4 +4,4 @@ from ..runtime.errors import RunError
 
 
 class ExportError(RunError):
-    """What is wrong, with which file, and what to do. Shown to the user verbatim, without a traceback."""
+    """An error for the user: the problem, the file and the remedy. Shown verbatim, without a traceback."""

@@ -1,4 +1,4 @@
-"""What a model file is, in lines of text: its card, inputs, sizes, and what it is made of."""
+"""Describe a model file in lines of text: its card, inputs, sizes, and what it is made of."""
 
 from __future__ import annotations
 

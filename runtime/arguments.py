@@ -1,4 +1,4 @@
-"""What a `SuperResolver` may be given: a wrong type would show later, and as something else."""
+"""Checks of what a `SuperResolver` is given: a wrong type would only show later, as something else."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def check_stream(count: object, intensities: object, best: bool) -> None:
 
 
 def stored_dtype(dtype: np.dtype[Any], output: Output) -> np.dtype[Any]:
-    """That of SR voxels for LR voxels of this one. Raises RunError for an output that does not exist."""
+    """The dtype of SR voxels for LR voxels of this one. Raises RunError for an unknown output."""
     if output not in ("input", "float32"):
         raise RunError(f"The output's dtype is 'input' or 'float32', not '{output}'.")
     return np.dtype(np.float32) if output == "float32" else dtype.newbyteorder("=")

@@ -220,7 +220,7 @@ class SuperResolver:
 
     @property
     def timings(self) -> Timings | None:
-        """Of the last volume that this thread has resolved."""
+        """Seconds of the last volume that this thread has resolved; None before the first."""
         return getattr(self._last, "timings", None)
 
     @overload
@@ -354,7 +354,7 @@ class SuperResolver:
         self._note(start, watch)
 
     def intensities(self, volume: NDArray[Any]) -> Intensities:
-        """What a volume says about others of its protocol and gain, for `stream`.
+        """Read off a volume the intensities of others with its protocol and gain, for `stream`.
 
         Parameters
         ----------
@@ -501,7 +501,7 @@ class SuperResolver:
         return scan.fine_header(factors, self.card.grid, stored_dtype(scan.dtype, dtype))
 
     def choice(self, scan: Scan, axis: int | None = None) -> Choice:
-        """Which model restores a scan onto which grid, and what is said against it."""
+        """The model and the grid for a scan, with warnings if it is outside the model's range."""
         turn, _, _ = self.layout(scan, axis)
         choice = choose(scan.name, scan.shape, scan.zooms, turn.axes, self.card, self._asked)
         if scan.labels:  # nothing is restored, so nothing is said against it
@@ -520,7 +520,7 @@ class SuperResolver:
 
     @property
     def found(self) -> list[Findings]:
-        """What the last scan of this thread has told about its slices; a volume each, if they are thick."""
+        """Estimates from the last scan of this thread, one per volume if its slices are thick, else none."""
         return getattr(self._last, "found", [])
 
     def describe(self) -> str:

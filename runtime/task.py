@@ -61,7 +61,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Info:
-    """What a SuperResolver is made of: print it, or take its parts.
+    """The parts of a SuperResolver, to print or to read one by one.
 
     card: what the model expects and yields. engine: what runs it. options: how volumes are restored.
     """
@@ -111,7 +111,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class Look:
-    """What a look through an LR volume (rows, columns, slices) has found.
+    """Properties of an LR volume (rows, columns, slices), found by reading it once.
 
     unit: the intensity that becomes 1 in the network. air: what need not go through it; see `pipeline.air`.
     noise, rings: if the measured band is to be taken from the scan, else None and no axis; see

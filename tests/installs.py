@@ -156,7 +156,7 @@ def starts(made: Install) -> None:
 
 
 def types(made: Install) -> None:
-    """What checks a user's program finds the types, and the one mistake in it."""
+    """A type checker finds our types in a user's program, and the one mistake in it."""
     (made.work / "consumer.py").write_text(CONSUMER)
     python = made.bin / "python"
     wrong = 1 + next(n for n, line in enumerate(CONSUMER.splitlines()) if line.endswith("# WRONG"))

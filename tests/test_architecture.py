@@ -38,7 +38,7 @@ RUNTIME += [ROOT / f"runtime/{name}.py" for name in ("cli", "resolver", "argumen
 
 
 def imports(file):
-    """What a file imports of this package, as paths: ("runtime", "scan", "scan", "Scan")."""
+    """The imports of this package in a file, as paths: ("runtime", "scan", "scan", "Scan")."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom):
             package = list(file.relative_to(ROOT).parts[:-1])

@@ -1,4 +1,4 @@
-"""What is deployed: metadata as OpenRecon reads it, a Dockerfile without known faults, its entry point."""
+"""Deployment: metadata as OpenRecon reads it, a Dockerfile without known faults, its entry point."""
 
 import base64
 import dataclasses

@@ -31,7 +31,7 @@ def command_lines(script):
 
 
 def help_of(script, capsys, monkeypatch, *commands):
-    """What a command says of itself, in wide lines."""
+    """A command's help, in wide lines."""
     module, _, function = SCRIPTS[script].partition(":")
     monkeypatch.setenv("COLUMNS", "400")
     monkeypatch.setattr(sys, "argv", [script, *commands, "--help"])

@@ -43,7 +43,7 @@ def server(folder):
 
 
 def through_the_gadget(address, *messages):
-    """What the module sends on, started as Gadgetron does: it connects back to its parent's port."""
+    """The module's messages if it is started as Gadgetron does it: it connects back to its parent's port."""
     with socket.create_server(("localhost", 0)) as parent:
         port = parent.getsockname()[1]
         environment = os.environ | {"PYTHONPATH": str(RECIPE), "UDEAN_SERVER": address}

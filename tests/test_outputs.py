@@ -1,4 +1,4 @@
-"""What others have made is not replaced, whichever command would write there."""
+"""No command replaces files that it has not made itself."""
 
 import json
 
@@ -34,7 +34,7 @@ def scan(path):
 
 
 def restored(folder):
-    """What became of a folder's one scan; its result lies in `out`."""
+    """The outcome of a folder's only scan; its result lies in `out`."""
     resolve = SuperResolver(FakeEngine(lambda x: nearest(x, (2, 2, 2)), CARD))
     jobs = find_scans([str(scan(folder / "scans/a.nii.gz"))], folder / "out")
     prepare(jobs)

@@ -150,7 +150,7 @@ def _train(
 
 
 def _preset(config: Path | None) -> str:
-    """The preset if none was asked for; the user is told if it is not the paper's."""
+    """The default preset; the user is told if it is not the paper's."""
     import torch
 
     if torch.cuda.is_available():

@@ -110,7 +110,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run is computed on and how; it changes the result by rounding only.
+    """The hardware of a run and how it is used; it changes the result by rounding only.
 
     devices: processes (GPUs, or CPU processes) on each of `nodes`; torchrun's own count wins. workers:
     processes that draw patches; 0: the training process draws them itself. compile: torch.compile the losses.

@@ -269,7 +269,7 @@ def resolved(config: Config) -> Config:
 
 
 def selects_by(config: Config) -> Literal["consistency", "truth"]:
-    """What best.pt is chosen by."""
+    """The figure by which best.pt is chosen."""
     if config.schedule.select != "auto":
         return config.schedule.select
     return "truth" if METHODS[config.method].draws == "pairs" else "consistency"

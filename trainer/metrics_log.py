@@ -1,4 +1,4 @@
-"""What a run reports: metrics.csv, TensorBoard, and early warnings."""
+"""The log of a run: metrics.csv, TensorBoard, and early warnings."""
 
 from __future__ import annotations
 

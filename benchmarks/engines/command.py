@@ -176,7 +176,7 @@ def bench(
 
 
 def warnings(rows: Sequence[Row], windows: dict[str, Any], load: float, repeats: int) -> list[str]:
-    """What a reader must know before drawing conclusions. load: waiting processes per core beforehand."""
+    """Warnings to read before drawing conclusions. load: waiting processes per core beforehand."""
     found = []
     if load > BUSY:
         found.append(f"The machine was busy before anything was measured ({load:.1f} processes a core).")

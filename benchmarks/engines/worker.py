@@ -36,7 +36,7 @@ Kind = Literal["udean", "monai", "monai buffered", "monai folded", "torchio docu
 
 @dataclass(frozen=True)
 class Contender:
-    """What resolves the volume: the runtime, or the network in PyTorch behind another library's windows.
+    """A way to resolve the volume: the runtime, or the network in PyTorch behind another library's windows.
 
     model: file. library: of the runtime, for .onnx. compiled: by `torch.compile`. batch: windows per call;
     None: the fastest; the runtime chooses its own. window: rows and columns; None: those that the network was

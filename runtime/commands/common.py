@@ -1,4 +1,4 @@
-"""What all commands share: start, errors and exit codes.
+"""Shared by all commands: start, errors and exit codes.
 
 Exit codes: 0 all done; 1 some scans failed and the others are written; 2 nothing could start; 130
 interrupted.
@@ -86,7 +86,7 @@ def _name_types(parameter: Any) -> None:
 
 
 def _told(error: Any) -> str:
-    """What typer says of options and arguments, in one line."""
+    """Typer's message about options and arguments, in one line."""
     text = " ".join(error.format_message().split())
     return text if text.endswith((".", "?", "!")) else f"{text}."
 

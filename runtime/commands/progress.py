@@ -1,4 +1,4 @@
-"""What the user sees of a run: a line for each outcome and, on a terminal, a progress bar."""
+"""The progress of a run: a line for each outcome and, on a terminal, a progress bar."""
 
 from __future__ import annotations
 

@@ -352,7 +352,7 @@ def _describe(found: list[Job], resolve: SuperResolver, settings: Settings, esti
 
 
 def _told(job: Job, resolve: SuperResolver, settings: Settings, estimate: Estimator) -> tuple[str, Cost]:
-    """What a scan would become, and cost."""
+    """Describe the result that a scan would have, and its cost."""
     scan = resolve.prepared(job.open(settings.series))
     header = resolve.header(scan, settings.dtype, settings.axis)
     turn, _, plan = resolve.layout(scan, settings.axis)

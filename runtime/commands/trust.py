@@ -44,7 +44,7 @@ def trust(
     for name in ("trust.json", "trust.html"):
         if (out / name).exists():
             raise RunError(f"{out / name} already exists: give another folder.")
-    make_folder(out)  # a place that takes nothing is told now, not after the examination
+    make_folder(out)  # a folder that cannot be written is reported now, not after the examination
     with SuperResolver(engine, device, precision, library=library, threads=threads, best=best) as resolve:
         print(f"Model {resolve.describe()}", flush=True)
         card = resolve.card

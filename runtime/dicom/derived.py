@@ -215,8 +215,8 @@ class _Files:
 def _place(
     series: Series, header: Any, card: ModelCard
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[int]]:
-    """Where the SR volume lies, voxels to LPS in mm (4, 4), its voxel sizes along (i, j, k), and of each of
-    its slices the LR slice in or nearest to which it lies.
+    """The SR volume's affine from voxels to LPS in mm (4, 4), its voxel sizes along (i, j, k), and for each
+    of its slices the number of the nearest LR slice.
 
     A header holds float32 and the slices hold decimals: if its grid is that of whole factors, it is computed
     from them.
@@ -353,7 +353,7 @@ def _joined(given: Any, made: str, limit: int) -> str:
 
 
 def _quality(card: ModelCard) -> str:
-    """What was measured of the model, as text that a program can take apart."""
+    """The model's measured quality, as text that a program can parse."""
     return "; ".join(f"{name}={value:g}" for name, value in sorted(card.quality.items()))
 
 

@@ -298,7 +298,7 @@ def _undecoded(dataset: Dataset, key: str) -> str:
 
 
 def _marks(dataset: Dataset, at: Any) -> Iterator[str]:
-    """What an image says of itself elsewhere than in its type, in words of image types."""
+    """The image types implied by attributes other than the image type itself."""
     tiles = _private_floats(_private(dataset, *TILES))
     if (tiles and tiles[0] > 1) or _private(dataset, *TILED) is not None:
         yield "MOSAIC"

@@ -114,7 +114,7 @@ class _Link:
 
 @dataclass
 class Attempts:
-    """What has been tried for a series. later: when it may be tried again.
+    """The attempts made at a series. later: when it may be tried again.
 
     asked: by which transaction the destination was asked to commit itself, and when.
     """

@@ -262,7 +262,7 @@ class _Group:
 
     @property
     def whose(self) -> Key:
-        """What volumes have in common that may tell of one another: identity, stack, side."""
+        """The key shared by volumes that may be compared with one another: identity, stack, side."""
         return self.exact[0], *self.exact[3:]
 
 
@@ -325,7 +325,7 @@ def _series_of(uid: str, groups: list[_Group], heads: dict[Path, Dataset], place
 
 
 def _families(found: list[tuple[_Group, list[Frame]]]) -> dict[Key, tuple[str, list[list[Frame]]]]:
-    """What the volumes of one identity lack by their headers, and the volumes that may tell of others.
+    """For each identity: the slices that its volumes lack by their headers, and comparable volumes.
 
     Some images of a scan may say less of whose they are.
     """

@@ -33,7 +33,7 @@ class CardError(RunError, ValueError):
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a network expects and yields.
+    """A network's inputs, outputs, origin and measured quality.
 
     Parameters
     ----------

@@ -40,7 +40,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class PlanCard:
-    """What a plan is, where it runs, and what it was made from.
+    """The card of a plan: the model, the machine it runs on, and its source.
 
     sha256: of the plan. onnx, onnx_sha256: file name and hash of the model with its weights.
     structure: hash of that graph without its weights: plans of equal structure can exchange weights.

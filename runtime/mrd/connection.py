@@ -110,7 +110,7 @@ class Connection:
         self._writer.start()
 
     def receive(self) -> mrd.Message:
-        """The client's next message. Raises RunError for what is refused, Gone if nobody is there."""
+        """The client's next message. Raises RunError for a refused message, Gone if the client has left."""
         self._taken = 0
         message = mrd.read_message(self._read, self._limits.message, self._take)
         self._whole = isinstance(message, mrd.Close)

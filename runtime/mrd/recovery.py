@@ -1,4 +1,4 @@
-"""Where a stream continues after a message of unknown length: at the next certain image message."""
+"""Find where a stream continues after a message of unknown length: at the next certain image message."""
 
 from __future__ import annotations
 

@@ -397,7 +397,7 @@ def marks(
 
 @dataclass(frozen=True)
 class Place:
-    """Where a volume's SR images go: series, index in it of the first, UID of that series."""
+    """The place of a volume's SR images: series, index of the first one in it, UID of the series."""
 
     series: int
     first: int

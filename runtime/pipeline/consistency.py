@@ -136,7 +136,7 @@ def hold_measured(
 
 @dataclass(frozen=True)
 class Operators:
-    """What `hold_measured` does to planes, as matrices and weights, for a device that has no FFT.
+    """`hold_measured` as matrices and weights, for a device that has no FFT.
 
     down, up: of rows and of columns, float32 (LR, HR) and (HR, LR). downs, ups: across the slices, by LR
     slice and by HR slice. key: tells operators apart.

@@ -16,7 +16,7 @@ Precision = Literal["auto", "fp32", "fp16", "bf16"]
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What runs the network, for messages and sidecars.
+    """The engine that runs a network, for messages and sidecars.
 
     precision: of the arithmetic, such as "bf16". model: file name, or "embedded". sha256: of its file.
     """

@@ -52,7 +52,7 @@ def figures(card: ModelCard) -> dict[str, float]:
 
 
 def described(card: ModelCard) -> str:
-    """What a map promises, as a sentence."""
+    """The promise of an error map, as a sentence."""
     return (
         "Expected absolute error of each voxel, in the scan's units: of the tissue's voxels, "
         f"{SHARE:.0%} are within {figures(card)['interval']:.2f} times it of a scan without noise"

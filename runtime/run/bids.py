@@ -50,7 +50,7 @@ log = logging.getLogger("udean")
 
 @dataclass(frozen=True)
 class Selection:
-    """Which scans of a BIDS tree are asked for: labels with or without `sub-` and `ses-`; none takes all.
+    """A selection of scans in a BIDS tree: labels with or without `sub-` and `ses-`; none takes all.
 
     Without suffixes, a dataset gives its anatomical images: maps, phases and series are not for the network.
     """
@@ -119,7 +119,7 @@ def raw_dataset(folder: Path) -> Path | None:
 
 
 def derivatives(path: Path) -> Path | None:
-    """Where a dataset's results belong, so that its raw data stay unchanged; None outside a dataset."""
+    """The folder for a dataset's results, so that its raw data stay unchanged; None outside a dataset."""
     base = dataset_above(path)
     if base is None:
         return None

@@ -44,7 +44,7 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class Known:
-    """What the manifest says about a scan: its files when it was done; why it was set aside, else None.
+    """A scan's entry in the manifest: its files when it was done; why it was set aside, else None.
 
     foreign: whether a file lay in the result's place before any run had the scan.
     """
@@ -145,7 +145,7 @@ class Manifest:
                 file.close()
 
     def known(self, job: Job) -> Known:
-        """What is known of a scan."""
+        """The entry of a scan."""
         return self._known.get(job.target, Known())
 
     def note(self, outcome: Outcome) -> Outcome:

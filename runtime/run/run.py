@@ -394,7 +394,7 @@ def _nbytes(header: Header) -> int:
 
 
 def _slices(found: Findings, choice: Choice, scan: Scan) -> dict[str, Any]:
-    """What a thick-slice volume has told about itself, in millimetres."""
+    """The estimates for a thick-slice volume, in millimetres."""
     spacing = scan.zooms[choice.axis]
     told = {"across": "ijk"[choice.axis], "spacing_mm": round(spacing, 6)}
     told |= {"gain": round(found.gain, 4), "texture": round(found.texture, 4)}

@@ -56,7 +56,7 @@ class Request:
         axis: int | None,
         series: bool,
     ) -> Request:
-        """What a scan of this digest asks of a model. axis: across the slices; None: the coarsest."""
+        """The request for a scan of this digest. axis: across the slices; None: the coarsest."""
         options = dataclasses.asdict(resolve.options)
         return cls(
             input_sha256=input_sha256,
@@ -70,7 +70,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What lies at `path`; content: the JSON, empty if there is none."""
+    """The sidecar at `path`; content: its JSON, empty if there is none."""
 
     path: Path
     content: dict[str, Any]
@@ -122,7 +122,7 @@ class Sidecar:
 
     @property
     def labels(self) -> str | None:
-        """What a result is that was resampled without a network."""
+        """The sidecar of a result that was resampled without a network."""
         return _text(self.made.get("labels"))
 
     def profile_mm(self, volume: int) -> float | None:
@@ -235,12 +235,12 @@ def write_sidecar(
 
 
 def error_map_sidecar(path: Path) -> Sidecar:
-    """What lies beside a map of expected errors and says of what."""
+    """The sidecar beside a map of expected errors, which names its result."""
     return Sidecar.read(_beside(path))
 
 
 def write_error_map_sidecar(path: Path, job: Job, card: ModelCard) -> dict[str, Any]:
-    """Write what a map of expected errors says of itself; returns what the result's sidecar says of it.
+    """Write the sidecar of a map of expected errors; returns its entry for the result's sidecar.
 
     It names no source, so that it vouches for no result.
     """

@@ -1,4 +1,4 @@
-"""Which model restores a scan, and onto which grid: decided by its voxel sizes and by what is asked for.
+"""The choice of model and grid for a scan, by its voxel sizes and the requested spacing.
 
 Scans whose slices are about as thick as their voxels are wide go through a slab model (2 x 2 x 2), thick
 slices through the through-plane model if a spacing is requested. Warnings name what is outside the models'
@@ -67,7 +67,7 @@ def choose(
     """The model and the grid for a scan (i, j, k) of these voxel sizes, mm.
 
     axes: those that are its (row, column, slice), see `orientation`.
-    card: of the model at hand; the embedded through-plane model is at hand too. Nothing asked for means the
+    card: of the open model; the embedded through-plane model is available too. Nothing asked for means the
     slab model's own grid, or for a through-plane model the finest isotropic one. Raises RunError if what is
     asked for cannot be done.
     """

@@ -1,4 +1,4 @@
-"""Where the voxels of an SR volume lie in the world.
+"""The position of an SR volume's voxels in the world.
 
 Two grids are in use. On the "fft" grid the LR volume is a centred k-space truncation: LR voxel i lies
 exactly on HR voxel s·i, so the origin stays. On the "center" grid the outer voxel edges coincide, so the
@@ -61,7 +61,7 @@ def coarse_affine(
 
 
 def flips_between(coarse: NDArray[np.floating], fine: NDArray[np.floating], factors: Factors) -> Flips:
-    """Which axes of an HR grid on the "fft" grid of an LR one were seen reversed."""
+    """For each axis of an HR grid on the "fft" grid of an LR one: whether the network saw it reversed."""
     first = np.linalg.solve(coarse, fine)[:3, 3] * factors  # 0, or 1 - s
     i, j, k = (bool(at < (1 - s) / 2) for at, s in zip(first, factors, strict=True))
     return i, j, k

@@ -63,7 +63,7 @@ def is_no_magnitude(types: Iterable[str]) -> bool:
 
 
 def no_signal(types: Iterable[str]) -> str:
-    """What an image is if its types (DICOM's ImageType) say that it holds no signal, "" otherwise."""
+    """The kind of an image whose types (DICOM's ImageType) say that it holds no signal; "" for others."""
     for value in types:
         words = value.strip().upper().replace("_", " ").split()
         for word in (value.strip().upper(), *words[:1], *words[-1:]):
@@ -102,7 +102,7 @@ def check_voxels(scan: Scan, voxels: NDArray[Any]) -> None:
         return  # which others name
     if why := _why_labels(seen):
         raise RunError(
-            f"{scan.name} looks like {_labels(seen)}: {why}. Labels are no intensities, so it is left: "
+            f"{scan.name} looks like {_labels(seen)}: {why}. Labels are not intensities, so it is left: "
             "--labels nearest resamples it."
         )
     values = seen.astype(np.float64) * scan.slope + scan.inter
@@ -110,7 +110,7 @@ def check_voxels(scan: Scan, voxels: NDArray[Any]) -> None:
     if any(near * top <= min(-low, high) and max(-low, high) <= top for top, near in PHASES):
         raise RunError(
             f"{scan.name} looks like phases: its voxels fill the range from {low:.5g} to {high:.5g}. Phases "
-            "are no intensities, so it is left: give the magnitude image."
+            "are not intensities, so it is left: give the magnitude image."
         )
     air = float(np.mean((values <= AIR[1]) & ((values >= AIR[0]) | (values == values.min()))))
     if air > AIRY:
@@ -158,7 +158,7 @@ def _why_labels(seen: NDArray[Any]) -> str:
 
 
 def _labels(voxels: NDArray[Any]) -> str:
-    """What voxels of labels are called."""
+    """The name for voxels that are labels."""
     values = len(np.unique(voxels))
     return "a mask" if values == 2 else f"a map of {values} labels"
 

@@ -139,7 +139,7 @@ def mended(name: str, header: Header) -> Iterator[str]:
 
 
 def _conflicting(name: str, header: Header) -> Iterator[str]:
-    """What is to be said of a qform and an sform that name one world and differ by more than rounding."""
+    """A remark if qform and sform name the same world but differ by more than rounding."""
     ends = np.indices((2, 2, 2)).reshape(3, 8) * np.subtract(header["dim"][1:4], 1)[:, None]
     ends = np.vstack([ends, np.ones(8)])
     apart = np.linalg.norm(((header.get_sform() - header.get_qform()) @ ends)[:3], axis=0).max()

@@ -29,7 +29,7 @@ TILT = np.eye(3) + np.cross(np.eye(3), np.array([1.0, 2.0, 3.0]) * 0.0025)
 
 @dataclass(frozen=True)
 class Orientation:
-    """Which stored axes become (row, column, slice), and which stored axes are reversed."""
+    """The stored axes that become (row, column, slice), and whether each stored axis is reversed."""
 
     axes: tuple[int, int, int]
     flipped: Flips

@@ -95,7 +95,7 @@ def noise_level(slices: NDArray[np.float32], tissue: NDArray[np.bool_]) -> float
 
 
 def tissue_of(slices: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Where slices (rows, columns, slices) in the network's range show tissue."""
+    """The mask of tissue in slices (rows, columns, slices), in the network's range."""
     rows, columns = (blur_matrix(size, 2.0) for size in slices.shape[:2])
     smooth = np.tensordot(columns, np.tensordot(rows, slices, (1, 0)), (1, 1)).transpose(1, 0, 2)
     return smooth > TISSUE

@@ -125,7 +125,7 @@ class Grid:
         return self.start[axis] + self.step[axis] * np.arange(self.shape[axis], dtype=np.float64)
 
     def nearest(self, axis: int, place: float) -> int:
-        """Which of its voxels along an axis lies nearest to a place in the scan's voxels."""
+        """The index along an axis of the voxel nearest to a position given in the scan's voxels."""
         return min(max(round((place - self.start[axis]) / self.step[axis]), 0), self.shape[axis] - 1)
 
     def turned(self, axes: Sequence[int]) -> Grid:

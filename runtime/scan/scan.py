@@ -275,8 +275,7 @@ def _open_freesurfer(path: Path, series: bool) -> Scan:
 
 
 def _judge_freesurfer(path: Path, start: bytes) -> tuple[str, ...]:
-    """What is said of a file by its first bytes. Raises RunError for what nibabel would not read, or in its
-    own words."""
+    """Remarks on a file, judged by its first bytes. Raises RunError if nibabel would not read it."""
     if len(start) < MGH_HEADER:
         raise RunError(f"{path} is not a FreeSurfer volume, or damaged.")
     version, *dims, kind, oriented = struct.unpack_from(MGH_FIELDS, start)[:7]

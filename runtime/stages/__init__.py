@@ -1,1 +1,1 @@
-"""What a volume goes through between a scan and its SR scan; `volume` has the list."""
+"""The stages between an LR scan and its SR scan; `volume` lists them."""

@@ -25,7 +25,7 @@ from ..task import Consistency, Look, MeasuredBand, Task
 
 @dataclass(frozen=True)
 class Holding:
-    """What holds the measured band of a model's results to their scans. asked: see `Options`."""
+    """Holds the measured band of a model's results to their scans. asked: see `Options`."""
 
     card: ModelCard
     asked: Consistency

@@ -65,7 +65,7 @@ class Network:
 
     @property
     def pipeline(self) -> HostPipeline | CudaPipeline:
-        """What runs windows through the engine. Raises RunError once it is closed."""
+        """The pipeline that runs windows through the engine. Raises RunError once it is closed."""
         if self._pipeline is None:
             raise RunError("This SuperResolver is closed: open another.")
         return self._pipeline
@@ -114,7 +114,7 @@ class Network:
             self._engine = self._pipeline = self._through_plane = None
 
     def _without_gpu(self, error: GpuError) -> Engine:
-        """What the processor has instead, if that was asked for."""
+        """The fallback engine for the processor. Raises the error if none was asked for."""
         if self._fallback is None:
             raise error
         engine = self._fallback()

@@ -1,4 +1,4 @@
-"""What happens to one volume: the stages between LR and SR voxels, in their order.
+"""The stages of one volume, from LR to SR voxels, in order.
 
 A stage takes a task and returns it with what it has done. To put one in, write it below and name it in
 `restore` or, if it needs the engine or what the engine yields, in `_pass_slabs`.
@@ -60,7 +60,7 @@ class VolumeStages:
         return tile_windows(shape, self.card, options.overlap, window, options.weighting)
 
     def tilings(self, shape: Shape) -> list[Tiling]:
-        """Those along each slab axis of a mean over three."""
+        """The windows along each slab axis of a mean over three."""
         rows, columns, slices = shape
         turned = (columns, slices, rows), (rows, slices, columns), shape
         return [self.tiling(one) for one in turned]
@@ -145,7 +145,7 @@ class VolumeStages:
         """
         content, slope = task.look.content, task.slope
         store = intensity.storage(task.sr.dtype, task.look.unit, slope, task.inter, content.low, content.high)
-        # At least a training window: a network's statistics are of no smaller ones.
+        # At least a training window: the network has never seen a smaller one.
         window: Window = None if self.options.window == "auto" else self.options.window
         box = tile_windows(_shape(task.lr), self.card, window=window).around(content.box)
         sr = self._surround(task.sr, box, background(task))

@@ -1,4 +1,4 @@
-"""Where the time goes: how long each stage was busy and, if requested, when.
+"""Timing: how long each stage was busy and, if requested, when.
 
 A `Stopwatch` adds up each stage's seconds, always. A `Trace` keeps every stretch of work with the thread or
 CUDA stream that did it, and writes them as Chrome trace JSON, which Perfetto and chrome://tracing show.

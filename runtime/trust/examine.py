@@ -118,7 +118,7 @@ def noise_gain(noisy: Volume, clean: Volume, noisy_lr: Volume, clean_lr: Volume,
 def out_of_nothing(
     method: Restore, scan: Callable[..., Volume], factors: Factors, grid: Grid
 ) -> dict[str, float]:
-    """What is drawn although nothing is there. noise: see `drawn_in_noise`; empty: the largest voxel of an
+    """Structure drawn although nothing is there. noise: see `drawn_in_noise`; empty: the largest voxel of an
     empty scan; ramp: RMS error of a smooth ramp, as a share of it.
     """
     shape = phantom_shape(factors)

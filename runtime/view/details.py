@@ -1,4 +1,4 @@
-"""What the page shows beside the pictures: sizes, warnings, figures, and the sidecar."""
+"""The panel beside the pictures: sizes, warnings, figures, and the sidecar."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known about a result, in a user's words: names, and figures with their units."""
+"""The facts about a result in the user's words: names, and figures with their units."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _noise_alone(found: Comparison, sidecar: Sidecar) -> str:
 
 
 def _expected(told: Any) -> str:
-    """What the map of expected errors promises."""
+    """The promise of the map of expected errors."""
     if not isinstance(told, dict) or not _numbers(told, "share", "times"):
         return ""
     return (
@@ -88,7 +88,7 @@ def _expected(told: Any) -> str:
 
 
 def _slices(told: Any) -> str:
-    """What was estimated from the first volume's thick slices."""
+    """The estimates made from the first volume's thick slices."""
     first = told[0] if isinstance(told, list) and told else None
     if not isinstance(first, dict) or not _numbers(first, "spacing_mm", "gain"):
         return ""

@@ -1,4 +1,4 @@
-"""What the panes show, made on demand: one volume as NIfTI, float32 in the scan's units, or a plane as PNG.
+"""Files for the viewer, made on demand: a volume as NIfTI, float32 in the scan's units, or a plane as PNG.
 
 The tricubic volume and the differences are computed plane by plane while they are sent, so that nothing
 larger than the two scans is held. Headers hold the geometry and nothing about a patient.
@@ -124,7 +124,7 @@ def grey(found: Comparison) -> tuple[float, float]:
 def _planes(
     opened: Opened, kind: Kind, number: int
 ) -> tuple[Scan, Callable[[int, int], NDArray[np.float32]]]:
-    """What a kind shows: the scan on whose grid it lies, and its planes by axis and index."""
+    """A kind of pane: the scan on whose grid it lies, and its planes by axis and index."""
     found, stored = opened.comparison, {"sr": opened.sr, "error": opened.error_map}.get(kind)
     if stored:
         voxels = stored.voxels()

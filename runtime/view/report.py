@@ -37,7 +37,7 @@ STATES = {"written": "restored", "kept": "up to date", "failed": "failed"}
 
 @dataclass(frozen=True)
 class Picture:
-    """What it shows, as a PNG. aspect: width over height."""
+    """The picture as a PNG. aspect: width over height."""
 
     title: str
     png: bytes
@@ -46,7 +46,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Findings:
-    """What is said about one scan. rows: a plane each, what it shows in every picture of the row alike.
+    """The report on one scan. rows: one per plane, with the same content in every picture of the row.
 
     comparison: all in figures.
     """

@@ -1,4 +1,4 @@
-"""What a GPU has to do at least, from a network whose figures are known by hand."""
+"""The least work of a GPU, for a network whose figures are known by hand."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What README.md, docs/ and RESULTS.md say is what the benchmarks found."""
+"""README.md, docs/ and RESULTS.md state what the benchmarks found."""
 
 import dataclasses
 import json

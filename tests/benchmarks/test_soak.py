@@ -1,4 +1,4 @@
-"""What is soaked for hours by hand is soaked for a moment here, and what the soak would see is seen."""
+"""The soak tests, run for a moment, and that they notice faults."""
 
 import random
 import shutil

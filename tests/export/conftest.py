@@ -91,7 +91,7 @@ SCALES = ("2x2x1", "3x3x1", "4x4x2", "1x1x3")
 
 @dataclass(frozen=True)
 class Exported:
-    """What `udean-export` made of a network of the paper's size, and what that took."""
+    """The output of `udean-export` for a network of the paper's size, with its time and memory."""
 
     folder: Path
     done: subprocess.CompletedProcess[str]

@@ -1,4 +1,4 @@
-"""What our TensorRT code asks of the bindings, start to finish, against one version's real classes.
+"""Everything that our TensorRT code needs from the bindings, against one version's real classes.
 
 `test_contract` runs this file with pytest in a process of its own for each version of the bindings, and
 names a folder with tiny.onnx and tiny.fp16.onnx in UDEAN_CONTRACT_MODELS.
@@ -39,7 +39,7 @@ ERROR = trt.ILogger.Severity.ERROR
 
 
 class Address(int):
-    """Of device memory, as PyCUDA hands it out."""
+    """Device memory as PyCUDA allocates it."""
 
     def free(self) -> None:
         pass

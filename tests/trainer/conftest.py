@@ -1,4 +1,4 @@
-"""What several tests of the trainer share."""
+"""Fixtures shared by tests of the trainer."""
 
 import numpy as np
 import pytest

@@ -137,7 +137,7 @@ def test_best_weights_of_an_unpaired_training_are_chosen_without_truth(scans):
 
 
 def test_selection_sees_blur_and_what_does_not_explain_the_scan():
-    """Of three answers to LR windows the truth is chosen before a blurred one and before another anatomy."""
+    """The truth is preferred to a blurred answer and to another anatomy."""
     random = torch.Generator().manual_seed(0)
     hr, other = torch.rand(2, 8, 6, 32, 32, generator=random)
     decimation = Decimation((2, 2, 2))

@@ -108,7 +108,7 @@ class Recipe:
         return Prepared(np.load(file, mmap_mode="r"), float.fromhex(note.read_text()))
 
     def key(self) -> str:
-        """What the prepared volume depends on, as text."""
+        """Everything that the prepared volume depends on, as text."""
         stat = self.path.stat()
         file = f"{self.path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
         return f"{file} {intensity.RULE} RAS {self.steps} {__version__}"

@@ -43,13 +43,13 @@ class TissueFigures:
 
 
 def tissue_mask(hr: Volume) -> Mask:
-    """Where the truth, smoothed by a Gaussian of 2 voxels, lies above 5 % of its 99.9th percentile."""
+    """The truth, smoothed by a Gaussian of 2 voxels, above 5 % of its 99.9th percentile."""
     smooth = ndimage.gaussian_filter(hr.astype(np.float32), SMOOTHING)
     return smooth > SHARE * np.percentile(hr, PEAK)
 
 
 def low_band(volume: Volume, shape: tuple[int, ...]) -> Volume:
-    """What an LR scan of this shape can hold of a volume: its k-space truncated, on its own grid; float32."""
+    """The part of a volume that an LR scan of this shape can hold: its truncated k-space; float32."""
     space = fft.fftn(volume.astype(np.float32), workers=-1)
     for axis, (n, m) in enumerate(zip(volume.shape, shape, strict=True)):
         frequency = np.rint(fft.fftfreq(n, 1 / n))

@@ -112,7 +112,7 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def deployed(self) -> SuperResolution:
-        """What inference needs; it shares weights with this model."""
+        """The network for inference, which shares its weights with this model."""
 
     def degraded(self, hr: Tensor, coarse: Tensor) -> Tensor | None:
         """HR slabs after the learned degradation; None if no degradation is learned.

@@ -92,7 +92,7 @@ class PatchDiscriminator(nn.Module):
 
 
 class HighPass(nn.Module):
-    """What a Gaussian of σ 1.5 pixels removes, times 5: an image's sharpness and noise, not its content.
+    """The detail that a Gaussian of σ 1.5 pixels removes, times 5: sharpness and noise, not content.
 
     Any (N, channels, H, W) to the same shape; edges are repeated.
     """

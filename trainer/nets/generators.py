@@ -242,7 +242,7 @@ class Mapping(nn.Module):
 
 
 class SuperResolution(nn.Module):
-    """What inference needs: LR encoder and SR decoder, LR slab (N, 3, H, W) to SR slab.
+    """The network for inference: LR encoder and SR decoder, LR slab (N, 3, H, W) to SR slab.
 
     cleaner: a network from LR slab to LR slab that precedes them, only in PseudoSR.
     """

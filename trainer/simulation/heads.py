@@ -34,7 +34,7 @@ Generator = np.random.Generator
 
 @dataclass(frozen=True)
 class Tissue:
-    """Labels that look alike.
+    """Labels of similar appearance.
 
     labels: FreeSurfer's numbers, and those of SynthSeg's maps (502 to 530) outside the brain.
     t1, t2, pd, flair: usual grey level, white matter (T1, PD) or fluid (T2) or grey matter (FLAIR) being 1.
@@ -85,7 +85,7 @@ ROOM = 28  # mm kept around the brain
 
 
 def tissues(labels: NDArray[np.integer]) -> NDArray[np.uint8]:
-    """Labels as indices of `NAMES`, air `AIR`; parcels by FreeSurfer's thousands, others limbic grey."""
+    """Labels as indices of `NAMES`, air `AIR`; parcels by FreeSurfer's thousands, the rest limbic grey."""
     top = int(labels.max()) + 1
     table = np.full(max(top, 5000), NAMES.index("limbic"), np.uint8)
     table[0] = AIR
@@ -280,8 +280,8 @@ def _painted(
 
 
 def _texture(rng: Generator, shape: Sequence[int]) -> Array:
-    """A random field of unit variance with structure from half a voxel to four, drawn out along one axis at
-    times, as fibres are."""
+    """A random field of unit variance with structure of half a voxel to four, sometimes stretched along one
+    axis, like fibres."""
     weights = rng.dirichlet(np.ones(4))
     out = np.zeros(shape, np.float32)
     for weight, width in zip(weights, (0.45, 0.9, 1.8, 3.6), strict=True):
@@ -413,7 +413,7 @@ def main(
     spacing: Annotated[float | None, typer.Option(help="Of the voxels, mm. (default: drawn)")] = None,
     spots: Annotated[int, typer.Option(min=0, help="Of one or two voxels in each brain, at most.")] = 0,
 ) -> None:
-    """Draw HR heads from label maps, which take turns: OUT/head-NNNN.nii.gz, int16, and a line about each."""
+    """Draw HR heads from label maps, used in turn: OUT/head-NNNN.nii.gz, int16; print a line about each."""
     maps = [entry.path for entry in find(labels)]
     out.mkdir(parents=True, exist_ok=True)
     for number in range(first, first + heads):

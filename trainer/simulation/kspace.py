@@ -231,7 +231,7 @@ def window(shape: tuple[int, ...], acquisition: Acquisition) -> NDArray[np.float
 
 
 def sampling_mask(shape: tuple[int, ...], acquisition: Acquisition) -> NDArray[np.bool_]:
-    """Which points of centred LR k-space are acquired."""
+    """The mask of acquired points in centred LR k-space."""
     mask = np.ones(shape, bool)
     if acquisition.elliptical:
         axes = [(np.arange(n) - n // 2) / (n / 2) for n in shape]

@@ -68,7 +68,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def result(tiny):
-    """What the command makes of it: its JSON, its page, its picture, what it printed."""
+    """The output of the command: its JSON, page, picture and printed text."""
     folder = tiny.parent / "bench"
     command = [Path(sys.executable).parent / "udean-bench", "--model", tiny, "--quick", "--device", "cpu"]
     command += ["--shape", "28,28,5", "--engine", "onnxruntime fp32", "--engine", "TorchIO as", "--peers"]

@@ -1,4 +1,4 @@
-"""What goes wrong with a GPU, on the emulated driver: memory, threads, Python's end, addresses, limits."""
+"""Failures of a GPU, on the emulated driver: memory, threads, Python's end, addresses, limits."""
 
 import gc
 import re

@@ -47,7 +47,7 @@ def smoothed(windows):
 
 
 def on_both(library, volume, model_card, options, network=smoothed, seed=0, **engine):
-    """What the host pipeline and the CUDA pipeline make of a volume."""
+    """The results of the host pipeline and of the CUDA pipeline for a volume."""
     gpu = driver.Gpu(driver.Driver(library, seed))
     options = {"window": model_card.window} | options  # the processor would take whole planes
     cuda = SuperResolver(driver.Engine(network, model_card, gpu, **engine), **options)
@@ -292,7 +292,7 @@ def test_floats_that_the_kernels_do_not_know_are_computed_in_float32(library, dt
 
 
 def scan(shape, seed=0, dtype="int16"):
-    """A ball of texture in noisy air: tissue, air and noise to be read off, and slices that are no ring."""
+    """A ball of texture in noisy air: there are tissue, air and noise, and its slices do not form a ring."""
     random = np.random.default_rng(seed)
     at = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
     ball = np.clip(2 - 2.5 * np.sqrt(sum(a**2 for a in at)), 0, 1)
@@ -337,7 +337,7 @@ def test_the_measured_band_is_the_hosts(
 
 
 def test_the_device_holds_the_band_itself_and_sends_stored_voxels(library):
-    """What comes over the bus is int16, and half as much of it as float32 would be."""
+    """Results are downloaded as int16, half the bytes of float32."""
     volume, model_card = scan((20, 20, 30)), CARD.replace(consistency="truncation")
     gpu = driver.Gpu(driver.Driver(library))
     downloads = []

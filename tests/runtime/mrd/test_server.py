@@ -105,7 +105,7 @@ def slices(position, frame=None, shape=(6, 20, 18), sizes=(1.0, 1.2, 3.0), dtype
 
 
 def places_of(image, position):
-    """Where an image's header says that its voxels (z, y, x) lie."""
+    """The positions of an image's voxels (z, y, x) according to its header."""
     header = image.header
     steps = np.array([header.read_dir, header.phase_dir, header.slice_dir])
     steps = steps * (header.field_of_view / header.matrix_size)[:, None]

@@ -66,7 +66,7 @@ def noisy(image, sigma, seed=0):
 
 
 def shown(volume, tiling, air):
-    """Which voxels some window's span holds."""
+    """The mask of voxels that lie in the span of any window."""
     seen = np.zeros(volume.shape, bool)
     spans = iter(occupied(volume, tiling, air))
     for k in tiling.slices.starts:

@@ -17,7 +17,7 @@ RANDOM = np.random.default_rng(0)
 
 
 def network(windows):
-    """Whose answer depends on where a slice lies in its slab, so that each slab axis gives another."""
+    """A network whose answer depends on a slice's place in its slab, so that slab axes differ."""
     fine = nearest(windows, (2, 2, 2))
     return fine * np.linspace(0.9, 1.1, fine.shape[1], dtype=np.float32)[:, None, None]
 

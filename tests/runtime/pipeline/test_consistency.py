@@ -206,7 +206,7 @@ def test_the_weight_falls_with_noise_and_air_is_left_out_of_magnitudes():
 
 
 def network(windows):
-    """Whose answer depends on the whole window and is wrong in the measured band."""
+    """A network whose answer depends on the whole window and is wrong in the measured band."""
     fine = nearest(windows, (2, 2, 2))
     return fine * np.float32(1.1) - windows.mean((1, 2, 3), keepdims=True) * np.float32(0.1)
 

@@ -19,7 +19,7 @@ VOLUME = RANDOM.integers(0, 900, (20, 21, 17)).astype(np.int16)
 
 
 def network(scale):
-    """Whose answer depends on the whole window, so that blending matters, and leaves the scan's range."""
+    """A network whose answer depends on the whole window and leaves the scan's range: blending matters."""
     rows, columns, slices = scale
 
     def run(windows):

@@ -1,4 +1,4 @@
-"""What lies between thick slices: held to the slices, never spoilt by a network that is wrong for a scan."""
+"""Detail between thick slices: held to the slices, and not spoilt by a network that suits the scan badly."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Where windows lie, what they weigh, and that blending them changes nothing that they agree on."""
+"""Windows: their places and weights, and that blending changes nothing on which they agree."""
 
 import numpy as np
 import pytest

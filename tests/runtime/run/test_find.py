@@ -1,4 +1,4 @@
-"""Where scans lie and results go: odd names, links in circles, folders that take nothing more."""
+"""Finding scans and placing results: odd names, circular links, folders that are read-only or full."""
 
 import json
 import os

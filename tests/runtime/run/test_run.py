@@ -1,4 +1,4 @@
-"""Which scans are found, what their results are called, when they are made again."""
+"""Folders of scans: which are found, how their results are named, when they are made again."""
 
 import importlib
 import json

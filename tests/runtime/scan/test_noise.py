@@ -1,4 +1,4 @@
-"""What a scan tells of itself: its noise, and whether its ends meet."""
+"""Estimates from a scan: its noise, and whether its ends meet."""
 
 import numpy as np
 import pytest

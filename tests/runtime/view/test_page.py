@@ -87,7 +87,7 @@ def press(page, keys):
 
 
 def pixels(page, pane):
-    """What a pane shows, (rows, columns, RGB)."""
+    """The picture in a pane, (rows, columns, RGB)."""
     canvas = page.find_element("css selector", f"#{pane} canvas")
     return np.asarray(Image.open(io.BytesIO(canvas.screenshot_as_png)).convert("RGB")).astype(int)
 

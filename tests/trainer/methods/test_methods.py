@@ -1,4 +1,4 @@
-"""What every method promises the loop, and each baseline's own rules."""
+"""The contract between every method and the training loop, and each baseline's own rules."""
 
 import pytest
 import torch

@@ -92,7 +92,7 @@ def test_the_anchor_falls_to_what_is_left_of_it(step):
 
 
 def test_patch_judges_see_sharpness_and_noise_and_learn_faster_than_the_generators():
-    """Of what a batch shows on average they see nothing."""
+    """They do not see the average of a batch."""
     torch.manual_seed(0)
     method = Udean(dataclasses.replace(ARCH, judges="patch"), 16, Weights())
     judge = method.discriminators["lr"]

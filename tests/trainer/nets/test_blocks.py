@@ -52,7 +52,7 @@ def test_the_low_band_is_that_of_k_space_truncation(scale):
 
 
 def test_an_lr_scan_tells_nothing_beyond_its_low_band():
-    """What zero-filled interpolation makes of an LR scan has no high band."""
+    """A zero-filled LR scan has no high band."""
     lr = np.random.default_rng(1).random((24, 24, 16), np.float32)
     fine = torch.from_numpy(np.moveaxis(kspace.zero_fill(lr, (2, 2, 2)), 2, 0).copy())[None]
     high = (fine - blocks.low_band(fine, (2, 2, 2)))[:, 8:-8, 12:-12, 12:-12]

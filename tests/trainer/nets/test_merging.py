@@ -1,4 +1,4 @@
-"""What is deployed computes the trained network's function, with less arithmetic."""
+"""The deployed network computes the function of the trained one, with less arithmetic."""
 
 import numpy as np
 import pytest
