@@ -5,7 +5,7 @@ import pytest
 from udean.trainer.simulation import kspace
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def head():
     """head(seed, shape): a bright body with smooth structure and a sharp rim, air around it, int16."""
 

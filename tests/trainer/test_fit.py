@@ -2,9 +2,11 @@
 
 import csv
 import dataclasses
+import functools
 import logging
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,14 +31,21 @@ from udean.trainer.validation import validate
 PAIRED = {"supervised": "misaligned"}
 
 
-@pytest.fixture
-def scans(tmp_path, head):
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory, head):
+    folder = tmp_path_factory.mktemp("scans")
     for group, seeds in (("source", (0, 1)), ("target", (2, 3)), ("validation", (4,))):
         for seed in seeds:
-            path = tmp_path / group / f"head-{seed}.nii"
+            path = folder / group / f"head-{seed}.nii"
             path.parent.mkdir(exist_ok=True)
             nib.save(nib.Nifti1Image(head(seed, (72, 72, 40)), np.eye(4)), path)
-    return tmp_path
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(scans):
+    """whole(method): the checkpoint of a training that nothing has interrupted, trained once a method."""
+    return functools.cache(lambda method: fit.fit(config(scans, method), scans / f"whole-{method}"))
 
 
 def config(scans, method="udean", **tables):
@@ -88,9 +97,9 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_trains_and_goes_on_where_it_was_killed(method, scans):
+def test_every_method_trains_and_goes_on_where_it_was_killed(method, scans, whole, tmp_path):
     chosen = config(scans, method)
-    final = fit.fit(chosen, scans / "whole")
+    final = whole(method)
     network, card = checkpoint.load_generator(final)
     assert card.method == method and math.isfinite(card.quality["validation_psnr"])
     assert network(torch.rand(1, 3, 8, 8)).shape == (1, 6, 16, 16)
@@ -100,21 +109,21 @@ def test_every_method_trains_and_goes_on_where_it_was_killed(method, scans):
             raise Killed
 
     with pytest.raises(Killed):
-        fit.fit(chosen, scans / "cut", report=report)
-    assert state(scans / "cut")["step"] == 2
-    fit.fit(chosen, scans / "cut", resume=True)
-    assert_same(state(scans / "whole"), state(scans / "cut"))
-    rows = metrics_of(scans / "cut")
+        fit.fit(chosen, tmp_path / "cut", report=report)
+    assert state(tmp_path / "cut")["step"] == 2
+    fit.fit(chosen, tmp_path / "cut", resume=True)
+    assert_same(state(final.parent), state(tmp_path / "cut"))
+    rows = metrics_of(tmp_path / "cut")
     assert [int(r["step"]) for r in rows] == list(range(1, 4 * METHODS[method].stages + 1))
-    assert any((scans / "whole" / "tensorboard").iterdir())
+    assert any((final.parent / "tensorboard").iterdir())
 
 
-def test_best_weights_of_an_unpaired_training_are_chosen_without_truth(scans):
+def test_best_weights_of_an_unpaired_training_are_chosen_without_truth(scans, tmp_path):
     """Other truths, the same LR windows: the same best.pt. Truth counts where it is asked for."""
     best = []
     for truth in ("as it is", "another"):
         chosen = config(scans, schedule={"steps": 6})
-        run = scans / truth
+        run = tmp_path / truth
         with pytest.MonkeyPatch.context() as patch:
             if truth == "another":
                 gather = fit.batches.gather
@@ -129,11 +138,11 @@ def test_best_weights_of_an_unpaired_training_are_chosen_without_truth(scans):
     assert card.selection == "consistency" and "selection" in card.quality
     for a, b in zip(network.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
-    rows = [row for row in metrics_of(scans / "as it is") if row["selection"]]
+    rows = [row for row in metrics_of(tmp_path / "as it is") if row["selection"]]
     assert card.quality["selection"] == pytest.approx(max(float(r["selection"]) for r in rows), abs=1e-3)
-    final = fit.fit(config(scans, schedule={"select": "truth"}), scans / "told")
+    final = fit.fit(config(scans, schedule={"select": "truth"}), tmp_path / "told")
     assert checkpoint.load_generator(final)[1].selection == "truth"
-    assert checkpoint.load_generator(scans / "told" / "checkpoint.pt")[1].selection == "last"
+    assert checkpoint.load_generator(tmp_path / "told" / "checkpoint.pt")[1].selection == "last"
 
 
 def test_selection_sees_blur_and_what_does_not_explain_the_scan():
@@ -192,10 +201,9 @@ def test_explaining_a_scan_better_than_to_its_noise_is_no_merit():
     assert score(0.001, 0.02) > score(0.06, 0.02) + 6
 
 
-def test_a_training_killed_after_its_first_best_weights_resumes(scans, monkeypatch):
+def test_a_training_killed_after_its_first_best_weights_resumes(scans, whole, tmp_path, monkeypatch):
     """Between best.pt and the checkpoint that says so there is one to go on from, and nothing is lost."""
-    chosen = config(scans)
-    fit.fit(chosen, scans / "whole")
+    chosen, run = config(scans), whole("udean").parent
     save = checkpoint.save
 
     def once(path, *arguments):
@@ -205,28 +213,28 @@ def test_a_training_killed_after_its_first_best_weights_resumes(scans, monkeypat
 
     monkeypatch.setattr(fit.checkpoint, "save", once)
     with pytest.raises(Killed):
-        fit.fit(chosen, scans / "cut")
+        fit.fit(chosen, tmp_path / "cut")
     monkeypatch.setattr(fit.checkpoint, "save", save)
-    fit.fit(chosen, scans / "cut", resume=True)
-    assert_same(state(scans / "whole"), state(scans / "cut"))
-    whole, cut = (checkpoint.load(scans / name / "best.pt")["deployed"] for name in ("whole", "cut"))
-    assert all(torch.equal(value, cut[name]) for name, value in whole.items())
+    fit.fit(chosen, tmp_path / "cut", resume=True)
+    assert_same(state(run), state(tmp_path / "cut"))
+    best, cut = (checkpoint.load(folder / "best.pt")["deployed"] for folder in (run, tmp_path / "cut"))
+    assert all(torch.equal(value, cut[name]) for name, value in best.items())
 
 
-def test_averaged_weights_are_deployed_and_resumed_bit_by_bit(scans):
+def test_averaged_weights_are_deployed_and_resumed_bit_by_bit(scans, tmp_path):
     chosen = config(scans, schedule={"average": 0.9})
-    fit.fit(chosen, scans / "whole")
+    fit.fit(chosen, tmp_path / "whole")
 
     def report(step, total, values):
         if step == 3:
             raise Killed
 
     with pytest.raises(Killed):
-        fit.fit(chosen, scans / "cut", report=report)
-    fit.fit(chosen, scans / "cut", resume=True)
-    whole, cut = state(scans / "whole"), state(scans / "cut")
+        fit.fit(chosen, tmp_path / "cut", report=report)
+    fit.fit(chosen, tmp_path / "cut", resume=True)
+    whole, cut = state(tmp_path / "whole"), state(tmp_path / "cut")
     assert_same(whole, cut)
-    deployed = checkpoint.load(scans / "cut" / "checkpoint.pt")["deployed"]
+    deployed = checkpoint.load(tmp_path / "cut" / "checkpoint.pt")["deployed"]
     for name, value in whole["average"].items():
         assert torch.equal(value, cut["average"][name]) and torch.equal(value, deployed[name]), name
     last = {
@@ -237,31 +245,30 @@ def test_averaged_weights_are_deployed_and_resumed_bit_by_bit(scans):
     )
 
 
-def test_blocks_train_the_network_that_slabs_deploy(scans):
+def test_blocks_train_the_network_that_slabs_deploy(scans, tmp_path):
     chosen = config(scans, "supervised", schedule={"depth": 6}, network={"homogeneous": True})
-    final = fit.fit(chosen, scans / "run")
+    final = fit.fit(chosen, tmp_path / "run")
     network, card = checkpoint.load_generator(final)
     assert network(torch.rand(1, 3, 8, 8)).shape == (1, 6, 16, 16)
     assert card.overlap == (0.25, 0.25, 0.5)
-    rows = metrics_of(scans / "run")
+    rows = metrics_of(tmp_path / "run")
     assert all(float(row["high_band"]) > 0 and float(row["low_band"]) > 0 for row in rows)
     assert not any(name.endswith("body.0.bias") for name in checkpoint.load(final)["deployed"])
 
 
-def test_workers_draw_what_the_loop_itself_would(scans):
-    for workers in (0, 1):
-        fit.fit(config(scans, machine={"workers": workers}), scans / str(workers))
-    assert_same(state(scans / "0"), state(scans / "1"))
+def test_workers_draw_what_the_loop_itself_would(scans, whole, tmp_path):
+    fit.fit(config(scans, machine={"workers": 1}), tmp_path / "run")
+    assert_same(state(whole("udean").parent), state(tmp_path / "run"))
 
 
-def test_half_precision_scales_gradients_and_its_factor_is_resumed(scans, monkeypatch):
+def test_half_precision_scales_gradients_and_its_factor_is_resumed(scans, tmp_path, monkeypatch):
     """Fabric has no fp16 for the CPU by name; its plugin does what "16-mixed" does on a GPU."""
     monkeypatch.setattr(
         fit, "_fabric", lambda c: Fabric(accelerator="cpu", plugins=[MixedPrecision("16-mixed", "cpu")])
     )
     chosen = config(scans, schedule={"precision": "16-mixed"})
-    fit.fit(chosen, scans / "whole")
-    saved = state(scans / "whole")
+    fit.fit(chosen, tmp_path / "whole")
+    saved = state(tmp_path / "whole")
     assert saved["scaler"]["scale"] >= 1 and all(torch.isfinite(v).all() for v in saved["method"].values())
 
     def report(step, total, values):
@@ -269,22 +276,22 @@ def test_half_precision_scales_gradients_and_its_factor_is_resumed(scans, monkey
             raise Killed
 
     with pytest.raises(Killed):
-        fit.fit(chosen, scans / "cut", report=report)
-    fit.fit(chosen, scans / "cut", resume=True)
-    assert_same(saved, state(scans / "cut"))
-    assert state(scans / "cut")["scaler"] == saved["scaler"]
+        fit.fit(chosen, tmp_path / "cut", report=report)
+    fit.fit(chosen, tmp_path / "cut", resume=True)
+    assert_same(saved, state(tmp_path / "cut"))
+    assert state(tmp_path / "cut")["scaler"] == saved["scaler"]
 
 
-def test_two_processes_give_the_losses_of_one_with_the_same_global_batch(scans):
+def test_two_processes_give_the_losses_of_one_with_the_same_global_batch(scans, tmp_path):
     """Real gloo processes, started by the command itself; batch normalisation spans both."""
     chosen = config(scans, schedule={"batch": 4})
-    fit.fit(chosen, scans / "one")
-    (scans / "c.toml").write_text(chosen.to_toml())
+    fit.fit(chosen, tmp_path / "one")
+    (tmp_path / "c.toml").write_text(chosen.to_toml())
     command = [Path(sys.executable).parent / "udean-train", "--config", "c.toml", "--devices", "2"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, "-o", "two"], cwd=scans, env=env, capture_output=True, timeout=120)
+    done = subprocess.run([*command, "-o", "two"], cwd=tmp_path, env=env, capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    one, two = metrics_of(scans / "one"), metrics_of(scans / "two")
+    one, two = metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two")
     assert len(one) == len(two) == 4
     for a, b in zip(one, two, strict=True):
         for name in a:
@@ -292,34 +299,34 @@ def test_two_processes_give_the_losses_of_one_with_the_same_global_batch(scans):
                 assert float(b[name]) == pytest.approx(float(a[name]), rel=2e-3, abs=1e-5), (a["step"], name)
 
 
-def test_a_full_disk_leaves_the_previous_checkpoint(scans):
+def test_a_full_disk_leaves_the_previous_checkpoint(scans, whole, tmp_path):
     """A limit on file size is a disk that is full for this process alone."""
     import resource
 
-    fit.fit(config(scans), scans / "run")
-    before = (scans / "run" / "checkpoint.pt").read_bytes()
-    contents = checkpoint.load(scans / "run" / "checkpoint.pt")
-    network, card = checkpoint.load_generator(scans / "run" / "checkpoint.pt")
+    shutil.copytree(whole("udean").parent, tmp_path / "run")
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    contents = checkpoint.load(tmp_path / "run" / "checkpoint.pt")
+    network, card = checkpoint.load_generator(tmp_path / "run" / "checkpoint.pt")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
     try:
         with pytest.raises(RunError, match=r"Cannot write .*checkpoint\.pt") as caught:
             checkpoint.save(
-                scans / "run" / "checkpoint.pt", card, config(scans).network, network, contents["training"]
+                tmp_path / "run" / "checkpoint.pt", card, config(scans).network, network, contents["training"]
             )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "\n" not in str(caught.value)
-    assert (scans / "run" / "checkpoint.pt").read_bytes() == before
-    assert not list((scans / "run").glob(".*part"))
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+    assert not list((tmp_path / "run").glob(".*part"))
 
 
-def test_losses_that_are_not_finite_stop_the_run(scans):
+def test_losses_that_are_not_finite_stop_the_run(scans, tmp_path):
     with pytest.raises(fit.DivergenceError, match="lower learning_rate"):
-        fit.fit(config(scans, schedule={"learning_rate": 1e30}), scans / "run")
+        fit.fit(config(scans, schedule={"learning_rate": 1e30}), tmp_path / "run")
 
 
-def test_gradients_that_are_not_finite_stop_the_run_and_spoil_no_checkpoint(scans, monkeypatch):
+def test_gradients_that_are_not_finite_stop_the_run_and_spoil_no_checkpoint(scans, tmp_path, monkeypatch):
     """As a faulty kernel makes them: every loss of that step is finite."""
     calls = iter(range(1000))
 
@@ -329,23 +336,23 @@ def test_gradients_that_are_not_finite_stop_the_run_and_spoil_no_checkpoint(scan
 
     monkeypatch.setattr(fit.distributed, "average_gradients", spoil)
     with pytest.raises(fit.DivergenceError, match="gradients are not finite at step 2"):
-        fit.fit(config(scans, schedule={"checkpoint_every": 1}), scans / "run")
-    assert state(scans / "run")["step"] == 2
-    deployed = checkpoint.load(scans / "run" / "checkpoint.pt")["deployed"]
+        fit.fit(config(scans, schedule={"checkpoint_every": 1}), tmp_path / "run")
+    assert state(tmp_path / "run")["step"] == 2
+    deployed = checkpoint.load(tmp_path / "run" / "checkpoint.pt")["deployed"]
     assert all(weight.isfinite().all() for weight in deployed.values())
 
 
-def test_participants_in_two_groups_stop_the_run(scans):
+def test_participants_in_two_groups_stop_the_run(scans, tmp_path):
     options = config(scans)
     leaked = load("paper", options={"data": {"source": options.data.source, "target": options.data.source}})
     with pytest.raises(RunError, match="head-0 is in the source and in the target group"):
-        fit.fit(leaked, scans / "run")
+        fit.fit(leaked, tmp_path / "run")
 
 
-def test_a_batch_that_processes_cannot_share_is_refused(scans, monkeypatch):
+def test_a_batch_that_processes_cannot_share_is_refused(scans, tmp_path, monkeypatch):
     monkeypatch.setattr(fit.distributed, "count", lambda: 3)
     with pytest.raises(RunError, match="cannot be shared by 3"):
-        fit.fit(config(scans), scans / "run")
+        fit.fit(config(scans), tmp_path / "run")
 
 
 def test_alarm_tells_a_collapsed_discriminator_and_a_rising_loss_once(caplog):
@@ -392,45 +399,45 @@ def test_auto_is_a_precision_that_the_machine_multiplies_itself(scans):
     assert fit.resolved(explicit) == explicit
 
 
-def test_a_parametric_degradation_is_in_the_card_and_in_the_selection(scans):
+def test_a_parametric_degradation_is_in_the_card_and_in_the_selection(scans, tmp_path):
     """Target scans blurred along slices: estimated, undone in training, and told to the runtime."""
     blurred = {"width": (0.0, 0.0, 1.8), "noise": 0.02}
     chosen = config(scans, "parametric")
     chosen = dataclasses.replace(chosen, degradation=Degradation(**blurred))
-    final = fit.fit(chosen, scans / "run")
+    final = fit.fit(chosen, tmp_path / "run")
     card = checkpoint.load_generator(final)[1]
     assert card.selection == "consistency" and card.consistency == "transfer"
     rows, _, slices = card.transfer
     assert slices[-1] < 0.5 and slices[-1] < rows[-1] and slices[0] == 1
     assert "LR scans made as estimated" in card.trained_on and "noise" in card.trained_on
-    assert all(float(r["learned_consistency"]) > 0 for r in metrics_of(scans / "run") if r["selection"])
+    assert all(float(r["learned_consistency"]) > 0 for r in metrics_of(tmp_path / "run") if r["selection"])
 
 
-def test_a_training_begins_as_the_checkpoint_that_it_is_told(scans):
-    first = fit.fit(config(scans, "supervised"), scans / "first")
+def test_a_training_begins_as_the_checkpoint_that_it_is_told(scans, whole, tmp_path):
+    first = whole("supervised")
     chosen = dataclasses.replace(config(scans), init=str(first))
     chosen = dataclasses.replace(
         chosen, schedule=dataclasses.replace(chosen.schedule, learning_rate=0.0, final_rate=0.0)
     )
     judged = dataclasses.replace(chosen.network, judges="patch", noise=True)  # nothing of it is deployed
-    second = fit.fit(dataclasses.replace(chosen, network=judged), scans / "second")
+    second = fit.fit(dataclasses.replace(chosen, network=judged), tmp_path / "second")
     assert {"judges", "noise"}.isdisjoint(fit.network_of(str(second)))
     before, after = (checkpoint.load(path)["deployed"] for path in (first, second))
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     with pytest.raises(RunError, match="not the one to be trained"):
-        fit.fit(dataclasses.replace(chosen, init="default"), scans / "third")
+        fit.fit(dataclasses.replace(chosen, init="default"), tmp_path / "third")
 
 
-def test_a_network_more_than_the_checkpoint_has_begins_as_it_would_without(scans):
+def test_a_network_more_than_the_checkpoint_has_begins_as_it_would_without(scans, whole, tmp_path):
     """PseudoSR cleans LR slabs first; a plain network cannot begin as the two."""
-    first = fit.fit(config(scans, "supervised"), scans / "first")
+    first = whole("supervised")
     cleaning = create("pseudosr", config(scans).network, 16, Weights())
     fit.begin(cleaning, dataclasses.replace(config(scans, "pseudosr"), init=str(first)))
     saved = checkpoint.load(first)["deployed"]
     begun = cleaning.deployed().state_dict()
     assert all(torch.equal(value, begun[name]) for name, value in saved.items()) and len(begun) > len(saved)
     card = fit.describe(config(scans, "pseudosr"), cleaning.deployed(), {})
-    checkpoint.save(scans / "both.pt", card, config(scans).network, cleaning.deployed())
+    checkpoint.save(tmp_path / "both.pt", card, config(scans).network, cleaning.deployed())
     plain = create("supervised", config(scans).network, 16, Weights())
     with pytest.raises(RunError, match="deploys different networks from those of supervised"):
-        fit.begin(plain, dataclasses.replace(config(scans, "supervised"), init=str(scans / "both.pt")))
+        fit.begin(plain, dataclasses.replace(config(scans, "supervised"), init=str(tmp_path / "both.pt")))
