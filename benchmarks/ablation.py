@@ -1,4 +1,4 @@
-"""What each part of the embedded model's recipe is worth: one thing changed at a time, and UDEAN beside it.
+"""The worth of each part of the embedded model's recipe: one thing changed at a time, and UDEAN beside it.
 
 Every row trains the shipped recipe (`default_model.toml`), at the compact preset's width, for the same few
 steps on the same heads, with one change, and restores Colin27, the macaque and the ICBM152 T1, whole, as

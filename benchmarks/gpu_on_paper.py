@@ -1,4 +1,4 @@
-"""What to expect of an H100: bytes and operations of each stage, and its bottleneck. Nothing is measured.
+"""What an H100 can do at best: bytes and operations of each stage, and its bottleneck. Nothing is measured.
 
     python -m udean.benchmarks.gpu_on_paper [--shape 160,160,128] [--preset paper]
 

@@ -1,4 +1,4 @@
-"""Where the time of a volume goes on a GPU, how much of it outside the network, and if each run is the same.
+"""The time of each stage of a volume on a GPU, and whether runs agree.
 
     python -m udean.benchmarks.gpu_stages [--shape 160,160,128] [--preset paper] [--device cuda]
 

@@ -106,7 +106,7 @@ def cost(
 
 @app.command()
 def background(engine: Model = None, device: str = "cpu", times: Times = 5) -> None:
-    """What skipping the background of the ICBM152 T1 (78 % zero) saves, and what it changes in the head.
+    """The saving from skipping the background of the ICBM152 T1 (78 % zero), and its effect in the head.
 
     "every window": a background that differs everywhere by a millionth, so that nothing can be skipped;
     "twins": byte-identical windows are computed once; "content": windows cover the content only, so they lie

@@ -34,7 +34,7 @@ class Job:
 
     @property
     def error_map(self) -> Path | None:
-        """Where the map of the result's expected errors goes: desc-sr becomes desc-error, and NAME_sr
+        """The path of the map of the result's expected errors: desc-sr becomes desc-error, and NAME_sr
         NAME_desc-error. None for a result that cannot have one."""
         base = stem(self.target)
         suffix = self.target.name[len(base) :]

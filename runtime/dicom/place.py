@@ -1,4 +1,4 @@
-"""Where slices lie relative to each other: at the same place, within another stack, or where it continues.
+"""How slices lie to each other: at the same place, within another stack, or where it continues.
 
 Positions are in patient coordinates (LPS), mm, and comparable only within one frame of reference.
 """

@@ -340,7 +340,7 @@ def _families(found: list[tuple[_Group, list[Frame]]]) -> dict[Key, tuple[str, l
 
 
 def _kinds(found: list[tuple[_Group, list[Frame]]]) -> dict[Key, tuple[str, str]]:
-    """What the volumes of each kind lack of their scan's time points, and what they may lack."""
+    """The time points that the volumes of each kind lack, and those that they may lack."""
     members: dict[Key, tuple[list[list[Frame]], list[int]]] = defaultdict(lambda: ([], []))
     for group, volume in found:
         volumes, identifiers = members[group.exact]

@@ -1,4 +1,4 @@
-"""What a series lacks: by what its headers count, by its other volumes, and as its time points let suppose.
+"""Parts that a series lacks: by its headers' counts, its other volumes, and gaps in its time points.
 
 What is counted is sure, and such a volume is not restored. What is only supposed is told with the result.
 
@@ -24,7 +24,7 @@ NAMED = 5  # time points that a sentence names
 
 
 def fault(name: str, ordered: list[Frame], others: list[list[Frame]]) -> str:
-    """What is wrong with a volume compared with the others of its series; "" if nothing."""
+    """The fault of a volume compared with the others of its series; "" if there is none."""
     count = len(by_place(ordered))
     if len(ordered) >= 2 * count:
         return f"{name} holds several volumes that cannot be told apart: give one of them."
@@ -42,7 +42,7 @@ def fault(name: str, ordered: list[Frame], others: list[list[Frame]]) -> str:
 
 
 def short(volumes: list[list[Frame]]) -> str:
-    """What the volumes of a series lack by what their headers say of its scan, "" for nothing."""
+    """The slices or volumes missing from a series according to its headers; "" if it is complete."""
     frames = list(itertools.chain(*volumes))
     if len(frames) < (images := max(frame.images for frame in frames)):
         return f"is of {len(frames)} images, and its scan has {images} (ImagesInAcquisition)"
@@ -53,7 +53,7 @@ def short(volumes: list[list[Frame]]) -> str:
 
 
 def points(volumes: list[list[Frame]], identifiers: Collection[int]) -> tuple[str, str]:
-    """What volumes of one kind lack of their scan's time points: for sure, and perhaps; "" for nothing.
+    """The time points that volumes of one kind lack for sure, and perhaps; "" for none.
 
     identifiers: what they call their time points, 0 for nothing. A single time point of several is perhaps
     all that was to be stored here.
@@ -113,7 +113,7 @@ def _hole(numbers: list[int], from_one: bool = True) -> str:
 
 
 def _pause(volumes: list[list[Frame]]) -> str:
-    """Where evenly spaced times skip some."""
+    """The gaps in times that are otherwise evenly spaced."""
     for n, unit in TIMES.items():
         steps = np.diff(_own(volumes, n))
         if len(steps) < 3:

@@ -69,7 +69,7 @@ class TensorRtEngine:
 
 
 class _Loaded:
-    """What TensorRT holds on the device."""
+    """Bytes that TensorRT holds on the device."""
 
     def __init__(self, contexts: list[Any], engine: Any) -> None:
         self._contexts, self._engine = contexts, engine

@@ -187,7 +187,7 @@ def logger(trt: Any) -> Any:
             self.messages.append((severity.name, msg))
 
         def forget(self) -> None:
-            """What was said so far is no reason for what comes."""
+            """Forget earlier messages: they do not explain what comes next."""
             self.told = len(self.messages)
 
         def reason(self) -> str:

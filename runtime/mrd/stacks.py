@@ -197,7 +197,7 @@ def check_whole(images: tuple[Image, ...], groups: Iterable[tuple[Image, ...]]) 
 
 
 def doubt(images: tuple[Image, ...], groups: Iterable[tuple[Image, ...]], limits: dict[str, int]) -> str:
-    """What the scan of a volume may have beside the images that came, as a sentence; "" for nothing.
+    """The images that a volume's scan may have beside those that came, as a sentence; "" for none.
 
     limits: the largest index of each counter that the scan's header announces.
     """

@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import udean
+from udean.runtime.commands.launch import main
 
 BIN = Path(sys.executable).parent
 SETTINGS = tomllib.loads((Path(udean.__file__).parent / "pyproject.toml").read_text())["project"]
@@ -23,6 +24,19 @@ COMMANDS = SETTINGS["entry-points"]["udean.commands"]
 def run(*command, **options):
     options = {"capture_output": True, "text": True} | options
     return subprocess.run([BIN / command[0], *map(str, command[1:])], **options)
+
+
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """here(program, *arguments): runs it in this process, which is enough for what it prints or refuses."""
+
+    def call(*command):
+        monkeypatch.setattr(sys, "argv", [*map(str, command)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return subprocess.CompletedProcess(command, end.value.code or 0, *capsys.readouterr())
+
+    return call
 
 
 def scan(path, shape=(8, 8, 6)):
@@ -71,22 +85,23 @@ def test_versions():
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
-def test_every_help_has_examples(name):
-    done = run("udean", name, "--help")
+def test_every_help_has_examples(name, here):
+    done = here("udean", name, "--help")
     assert done.returncode == 0 and "Usage: udean " in done.stdout and "Example: " in done.stdout
     assert not re.search(r"<(list|str|path|int|float|bool)\b", done.stdout), "no Python in the user's words"
 
 
-def test_an_unknown_command_is_a_sentence():
-    done = run("udean", "rnu")
+def test_an_unknown_command_is_a_sentence(here):
+    done = here("udean", "rnu")
     assert done.returncode == 2 and done.stderr == "Error: udean has no command rnu: did you mean run?\n"
 
 
 @pytest.mark.parametrize("command", ["udean-run", "udean-simulate", "udean-view"])
 @pytest.mark.parametrize("arguments", [[""], ["scans", "-o", ""], ["scans", "--out="]])
-def test_an_empty_argument_is_refused(command, arguments, tmp_path):
+def test_an_empty_argument_is_refused(command, arguments, tmp_path, monkeypatch, here):
     scan(tmp_path / "scans" / "a.nii.gz")
-    done = run(command, *arguments, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    done = here(command, *arguments)
     assert done.returncode == 2 and "empty" in done.stderr and os.listdir(tmp_path) == ["scans"]
 
 
@@ -104,9 +119,10 @@ def test_an_empty_argument_is_refused(command, arguments, tmp_path):
     ],
     ids=" ".join,
 )
-def test_a_mistyped_path_is_a_sentence_and_nothing_is_written(command, tmp_path):
+def test_a_mistyped_path_is_a_sentence_and_nothing_is_written(command, tmp_path, monkeypatch, here):
     scan(tmp_path / "a.nii.gz")
-    done = run(*command, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    done = here(*command)
     assert done.returncode == 2 and "none" in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.rglob("udean-manifest*")) and not (tmp_path / "lr").exists()
 
