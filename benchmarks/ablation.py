@@ -28,7 +28,7 @@ from ..runtime.commands.common import sentences
 from ..runtime.resolver import SuperResolver
 from ..runtime.system.files import read_json, write_json
 from ..trainer.config import Config, load
-from ..trainer.data.scans import find_scans
+from ..trainer.data.scans import scan_paths
 from ..trainer.evaluation.evaluate import INTERPOLATIONS
 from ..trainer.evaluation.tissue import in_tissue
 from ..trainer.fit import fit
@@ -66,7 +66,7 @@ def main(
     """Train, measure, and write benchmarks/results/ablation.json."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     asked = tuple(part.strip() for part in rows.split(","))
-    scans = [str(path) for path in find_scans([hr])]
+    scans = [str(path) for path in scan_paths([hr])]
     table = out / "ablation.json"
     found: dict[str, Any] = read_json(table)
     heads = dict(tissue.heads())

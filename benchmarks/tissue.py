@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..runtime.errors import RunError
 from ..runtime.trust import lesions
-from ..trainer.data.scans import find_scans
+from ..trainer.data.scans import scan_paths
 from ..trainer.evaluation.evaluate import INTERPOLATIONS
 from ..trainer.evaluation.quality import ssim
 from ..trainer.evaluation.tissue import PEAK, TissueFigures, in_tissue
@@ -51,7 +51,7 @@ def heads(more: Path | None = None) -> Iterator[tuple[str, Callable[[], Volume]]
         path = _templates() / file
         yield name, lambda path=path: head(path)
     yield "ICBM152 T1", lambda: _scaled(template()[0])
-    for path in find_scans([more]) if more else []:
+    for path in scan_paths([more]) if more else []:
         yield path.name.partition(".")[0], lambda path=path: head(path)
 
 

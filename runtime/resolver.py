@@ -55,10 +55,10 @@ from .system.trace import Stopwatch, Trace, span
 from .task import (
     Consistency,
     Fallback,
+    HeldBand,
     Info,
     Labels,
     Look,
-    MeasuredBand,
     Options,
     Output,
     Progress,
@@ -547,7 +547,7 @@ class SuperResolver:
         rows, columns, slices = (scan.shape[n] for n in turn.axes)
         return turn, factors, self.tiling((rows, columns, slices))
 
-    def measured_band(self, scan: Scan, looks: Sequence[Look]) -> list[MeasuredBand]:
+    def measured_band(self, scan: Scan, looks: Sequence[Look]) -> list[HeldBand]:
         """How the measured band of a scan that was looked through is held, by volume; empty if it is not."""
         return self._stages.holding.record(scan, looks)
 

@@ -126,7 +126,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class MeasuredBand:
+class HeldBand:
     """How a volume's measured band was taken from the scan, for sidecars.
 
     weight: in tissue. noise: as a share of the intensity that becomes 1 in the network. read_off: what tells

@@ -206,7 +206,7 @@ def _simulate(
 ) -> None:
     """Make LR scans from HR ones, in the same folders below OUT: less of their k-space, or thick slices."""
 
-    from .data.scans import find_scans
+    from .data.scans import scan_paths
     from .simulation.kspace import Acquisition
     from .simulation.simulate import simulate_all
     from .simulation.thick import Slices
@@ -227,7 +227,7 @@ def _simulate(
         noise=noise,
         bias=bias,
     )
-    found = find_scans(scans)
+    found = scan_paths(scans)
     if thick is not None:
         acquisition = Slices(parse_millimetres(thick), parse_millimetres(gap), cast(Any, profile), noise)
     made = simulate_all(found, out, acquisition, seed, slab_axis)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..runtime.errors import RunError
-from ..runtime.models.card import Consistency
+from ..runtime.models.card import Relation
 from ..runtime.system.typed import Mismatch, typed
 from .machine import Precision
 from .methods import METHODS, Name, Weights
@@ -72,7 +72,7 @@ class Data:
     coarse: Literal["truncation", "bicubic"] = "truncation"
     slab_axes: tuple[int, ...] = ()
     augment: bool = True
-    consistency: Consistency = "off"
+    consistency: Relation = "off"
     described_as: str = ""
 
 

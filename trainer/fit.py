@@ -35,7 +35,7 @@ from .data import batches
 from .methods import METHODS, Method, create
 from .methods.method import Batch, Made, Turn
 from .methods.parametric import Parametric
-from .metrics_log import Alarm, Metrics
+from .metrics_log import Alarm, MetricsLog
 from .nets import blocks
 from .nets.generators import SuperResolution, parameter_count
 from .nets.interpolation import SLAB, Decimation
@@ -120,7 +120,7 @@ def fit(config: Config, run: Path, resume: bool = False, report: Report | None =
         make_folder(run)
         with atomic(run / "config.toml") as file:
             file.write(config.to_toml().encode("utf-8", "surrogateescape"))
-        metrics = Metrics(run, start)
+        metrics = MetricsLog(run, start)
     decimation = Decimation(arch.scale).to(fabric.device)
     lr, hr = material.watched_lr, material.watched_hr
     selection = selects_by(config)

@@ -14,7 +14,7 @@ from .validation import VALIDATION
 LOG = logging.getLogger(__name__)
 
 
-class Metrics:
+class MetricsLog:
     """metrics.csv, one row per step, and TensorBoard's event file beside it.
 
     start: steps already done; later rows, from a run that was killed after its last checkpoint, are dropped.

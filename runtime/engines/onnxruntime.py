@@ -45,13 +45,7 @@ class OnnxRuntimeEngine:
             self._session = ort.InferenceSession(file, options, providers=providers)
         except Exception as error:  # the library's own exceptions share no base class
             raise RunError(f"ONNX Runtime cannot load {file}: {first_line(error)}") from error
-        text = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "")
-        self.card = ModelCard.from_json(text, str(file))
-        if precision not in ("auto", self.card.precision):
-            raise RunError(
-                f"ONNX Runtime computes in the model's own precision and {file} is {self.card.precision}: "
-                f"give a model exported in {precision}, or --precision auto."
-            )
+        self.card = card_of(self._session, file, precision)
         self._input = self._session.get_inputs()[0]
         n, _, h, w = (n if isinstance(n, int) else None for n in self._input.shape)
         self._size = InputSize(n, h, w)
@@ -65,3 +59,15 @@ class OnnxRuntimeEngine:
     def _run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
         (output,) = self._session.run(None, {self._input.name: windows.astype(self._dtype, copy=False)})
         return output.astype(np.float32, copy=False)
+
+
+def card_of(session: Any, file: Path, precision: Precision) -> ModelCard:
+    """The card of the model in a session. Raises RunError if the model is of another precision."""
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "")
+    card = ModelCard.from_json(text, str(file))
+    if precision not in ("auto", card.precision):
+        raise RunError(
+            f"ONNX Runtime computes in the model's own precision and {file} is {card.precision}: "
+            f"give a model exported in {precision}, or --precision auto."
+        )
+    return card

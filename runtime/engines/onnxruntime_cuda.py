@@ -10,9 +10,10 @@ import numpy as np
 from ..cuda import Slot
 from ..cuda.device import Gpu, GpuError, OutOfMemory, is_full
 from ..errors import RunError, first_line
-from ..models.card import METADATA_KEY, ModelCard
+from ..models.card import ModelCard
 from ..pipeline.engine import EngineInfo, Precision
 from ..system.extras import require
+from .onnxruntime import card_of
 
 PROVIDER = "CUDAExecutionProvider"
 
@@ -35,13 +36,7 @@ class OnnxRuntimeCudaEngine:
         self.gpu = gpu
         self._model = file.read_bytes()  # other slots' sessions open later, and the file may be gone by then
         probe = self._probe()
-        text = probe.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "")
-        self.card = ModelCard.from_json(text, str(file))
-        if precision not in ("auto", self.card.precision):
-            raise RunError(
-                f"ONNX Runtime computes in the model's own precision and {file} is {self.card.precision}: "
-                f"give a model exported in {precision}, or --precision auto."
-            )
+        self.card = card_of(probe, file, precision)
         self.half = probe.get_inputs()[0].type == "tensor(float16)"
         first = gpu.streams(1)[0].handle
         self._sessions = {(0, first): self._session(first)}

@@ -21,7 +21,7 @@ INTENDED_USE = "research only, not for diagnosis"
 
 Grid = Literal["fft", "center"]
 Precision = Literal["fp32", "fp16", "int8"]
-Consistency = Literal["off", "truncation", "transfer"]
+Relation = Literal["off", "truncation", "transfer"]
 Transfer = tuple[tuple[float, ...], ...]
 Kind = Literal["slab", "through-plane"]
 Selection = Literal["last", "consistency", "truth"]
@@ -104,7 +104,7 @@ class ModelCard:
     trained_on: str
     kind: Kind = "slab"
     checkpoint: str = ""
-    consistency: Consistency = "off"
+    consistency: Relation = "off"
     transfer: Transfer = ()
     overlap: tuple[float, float, float] = (0.25, 0.25, 0.25)
     selection: Selection = "last"

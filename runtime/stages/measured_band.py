@@ -20,7 +20,7 @@ from ..pipeline.stream import Band
 from ..scan.intensity import Intensities
 from ..scan.noise import Noise
 from ..scan.scan import Scan
-from ..task import Consistency, Look, MeasuredBand, Task
+from ..task import Consistency, HeldBand, Look, Task
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ class Holding:
         weight = self.weight(task.look, task.slope, task.inter)
         return weight and dataclasses.replace(weight, detail=task.detail)
 
-    def record(self, scan: Scan, looks: Sequence[Look]) -> list[MeasuredBand]:
+    def record(self, scan: Scan, looks: Sequence[Look]) -> list[HeldBand]:
         """How it is held for a scan that was looked through, by volume; empty if it is not."""
         held = []
         for look in looks:
             weight = self.weight(look, scan.slope, scan.inter)
             if look.noise and weight:
                 noise = round(look.noise.sigma / look.unit, 5)
-                held.append(MeasuredBand(round(weight.share, 4), noise, look.noise.source, look.rings))
+                held.append(HeldBand(round(weight.share, 4), noise, look.noise.source, look.rings))
         return held
 
     def on_device(self, task: Task) -> Held | None:

@@ -23,7 +23,7 @@ from udean.trainer import checkpoint, fit
 from udean.trainer.config import load
 from udean.trainer.machine import Precision
 from udean.trainer.methods import METHODS, Weights, create
-from udean.trainer.metrics_log import Alarm, Metrics
+from udean.trainer.metrics_log import Alarm, MetricsLog
 from udean.trainer.nets.interpolation import Decimation
 from udean.trainer.simulation.kspace import Degradation
 from udean.trainer.validation import validate
@@ -377,11 +377,11 @@ def test_alarm_tells_a_discriminator_that_has_learned_nothing_but_not_one_that_w
 
 
 def test_metrics_of_another_stage_keep_the_rows_before(tmp_path):
-    metrics = Metrics(tmp_path, 0)
+    metrics = MetricsLog(tmp_path, 0)
     metrics.write(1, {"low_pass": 1.0, "d_lr": 0.5})
     metrics.write(2, {"pixel": 2.0, "validation_psnr": 30.0})
     metrics.close()
-    resumed = Metrics(tmp_path, 1)
+    resumed = MetricsLog(tmp_path, 1)
     resumed.write(2, {"pixel": 3.0})
     resumed.close()
     rows = metrics_of(tmp_path)

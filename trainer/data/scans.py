@@ -90,7 +90,7 @@ def find(entries: Sequence[str | Path]) -> list[Entry]:
     return sorted(Entry(path, who) for path, who in found.items())
 
 
-def find_scans(entries: Sequence[str | Path]) -> list[Path]:
+def scan_paths(entries: Sequence[str | Path]) -> list[Path]:
     """The files of `find`."""
     return [entry.path for entry in find(entries)]
 

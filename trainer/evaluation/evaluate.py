@@ -20,7 +20,7 @@ from ...runtime.scan.geometry import AS_STORED, Flips, fine_affine, flips_betwee
 from ...runtime.scan.intensity import check_finite
 from ...runtime.scan.scan import Scan, open_scan, tell_remarks
 from ...runtime.system.files import atomic, read_json, write_json
-from ..data.scans import bare_name, find_scans
+from ..data.scans import bare_name, scan_paths
 from ..simulation import kspace
 from .quality import Figures, factors, measure
 
@@ -173,7 +173,7 @@ def evaluate(
         truth = _open(names[1][name])
         tissue = _open(names[-1][name]) if mask is not None else None
         if interpolation is None:
-            return compare(_open(names[0][name]), truth, low, slab, axis, tissue)
+            return compare_with_truth(_open(names[0][name]), truth, low, slab, axis, tissue)
         assert low is not None
         return _interpolated(interpolation, low, truth, slab, axis, tissue)
 
@@ -220,7 +220,7 @@ def _matched(groups: Sequence[Path], names: Sequence[dict[str, Path]]) -> tuple[
     return sorted(whole), lonely
 
 
-def compare(
+def compare_with_truth(
     sr: Scan,
     hr: Scan,
     lr: Scan | None = None,
@@ -256,7 +256,7 @@ def _interpolated(
 
 def _by_name(groups: Sequence[Path]) -> list[dict[str, Path]]:
     """The scans of each group, by the name they are paired by."""
-    found = [find_scans([path]) for path in groups]
+    found = [scan_paths([path]) for path in groups]
     if all(path.is_file() for path in groups):
         return [{bare_name(groups[0]): path} for (path,) in found]
     by_folder = any(len(set(map(bare_name, paths))) < len(paths) for paths in found)

@@ -8,15 +8,13 @@ scalp or strips the brain, then bias field, texture and noise. 1 mm isotropic, 1
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import nibabel as nib
 import numpy as np
-import typer
 from numpy.typing import NDArray
-from rich.progress import track
 from scipy import ndimage
+
+from .fields import rotation, smooth_field
 
 Array = NDArray[Any]  # float32
 
@@ -48,13 +46,13 @@ def head(seed: int) -> tuple[Array, bool]:
 
     g, w, f = _contrast(rng)
     image = (g * grey + w * white + f * fluid) / total
-    image *= 1 + rng.uniform(0.01, 0.06) * _field(rng, image.shape, rng.uniform(0.8, 4.0))
+    image *= 1 + rng.uniform(0.01, 0.06) * smooth_field(rng, image.shape, rng.uniform(0.8, 4.0))
 
     stripped = bool(rng.random() < 0.5)
     mask = brain > rng.uniform(0.3, 0.6)
     if not stripped:
         image = _dress(rng, image, mask, bright=max(g, w, f))
-    image *= np.exp(rng.uniform(0.0, 0.2) * _field(rng, image.shape, 40.0))
+    image *= np.exp(rng.uniform(0.0, 0.2) * smooth_field(rng, image.shape, 40.0))
 
     image = ndimage.gaussian_filter(image, rng.uniform(0.0, 0.7))  # the scanner's point spread
 
@@ -71,44 +69,17 @@ def _transform(rng: np.random.Generator) -> Array:
     shape = tissue_maps()[0].shape
     grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij")).astype(np.float32)
     centre = np.asarray(shape, np.float32)[:, None, None, None] / 2
-    matrix = np.diag(rng.uniform(0.9, 1.12, 3)) @ _rotation(rng.normal(0, np.radians(6), 3))
+    matrix = np.diag(rng.uniform(0.9, 1.12, 3)) @ rotation(rng.normal(0, np.radians(6), 3))
     matrix += rng.normal(0, 0.03, (3, 3))
     grid = np.einsum("ij,jabc->iabc", matrix.astype(np.float32), grid - centre) + centre
     grid += rng.uniform(-4, 4, (3, 1, 1, 1)).astype(np.float32)
     for width, reach in ((18.0, rng.uniform(2, 5)), (7.0, rng.uniform(0.5, 1.8))):
-        grid += np.stack([_field(rng, shape, width) for _ in range(3)]) * np.float32(reach)
+        grid += np.stack([smooth_field(rng, shape, width) for _ in range(3)]) * np.float32(reach)
     return grid
-
-
-def _rotation(angles: NDArray[np.float64]) -> NDArray[np.float64]:
-    matrix = np.eye(3)
-    for axis, angle in enumerate(angles):
-        i, j = [a for a in range(3) if a != axis]
-        turn = np.eye(3)
-        turn[i, i] = turn[j, j] = np.cos(angle)
-        turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
-        matrix = matrix @ turn
-    return matrix
 
 
 def _warp(image: Array, coordinates: Array) -> Array:
     return ndimage.map_coordinates(image, coordinates, order=1, output=np.float32)
-
-
-def _field(rng: np.random.Generator, shape: tuple[int, ...], width: float) -> Array:
-    """A smooth Gaussian random field of unit variance, correlated over `width` voxels."""
-    step = max(1, int(width / 2))
-    coarse = [n // step + 8 for n in shape]
-    field = ndimage.gaussian_filter(rng.standard_normal(coarse, np.float32), width / step)
-    field /= field.std()
-    if step == 1:
-        return field[tuple(slice(n) for n in shape)]
-    for axis, n in enumerate(shape):  # separable linear interpolation
-        at = np.arange(n) / step + 2
-        low = np.floor(at).astype(int)
-        t = np.expand_dims((at - low).astype(np.float32), [a for a in range(3) if a != axis])
-        field = np.take(field, low, axis) * (1 - t) + np.take(field, low + 1, axis) * t
-    return field
 
 
 def _contrast(rng: np.random.Generator) -> tuple[float, float, float]:
@@ -134,29 +105,8 @@ def _dress(rng: np.random.Generator, brain: Array, mask: NDArray[np.bool_], brig
         (rng.uniform(3.0, 8.0), 0.0),
     )
     for thickness, level in layers:
-        depth += thickness * np.exp(0.25 * _field(rng, shape, 14.0))
-        value = bright * level * (1 + 0.15 * _field(rng, shape, 2.5))
+        depth += thickness * np.exp(0.25 * smooth_field(rng, shape, 14.0))
+        value = bright * level * (1 + 0.15 * smooth_field(rng, shape, 2.5))
         edge = np.clip(distance - depth + 0.5, 0, 1)  # partial volume over one voxel
         image += edge * (value - image)
     return np.clip(image, 0, None)
-
-
-def main(
-    out: Annotated[Path, typer.Argument(help="Folder for the scans.")],
-    heads: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
-    first: Annotated[
-        int, typer.Option(min=0, help="Number of the first head; give groups disjoint ranges.")
-    ] = 0,
-    seed: Annotated[int, typer.Option(help="Random seed of the cohort.")] = 0,
-) -> None:
-    """Make synthetic HR heads: OUT/head-NNNN.nii.gz, int16."""
-    out.mkdir(parents=True, exist_ok=True)
-    for number in track(range(first, first + heads), "Synthetic heads"):
-        image, _ = head(int(np.random.SeedSequence((seed, number)).generate_state(1)[0]))
-        nifti = nib.Nifti1Image((image * 1000).round().astype(np.int16), tissue_maps()[3])
-        nifti.header.set_xyzt_units("mm")
-        nib.save(nifti, out / f"head-{number:04d}.nii.gz")
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -27,6 +27,7 @@ from ...runtime.commands.common import sentences
 from ...runtime.errors import RunError
 from ...runtime.scan.scan import open_scan
 from ..data.scans import find
+from .fields import rotation, smooth_field
 
 Array = NDArray[Any]  # float32 (i, j, k) unless said otherwise
 Generator = np.random.Generator
@@ -149,7 +150,7 @@ def head(path: Path, seed: int, spacing: float | None = None, spots: int = 0) ->
     image, brain = _painted(rng, found, levels, spacing)
     image = _vessels(rng, image, brain, levels, spacing)
     image, lesions = _lesions(rng, image, found, levels)
-    image *= np.exp(rng.uniform(0.0, 0.3) * _field(rng, image.shape, 45.0))
+    image *= np.exp(rng.uniform(0.0, 0.3) * smooth_field(rng, image.shape, 45.0))
     image = ndimage.gaussian_filter(image, sharpness * rng.uniform(0.9, 1.1, 3), truncate=3)
     if spots:  # by numbers of their own: heads without them stay what they are
         image = _spots(np.random.default_rng((seed, 1)), image, found, spots)
@@ -171,9 +172,9 @@ def _moved(
     """Tissues turned, stretched, bent and sampled every `spacing` mm."""
     stretch = sizes / spacing * rng.uniform(0.92, 1.1, 3)
     shape = [int(n * s) // 4 * 4 for n, s in zip(labels.shape, stretch, strict=True)]
-    matrix = _rotation(rng.normal(0, np.radians(5), 3)) / stretch
+    matrix = rotation(rng.normal(0, np.radians(5), 3)) / stretch
     middle = (np.asarray(labels.shape) - 1) / 2
-    bends = [_field(rng, shape, 18.0) * np.float32(rng.uniform(0.5, 2.0) * spacing) for _ in range(3)]
+    bends = [smooth_field(rng, shape, 18.0) * np.float32(rng.uniform(0.5, 2.0) * spacing) for _ in range(3)]
     out = np.empty(shape, np.uint8)
     j, k = (np.arange(n, dtype=np.float32) - (n - 1) / 2 for n in shape[1:])
     for i in range(shape[0]):
@@ -184,17 +185,6 @@ def _moved(
         ]
         out[i] = ndimage.map_coordinates(labels, where, order=0, cval=AIR)
     return out
-
-
-def _rotation(angles: NDArray[np.float64]) -> NDArray[np.float64]:
-    matrix = np.eye(3)
-    for axis, angle in enumerate(angles):
-        i, j = [a for a in range(3) if a != axis]
-        turn = np.eye(3)
-        turn[i, i] = turn[j, j] = np.cos(angle)
-        turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
-        matrix = matrix @ turn
-    return matrix
 
 
 def _levels(rng: Generator, contrast: str) -> dict[str, float]:
@@ -250,7 +240,7 @@ def _painted(
 
     def sheets(width: float, thickness: float) -> Array:
         """Thin curved sheets: where a smooth random field passes through zero."""
-        field = _field(rng, shape, width)
+        field = smooth_field(rng, shape, width)
         return np.exp(-((field * np.float32(width / thickness)) ** 2))
 
     zero = np.zeros((), np.float32)
@@ -273,7 +263,7 @@ def _painted(
             image += rng.uniform(0.2, 0.9) * drawn * (np.float32(other) - image)
     # Fat and muscle mix in what the map calls soft tissue.
     if soft.ndim:
-        mix = np.clip(_field(rng, shape, rng.uniform(3, 7)) * 4 + rng.uniform(-3, 3), 0, 1)
+        mix = np.clip(smooth_field(rng, shape, rng.uniform(3, 7)) * 4 + rng.uniform(-3, 3), 0, 1)
         image += mix * np.clip(soft, 0, 1) * rng.uniform(0.3, 0.8) * (levels["scalp"] - image)
     image += rough * _texture(rng, shape)
     return np.clip(image, 0, None), brain
@@ -352,7 +342,7 @@ def _lesions(
         shape = np.exp(rng.normal(0, 0.15, 3))
         distance = np.sqrt(sum((a * s) ** 2 for a, s in zip(at, shape, strict=True)))
         if radius > 2.5 and rng.random() < 0.6:
-            distance += 0.2 * radius * _field(rng, distance.shape, max(1.5, radius / 2))
+            distance += 0.2 * radius * smooth_field(rng, distance.shape, max(1.5, radius / 2))
         soft = 1.0 if rng.random() < 0.7 else rng.uniform(1.0, 3.0)
         filled = np.clip((radius - distance) / soft + 0.5, 0, 1).astype(np.float32)
         contrast = float(rng.uniform(0.1, 0.6) * rng.choice([-1, 1]))
@@ -386,22 +376,6 @@ def _spots(rng: Generator, image: Array, found: NDArray[np.uint8], most: int) ->
         patch = image[tuple(slice(c - reach, c + reach + 1) for c in centre)]
         patch += filled * np.float32(contrast * image[tuple(centre)])
     return np.clip(image, 0, None)
-
-
-def _field(rng: Generator, shape: Sequence[int], width: float) -> Array:
-    """A smooth Gaussian random field of unit variance, correlated over `width` voxels."""
-    step = max(1, int(width / 2))
-    coarse = [n // step + 8 for n in shape]
-    field = ndimage.gaussian_filter(rng.standard_normal(coarse, np.float32), width / step)
-    field /= field.std()
-    if step == 1:
-        return field[tuple(slice(n) for n in shape)]
-    for axis, n in enumerate(shape):  # separable linear interpolation
-        at = np.arange(n) / step + 2
-        low = np.floor(at).astype(int)
-        t = np.expand_dims((at - low).astype(np.float32), [a for a in range(3) if a != axis])
-        field = np.take(field, low, axis) * (1 - t) + np.take(field, low + 1, axis) * t
-    return field
 
 
 def main(

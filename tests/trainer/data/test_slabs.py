@@ -98,16 +98,19 @@ def test_unreadable_and_4d_scans_are_named(tmp_path):
 def test_simulated_target_scans_are_the_acquisition_of_their_hr_scans(tmp_path, head):
     hr = head(0)
     entry = find([save(tmp_path / "a.nii", hr)])
-    degradation = Degradation(noise=0.02, partial_fourier=0.8)
-    prepare = Preparation((2, 2, 1), (1,), degradation, seed=5)
-    (member,) = prepare.target(entry).members
-    seed = prepare._own_seed(entry[0])
+
+    def simulated(noise, seed):
+        degradation = Degradation(noise=noise, partial_fourier=0.8)
+        return Preparation((2, 2, 1), (1,), degradation, seed=seed).target(entry).members[0].volumes[0]
+
     moved = np.moveaxis(hr, 1, 2).astype(np.float32)
-    expected = kspace.acquire(moved, Acquisition((2, 2, 1), partial_fourier=0.8, noise=0.02), seed)
-    unit = np.percentile(expected, 99.9)
-    np.testing.assert_allclose(member.volumes[0], expected / unit, atol=5e-3)
-    (again,) = Preparation((2, 2, 1), (1,), degradation, seed=6).target(entry).members
-    assert np.abs(again.volumes[0] - member.volumes[0]).max() > 0.01
+    expected = kspace.acquire(moved, Acquisition((2, 2, 1), partial_fourier=0.8))
+    np.testing.assert_allclose(simulated(0, 5), expected / np.percentile(expected, 99.9), atol=5e-3)
+    noisy = simulated(0.02, 5)
+    bright = expected > 0.5 * expected.max()
+    assert 0.01 < np.std((noisy - simulated(0, 5))[bright]) < 0.03
+    np.testing.assert_array_equal(simulated(0.02, 5), noisy)
+    assert np.abs(simulated(0.02, 6) - noisy).max() > 0.01
 
 
 def test_scans_of_another_voxel_size_are_named_and_left_out_on_request(tmp_path, head, caplog):
