@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..runtime.cuda.device import is_reachable
 from ..runtime.engines.choose import open_engine
 from ..runtime.models.card import ModelCard, Precision
 from ..runtime.models.kind import model_kind
@@ -170,7 +171,7 @@ def engines(path: Path) -> Iterator[tuple[str, Network]]:
         yield "openvino-cpu", open_engine(path, precision="fp32", library="openvino")
     import onnxruntime as ort
 
-    if "CUDAExecutionProvider" in ort.get_available_providers() and importlib.util.find_spec("pycuda"):
+    if "CUDAExecutionProvider" in ort.get_available_providers() and is_reachable():
         yield "onnxruntime-cuda", _cuda_network(path)
 
 

@@ -7,16 +7,17 @@ import dataclasses
 import errno
 import functools
 import heapq
-import importlib.util
 import itertools
 import os
 import time
 from collections import Counter, deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
+from ..cuda.device import is_reachable
 from ..errors import RunError, first_line
 from ..job import Job
 from ..models.card import ModelCard
@@ -153,8 +154,9 @@ class Cluster:
         gpus = int(sum(node.get("GPU", 0) for node in nodes))
         if device == "cuda" and not gpus:
             raise RunError("The Ray cluster has no GPU: leave out --device.")
-        plan = model_kind(engine) == "plan"
-        able = device == "cuda" or plan or importlib.util.find_spec("pycuda") is not None
+        kind = model_kind(engine)  # ONNX models and the embedded one need PyCUDA's extra on a GPU
+        able = find_spec("pycuda") is not None or (kind == "checkpoint" and is_reachable())
+        able = able or device == "cuda" or kind == "plan"
         if gpus and able and device != "cpu":
             return [Seat() for _ in range(gpus)], {"num_gpus": 1, "num_cpus": 1}
         cores = [int(node.get("CPU", 0)) for node in nodes]

@@ -119,12 +119,21 @@ class Gpu:
         )
 
 
+def is_reachable() -> bool:
+    """Whether PyCUDA is installed, or else the bindings that PyTorch for CUDA brings."""
+    return find_spec("pycuda") is not None or _has_bindings()
+
+
+def _has_bindings() -> bool:
+    return find_spec("cuda") is not None and find_spec("cuda.bindings") is not None
+
+
 def _driver() -> Any:
     """PyCUDA, or else the bindings that PyTorch for CUDA brings."""
     try:
         return importlib.import_module("pycuda.driver")
     except ModuleNotFoundError:
-        if find_spec("cuda") is None or find_spec("cuda.bindings") is None:
+        if not _has_bindings():
             return require("pycuda.driver", "trt")
     except ImportError:  # PyCUDA is installed, but something it needs is not: `require` says what
         return require("pycuda.driver", "trt")

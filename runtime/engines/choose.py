@@ -175,10 +175,10 @@ def cpu_model(path: Path | None) -> Path | None:
 
 def why_no_gpu(path: Path | None) -> str:
     """Why this model would not run on a GPU here; empty if it would."""
-    if not any(importlib.util.find_spec(name) for name in ("pycuda", "cuda")):
-        return "PyCUDA is not installed"
-    from ..cuda.device import Gpu
+    from ..cuda.device import Gpu, is_reachable
 
+    if not is_reachable():
+        return "PyCUDA is not installed"
     try:
         if model_kind(path) == "checkpoint":
             if not importlib.import_module("torch").cuda.is_available():

@@ -6,6 +6,7 @@ names a folder with tiny.onnx and tiny.fp16.onnx in UDEAN_CONTRACT_MODELS.
 
 from __future__ import annotations
 
+import gc
 import inspect
 import itertools
 import json
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 import types
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ import pytest
 import tensorrt_bindings as trt
 from udean.export import cli, trt_build, trt_plan
 from udean.export.errors import ExportError
+from udean.export.gpu import cuda_engine
 from udean.export.trt_build import BuildOptions
 from udean.export.verify import verify
 from udean.runtime.engines.choose import open_engine
@@ -306,6 +309,18 @@ def test_a_plan_of_another_version_or_gpu_is_refused(world: World, models: Path)
         sidecar(plan).write_text(json.dumps(fields | change))
         with pytest.raises(RunError, match=message):
             list(verify(plan))
+
+
+def test_what_is_loaded_ends_in_the_gpus_context(world: World, models: Path) -> None:
+    """In whichever thread; a context that is not current leaks what is freed."""
+    engine: Any = cuda_engine(build(models).path)
+    pushed: list[bool] = []
+    engine.gpu._context = types.SimpleNamespace(push=lambda: pushed.append(context() is not None))
+    context = weakref.ref(engine._contexts[0])
+    assert context() is not None
+    del engine
+    gc.collect()
+    assert pushed == [True] and context() is None
 
 
 def test_an_inaccurate_plan_is_not_written(world: World, models: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from udean.runtime.cuda import device
 
 from ...support import driver
 from .test_pipeline import NVCC, include_folder
@@ -103,3 +104,12 @@ def test_a_volume_goes_through_the_real_bindings(tmp_path):
     environment = os.environ | {"LD_LIBRARY_PATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
     assert (done.stdout, done.stderr) == ("cuMemAlloc failed: out of memory\n", "")
+
+
+def test_a_gpu_is_in_reach_by_the_bindings_alone(monkeypatch):
+    find = importlib.util.find_spec
+    without = {"pycuda"}
+    monkeypatch.setattr(device, "find_spec", lambda name: None if name in without else find(name))
+    assert device.is_reachable()
+    without.add("cuda.bindings")
+    assert not device.is_reachable()
