@@ -37,6 +37,7 @@ class Artefact:
 
 
 Tell = Callable[[Artefact | ExportError], None]
+Judge = Callable[[Path, ModelCard], Mapping[str, float]]
 
 
 def export_onnx(
@@ -45,6 +46,7 @@ def export_onnx(
     scans: Sequence[Path] = (),
     tell: Tell = lambda _: None,
     quality: Mapping[str, float] | None = None,
+    judge: Judge = lambda _path, _card: {},
 ) -> list[Artefact]:
     """Write NAME.onnx, NAME.fp16.onnx and, with scans to calibrate on, NAME.int8.onnx into the folder.
 
@@ -58,6 +60,8 @@ def export_onnx(
         Called with each Artefact, or with the ExportError that rejected it, as it happens.
     quality
         Figures for the cards by name, beside the checkpoint's own.
+    judge
+        Figures of the int8 model itself, in place of these; raises ExportError to reject it.
 
     Returns
     -------
@@ -87,11 +91,11 @@ def export_onnx(
         try:
             model, remark = make()
             own = card.replace(precision=precision)
-            found = _measure(graph.serialize(model, own), precision, windows, expected)
+            found, figures = _measure(model, own, windows, expected, judge)
         except ExportError as refusal:
             tell(ExportError(f"{path} is not written: {refusal}"))
             return
-        own = own.replace(parity=parity.figures(found))
+        own = own.replace(parity=parity.figures(found), quality={**own.quality, **figures})
         graph.write(graph.serialize(model, own), path)
         written.append(Artefact(path, own, found, remark))
         tell(written[-1])
@@ -115,17 +119,17 @@ def export_onnx(
 
 
 def _measure(
-    contents: bytes, precision: Precision, windows: parity.Probes, expected: parity.Probes
-) -> dict[str, dict[str, parity.Deviation]]:
-    """Deviations of a not yet written model, by engine and windows; ExportError beyond the limit."""
+    model: onnx.ModelProto, card: ModelCard, windows: parity.Probes, expected: parity.Probes, judge: Judge
+) -> tuple[dict[str, dict[str, parity.Deviation]], Mapping[str, float]]:
+    """Deviations of a not yet written model, and figures of its own; ExportError if any is beyond limits."""
     found: dict[str, dict[str, parity.Deviation]] = {}
     with tempfile.TemporaryDirectory(prefix="udean-") as folder:
         path = Path(folder) / "model.onnx"
-        path.write_bytes(contents)
+        path.write_bytes(graph.serialize(model, card))
         for engine, network in parity.engines(path):
             found[engine] = parity.measure(network, windows, expected)
-            parity.enforce(found[engine], precision, engine)
-    return found
+            parity.enforce(found[engine], card.precision, engine)
+        return found, judge(path, card) if card.precision == "int8" else {}
 
 
 def reference(network: SuperResolution, windows: parity.Probes) -> tuple[parity.Probes, dict[str, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -125,11 +126,12 @@ def export(
 
     if checkpoint is not None:
         from .artefacts import export_onnx
-        from .trust import examined
+        from .trust import examined, examined_again
 
         figures, remark = examined(checkpoint, allow_untrusted)
         print(f"{checkpoint}: {remark}")
-        models = export_onnx(checkpoint, out or checkpoint.parent, int8 or [], tell, figures)
+        judge = functools.partial(examined_again, allow_untrusted=allow_untrusted)
+        models = export_onnx(checkpoint, out or checkpoint.parent, int8 or [], tell, figures, judge)
         source = next((a.path for a in models if a.card.precision == "fp16"), None) if plans else None
         if plans and source is None:
             tell(ExportError("No plan is built, because it would be made from the fp16 model."))

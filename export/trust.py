@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..runtime.engines.checkpoint import load_network
+from ..runtime.models.card import ModelCard
+from ..runtime.pipeline.engine import Library
 from ..runtime.resolver import SuperResolver
 from ..runtime.trust.examine import against
 from ..runtime.trust.proof import figures, prove
@@ -20,14 +22,34 @@ def examined(checkpoint: Path, allow_untrusted: bool = False) -> tuple[dict[str,
     if the checkpoint cannot be opened.
     """
     _, _, card = load_network(checkpoint)
-    if card.kind != "slab" or card.scale != EXAMINED:
+    if not is_examined(card):
         return {}, "not examined for trust: only 2x2x2 models are"
-    with SuperResolver(checkpoint, "cpu", "fp32") as resolve:
-        tests = prove(resolve, card.scale, card.grid)
-    worse = " ".join(against(tests))
+    found, worse = _judged(checkpoint, card, "auto")
     if worse and not allow_untrusted:
         raise ExportError(
             f"{checkpoint} is not exported: {worse} udean-trust shows more; --allow-untrusted exports it "
             "all the same."
         )
-    return figures(tests), f"untrusted: {worse}" if worse else "examined for trust: see its card"
+    return found, f"untrusted: {worse}" if worse else "examined for trust: see its card"
+
+
+def examined_again(model: Path, card: ModelCard, allow_untrusted: bool = False) -> dict[str, float]:
+    """Figures of an ONNX model that computes otherwise than its checkpoint, in int8; ExportError as above."""
+    if not is_examined(card):
+        return {}
+    found, worse = _judged(model, card, "onnxruntime")
+    if worse and not allow_untrusted:
+        raise ExportError(f"in {card.precision}, {worse} --allow-untrusted writes it all the same.")
+    return found
+
+
+def is_examined(card: ModelCard) -> bool:
+    return card.kind == "slab" and card.scale == EXAMINED
+
+
+def _judged(model: Path, card: ModelCard, library: Library) -> tuple[dict[str, float], str]:
+    """Figures, and objections; in the model's own precision."""
+    precision = "auto" if card.precision == "int8" else "fp32"
+    with SuperResolver(model, "cpu", precision, library=library) as resolve:
+        tests = prove(resolve, card.scale, card.grid)
+    return figures(tests), " ".join(against(tests))

@@ -6,12 +6,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
-from udean.export import cli
+from udean.export import cli, quantize, trust
 from udean.export.errors import ExportError
 from udean.export.graph import read
 from udean.export.trust import examined
 from udean.runtime.engines import choose as engines
+from udean.runtime.models.card import ModelCard
 
 from .conftest import Artefact
 
@@ -35,6 +37,38 @@ def test_an_untrained_model_is_refused_in_a_sentence_with_figures(
     for name in ("tiny.onnx", "tiny.fp16.onnx"):
         quality = read(tmp_path / name)[1].quality
         assert quality["trust.lesions.1"] < quality["trust.lesions.1.sinc"] - 0.1
+
+
+def test_an_int8_model_is_examined_itself_and_refused_by_itself(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It computes otherwise than its checkpoint, whose figures say nothing of it."""
+
+    def judged(model: Path, card: ModelCard, library: str) -> tuple[dict[str, float], str]:
+        small = card.precision == "int8"
+        assert model.is_file() and library == ("onnxruntime" if small else "auto")
+        return {"trust.lesions.1": 0.2 if small else 0.6}, "Lesions of radius 1 keep 0.2." if small else ""
+
+    def export(*options: str) -> tuple[int, str]:
+        arguments = [str(checkpoint), "-o", str(tmp_path), "--int8", str(tmp_path), *options]
+        monkeypatch.setattr(sys, "argv", ["udean-export", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return int(end.value.code or 0), capsys.readouterr().err
+
+    monkeypatch.setattr(trust, "_judged", judged)
+    windows = np.random.default_rng(0).random((4, 3, 16, 16), np.float32)
+    monkeypatch.setattr(quantize, "scan_windows", lambda *_: windows)
+    code, err = export()
+    assert code == 1 and sorted(f.name for f in tmp_path.iterdir()) == ["tiny.fp16.onnx", "tiny.onnx"]
+    assert "tiny.int8.onnx is not written: in int8, Lesions of radius 1 keep 0.2. --allow-untrusted" in err
+    monkeypatch.setattr(trust, "is_examined", lambda card: card.precision != "int8")
+    assert export() == (0, "")
+    monkeypatch.undo()
+    with pytest.raises(ExportError, match="in fp16, Lesions"):
+        monkeypatch.setattr(trust, "_judged", lambda *_: ({}, "Lesions of radius 1 keep 0.2."))
+        trust.examined_again(tmp_path / "tiny.fp16.onnx", read(tmp_path / "tiny.fp16.onnx")[1])
+    assert read(tmp_path / "tiny.onnx")[1].quality["trust.lesions.1"] == 0.6
 
 
 def test_other_factors_are_not_examined_and_it_is_said(
