@@ -63,7 +63,7 @@ def steps(device: str, out: Path) -> list[Step]:
     repeats = ("--repeats", "5" if real else "1")
     bench = ("-m", "udean.benchmarks.engines.command", "--device", device, "--model", "paper", *shape)
     bench += ("--commands", "0", *repeats)
-    row = r"^ *(PyTorch path|torch|onnxruntime|tensorrt|engine)\b"
+    row = r"^\W*(engine|PyTorch path|torch|onnxruntime|tensorrt)\b"
     stages = ("-m", "udean.benchmarks.gpu_stages", "--device", device, "--out", str(out), *repeats)
     stages += () if real else ("--preset", "compact", "--shape", "64,64,5")
     pytest = ("-m", "pytest", "-rs", "-p", "no:cacheprovider", "--import-mode=importlib", "-o", "addopts=")
@@ -166,7 +166,7 @@ def summary(found: dict[str, Any], outcomes: list[Outcome]) -> list[str]:
     for outcome in outcomes:
         last = [line for line in outcome.told if line.strip()]  # the last words of a step that failed
         telling = outcome.telling if outcome.state == "done" else [*outcome.telling[-3:], *last[-3:]]
-        parts.append([line.strip()[:140] for line in telling])
+        parts.append([" ".join(re.sub("[│┃]", " ", line).split())[:140] for line in telling])
     each = SUMMARY
     while 1 + len(outcomes) + sum(min(each, len(part)) for part in parts) > SUMMARY and each > 1:
         each -= 1

@@ -82,43 +82,46 @@ class TorchCudaEngine:
             self._tensor(slot.sr, slot.fine).copy_(self._output(slot, stream))
 
     def _output(self, slot: Slot, stream: Any) -> Any:
-        """The network's output: by a graph, except at first, when operators load what a capture must not."""
-        if not self.graphs:
-            return self._run(slot)
+        """The network's output: by its operators for a size that is new, then by a graph."""
         key = slot.index, slot.stream, slot.lr, slot.shape
+        if captured := self._captured.get(key):
+            captured.graph.replay()
+            return captured.output
+        lr = self._tensor(slot.lr, slot.shape)
+        if not self.graphs:
+            return self._run(lr)
         if key not in self._captured:
             while len(self._captured) >= SIZES * self.slots:
                 del self._captured[next(iter(self._captured))]
             self._captured[key] = None
-            return self._run(slot)
-        if (captured := self._captured[key]) is None:
-            try:
-                captured = self._captured[key] = self._capture(slot, stream)
-            except RuntimeError as error:  # full memory too: the graph's own comes on top
-                self.graphs = False
-                self._captured.clear()
-                log.warning(
-                    "PyTorch cannot capture the network as a CUDA graph (%s): its operators are launched one "
-                    "by one, which takes longer.",
-                    first_line(error),
-                )
-                return self._run(slot)
+            return self._run(lr)
+        try:
+            captured = self._captured[key] = self._capture(lr, stream)
+        except RuntimeError as error:  # full memory too: the graph's own comes on top
+            self.graphs = False
+            self._captured.clear()
+            log.warning(
+                "PyTorch cannot capture the network as a CUDA graph (%s): its operators are launched one "
+                "by one, which takes longer.",
+                first_line(error),
+            )
+            return self._run(lr)
         captured.graph.replay()
         return captured.output
 
-    def _capture(self, slot: Slot, stream: Any) -> Captured:
+    def _capture(self, lr: Any, stream: Any) -> Captured:
+        self._run(lr)  # loads, in this thread, what a capture must not
         graph = self._torch.cuda.CUDAGraph()
         # Other threads may use the GPU meanwhile, for another volume.
         with self._torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            output = self._run(slot)
+            output = self._run(lr)
         return Captured(graph, output)
 
-    def _run(self, slot: Slot) -> Any:
+    def _run(self, lr: Any) -> Any:
         torch = self._torch
         # No TF32 (10-bit mantissas). What is measured anew in each process may choose another algorithm, and
         # results would not be the same from run to run.
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            lr = self._tensor(slot.lr, slot.shape)
             return self._network(lr.contiguous(memory_format=torch.channels_last))
 
     @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The call for a lent GPU: nothing is lost by a step that fails, hangs or does not fit into the time."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -51,6 +52,24 @@ def test_figures_are_kept_wherever_they_were_printed(check):
     _, found, said = check(made)
     assert found["steps"][0]["telling"] == ["5 patches/s"] and "5 patches/s" in said
     assert len(found["steps"][0]["told"]) == gpu_check.TAIL
+
+
+def test_a_table_is_told_by_its_rows(tmp_path):
+    """As `udean-bench` prints it."""
+    (bench,) = (s for s in gpu_check.steps("cuda", tmp_path) if s.name == "PyTorch against the PyTorch path")
+    printed = [
+        "┃ engine  ┃ s a volume ┃",
+        "│ PyTorch path fp32 │ 1.6  │",
+        "Warning: torch is busy",
+        "│ torch fp16   │ 0.1  │",
+    ]
+    rows = [line for line in printed if re.search(bench.telling, line)]
+    lines = gpu_check.summary({}, [Outcome("bench", "done", 1.0, [], rows)])
+    assert [line.strip() for line in lines[2:]] == [
+        "engine s a volume",
+        "PyTorch path fp32 1.6",
+        "torch fp16 0.1",
+    ]
 
 
 def test_a_step_for_a_library_that_is_not_installed_is_left_out_and_is_no_failure(check):
