@@ -36,7 +36,7 @@ def fault(name: str, ordered: list[Frame], others: list[list[Frame]]) -> str:
                 f"{name} has {count} of the {len(by_place(other))} slices that another volume of its "
                 "series has: it is not whole."
             )
-        if goes_on(ordered, other) or goes_on(other, ordered):
+        if goes_on(ordered, other) or (count == 1 and goes_on(other, ordered)):
             return f"{name} is not whole: it lacks slices that another volume of its series has."
     return ""
 

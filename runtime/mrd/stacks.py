@@ -237,7 +237,7 @@ def _goes_on(images: tuple[Image, ...], other: tuple[Image, ...]) -> bool:
     if not (np.isfinite(here).all() and np.isfinite(there).all()):
         return False
     here, there = (spots[np.argsort(spots @ normal, kind="stable")] for spots in (here, there))
-    return goes_on(here, there) or goes_on(there, here)
+    return goes_on(here, there) or (len(here) == 1 and goes_on(there, here))
 
 
 def _perpendicular(one: Image, other: Image) -> bool:
