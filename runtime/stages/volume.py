@@ -175,9 +175,14 @@ class VolumeStages:
         return held, store, {"held": held is not None, "in_range": in_range}
 
     def _restore_along_each_axis(self, task: Task) -> Task:
-        """The same with slabs along each axis in turn, and their mean; expected errors take the host's."""
+        """The same with slabs along each axis in turn, and their mean.
+
+        A GPU takes it if nothing on the host needs the other two volumes, as expected errors do and, for the
+        detail that the mean loses, the measured band.
+        """
         pipeline = self.network.pipeline
-        if isinstance(pipeline, CudaPipeline) and task.errors is None:
+        alone = task.errors is None and self.holding.weight_of(task) is None
+        if isinstance(pipeline, CudaPipeline) and alone:
             held, store, later = self._storing(task)
             given = task.volume, self.tiling, store, task.watch, task.progress, held
             if slabs := mean_on_device(pipeline, *given):
