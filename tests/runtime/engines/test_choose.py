@@ -296,6 +296,7 @@ def test_a_gpu_whose_memory_is_full_when_the_model_loads_is_gone_without(folder,
     monkeypatch.setattr(onnxruntime, "InferenceSession", session_where)
     monkeypatch.setattr(torch.nn.Module, "to", moved)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
     if file == "tiny.pt":
         tiny_checkpoint(folder / file)
     with pytest.raises(device.GpuError, match="Full does not have enough memory for the model"):
