@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,7 +34,11 @@ class MetricsLog:
             self._rewrite(rows)
         else:
             self.path.unlink(missing_ok=True)
-        self.board = SummaryWriter(run / "tensorboard", purge_step=start + 1)
+        self.board = None
+        if os.fsencode(run).decode(errors="replace") == str(run):
+            self.board = SummaryWriter(run / "tensorboard", purge_step=start + 1)
+        else:
+            LOG.warning("TensorBoard does not write into a folder whose name is not text: see metrics.csv.")
 
     def write(self, step: int, values: dict[str, float]) -> None:
         row = {"step": str(step)} | {k: f"{v:.6g}" for k, v in values.items()}
@@ -47,14 +52,17 @@ class MetricsLog:
             self._rewrite(rows)
         with open(self.path, "a", newline="") as stream:
             csv.DictWriter(stream, self.columns, restval="", lineterminator="\n").writerow(row)
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
+        if self.board:
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
 
     def image(self, step: int, image: Tensor) -> None:
-        self.board.add_image("windows", image, step, dataformats="HW")
+        if self.board:
+            self.board.add_image("windows", image, step, dataformats="HW")
 
     def close(self) -> None:
-        self.board.close()
+        if self.board:
+            self.board.close()
 
     def _rewrite(self, rows: Sequence[dict[str, str]]) -> None:
         with open(self.path, "w", newline="") as stream:

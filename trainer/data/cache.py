@@ -84,7 +84,7 @@ class Recipe:
         Raises RunError for a scan that cannot be read, is constant, or has voxels that are not finite or much
         too bright.
         """
-        name = hashlib.sha256(f"{self.key()} {unit}".encode()).hexdigest()[:24]
+        name = hashlib.sha256(os.fsencode(f"{self.key()} {unit}")).hexdigest()[:24]
         file = cache_folder() / "volumes" / f"{name}.npy"
         note = file.with_suffix(".unit")
         if not file.exists():

@@ -1,5 +1,8 @@
 """The cache of prepared volumes stays within its bound, and takes nothing from a training that runs."""
 
+import os
+from pathlib import Path
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -42,3 +45,9 @@ def test_a_bound_that_is_no_number_is_said(scans, monkeypatch):
     monkeypatch.setenv("UDEAN_CACHE_GB", "much")
     with pytest.raises(RunError, match="UDEAN_CACHE_GB"):
         Recipe(scans[0]).prepared()
+
+
+def test_a_name_that_is_not_text_has_its_place_too(scans):
+    path = Path(os.fsdecode(os.fsencode(scans[0].parent) + b"/m\xfcde.nii"))
+    scans[0].rename(path)
+    np.testing.assert_array_equal(Recipe(path).prepared().voxels, Recipe(path).prepared().voxels)
