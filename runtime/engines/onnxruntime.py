@@ -42,7 +42,8 @@ class OnnxRuntimeEngine:
         options.intra_op_num_threads = threads or cores()
         providers = list(dict.fromkeys((provider, CPU)))
         try:
-            self._session = ort.InferenceSession(file, options, providers=providers)
+            model = file.read_bytes()  # not its name, which may be no text
+            self._session = ort.InferenceSession(model, options, providers=providers)
         except Exception as error:  # the library's own exceptions share no base class
             raise RunError(f"ONNX Runtime cannot load {file}: {first_line(error)}") from error
         self.card = card_of(self._session, file, precision)

@@ -329,3 +329,10 @@ def test_an_accelerator_is_held_to_the_processor(folder, monkeypatch, caplog):
     assert accelerator.agreement(open_engine(folder / "conv.onnx", library="openvino"), exact) > 50
     with pytest.raises(RunError, match=r"agree only to -?[0-9]+ dB"):
         accelerator.hold(open_engine(folder / "nearest.onnx"), exact)
+
+
+@pytest.mark.parametrize("library", ["onnxruntime", "openvino"])
+def test_a_model_whose_name_is_not_text_is_opened(library, tmp_path):
+    file = Path(os.fsdecode(os.fsencode(tmp_path) + b"/mod\xe8le.onnx"))
+    os.rename(onnx_model(tmp_path / "model.onnx", CARD), file)
+    assert open_engine(file, "cpu", library=library).info.library == library
