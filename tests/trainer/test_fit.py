@@ -441,16 +441,3 @@ def test_a_network_more_than_the_checkpoint_has_begins_as_it_would_without(scans
     plain = create("supervised", config(scans).network, 16, Weights())
     with pytest.raises(RunError, match="deploys different networks from those of supervised"):
         fit.begin(plain, dataclasses.replace(config(scans, "supervised"), init=str(tmp_path / "both.pt")))
-
-
-        fit.begin(plain, dataclasses.replace(config(scans, "supervised"), init=str(scans / "both.pt")))
-
-
-def test_a_run_whose_name_is_not_text_keeps_its_metrics(tmp_path, caplog):
-    run = Path(os.fsdecode(os.fsencode(tmp_path) + b"/l\xe4uft"))
-    run.mkdir()
-    metrics = Metrics(run, 0)
-    metrics.write(1, {"loss": 0.5})
-    metrics.image(1, torch.zeros(4, 4))
-    metrics.close()
-    assert "0.5" in (run / "metrics.csv").read_text() and "TensorBoard" in caplog.text
