@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..pipeline.axes import lost_detail, middle
 from ..pipeline.host import LrVolume
 from ..pipeline.tiling import Tiling
 from ..scan.intensity import IN_THE_NETWORKS_RANGE, Storage
@@ -32,6 +33,19 @@ class Others:
             for _ in range(2):
                 room.allocated.append(gpu.cuda.mem_alloc(4 * voxels))
         self.volumes = tuple(room.allocated)
+        self._gpu = gpu
+
+    def middles(self, shape: tuple[int, int, int]) -> list[NDArray[np.float32]]:
+        """The middle HR slices of each, (rows, columns, slices), for `lost_detail`.
+
+        shape: of the whole, (slices, rows, columns).
+        """
+        some, rows, columns = middle(shape[0]), *shape[1:]
+        found = [np.empty((some.stop - some.start, rows, columns), np.float32) for _ in self.volumes]
+        with self._gpu.current():
+            for target, volume in zip(found, self.volumes, strict=True):
+                self._gpu.cuda.memcpy_dtoh(target, int(volume) + 4 * some.start * rows * columns)
+        return [np.moveaxis(part, 0, 2) for part in found]
 
 
 class _Room:
@@ -65,7 +79,7 @@ def mean_over_axes(
         log.warning("The GPU's memory does not hold the mean over three slab axes: the host takes it.")
         return None
 
-    def slabs() -> Generator[tuple[int, NDArray[Any]]]:
+    def slabs(held: Held | None = held) -> Generator[tuple[int, NDArray[Any]]]:
         total, done = sum(map(len, plans)), 0
 
         def counted() -> Callable[[int, int], None] | None:
@@ -81,6 +95,11 @@ def mean_over_axes(
                 for _ in pipeline.slabs(*given, kept=kept):
                     pass
                 done += len(plan)
+            if held:
+                one, other = others.middles((depth, height, width))
+                detail = lost_detail(one, other, plans[2].slices.scale)
+                weight = dataclasses.replace(held.weight, detail=detail)
+                held = dataclasses.replace(held, weight=weight)
             yield from pipeline.slabs(volume, plans[2], store, watch, counted(), held, others=others.volumes)
         finally:
             others.close()

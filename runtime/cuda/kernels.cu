@@ -225,22 +225,23 @@ extern "C" __global__ void weighted(const float* planes, int ring, int size, con
 
 // What the scan has and the SR volume, seen by the scanner, has not.
 extern "C" __global__ void missing(const float* lr, const float* seen, int rows, int columns, float share, float air,
-                                   float span, float* out, int ring, int first) {
+                                   float span, float detail, float* out, int ring, int first) {
     int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y * blockDim.y + threadIdx.y, z = blockIdx.z;
     if (x >= columns || y >= rows) return;
     i64 size = (i64)rows * columns, place = z * size + (i64)y * columns + x;
     float found = product(__fsub_rn(lr[place], seen[place]), share);
-    out[((first + z) % ring) * size + (i64)y * columns + x] =
-        product(found, tissue(lr + z * size, rows, columns, y, x, air, span));
+    found = product(found, tissue(lr + z * size, rows, columns, y, x, air, span));
+    out[((first + z) % ring) * size + (i64)y * columns + x] = __fsub_rn(found, product(detail, seen[place]));
 }
 
 extern "C" __global__ void corrected(const float* sr, int ring, int first, const float* added, int rows, int columns,
-                                     float air, float span, float* out) {
+                                     float air, float span, float detail, float* out) {
     int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y * blockDim.y + threadIdx.y, z = blockIdx.z;
     if (x >= columns || y >= rows) return;
     i64 size = (i64)rows * columns, at = (i64)y * columns + x;
     const float* plane = sr + ((first + z) % ring) * size;
-    out[z * size + at] = sum(plane[at], product(added[z * size + at], tissue(plane, rows, columns, y, x, air, span)));
+    float more = sum(added[z * size + at], product(detail, plane[at]));
+    out[z * size + at] = sum(plane[at], product(more, tissue(plane, rows, columns, y, x, air, span)));
 }
 
 // The mean over slabs along three axes: of finished HR slices first.. and those of volumes (slices, rows, columns).

@@ -138,6 +138,7 @@ class MeasuredBand:
         """Start a volume. volume: its voxels, layout, gain and offset, as the kernels' arguments."""
         self._volume, self._share = volume, np.float32(weight.share)
         self._tissue = np.float32(weight.air), np.float32(max(0.0, weight.tissue - weight.air))
+        self._detail = np.float32(weight.detail - 1)
 
     def arrive(
         self, step: Step, mean: Any, depth: int, copy: Callable[[int, int, int], None], stream: Any
@@ -164,7 +165,14 @@ class MeasuredBand:
         self._slices(*args, block=BLOCK, grid=grid, stream=stream)
         self._weighted(self._seen, self._seen_ring, self._downs, first, count, stream)
         args = self._lr, self._sum, np.int32(self._lr_rows), np.int32(self._lr_columns)
-        args += self._share, *self._tissue, self._missing, np.int32(self._missing_ring), np.int32(first)
+        args += (
+            self._share,
+            *self._tissue,
+            self._detail,
+            self._missing,
+            np.int32(self._missing_ring),
+            np.int32(first),
+        )
         self._kernels["missing"](*args, block=BLOCK, grid=grid, stream=stream)
 
     def runs(self, step: Step) -> list[tuple[int, int]]:
@@ -181,7 +189,7 @@ class MeasuredBand:
         self._times(self._up[0], summed, middle, count, stream)
         self._times(middle, self._up[1], added, count, stream)
         args = self._waiting, np.int32(self._waiting_ring), np.int32(first), self._added
-        args += np.int32(self._hr_rows), np.int32(self._hr_columns), *self._tissue, self.planes
+        args += np.int32(self._hr_rows), np.int32(self._hr_columns), *self._tissue, self._detail, self.planes
         grid = blocks(self._hr_rows, self._hr_columns, count)
         self._kernels["corrected"](*args, block=BLOCK, grid=grid, stream=stream)
 

@@ -49,12 +49,17 @@ def along_other_axes(
     return others
 
 
+def middle(size: int) -> slice:
+    """Where, along an axis of so many voxels, the detail is compared."""
+    return slice((size - min(size, BLOCK)) // 2, (size + min(size, BLOCK)) // 2)
+
+
 def lost_detail(one: NDArray[np.float32], other: NDArray[np.float32], scale: int) -> float:
     """How many times smaller the detail of the mean of three is than theirs, 1 to 3, by two of them.
 
     Detail is what lies beyond the frequencies of the LR grid, in the middle of the volumes.
     """
-    block = tuple(slice((n - min(n, BLOCK)) // 2, (n + min(n, BLOCK)) // 2) for n in one.shape)
+    block = tuple(map(middle, one.shape))
     spectra = []
     for volume in (one[block], other[block]):
         for axis, n in enumerate(volume.shape):  # tapered: its ends do not meet

@@ -177,13 +177,13 @@ class VolumeStages:
     def _restore_along_each_axis(self, task: Task) -> Task:
         """The same with slabs along each axis in turn, and their mean.
 
-        A GPU takes it if nothing on the host needs the other two volumes, as expected errors do and, for the
-        detail that the mean loses, the measured band.
+        A GPU takes it if nothing on the host needs the other two volumes, as expected errors do, and a
+        measured band that is the host's to take, for the detail that the mean loses.
         """
         pipeline = self.network.pipeline
-        alone = task.errors is None and self.holding.weight_of(task) is None
+        held, store, later = self._storing(task)
+        alone = task.errors is None and (held is not None or self.holding.weight_of(task) is None)
         if isinstance(pipeline, CudaPipeline) and alone:
-            held, store, later = self._storing(task)
             given = task.volume, self.tiling, store, task.watch, task.progress, held
             if slabs := mean_on_device(pipeline, *given):
                 return task.replace(slabs=slabs, **later)
