@@ -62,11 +62,11 @@ class TorchCudaEngine:
         self._device = self._torch.device("cuda", gpu.index)
         dtype = self._torch.float16 if self.half else self._torch.float32
         layout = self._torch.channels_last
+        # By slot, input and size; None after the first run.
+        self._captured: dict[tuple[object, ...], Captured | None] = {}
         with self._failing():
             self._network = network.eval().to(self._device, dtype, memory_format=layout)
         self._streams: dict[int, Any] = {}
-        # By slot, input and size; None after the first run.
-        self._captured: dict[tuple[object, ...], Captured | None] = {}
         version = self._torch.__version__
         self.info = EngineInfo("torch", version, gpu.name, "fp16" if self.half else "fp32", name, sha256)
 
