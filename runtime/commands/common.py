@@ -97,12 +97,24 @@ def _dashed(name: str) -> str:
 
 
 class _Command(TyperCommand):
+    """Typer turns an interruption into an exit code, without a word."""
+
+    def make_context(self, *args: Any, **more: Any) -> Any:
+        with _telling():
+            return super().make_context(*args, **more)
+
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with _telling():
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            typer.echo("Interrupted.", err=True)
-            raise typer.Exit(INTERRUPTED) from None
+
+
+@contextlib.contextmanager
+def _telling() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("Interrupted.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _version_option(name: str) -> Any:

@@ -253,7 +253,7 @@ def test_an_interruption_is_a_word_and_leaves_nothing_half_written(tmp_path):
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("module", ["typer", "openvino", "nibabel.loadsave"])
+@pytest.mark.parametrize("module", ["typer", "pydantic_core", "openvino", "nibabel.loadsave"])
 def test_an_interruption_inside_a_library_is_one_all_the_same(module, stop, tmp_path, scans):
     """It comes while the module is imported, which makes an error of its own of it, as compiled ones do."""
     (tmp_path / "sitecustomize.py").write_text(f"""

@@ -602,7 +602,8 @@ def test_dicom_and_its_nifti_are_restored_to_the_same_voxels(tmp_path, frame, th
     numbers = sorted(pydicom.dcmread(file).InstanceNumber for file in (tmp_path / "out").iterdir())
     assert numbers == [*range(1, len(numbers) + 1)]
     apart = np.abs(same.astype(int) - other)
-    assert apart.max() <= 1 and np.mean(apart > 0) < 0.01  # rounded to integers
+    # Rounded to integers; another spacing needs estimates, which feel that NIfTI keeps less of the affine.
+    assert apart.max() <= 1 and np.mean(apart > 0) < (0.02 if to else 0.01)
 
 
 def test_other_images_get_other_uids(tmp_path):
