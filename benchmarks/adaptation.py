@@ -79,11 +79,11 @@ class Row:
     options: Options = field(default_factory=dict)
 
 
-FALLING = {"anchor_left": 0.01}  # 10 to 0.1
+BEFORE = {"anchor": 10.0, "anchor_left": 1.0, "image_adaptation": 0.1}  # what the compact preset was
+FALLING = BEFORE | {"anchor_left": 0.01}  # 10 to 0.1
 TENFOLD = FALLING | {"image_adaptation": 1.0}
 LIGHT = TENFOLD | {"anchor": 1.0}
 HUNDREDFOLD = LIGHT | {"image_adaptation": 10.0}
-ADAPTIVE = HUNDREDFOLD | {"anchor_left": 0.1}
 
 
 def _udean(weights: Mapping[str, float], judges: str = "patch", noise: bool = True) -> Row:
@@ -99,11 +99,11 @@ ROWS: dict[str, Row] = {
     "truncation": Row("supervised"),
     "adapted": Row("parametric"),
     "bound": Row("supervised"),
-    # UDEAN and its ablations, with those changes of `TRIED` that helped
-    "udean": _udean(ADAPTIVE),
-    "udean, image only": _udean(ADAPTIVE | {"feature_adaptation": 0.0}),
-    "udean, features only": _udean(ADAPTIVE | {"image_adaptation": 0.0}),
-    "udean, neither": _udean(ADAPTIVE | {"feature_adaptation": 0.0, "image_adaptation": 0.0}),
+    # UDEAN, as the compact preset has it, and its ablations
+    "udean": _udean({}),
+    "udean, image only": _udean({"feature_adaptation": 0.0}),
+    "udean, features only": _udean({"image_adaptation": 0.0}),
+    "udean, neither": _udean({"feature_adaptation": 0.0, "image_adaptation": 0.0}),
     # The baselines, as published and with truncation; cyclegan uses neither.
     "cyclegan": Row("cyclegan"),
     "dasr, bicubic": _coarse("dasr", "bicubic"),
@@ -113,17 +113,22 @@ ROWS: dict[str, Row] = {
     "zssr, bicubic": _coarse("zssr", "bicubic"),
     "zssr, truncation": _coarse("zssr", "truncation"),
 }
-# What was tried to make UDEAN adapt, each added to the one above it; the last one, an anchor of 1 to 0.1,
-# gives the row "udean".
+# What was tried to make UDEAN adapt, each added to the one above it; with an anchor of 1 to 0.1 the last of
+# these is the row "udean". Then the other adaptation with more weight, and trainings that start from nothing.
 TRIED: dict[str, Row] = {
-    "compact preset": _udean({}, "slab", noise=False),
+    "anchor 10": _udean(BEFORE, "slab", noise=False),
     "+ anchor 10 to 0.1": _udean(FALLING, "slab", noise=False),
     "+ patch judges": _udean(FALLING, noise=False),
     "+ noise": _udean(FALLING),
     "+ image adaptation tenfold": _udean(TENFOLD),
     "+ anchor 1 to 0.01": _udean(LIGHT),
     "+ image adaptation a hundredfold": _udean(HUNDREDFOLD),
-    "udean, from random weights": Row("udean", _udean(ADAPTIVE).options | {"init": ""}),
+    "udean, feature adaptation tenfold": _udean({"feature_adaptation": 1.0}),
+    "udean, feature adaptation a hundredfold": _udean({"feature_adaptation": 10.0}),
+    "anchor 10, from random weights": Row(
+        "udean", _udean(BEFORE, "slab", noise=False).options | {"init": ""}
+    ),
+    "udean, from random weights": Row("udean", {"init": ""}),
 }
 ALL = ROWS | TRIED
 Scans = Annotated[list[str], typer.Option(help="HR scans: files, folders or globs; repeatable.")]
@@ -201,7 +206,7 @@ def _result(cohort: Cohort, name: str, letter: str, steps: int, seed: int) -> di
 
 
 def _command(cohort: Cohort, scan: str, minutes: float) -> dict[str, Any]:
-    """The report of `udean-adapt` for a whole LR scan, and the processor time it takes."""
+    """What `udean-adapt` reports for a whole LR scan, and the processor time it takes."""
     model = cohort.out / "adapt" / f"{_name(scan)}.onnx"
     model.parent.mkdir(exist_ok=True)
     source = [part for path in cohort.source for part in ("--source", path)]

@@ -28,6 +28,7 @@ from .simulation.kspace import Degradation, DegradationError
 from .simulation.variation import Variation
 
 PRESETS = ("paper", "compact")
+UDEANS = ("judges", "noise")  # keys of the network that other methods do not have
 MARK = "# Written by udean-train: the whole configuration of this run."  # the first line of config.toml
 # Settings that change a training by rounding at most.
 ROUNDING = ("machine", "schedule.precision", "schedule.validate_every", "schedule.checkpoint_every")
@@ -188,10 +189,11 @@ def load(
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"{source} is not valid TOML: {error}.") from None
     _merge(merged, options or {})
-    asked = set((options or {}).get("weights", {}))
-    if file is not None and not shared and isinstance(merged.get("weights"), dict):
-        asked |= set(tomllib.loads(layers[-1][1]).get("weights", {}))
-    _fit_weights(merged, asked)
+    own = [options or {}]
+    if file is not None and not shared:
+        own.append(tomllib.loads(layers[-1][1]))
+    asked = {key for table in own for key in (*_table(table, "weights"), *_table(table, "network"))}
+    _fit_to_method(merged, asked)
     config = _build(Config, merged, "")
     _check(config)
     return config
@@ -223,11 +225,20 @@ def _flat(tables: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _fit_weights(merged: dict[str, Any], asked: Collection[str]) -> None:
-    """Keep the weights that the method has; asking for one that it lacks is an error."""
+def _table(tables: dict[str, Any], name: str) -> dict[str, Any]:
+    found = tables.get(name, {})
+    return found if isinstance(found, dict) else {}
+
+
+def _fit_to_method(merged: dict[str, Any], asked: Collection[str]) -> None:
+    """Keep the weights that the method has, and UDEAN's parts of the network for UDEAN; asking for one that
+    it lacks is an error."""
     method, weights = merged.get("method", "udean"), merged.get("weights", {})
     if method not in METHODS or not isinstance(weights, dict):
         return  # `_build` reports it better
+    for key in UDEANS if method != "udean" else ():
+        if key not in asked:
+            _table(merged, "network").pop(key, None)
     weighs = METHODS[method].weighs
     for key in sorted(asked):
         if key in Weights.__dataclass_fields__ and key not in weighs:
