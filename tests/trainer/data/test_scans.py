@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from udean.trainer.data.scans import CohortError, bare_name, find, find_scans, keep_apart, participant
+from udean.trainer.data.scans import CohortError, bare_name, find, keep_apart, participant, scan_paths
 
 
 def touch(path):
@@ -15,7 +15,7 @@ def touch(path):
 def test_folders_globs_and_files_are_found_once(tmp_path):
     scan, other = touch(tmp_path / "scans" / "a.nii.gz"), touch(tmp_path / "scans" / "sub" / "b.nii")
     touch(tmp_path / "scans" / "notes.txt")
-    found = find_scans([tmp_path / "scans", str(tmp_path / "scans" / "*.nii.gz"), scan])
+    found = scan_paths([tmp_path / "scans", str(tmp_path / "scans" / "*.nii.gz"), scan])
     assert found == [scan, other]
     for nothing, why in (
         (tmp_path / "nothing", "does not exist"),
@@ -108,5 +108,5 @@ def test_people_in_two_groups_are_an_error_unless_meant(tmp_path):
 def test_pairs_are_named_since_they_are_left_out(tmp_path, caplog):
     touch(tmp_path / "a.nii.gz")
     touch(tmp_path / "b.img"), touch(tmp_path / "b.hdr")
-    assert find_scans([tmp_path]) == [tmp_path / "a.nii.gz"]
+    assert scan_paths([tmp_path]) == [tmp_path / "a.nii.gz"]
     assert "b.img" in caplog.text and "joined into one .nii" in caplog.text
