@@ -1,6 +1,6 @@
 """How long does a scanner wait, from the last LR slice to the last SR slice?
 
-    python -m udean.benchmarks.latency [--shape 256,256,192] [--preset paper] [--device auto]
+    python -m udean.benchmarks.latency [--shape 256,256,192] [--preset paper|compact|embedded] [--device auto]
 
 `serve`: from the last slice sent to `udean-serve` to the last one received, as a share of the network's time
 inside the server. Target: 1.10 or less.
@@ -26,6 +26,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,6 +38,8 @@ from ..runtime.mrd import messages as mrd
 from ..runtime.pipeline.engine import Precision
 from ..runtime.resolver import SuperResolver
 from . import common
+
+EMBEDDED = Path(str(files("udean.runtime") / "models" / "default.onnx"))
 
 
 def main(
@@ -51,7 +54,9 @@ def main(
     stack = common.head((slices, rows, columns), "uint16")
     messages = _messages(stack)
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        _, full, half = common.model(Path(folder), preset)
+        full = half = EMBEDDED
+        if preset != "embedded":
+            _, full, half = common.model(Path(folder), preset)
         model = half if device.startswith("cuda") else full
         command = [sys.executable, "-m", "udean.runtime.commands.serve", "--port", "0", "--metrics-port", "0"]
         command += ["--engine", str(model), "--device", device, "--precision", precision]

@@ -184,7 +184,7 @@ def large_volume(found: Mapping[str, Result]) -> str:
 
 def seconds(found: Mapping[str, Result]) -> str:
     """How long the embedded model's network takes for a head: a sentence."""
-    result = next(r for n, r in found.items() if of(n, "latency-compact"))
+    result = next(r for n, r in found.items() if of(n, "latency-embedded"))
     shape, took = "×".join(map(str, result["shape"])), result["medians"]["volume"]["total"]
     return (
         f"A scan of {shape} voxels takes {took:.0f} s on {result['cores']} cores of an {_processor(result)}."
