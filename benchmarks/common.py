@@ -26,6 +26,7 @@ from ..trainer.nets import generators
 from ..trainer.nets.merging import merged
 
 RESULTS = Path(__file__).parent / "results"
+EMBEDDED = Path(str(files("udean.runtime") / "models" / "default.onnx"))
 LIBRARIES = (
     "numpy",
     "torch",

@@ -16,7 +16,6 @@ not do.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -50,7 +49,7 @@ def calibrate(
     model: Model = None,
 ) -> None:
     """Measure MODEL's weights on SCANS, none of which it was trained on, and write them into its card."""
-    path = model or _embedded()
+    path = model or common.EMBEDDED
     network, card = graph.read(path)
     found: list[NDArray[np.float64]] = []
     with TemporaryDirectory() as folder:
@@ -70,7 +69,7 @@ def calibrate(
 @app.command()
 def check(model: Model = None) -> None:
     """Count in how many voxels of tissue the interval holds; writes benchmarks/results/error-map.json."""
-    with SuperResolver(model or _embedded(), "cpu", error_map=True) as resolve:
+    with SuperResolver(model or common.EMBEDDED, "cpu", error_map=True) as resolve:
         interval = error_map.figures(resolve.card)["interval"]
         table = {}
         for name, read in tissue.heads():
@@ -141,10 +140,6 @@ def with_figures(card: Any, **weights: float) -> Any:
     """A card that has these weights."""
     told = {error_map.key(name): round(float(value), 5) for name, value in weights.items()}
     return card.replace(quality={**card.quality, **told})
-
-
-def _embedded() -> Path:
-    return Path(str(files("udean.runtime") / "models" / "default.onnx"))
 
 
 if __name__ == "__main__":

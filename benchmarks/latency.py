@@ -26,7 +26,6 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,8 +37,6 @@ from ..runtime.mrd import messages as mrd
 from ..runtime.pipeline.engine import Precision
 from ..runtime.resolver import SuperResolver
 from . import common
-
-EMBEDDED = Path(str(files("udean.runtime") / "models" / "default.onnx"))
 
 
 def main(
@@ -54,7 +51,7 @@ def main(
     stack = common.head((slices, rows, columns), "uint16")
     messages = _messages(stack)
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        full = half = EMBEDDED
+        full = half = common.EMBEDDED
         if preset != "embedded":
             _, full, half = common.model(Path(folder), preset)
         model = half if device.startswith("cuda") else full

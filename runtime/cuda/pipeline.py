@@ -32,9 +32,8 @@ from .workspace import LANDING, Kept, Order, Workspace
 __all__ = ["CudaEngine", "CudaPipeline", "Slot"]
 
 BATCH_VOXELS = 16 * 64 * 64  # LR voxels of a batch's windows: enough work to fill a large GPU
-SIZES = (
-    3  # of volumes whose buffers stay allocated: as many as a volume has that is turned to each of its axes
-)
+# Sizes of volumes whose buffers stay allocated: as many as a volume has that is turned to each of its axes.
+SIZES = 3
 LAYERS = 65_535  # of a grid; a batch needs one per slice of its windows
 
 log = logging.getLogger("udean")
