@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from .errors import RunError
 from .models.card import ModelCard
 from .pipeline import error_map
 from .scan.intensity import Intensities
+from .scan.scan import Scan
 from .system.trace import Trace
 from .system.typed import Mismatch, typed
 from .task import Fallback, Options, Output
@@ -81,14 +82,38 @@ def check_volume(volume: NDArray[Any]) -> None:
         raise RunError(f"A volume must be 3-D and real, not {volume.dtype} of shape {volume.shape}.")
 
 
+def check_scan(scan: object) -> None:
+    """Raise RunError for anything but a `Scan`."""
+    if not isinstance(scan, Scan):
+        raise RunError(f"A scan is what open_scan makes of a file, not {type(scan).__name__}.")
+
+
+def check_progress(progress: object) -> None:
+    """Raise RunError for anything but a function, or None."""
+    if progress is not None and not callable(progress):
+        raise RunError(f"progress is a function of (done, all), not {type(progress).__name__}.")
+
+
 def check_zooms(zooms: Sequence[float] | None) -> None:
     """Raise RunError for anything but three sizes in mm, or None."""
-    if zooms is not None and not (len(zooms) == 3 and all(0 < zoom < np.inf for zoom in zooms)):
-        raise RunError(f"Voxel sizes are three positive numbers of (rows, columns, slices), not {zooms}.")
+    if zooms is None:
+        return
+    try:
+        sound = len(zooms) == 3 and all(0 < zoom < np.inf for zoom in zooms)
+    except (TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise RunError(f"Voxel sizes are three positive numbers of (rows, columns, slices), not {zooms!r}.")
 
 
-def check_stream(count: object, intensities: object, best: bool) -> None:
+def check_stream(slices: object, count: object, intensities: object, best: bool) -> None:
     """Raise RunError for a stream of no slices or of unknown intensities, and for slabs along three axes."""
+    try:
+        iter(typing.cast(Iterable[object], slices))
+    except TypeError:
+        raise RunError(
+            f"A stream's slices are arrays, one after another, not {type(slices).__name__}."
+        ) from None
     if best:
         raise RunError(
             "The mean over three slab axes, and expected errors, need a whole volume: a stream has slabs "
@@ -102,6 +127,6 @@ def check_stream(count: object, intensities: object, best: bool) -> None:
 
 def stored_dtype(dtype: np.dtype[Any], output: Output) -> np.dtype[Any]:
     """The dtype of SR voxels for LR voxels of this one. Raises RunError for an unknown output."""
-    if output not in ("input", "float32"):
+    if not isinstance(output, str) or output not in ("input", "float32"):
         raise RunError(f"The output's dtype is 'input' or 'float32', not '{output}'.")
     return np.dtype(np.float32) if output == "float32" else dtype.newbyteorder("=")

@@ -8,11 +8,11 @@ image = resolve.image(nib_image)        # nibabel in, nibabel out
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import threading
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 
 from .arguments import (
     check_options,
+    check_progress,
+    check_scan,
     check_stream,
     check_volume,
     check_zooms,
@@ -143,6 +145,15 @@ class SuperResolver:
         is_file = engine is None or isinstance(engine, str | Path)
         if not (is_file or hasattr(engine, "card")):
             raise RunError(f"A model is a file's path or an open engine, not {type(engine).__name__}.")
+        self._opened = {
+            "engine": engine,
+            "device": device,
+            "precision": precision,
+            "threads": threads,
+            "library": library,
+            "fallback": fallback,
+            "strict": strict,
+        }
         self._network = Network(engine, device, precision, threads, library, fallback, trace)
         self.card = self._network.card
         check_options(self.options, self.card)
@@ -153,6 +164,19 @@ class SuperResolver:
                     self._warm_up()
         except MemoryError as error:
             raise RunError("Windows of this size do not fit into memory: take smaller ones.") from error
+
+    def __reduce__(self) -> tuple[Callable[[], SuperResolver], tuple[()]]:
+        """Copies, and what a pickle is read into, open the model anew: engines stay in their process.
+
+        A trace is left behind. Raises RunError if this is closed, or was given an open engine.
+        """
+        opened = {**self._opened, **dataclasses.asdict(self.options)}
+        if self.engine is opened["engine"] or hasattr(opened["engine"], "card"):
+            raise RunError(
+                "A SuperResolver with an engine that was given to it cannot be copied, or sent to another "
+                "process: open one there, with a model file."
+            )
+        return partial(type(self), **opened), ()
 
     def __enter__(self) -> Self:
         return self
@@ -190,7 +214,8 @@ class SuperResolver:
             For what is not a spacing, and if this one is to expect errors, which are known on the model's own
             grid alone.
         """
-        other = copy.copy(self)
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
         other._asked = Asked.parse(spacing)
         other.options = dataclasses.replace(self.options, to=str(other._asked))
         check_options(other.options, other.card)
@@ -282,6 +307,7 @@ class SuperResolver:
         check_volume(volume)
         self._needs_slabs()
         check_zooms(zooms)
+        check_progress(progress)
         start, watch = time.perf_counter(), Stopwatch(self.trace)
         rows, columns, slices = volume.shape
         fine_shape = self.tiling((rows, columns, slices)).fine_shape
@@ -332,7 +358,7 @@ class SuperResolver:
             For too few or too many slices, for other shapes or dtypes, NaN or Inf.
         """
         self._needs_slabs()
-        check_stream(count, intensities, self.options.best)
+        check_stream(slices, count, intensities, self.options.best)
         stored_dtype(np.dtype(np.float32), dtype)  # one that does not exist is refused now
         return self._stream(slices, count, intensities, dtype)
 
@@ -448,6 +474,8 @@ class SuperResolver:
         RunError
             For NaN and Inf, labels, masks and CT, and what `strict` refuses; GpuError if the GPU fails.
         """
+        check_scan(scan)
+        check_progress(progress)
         start, watch = time.perf_counter(), Stopwatch(self.trace, Path(scan.name).name)
         scan = self.prepared(scan)
         choice = self.choice(scan, axis)

@@ -42,8 +42,12 @@ def guard_streams() -> None:
 
 def say(text: str, error: bool = False) -> None:
     """Print one line, on stdout or stderr: what is not printable, as it may stand in names, is escaped."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    print(shown, file=sys.stderr if error else sys.stdout, flush=True)
+    print(printable(text), file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def printable(text: str) -> str:
+    """A text in one line without codes that terminals obey."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class _Enduring(io.RawIOBase):

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from .streams import printable
 
 
 def show_table(head: Sequence[str], rows: Sequence[Sequence[str]], summed: bool = False) -> None:
@@ -16,6 +19,7 @@ def show_table(head: Sequence[str], rows: Sequence[Sequence[str]], summed: bool 
 
     Without a terminal (a file, a pipe) it is as wide as necessary.
     """
+    rows = [[printable(cell) for cell in row] for row in rows]
     console = Console()
     if not console.is_terminal and "COLUMNS" not in console._environ:
         console = Console(width=10_000)
@@ -40,7 +44,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], columns: Sequence
     for row in rows:
         if summed and row is rows[-1]:
             table.add_section()
-        table.add_row(*(row[column] for column in (0, *columns)))
+        table.add_row(*(Text(row[column]) for column in (0, *columns)))  # no markup
     return table
 
 

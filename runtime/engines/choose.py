@@ -66,7 +66,7 @@ def open_engine(
     if device not in ("auto", "cpu", *ACCELERATORS):
         raise RunError(f"Device '{device}' is not one of auto, cpu, {', '.join(ACCELERATORS)}.")
     for value, choices in ((precision, Precision), (library, Library)):
-        if value not in get_args(choices):
+        if not isinstance(value, str) or value not in get_args(choices):
             raise RunError(f"'{value}' is not one of {', '.join(get_args(choices))}.")
     if threads is not None and threads < 1:
         raise RunError(f"The number of threads must be at least 1, not {threads}.")

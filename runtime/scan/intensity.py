@@ -8,6 +8,7 @@ percentile exceed 1 and are not clipped.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -93,10 +94,20 @@ class Intensities:
     rings: tuple[bool, bool, bool] = (False, False, False)
 
     def __post_init__(self) -> None:
-        if not (np.isfinite(self.unit) and self.unit > 0 and self.low <= self.high and self.noise >= 0):
+        given = self.unit, self.low, self.high, self.noise
+        real = all(isinstance(value, Real) for value in given)
+        if not (real and 0 < self.unit < np.inf and self.low <= self.high and 0 <= self.noise < np.inf):
             raise IntensityError(
                 "Intensities need a unit above 0, low <= high and a noise of 0 or more, not "
-                f"{self.unit}, {self.low}, {self.high}, {self.noise}."
+                f"{', '.join(map(repr, given))}."
+            )
+        if not (
+            isinstance(self.rings, tuple)
+            and len(self.rings) == 3
+            and all(isinstance(ring, bool | np.bool_) for ring in self.rings)
+        ):
+            raise IntensityError(
+                f"Intensities' rings are three of True and False: (row, column, slice), not {self.rings!r}."
             )
 
     def storage(self, dtype: np.dtype[Any], seen: NDArray[Any]) -> Storage:

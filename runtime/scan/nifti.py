@@ -104,9 +104,16 @@ def mended(name: str, header: Header) -> Iterator[str]:
     """Repair a header's affines as far as possible; yields what was done.
 
     A qfac that is not ±1 counts as the NIfTI-1 standard's reader takes it, a quaternion that is too long by
-    rounding is shortened, and a damaged qform gives way to a sound sform. Raises RunError for a damaged
-    sform, whatever the qform, and for a damaged qform that is alone.
+    rounding is shortened, and a damaged qform, or impossible voxel sizes, give way to a sound sform. Raises
+    RunError for a damaged sform, whatever the qform, and for a damaged qform, or sizes, without a sform.
     """
+    sizes = header["pixdim"][1:4].copy()
+    if not np.isfinite(sizes).all() or (sizes <= 0).any():
+        shown = ", ".join(map(str, sizes))
+        if not (header["sform_code"] > 0 and _is_sound(sform, header)):
+            raise RunError(f"{name} has no usable voxel size in its header ({shown}): set pixdim.")
+        header["pixdim"][1:4] = np.linalg.norm(header.get_sform()[:3, :3], axis=0)
+        yield f"{name} has no usable voxel size in its header ({shown}): its sform's are used instead."
     if header["qform_code"] > 0:
         if (qfac := float(header["pixdim"][0])) not in (-1.0, 1.0):
             header["pixdim"][0] = -1.0 if qfac < 0 else 1.0

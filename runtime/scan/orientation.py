@@ -41,7 +41,9 @@ class Orientation:
         axis: the stored one across the slices, by default that of `geometry.slab_axis` among the world's.
         Raises RunError if `axis` is not 0, 1 or 2.
         """
-        if axis is not None and (axis not in (0, 1, 2) or not isinstance(axis, int | np.integer)):
+        if axis is not None and (
+            isinstance(axis, bool) or not isinstance(axis, int | np.integer) or axis not in (0, 1, 2)
+        ):
             raise RunError(f"The axis across the slices is 0, 1 or 2, not {axis!r}.")
         linear = np.asarray(affine, np.float64)[:3, :3]
         zooms = np.linalg.norm(linear, axis=0)

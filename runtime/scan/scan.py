@@ -400,11 +400,6 @@ def _checked(
         if len(shape) == 4:
             remedy = f"udean-run --series resolves it volume by volume, else {remedy}"
         raise RunError(f"{name} is {len(shape)}-D ({size}): {remedy}.")
-    zooms = header["pixdim"][1:4]
-    if not np.isfinite(zooms).all() or (zooms <= 0).any():
-        raise RunError(
-            f"{name} has no usable voxel size in its header ({', '.join(map(str, zooms))}): set pixdim."
-        )
     header.set_data_shape(shape if volumes == 1 else [*shape, volumes])
     remarks = tuple(mended(name, header))
     try:

@@ -20,9 +20,9 @@ def typed(hint: Any, value: Any) -> Any:
     """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
-        if value in args:
+        if any(isinstance(value, type(arg)) and value == arg for arg in args):
             return value
-        raise Mismatch(f"must be one of {', '.join(map(repr, args))}, not {value!r}")
+        raise Mismatch(f"must be one of {', '.join(map(repr, args))}, not {_shown(value)}")
     if origin in (types.UnionType, Union):
         if value is None and types.NoneType in args:
             return None
@@ -35,21 +35,26 @@ def typed(hint: Any, value: Any) -> Any:
         except Mismatch:
             if len(kinds) == 1:
                 raise
-            raise Mismatch(f"must be {' or '.join(map(_named, kinds))}, not {value!r}") from None
+            raise Mismatch(f"must be {' or '.join(map(_named, kinds))}, not {_shown(value)}") from None
     if origin is tuple:
         if isinstance(value, list | tuple) and (args[-1] is Ellipsis or len(value) == len(args)):
             return tuple(typed(args[0], item) for item in value)
         count = "" if args[-1] is Ellipsis else f"{len(args)} "
-        raise Mismatch(f"must be a list of {count}{_named(args[0])}, not {value!r}")
+        raise Mismatch(f"must be a list of {count}{_named(args[0])}, not {_shown(value)}")
     if origin is dict:
         if isinstance(value, dict):
             return {typed(args[0], key): typed(args[1], item) for key, item in value.items()}
-        raise Mismatch(f"must be a table, not {value!r}")
+        raise Mismatch(f"must be a table, not {_shown(value)}")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    raise Mismatch(f"must be {hint.__name__}, not {value!r}")
+    raise Mismatch(f"must be {hint.__name__}, not {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    """A value in one line, as arrays are not by themselves."""
+    return " ".join(repr(value).split())
 
 
 def _named(hint: Any) -> str:

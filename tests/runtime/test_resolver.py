@@ -1,5 +1,7 @@
 """Volumes in, volumes out: units, dtypes, constants, images."""
 
+import copy
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import nibabel as nib
@@ -294,12 +296,20 @@ def test_a_series_is_restored_volume_by_volume(resolve):
         {"weighting": ("hann",)},
         {"fallback": "gpu"},
         {"best": "yes"},
+        {"consistency": np.zeros(3)},
     ],
     ids=str,
 )
 def test_an_argument_of_another_type_is_a_sentence(options):
     with pytest.raises(RunError):
         SuperResolver(**{"engine": FakeEngine(lambda x: nearest(x, (2, 2, 2)), CARD)} | options)
+
+
+@pytest.mark.parametrize("option", ["device", "precision", "library"])
+@pytest.mark.parametrize("value", ["", 3, np.zeros(3)], ids=str)
+def test_no_engine_is_chosen_by_what_is_no_choice(option, value):
+    with pytest.raises(RunError):
+        SuperResolver(**{option: value})
 
 
 def test_what_is_no_plain_volume_is_a_sentence(resolve):
@@ -310,12 +320,35 @@ def test_what_is_no_plain_volume_is_a_sentence(resolve):
         lambda: resolve(masked),
         lambda: resolve(volume, zooms=(1, 1)),
         lambda: resolve(volume, zooms=(0, 1, 1)),
+        lambda: resolve(volume, zooms="abc"),
+        lambda: resolve(volume, zooms=1.5),
+        lambda: resolve(volume, np.zeros(3)),
+        lambda: resolve(volume, progress="yes"),
+        lambda: resolve.scan("scan.nii.gz"),
         lambda: resolve.image(nib.spatialimages.SpatialImage(volume > 0.5, np.eye(4))),
         lambda: resolve.image(nib.spatialimages.SpatialImage(volume, np.zeros((4, 4)))),
         lambda: resolve.image(nib.Nifti1Image(volume, np.eye(4)), axis=1.0),
+        lambda: resolve.image(nib.Nifti1Image(volume, np.eye(4)), axis=True),
+        lambda: resolve.image(nib.Nifti1Image(volume, np.eye(4)), axis=np.zeros(3)),
+        lambda: resolve.stream(9, 9, known),
         lambda: list(resolve.stream(list(masked), 9, known)),
         lambda: resolve.stream(list(volume), 9.5, known),
         lambda: resolve.stream(list(volume), 9, 700.0),
     ):
         with pytest.raises(RunError):
             call()
+
+
+def test_a_copy_and_a_pickle_open_the_model_anew(resolve, tmp_path):
+    volume = RANDOM.random((9, 9, 9)).astype(np.float32)
+    first = SuperResolver(onnx_model(tmp_path / "sr.onnx", CARD), threads=1, crop=False, window=(6, 6))
+    for other in (copy.deepcopy(first), pickle.loads(pickle.dumps(first))):
+        assert other.options == first.options and other.engine is not first.engine
+        np.testing.assert_array_equal(other(volume), first(volume))
+    asked = first.to("0.5mm")
+    assert asked.engine is first.engine and pickle.loads(pickle.dumps(asked)).options == asked.options
+    first.close()
+    with pytest.raises(RunError, match="closed"):
+        pickle.dumps(first)
+    with pytest.raises(RunError, match="open one there"):
+        copy.deepcopy(resolve)  # its engine was opened by another

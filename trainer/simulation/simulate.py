@@ -17,7 +17,7 @@ from ...runtime.scan.intensity import check_finite
 from ...runtime.scan.nifti import Header
 from ...runtime.scan.orientation import Orientation
 from ...runtime.scan.scan import FREESURFER, Scan, open_scan, stem, tell_remarks, write_scan
-from ...runtime.system.files import make_folder, read_json, write_json
+from ...runtime.system.files import make_folder, read_json, real_path, write_json
 from .kspace import Acquisition, DegradationError, acquire, crop
 from .thick import Slices, lr_grid, slices_of
 
@@ -56,13 +56,12 @@ def simulate_all(
     RunError
         If an LR scan would replace an HR scan.
     """
-    root = Path(os.path.commonpath([path.resolve().parent for path in paths]))
-    names = {path: path.resolve().relative_to(root) for path in paths}
-    sources = {path.resolve() for path in paths}
+    folders = {path: real_path(path.parent) for path in paths}  # a link's own name counts, not its target's
+    root = Path(os.path.commonpath([*folders.values()]))
+    names = {path: (folder / path.name).relative_to(root) for path, folder in folders.items()}
+    sources = {real_path(path) for path in paths}
     targets = {path: out / target_name(name) for path, name in names.items()}
-    if out.resolve() in {source.parent for source in sources} or sources & {
-        target.resolve() for target in targets.values()
-    }:
+    if real_path(out) in folders.values() or sources & {*map(real_path, targets.values())}:
         raise RunError(f"{out} contains HR scans: give another folder with --out.")
     make_folder(out)
     claimed: dict[Path, Path] = {}

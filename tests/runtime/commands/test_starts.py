@@ -197,9 +197,13 @@ def test_names_that_are_not_unicode(tmp_path):
 
 def test_a_name_neither_breaks_a_line_nor_commands_the_terminal(capsys):
     from udean.runtime.commands.streams import say
+    from udean.runtime.commands.tables import show_table
 
     say("a\nb\x1b[31m\u202ec\t größe🧠 \udcff.nii -> x", error=True)
     assert capsys.readouterr().err == r"a\nb\x1b[31m\u202ec\t größe🧠 \udcff.nii -> x" + "\n"
+    show_table(["scan", "dB"], [["[a]\nb\x1b[31m", "[b]1[/b]"], ["c", "2"]])
+    table = capsys.readouterr().out
+    assert r"[a]\nb\x1b[31m" in table and "[b]1[/b]" in table
     done = run("udean-run", "no\nsuch\x1b.nii")
     assert done.stderr.count("\n") == 1 and r"no\nsuch\x1b.nii" in done.stderr
 

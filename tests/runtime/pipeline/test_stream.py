@@ -225,6 +225,12 @@ def test_what_cannot_be_known_is_refused_before_the_first_slice():
     for values in [(0.0,), (-3.0,), (np.nan,), (np.inf,), (1.0, 5, 4), (1.0, np.nan, 4)]:
         with pytest.raises(RunError, match="unit above 0"):
             Intensities(*values)
+    for field in ({"unit": "7"}, {"unit": None}, {"noise": np.inf}, {"low": [1]}):
+        with pytest.raises(RunError, match="unit above 0"):
+            Intensities(**{"unit": 1.0} | field)
+    for rings in (None, True, (True, False), (1, 0, 0)):
+        with pytest.raises(RunError, match="True and False"):
+            Intensities(1.0, rings=rings)
     with pytest.raises(RunError, match="constant"):
         resolve.intensities(np.zeros((4, 4, 4)))
 

@@ -153,9 +153,9 @@ def bad_scans(folder):
     add("complex.nii", "complex", nib.Nifti1Image(np.ones((3, 3, 3), np.complex64), np.eye(4)))
     add("rgb.nii", "colour", nib.Nifti1Image(rgb, np.eye(4)))
     zooms[2] = 0
-    add("zerozoom.nii", "voxel size", image, pixdim=zooms.copy())
+    add("zerozoom.nii", "voxel size", image, pixdim=zooms.copy(), sform_code=0)
     zooms[2] = np.nan
-    add("nanzoom.nii", "voxel size", image, pixdim=zooms.copy())
+    add("nanzoom.nii", "voxel size", image, pixdim=zooms.copy(), sform_code=0)
     add("singular.nii", "affine", image, srow_z=[0, 0, 0, 0])
     add("nanaffine.nii", "affine", image, srow_x=[np.nan, 0, 0, 0])
     add("quaternion.nii", "affine", image, quatern_b=3.0, sform_code=0)
@@ -302,6 +302,17 @@ def test_a_damaged_qform_gives_way_to_a_sound_sform(tmp_path, fields, said):
     assert fine["qform_code"] == 1 and fine["sform_code"] == 4
     if "qfac" not in said:
         np.testing.assert_allclose(fine.get_qform()[:3, :3], OBLIQUE[:3, :3] / 2, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [0, -1.5, np.nan, np.inf])
+def test_impossible_voxel_sizes_give_way_to_a_sound_sform(tmp_path, size):
+    path = damaged(tmp_path / "a.nii", pixdim=[1, size, 1.5, 3, 0, 0, 0, 0])
+    scan = open_scan(path)
+    assert "no usable voxel size" in scan.remarks[0] and str(path) in scan.remarks[0]
+    np.testing.assert_allclose(scan.header["pixdim"][1:4], [1.5, 1.5, 3], rtol=1e-5)
+    np.testing.assert_allclose(scan.affine, OBLIQUE, atol=1e-5)
+    with pytest.raises(RunError, match="no usable voxel size"):
+        open_scan(damaged(tmp_path / "b.nii", pixdim=[1, size, 1.5, 3, 0, 0, 0, 0], sform_code=0))
 
 
 @pytest.mark.parametrize("form", ["sform", "qform"])
