@@ -180,12 +180,12 @@ def why_no_gpu(path: Path | None) -> str:
     if not is_reachable():
         return "PyCUDA is not installed"
     try:
+        Gpu()  # asks the driver, before a library is imported that would be of no use
         if model_kind(path) == "checkpoint":
             if not importlib.import_module("torch").cuda.is_available():
                 return "PyTorch finds no GPU"
         elif "CUDAExecutionProvider" not in importlib.import_module("onnxruntime").get_available_providers():
             return "the installed ONNX Runtime is the one for processors"
-        Gpu()
     except ImportError as error:
         return f"{error.name} cannot be imported"
     except RunError as error:

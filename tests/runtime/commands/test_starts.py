@@ -91,6 +91,21 @@ def test_every_help_has_examples(name, here):
     assert not re.search(r"<(list|str|path|int|float|bool)\b", done.stdout), "no Python in the user's words"
 
 
+def test_a_run_loads_no_library_that_it_does_not_use(scans):
+    """Each would make every start longer: nibabel loads pydicom, and OpenVINO its converter of models."""
+    code = """if True:
+        import atexit, sys
+        from udean.__main__ import main
+        unused = ("pydicom", "openvino.tools.ovc.convert", "torch", "onnx", "matplotlib", "ray")
+        atexit.register(lambda: print([name for name in unused if sys.modules.get(name)], file=sys.stderr))
+        main()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run", scans / "a.nii.gz"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "1 written" in done.stdout and done.stderr == "[]\n"
+
+
 def test_an_unknown_command_is_a_sentence(here):
     done = here("udean", "rnu")
     assert done.returncode == 2 and done.stderr == "Error: udean has no command rnu: did you mean run?\n"

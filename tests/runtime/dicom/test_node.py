@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import queue
 import re
 import shutil
 import signal
@@ -16,6 +17,7 @@ import types
 import urllib.request
 import zlib
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -23,6 +25,7 @@ import pytest
 from pynetdicom import AE, build_role, evt
 from pynetdicom.sop_class import EnhancedMRImageStorage, MRImageStorage
 from udean.runtime import SuperResolver
+from udean.runtime.commands import dicom_node
 from udean.runtime.dicom import listen
 from udean.runtime.dicom.node import ATTEMPTS, Attempts, Node, Settings
 from udean.runtime.dicom.send import COMMITMENT, Commitments, Peer, Undelivered
@@ -31,12 +34,19 @@ from udean.runtime.dicom.send import send as deliver
 from ...support.fakes import card, onnx_model
 from .test_series import change, classic, ordered
 
-COMMAND = [sys.executable, "-m", "udean.runtime.commands.dicom_node", "--precision", "fp32", "--threads", "1"]
+COMMAND = [Path(sys.executable).with_name("udean-dicom-node")]
+QUIET = 0.3  # seconds after which a series is finished
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return onnx_model(tmp_path_factory.mktemp("model") / "sr.onnx", card((2, 2, 2), 3, (16, 16)))
+
+
+@pytest.fixture
+def steady(monkeypatch):
+    """All attempts at the shortest wait: that waits grow is `test_attempts_go_on_for_ever`'s matter."""
+    monkeypatch.setattr("udean.runtime.dicom.node.BACKOFF", 1.0)
 
 
 @contextlib.contextmanager
@@ -63,11 +73,17 @@ def archive(port=0, status=0x0000, tls=None, kind=MRImageStorage, syntax=None, c
         server.shutdown()
 
 
+def arguments(model, spool, port, *options):
+    """The command's: all waits are short."""
+    given = ["--engine", model, "--spool", spool, "--to", f"ARCHIVE@127.0.0.1:{port}", "--allow", "SCANNER"]
+    given += ["--port", 0, "--quiet", QUIET, "--retry", 0.1, "--precision", "fp32", "--threads", 1, *options]
+    return [*map(str, given)]
+
+
 @contextlib.contextmanager
 def running(model, spool, port, *options):
     """The node as a process; yields it and the port that it listens on."""
-    command = [*COMMAND, "--engine", str(model), "--spool", str(spool), "--to", f"ARCHIVE@127.0.0.1:{port}"]
-    command += ["--allow", "SCANNER", "--port", "0", "--quiet", "0.5", "--retry", "0.3", *map(str, options)]
+    command = [*COMMAND, *arguments(model, spool, port, *options)]
     node = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     node.stdout.readline()
     yield_port = int(re.search(r":(\d+) as UDEAN", node.stdout.readline())[1])
@@ -76,6 +92,43 @@ def running(model, spool, port, *options):
     finally:
         node.kill()
         node.communicate()
+
+
+class Lines(io.TextIOBase):
+    """What a thread writes, read line by line by another, as from a process."""
+
+    def __init__(self):
+        self.lines = queue.SimpleQueue()
+
+    def write(self, text):
+        for line in text.splitlines():
+            if line:
+                self.lines.put(line)
+        return len(text)
+
+    def readline(self, size=-1):
+        return self.lines.get(timeout=60)
+
+
+@contextlib.contextmanager
+def serving(model, spool, port, *options):
+    """As `running`, but in a thread of this process: it is ended by a stop, not killed."""
+    said, began = types.SimpleNamespace(stdout=Lines(), stderr=Lines()), queue.SimpleQueue()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", said.stdout)
+        patch.setattr(sys, "stderr", said.stderr)
+        patch.setattr(dicom_node, "on_stop", lambda stop: began.put(stop.__self__))  # signals are a process's
+        thread = threading.Thread(target=dicom_node.main, args=(arguments(model, spool, port, *options),))
+        thread.start()
+        node = began.get(timeout=60)
+        try:
+            said.stdout.readline()
+            said.stdout.readline()
+            yield said, node.address[1]
+        finally:
+            node.stop()
+            thread.join(60)
+        assert not thread.is_alive()
 
 
 def call(
@@ -128,7 +181,7 @@ def with_meta(dataset):
 def test_what_cannot_be_restored_goes_to_quarantine_with_the_reason(model, tmp_path):
     files = classic(tmp_path / "in", shape=(5, 12, 10))
     good = classic(tmp_path / "good", shape=(3, 12, 10), SeriesInstanceUID="1.2.8")
-    with archive() as (port, got), running(model, tmp_path / "spool", port) as (_, mine):
+    with archive() as (port, got), serving(model, tmp_path / "spool", port) as (_, mine):
         assert send(mine, [*files[:2], *files[3:], *good]) == [0] * 7
         quarantine = tmp_path / "spool" / "quarantine"
         wait(lambda: len(got) == 6 and list(quarantine.glob("*/reason.txt")))
@@ -147,23 +200,23 @@ def test_nothing_is_lost_while_the_archive_is_away_and_the_node_is_killed(model,
     with running(model, tmp_path / "spool", port) as (node, _):
         wait(lambda: list((tmp_path / "spool" / "work").glob("*/sr/*/00006.dcm")))
         node.kill()
-    with archive(port) as (_, got), running(model, tmp_path / "spool", port):
+    with archive(port) as (_, got), serving(model, tmp_path / "spool", port):
         wait(lambda: len(got) == 6 and not list((tmp_path / "spool" / "work").iterdir()))
 
 
-def test_a_destination_that_keeps_refusing_ends_in_quarantine(model, tmp_path):
+def test_a_destination_that_keeps_refusing_ends_in_quarantine(model, tmp_path, steady):
     files = classic(tmp_path / "in", shape=(3, 12, 10))
-    with archive(status=0xC001) as (port, got), running(model, tmp_path / "spool", port) as (_, mine):
+    with archive(status=0xC001) as (port, got), serving(model, tmp_path / "spool", port) as (_, mine):
         assert send(mine, files) == [0] * 3
         wait(lambda: list((tmp_path / "spool" / "quarantine").glob("*/reason.txt")))
         assert len(got) == 5
 
 
-def test_attempts_while_the_archive_is_away_are_no_refusals(model, tmp_path):
+def test_attempts_while_the_archive_is_away_are_no_refusals(model, tmp_path, steady):
     files = classic(tmp_path / "in", shape=(3, 12, 10))
     with archive() as (port, _):
         pass
-    with running(model, tmp_path / "spool", port) as (node, mine):
+    with serving(model, tmp_path / "spool", port) as (node, mine):
         assert send(mine, files) == [0] * 3
         for _ in range(6):
             assert '"undelivered"' in node.stderr.readline()
@@ -277,7 +330,7 @@ def test_what_is_set_aside_is_bounded_on_request_and_each_removal_is_told(tmp_pa
 
 def test_thick_slices_reach_the_archive_at_the_spacing_asked_for(model, tmp_path):
     files = classic(tmp_path / "in", shape=(5, 26, 24), spacing=(1.2, 1.0), thickness=4.0)
-    with archive() as (port, got), running(model, tmp_path / "spool", port, "--spacing", "1mm") as (_, mine):
+    with archive() as (port, got), serving(model, tmp_path / "spool", port, "--spacing", "1mm") as (_, mine):
         assert send(mine, files) == [0] * 5
         wait(lambda: len(got) == 20)
     assert {(*map(float, d.PixelSpacing), float(d.SpacingBetweenSlices)) for d in got} == {(1.0, 1.0, 1.0)}
@@ -287,7 +340,7 @@ def test_thick_slices_reach_the_archive_at_the_spacing_asked_for(model, tmp_path
 
 def test_what_a_model_was_not_made_for_is_set_aside_if_asked(model, tmp_path):
     files = classic(tmp_path / "in", shape=(5, 26, 24), spacing=(1.2, 1.0), thickness=4.0)
-    with archive() as (port, _), running(model, tmp_path / "spool", port, "--strict") as (_, mine):
+    with archive() as (port, _), serving(model, tmp_path / "spool", port, "--strict") as (_, mine):
         assert send(mine, files) == [0] * 5
         wait(lambda: list((tmp_path / "spool" / "quarantine").glob("*/reason.txt")))
     (reason,) = (tmp_path / "spool" / "quarantine").glob("*/reason.txt")
@@ -303,18 +356,18 @@ def normal(dataset):
 def test_an_archive_of_implicit_vr_alone_is_served(model, tmp_path):
     files = classic(tmp_path / "in", shape=(3, 12, 10))
     syntax = pydicom.uid.ImplicitVRLittleEndian
-    with archive(syntax=syntax) as (port, got), running(model, tmp_path / "spool", port) as (_, mine):
+    with archive(syntax=syntax) as (port, got), serving(model, tmp_path / "spool", port) as (_, mine):
         assert send(mine, files) == [0] * 3
         wait(lambda: len(got) == 6)
     assert {d.pixel_array.shape for d in map(with_meta, got)} == {(24, 20)}
 
 
-def test_an_archive_that_takes_no_mr_images_is_waited_for(model, tmp_path):
+def test_an_archive_that_takes_no_mr_images_is_waited_for(model, tmp_path, steady):
     """Somebody will set it right: it has said nothing of a single slice."""
     files = classic(tmp_path / "in", shape=(3, 12, 10))
     with archive() as (port, _):
         pass
-    with running(model, tmp_path / "spool", port) as (node, mine):
+    with serving(model, tmp_path / "spool", port) as (node, mine):
         with archive(port, kind=EnhancedMRImageStorage):
             assert send(mine, files) == [0] * 3
             for _ in range(ATTEMPTS + 1):
@@ -327,7 +380,7 @@ def test_slices_that_a_poor_anonymiser_gave_one_uid_are_all_kept(model, tmp_path
     files = classic(tmp_path / "in", shape=(4, 12, 10))
     for file in files:
         change(file, SOPInstanceUID="1.2.3.4")
-    with archive() as (port, got), running(model, tmp_path / "spool", port) as (_, mine):
+    with archive() as (port, got), serving(model, tmp_path / "spool", port) as (_, mine):
         assert send(mine, [*files, *files[:2]]) == [0] * 6
         wait(lambda: len(got) == 8)
     assert len({tuple(d.ImagePositionPatient) for d in got}) == 8
@@ -335,15 +388,15 @@ def test_slices_that_a_poor_anonymiser_gave_one_uid_are_all_kept(model, tmp_path
 
 def test_a_series_is_not_finished_while_its_association_is_open(model, tmp_path):
     files = classic(tmp_path / "in", shape=(4, 12, 10))
-    with archive() as (port, got), running(model, tmp_path / "spool", port) as (_, mine):
+    with archive() as (port, got), serving(model, tmp_path / "spool", port) as (_, mine):
         entity = AE("SCANNER")
         entity.add_requested_context(MRImageStorage, pydicom.uid.ExplicitVRLittleEndian)
         link = entity.associate("127.0.0.1", mine, ae_title="UDEAN")
         for number, file in enumerate(files):
             if number == 2:
-                time.sleep(2)  # four times the node's --quiet
+                time.sleep(4 * QUIET)
             assert link.send_c_store(pydicom.dcmread(file)).Status == 0
-        time.sleep(1)
+        time.sleep(2 * QUIET)
         assert not got
         link.release()
         wait(lambda: len(got) == 8 and not list((tmp_path / "spool" / "work").iterdir()))
@@ -353,7 +406,7 @@ def test_stray_files_and_a_failing_disk_do_not_end_the_node(model, tmp_path):
     bad = classic(tmp_path / "bad", shape=(5, 12, 10))
     good = classic(tmp_path / "good", shape=(3, 12, 10), SeriesInstanceUID="1.2.8")
     spool = tmp_path / "spool"
-    with archive() as (port, got), running(model, spool, port) as (node, mine):
+    with archive() as (port, got), serving(model, spool, port) as (node, mine):
         (spool / "incoming" / "stray").touch()
         (spool / "work" / "stray").touch()
         (spool / "quarantine").rmdir()
@@ -365,7 +418,7 @@ def test_stray_files_and_a_failing_disk_do_not_end_the_node(model, tmp_path):
         (spool / "quarantine").unlink()
         (spool / "quarantine").mkdir()
         wait(lambda: list((spool / "quarantine").glob("*/reason.txt")))
-        assert node.poll() is None and (spool / "incoming" / "stray").exists()
+        assert (spool / "incoming" / "stray").exists()
 
 
 def test_a_kill_while_a_sent_series_is_removed_sends_no_part_of_it(model, tmp_path, monkeypatch):
@@ -392,9 +445,9 @@ def test_a_kill_while_a_sent_series_is_removed_sends_no_part_of_it(model, tmp_pa
             node.stop()
             node.run()
         assert len(got) == 6 and list((spool / "work").iterdir())
-        with running(model, spool, port):
+        with serving(model, spool, port):
             wait(lambda: not list((spool / "work").iterdir()))
-            time.sleep(1)
+            time.sleep(2 * QUIET)
     assert len(got) == 6
 
 
@@ -402,7 +455,7 @@ def test_good_volumes_of_a_series_are_sent_though_another_is_refused(model, tmp_
     good = classic(tmp_path / "good", shape=(4, 12, 10), EchoTime=10)
     bad = classic(tmp_path / "bad", shape=(5, 12, 10), EchoTime=20)
     bad = sorted(bad, key=lambda file: pydicom.dcmread(file).ImagePositionPatient[2])
-    with archive() as (port, got), running(model, tmp_path / "spool", port) as (_, mine):
+    with archive() as (port, got), serving(model, tmp_path / "spool", port) as (_, mine):
         assert send(mine, [*good, *bad[:2], *bad[3:]]) == [0] * 8
         quarantine = tmp_path / "spool" / "quarantine"
         wait(lambda: list(quarantine.glob("*/reason.txt")))
@@ -438,7 +491,7 @@ def test_tls_both_ways(model, tmp_path):
     mine.load_cert_chain(pem, key)
     options = ["--tls-certificate", pem, "--tls-key", key, "--tls-authority", pem]
     files = classic(tmp_path / "in", shape=(3, 12, 10))
-    with archive(tls=theirs) as (port, got), running(model, tmp_path / "spool", port, *options) as (_, node):
+    with archive(tls=theirs) as (port, got), serving(model, tmp_path / "spool", port, *options) as (_, node):
         assert send(node, files) is None  # in the clear
         entity = AE("SCANNER")
         entity.add_requested_context(MRImageStorage, pydicom.uid.ExplicitVRLittleEndian)
@@ -448,13 +501,14 @@ def test_tls_both_ways(model, tmp_path):
         wait(lambda: len(got) == 6)
 
 
-def test_where_nothing_can_start_the_code_is_two(model, tmp_path):
+def test_where_nothing_can_start_the_code_is_two(model, tmp_path, capsys):
+    (tmp_path / "file").touch()
     for to, word in (("ARCHIVE", "AET@host:port"), ("A@127.0.0.1:104", "Cannot use the spool")):
-        (tmp_path / "file").touch()
-        command = [*COMMAND, "--engine", str(model), "--to", to, "--allow", "X", "--spool"]
-        done = subprocess.run([*command, str(tmp_path / "file")], capture_output=True, text=True)
-        assert done.returncode == 2 and word in done.stderr and "Traceback" not in done.stderr
-    assert np.array_equal(sorted(p.name for p in tmp_path.iterdir()), ["file"])
+        with pytest.raises(SystemExit) as end:
+            dicom_node.main([*arguments(model, tmp_path / "file", 1), "--to", to])
+        said = capsys.readouterr().err
+        assert end.value.code == 2 and word in said and "Traceback" not in said
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def sizes(got):
@@ -466,7 +520,7 @@ def sizes(got):
 def test_half_a_series_does_not_go_out_and_the_whole_one_does_once(model, tmp_path, end):
     files, spool = classic(tmp_path / "in", shape=(6, 12, 10)), tmp_path / "spool"
     with archive() as (port, got):
-        with running(model, spool, port) as (node, mine):
+        with (running if end == "kill" else serving)(model, spool, port) as (node, mine):
             if end == "kill":
                 link = call(mine)
                 assert [link.send_c_store(pydicom.dcmread(f)).Status for f in files[:3]] == [0] * 3
@@ -475,13 +529,13 @@ def test_half_a_series_does_not_go_out_and_the_whole_one_does_once(model, tmp_pa
                 link.abort()
             else:
                 assert send(mine, files[:3], end="abort") == [0] * 3
-                time.sleep(2)  # four times --quiet
+                time.sleep(4 * QUIET)
                 assert not got
                 assert send(mine, files) == [0] * 6
                 wait(lambda: len(got) == 12)
         if end == "kill":
-            with running(model, spool, port) as (_, mine):
-                time.sleep(2)
+            with serving(model, spool, port) as (_, mine):
+                time.sleep(4 * QUIET)
                 assert not got
                 assert send(mine, files[3:]) == [0] * 3  # it goes on where it was
                 wait(lambda: len(got) == 12)
@@ -490,9 +544,9 @@ def test_half_a_series_does_not_go_out_and_the_whole_one_does_once(model, tmp_pa
 
 def test_what_a_sender_abandons_goes_out_late_and_says_so(model, tmp_path):
     files = classic(tmp_path / "in", shape=(4, 12, 10))
-    with archive() as (port, got), running(model, tmp_path / "spool", port, "--abandoned", 3) as (_, mine):
+    with archive() as (port, got), serving(model, tmp_path / "spool", port, "--abandoned", 2) as (_, mine):
         assert send(mine, files[:3], end="abort") == [0] * 3
-        time.sleep(1.5)
+        time.sleep(3 * QUIET)
         assert not got
         wait(lambda: got or list((tmp_path / "spool" / "quarantine").iterdir()))
     assert not got or all("slices may be missing" in d.ImageComments for d in got)
@@ -501,30 +555,22 @@ def test_what_a_sender_abandons_goes_out_late_and_says_so(model, tmp_path):
 def test_a_stop_waits_for_no_sender_and_nothing_of_a_half_series_goes_out(model, tmp_path):
     files = classic(tmp_path / "in", shape=(4, 12, 10))
     with archive() as (port, got):
-        with running(model, tmp_path / "spool", port) as (node, mine):
+        with running(model, tmp_path / "spool", port) as (node, mine), contextlib.ExitStack() as opened:
             link = call(mine)
             assert link.send_c_store(pydicom.dcmread(files[0])).Status == 0
-            with socket.create_connection(("127.0.0.1", mine)):  # and one that has not said who it is
-                node.send_signal(signal.SIGTERM)
-                assert node.wait(25) == 0
+            # Others have not said who they are, or stopped in the middle of a message.
+            for said in (b"", *[b"\1\0\0\0"] * 3):
+                stranger = opened.enter_context(socket.create_connection(("127.0.0.1", mine)))
+                stranger.sendall(said)
+            time.sleep(0.5)
+            node.send_signal(signal.SIGTERM)
+            assert node.wait(25) == 0
             wait(lambda: link.is_aborted)
-        with running(model, tmp_path / "spool", port) as (_, mine):
-            time.sleep(1.5)  # more than --quiet
+        with serving(model, tmp_path / "spool", port) as (_, mine):
+            time.sleep(4 * QUIET)
             assert not got
             assert send(mine, files) == [0] * 4
             wait(lambda: len(got) == 8)
-
-
-def test_a_stop_does_not_wait_for_peers_that_stopped_in_the_middle_of_a_message(model, tmp_path):
-    with archive() as (port, _), running(model, tmp_path / "spool", port) as (node, mine):
-        links = [socket.create_connection(("127.0.0.1", mine)) for _ in range(3)]
-        for link in links:
-            link.sendall(b"\1\0\0\0")
-        time.sleep(0.5)
-        node.send_signal(signal.SIGTERM)
-        assert node.wait(20) == 0
-        for link in links:
-            link.close()
 
 
 def test_connections_that_come_as_the_node_ends_do_not_keep_it_alive(model, tmp_path):
@@ -543,13 +589,13 @@ def test_connections_that_come_as_the_node_ends_do_not_keep_it_alive(model, tmp_
 
 def test_a_released_sender_beside_one_that_broke_off_does_not_stand_for_it(model, tmp_path):
     files = classic(tmp_path / "in", shape=(6, 12, 10))
-    with archive() as (port, got), running(model, tmp_path / "spool", port) as (_, mine):
+    with archive() as (port, got), serving(model, tmp_path / "spool", port) as (_, mine):
         one, other = call(mine), call(mine)
         for n, file in enumerate(files[:5]):
             assert (one, other)[n % 2].send_c_store(pydicom.dcmread(file)).Status == 0
         one.abort()
         other.release()
-        time.sleep(2)
+        time.sleep(4 * QUIET)
         assert not got
         assert send(mine, files[5:]) == [0]
         wait(lambda: len(got) == 12)
@@ -559,7 +605,7 @@ def test_a_released_sender_beside_one_that_broke_off_does_not_stand_for_it(model
 def test_late_slices_are_set_aside_until_the_whole_series_comes(model, tmp_path):
     files, spool = classic(tmp_path / "in", shape=(4, 12, 10)), tmp_path / "spool"
     ends = sorted(files, key=lambda file: pydicom.dcmread(file).ImagePositionPatient[2])
-    with archive() as (port, got), running(model, spool, port) as (_, mine):
+    with archive() as (port, got), serving(model, spool, port) as (_, mine):
         assert send(mine, ends[:3]) == [0] * 3
         wait(lambda: len(got) == 6 and not list((spool / "work").iterdir()))
         assert send(mine, ends[3:]) == [0]
@@ -576,12 +622,12 @@ def test_late_slices_are_set_aside_until_the_whole_series_comes(model, tmp_path)
 def test_what_has_gone_out_is_known_however_the_clock_jumps(model, tmp_path):
     files, spool = ordered(classic(tmp_path / "in", shape=(5, 12, 10))), tmp_path / "spool"
     with archive() as (port, got):
-        with running(model, spool, port) as (_, mine):
+        with serving(model, spool, port) as (_, mine):
             assert send(mine, files[:3]) == [0] * 3
             wait(lambda: len(got) == 6 and not list((spool / "work").iterdir()))
         for note in (spool / "sent").iterdir():
             os.utime(note, (0, 0))  # as it looks after a jump ahead
-        with running(model, spool, port) as (_, mine):
+        with serving(model, spool, port) as (_, mine):
             assert send(mine, files[3:]) == [0] * 2
             wait(lambda: list((spool / "quarantine").glob("*/reason.txt")))
     assert sizes(got) == [6]
@@ -591,7 +637,7 @@ def test_late_slices_join_a_series_that_waits_for_the_archive(model, tmp_path):
     files = classic(tmp_path / "in", shape=(4, 12, 10))
     with archive() as (port, _):
         pass
-    with running(model, tmp_path / "spool", port) as (node, mine):
+    with serving(model, tmp_path / "spool", port) as (node, mine):
         assert send(mine, ordered(files)[:3]) == [0] * 3
         assert '"undelivered"' in node.stderr.readline()
         assert send(mine, ordered(files)[3:]) == [0]
@@ -604,7 +650,7 @@ def test_late_slices_join_a_series_that_waits_for_the_archive(model, tmp_path):
 def test_a_slice_that_was_missing_completes_the_series_that_was_set_aside(model, tmp_path):
     files, spool = classic(tmp_path / "in", shape=(5, 12, 10)), tmp_path / "spool"
     files.sort(key=lambda file: pydicom.dcmread(file).ImagePositionPatient[2])
-    with archive() as (port, got), running(model, spool, port) as (_, mine):
+    with archive() as (port, got), serving(model, spool, port) as (_, mine):
         assert send(mine, [*files[:2], *files[3:]]) == [0] * 4
         wait(lambda: list((spool / "quarantine").glob("*/reason.txt")))
         assert send(mine, files[2:3]) == [0]
@@ -620,7 +666,7 @@ def test_two_patients_of_one_series_never_share_a_folder(model, tmp_path):
             one
         ).SOPInstanceUID
         dataset.save_as(other)
-    with archive() as (port, got), running(model, tmp_path / "spool", port) as (_, mine):
+    with archive() as (port, got), serving(model, tmp_path / "spool", port) as (_, mine):
         assert send(mine, [file for pair in zip(mine_, yours, strict=True) for file in pair]) == [0] * 6
         wait(lambda: len(got) == 12)
     assert sizes(got) == [6, 6] and len({(d.SeriesInstanceUID, d.PatientID) for d in got}) == 2
@@ -631,7 +677,7 @@ def test_an_archive_out_of_resources_is_waited_for(model, tmp_path):
     files, answers = classic(tmp_path / "in", shape=(3, 12, 10)), iter([0xA700] * 3 + [0x0110] * 3)
     with (
         archive(status=lambda: next(answers, 0)) as (port, got),
-        running(model, tmp_path / "spool", port) as (node, mine),
+        serving(model, tmp_path / "spool", port) as (node, mine),
     ):
         assert send(mine, files) == [0] * 3
         line = json.loads(node.stderr.readline())
@@ -648,10 +694,17 @@ def test_what_is_set_aside_is_listed_put_back_and_dropped(model, tmp_path):
     gap.sort(key=lambda file: pydicom.dcmread(file).ImagePositionPatient[2])
 
     def udean(*words):
-        command = [*COMMAND[:3], *map(str, words), "--spool", str(spool)]
-        return subprocess.run(command, capture_output=True, text=True)
+        with (
+            contextlib.redirect_stdout(io.StringIO()) as out,
+            contextlib.redirect_stderr(io.StringIO()) as err,
+            pytest.raises(SystemExit) as end,
+        ):
+            dicom_node.main([*map(str, words), "--spool", str(spool)])
+        return types.SimpleNamespace(
+            returncode=end.value.code or 0, stdout=out.getvalue(), stderr=err.getvalue()
+        )
 
-    with archive(status=lambda: status[0]) as (port, got), running(model, spool, port) as (_, mine):
+    with archive(status=lambda: status[0]) as (port, got), serving(model, spool, port) as (_, mine):
         assert send(mine, files) == [0] * 3 and send(mine, [*gap[:2], *gap[3:]]) == [0] * 4
         wait(lambda: len(list((spool / "quarantine").glob("*/reason.txt"))) == 2)
         listed = udean("queue").stdout
@@ -687,7 +740,7 @@ def test_sources_are_kept_until_the_archive_has_committed_itself(model, tmp_path
         assert link.send_n_event_report(said, kind, COMMITMENT, f"{COMMITMENT}.1")[0].Status == 0
         link.release()
 
-    with archive(commit=commit) as (port, got), running(model, spool, port) as (node, mine):
+    with archive(commit=commit) as (port, got), serving(model, spool, port) as (node, mine):
         assert send(mine, files) == [0] * 3
         wait(lambda: asked)
         assert {r.ReferencedSOPInstanceUID for r in asked[0].ReferencedSOPSequence} == {
@@ -707,7 +760,7 @@ def test_only_what_can_be_decoded_is_offered(model, tmp_path):
     from pydicom.pixels import get_decoder
     from pydicom.uid import UID
 
-    with archive() as (port, _), running(model, tmp_path / "spool", port) as (_, mine):
+    with archive() as (port, _), serving(model, tmp_path / "spool", port) as (_, mine):
         for syntax in (
             "1.2.840.10008.1.2.2",
             "1.2.840.10008.1.2.4.201",
@@ -725,7 +778,7 @@ def test_only_what_can_be_decoded_is_offered(model, tmp_path):
 
 def test_associations_are_limited_in_all_and_by_peer_but_not_by_connections(model, tmp_path):
     options = "--max-associations", 3, "--max-associations-per-peer", 2
-    with archive() as (port, _), running(model, tmp_path / "spool", port, *options) as (_, mine):
+    with archive() as (port, _), serving(model, tmp_path / "spool", port, *options) as (_, mine):
         idle = [socket.create_connection(("127.0.0.1", mine)) for _ in range(20)]  # that never associate
         links = [call(mine) for _ in range(3)]
         assert [link.is_established for link in links] == [True, True, False]
@@ -770,7 +823,7 @@ def test_a_pdu_longer_than_announced_is_refused_before_it_is_read(model, tmp_pat
 
 def test_health_and_metrics(model, tmp_path):
     files = classic(tmp_path / "in", shape=(3, 12, 10))
-    with archive() as (port, got), running(model, tmp_path / "spool", port) as (node, mine):
+    with archive() as (port, got), serving(model, tmp_path / "spool", port) as (node, mine):
         where = node.stdout.readline().split()[-1]
         assert urllib.request.urlopen(f"http://{where}/health").read().startswith(b"ok ")
         assert send(mine, files) == [0] * 3
@@ -784,26 +837,16 @@ def test_health_and_metrics(model, tmp_path):
 
 
 def test_one_spool_has_one_node(model, tmp_path):
-    with archive() as (port, _), running(model, tmp_path / "spool", port):
-        command = [
-            *COMMAND,
-            "--engine",
-            model,
-            "--spool",
-            tmp_path / "spool",
-            "--to",
-            f"A@127.0.0.1:{port}",
-            "--allow",
-            "X",
-        ]
-        done = subprocess.run([*map(str, command), "--port", "0"], capture_output=True, text=True)
+    with serving(model, tmp_path / "spool", 1):
+        command = [*COMMAND, *arguments(model, tmp_path / "spool", 1)]
+        done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and "Another node" in done.stderr
 
 
 def test_series_numbers_are_free_in_the_study(model, tmp_path):
     one = classic(tmp_path / "a", shape=(3, 12, 10), SeriesInstanceUID="1.2.7", SeriesNumber=1003)
     other = classic(tmp_path / "b", shape=(3, 12, 10), SeriesNumber=3)
-    with archive() as (port, got), running(model, tmp_path / "spool", port) as (_, mine):
+    with archive() as (port, got), serving(model, tmp_path / "spool", port) as (_, mine):
         assert send(mine, one) == [0] * 3
         wait(lambda: len(got) == 6)
         assert send(mine, other) == [0] * 3

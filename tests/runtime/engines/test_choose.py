@@ -319,6 +319,16 @@ def test_an_accelerator_that_is_not_there_is_named_and_nothing_else_runs(folder,
         SuperResolver(folder / "conv.onnx", device=f"{device}:1")
 
 
+def test_whether_there_is_a_gpu_is_asked_before_a_library_is_imported(monkeypatch):
+    def none(*_):
+        raise device.GpuError("There is no GPU 0 here.")
+
+    monkeypatch.setattr(device, "is_reachable", lambda: True)
+    monkeypatch.setattr(device, "Gpu", none)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # an import of it would fail
+    assert engines.why_no_gpu(None) == "There is no GPU 0 here."
+
+
 def test_an_accelerator_is_held_to_the_processor(folder, monkeypatch, caplog):
     """OpenVINO's processor stands for an accelerator of its own: only another name is made up."""
     monkeypatch.setitem(accelerator.OPENVINO, "npu", "CPU")
