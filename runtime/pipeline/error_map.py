@@ -1,32 +1,29 @@
 """The expected error of each SR voxel: as far as it can be known without the truth.
 
 Slabs along three axes see different slices of the same place: if they differ, at most one is right (the
-spread of an ensemble: Lakshminarayanan et al., NeurIPS 2017). Their common error is related to the size of
-the spread relative to the detail of the volume: in a scan sharper than those of the training, slabs differ
-more and miss more. The scan's noise comes through as well. The squares add up, as shares of the intensity
-that becomes 1 in the network:
+spread of an ensemble: Lakshminarayanan et al., NeurIPS 2017). The scan's noise comes through as well. The
+squares add up, as shares of the intensity that becomes 1 in the network:
 
-    expected error² = floor² + (noise · σ)² + (spread · s)² · S² / D²
+    expected error² = floor² + (noise · σ)² + (spread · s)²
 
-σ: noise that the measured band brings, the scan's times the band's weight; s: local RMS of the spread; S, D:
-RMS in tissue of the spread, and of the SR volume's detail. The weights belong to a model and are part of its
-card, as `error_map.floor` and so on, with `error_map.interval`: in tissue, |error| <= interval · expected
-error in nine of ten voxels. `benchmarks.error_map` measures and checks them on different heads. The local
-energy of the added detail did not improve the estimate, and flips would cost eight times as much. Errors are
+σ: noise that the measured band brings, the scan's times the band's weight; s: local RMS of the spread. The
+weights belong to a model and are part of its card, as `error_map.floor` and so on, with `error_map.interval`:
+in tissue, |error| <= interval · expected error in nine of ten voxels. `benchmarks.error_map` measures and
+checks them on different heads. Neither the local energy of the added detail nor the spread's size relative to
+the detail of the whole volume improved the estimate, and flips would cost eight times as much. Errors are
 relative to a scan without noise. In air nothing is promised.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RunError
 from ..models.card import ModelCard
-from .consistency import TISSUE, binomial
+from .consistency import binomial
 
 Planes = NDArray[np.float32]
 
@@ -59,38 +56,19 @@ def described(card: ModelCard) -> str:
     )
 
 
-def expect(
-    errors: NDArray[np.float32],
-    sr_plane: Callable[[int], Planes],
-    noise: float,
-    unit: float,
-    card: ModelCard,
-) -> None:
+def expect(errors: NDArray[np.float32], noise: float, unit: float, card: ModelCard) -> None:
     """Turn the spread over slab axes into expected errors, in place, plane by plane.
 
     errors: float32 (rows, columns, slices); the standard deviation of three results in the network's range,
-        then errors in the scan's units, of which `unit` becomes 1 in the network. sr_plane(z): plane z
-        (rows, columns) of the SR volume in the network's range. noise: σ.
+        then errors in the scan's units, of which `unit` becomes 1 in the network. noise: σ.
     Memory is that of some ten planes. Raises RunError if the card has no figures.
     """
-    weights, count = figures(card), errors.shape[2]
+    weights = figures(card)
     known = np.float32(weights["floor"] ** 2 + (weights["noise"] * noise) ** 2)
-    spreads = (errors[:, :, z] for z in range(count))
-    share = np.float32(weights["spread"] ** 2 * _shared(spreads, map(sr_plane, range(count))))
-    squares = (np.square(errors[:, :, z]) for z in range(count))
+    share = np.float32(weights["spread"] ** 2)
+    squares = (np.square(errors[:, :, z]) for z in range(errors.shape[2]))
     for z, near in enumerate(_smooth(squares, NEAR)):  # it reads ahead of what is written
         errors[:, :, z] = np.float32(unit) * np.sqrt(known + share * near)
-
-
-def _shared(spreads: Iterable[Planes], planes: Iterable[Planes]) -> float:
-    """S² / D² of a volume: the spread's mean square in tissue over that of the detail; 0 without tissue."""
-    sharp, blunt = itertools.tee(planes)
-    spread = detail = 0.0
-    for here, plane, smooth in zip(spreads, sharp, _smooth(blunt, 1), strict=True):
-        tissue = plane > TISSUE
-        spread += float(np.square(here[tissue]).sum(dtype=np.float64))
-        detail += float(np.square((plane - smooth)[tissue]).sum(dtype=np.float64))
-    return spread / detail if detail else 0.0
 
 
 def _smooth(planes: Iterable[Planes], times: int) -> Iterator[Planes]:

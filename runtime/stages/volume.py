@@ -229,12 +229,8 @@ class VolumeStages:
         assert task.look.noise is not None
         unit, weight = task.look.unit, self.holding.weight_of(task)
         noise = task.look.noise.sigma / unit * (weight.share if weight else 1)
-        # Integers are stored as the scan's are, others in its units.
-        sr = LrVolume(task.sr, 1 / unit)
-        if task.sr.dtype.kind != "f":
-            sr = dataclasses.replace(task.volume, voxels=task.sr)
         with task.watch.time("blend"):
-            error_map.expect(errors, sr.plane, noise, unit, self.card)
+            error_map.expect(errors, noise, unit, self.card)
 
     def _surround(self, target: NDArray[Any], box: Box, value: Any) -> NDArray[Any]:
         """Fill what lies outside a box of LR voxels; returns the view inside of it."""
