@@ -118,6 +118,8 @@ def _train(
     from .config import load
     from .fit import fit, network_of, resolved
 
+    if resume and not (out / "checkpoint.pt").exists():
+        raise RunError(f"{out} holds no checkpoint.pt of a training that could be resumed: see --out.")
     options["network"] = network_of(init) if init else {}
     if scale:
         options["network"]["scale"] = parse_scale(scale)

@@ -28,6 +28,7 @@ from ..cuda.device import GpuError
 from ..errors import DiskError, RunError
 from ..resolver import SuperResolver
 from ..system.log import log
+from ..system.memory import lacks_memory, limit
 from ..system.metrics import Metrics
 from .frame import require_pydicom
 from .jobs import dicom_jobs
@@ -353,8 +354,8 @@ class Node:
             self._attempts.pop(folder.name, None)
         except Undelivered as error:
             self._wait(folder, attempts, "undelivered", str(error))
-        except (DiskError, GpuError, OSError, MemoryError) as error:  # the series stays where it is
-            self._wait(folder, attempts, "failed", str(error) or type(error).__name__)
+        except (DiskError, GpuError, OSError) as error:  # the series stays where it is
+            self._wait(folder, attempts, "failed", str(error))
         except Refused as error:
             attempts.refused += 1
             if attempts.refused < ATTEMPTS:
@@ -364,7 +365,10 @@ class Node:
         except RunError as error:
             self._set_aside(folder, attempts, str(error))
         except Exception as error:
-            self._set_aside(folder, attempts, f"Unexpected: {type(error).__name__}.")
+            if lacks_memory(error):  # for a while
+                self._wait(folder, attempts, "failed", f"There is not enough memory{limit()}.")
+            else:
+                self._set_aside(folder, attempts, f"Unexpected: {type(error).__name__}.")
 
     def _wait(self, folder: Path, attempts: Attempts, event: str, reason: str) -> None:
         """Try again later, after longer and longer times."""

@@ -24,6 +24,7 @@ from ..scan.geometry import LPS_TO_RAS
 from ..scan.kinds import check_sign, is_no_magnitude, no_signal
 from ..scan.scan import Scan, image_scan
 from ..scan.slices import APART, check_gap, even_step
+from ..system.memory import lacks_memory
 from .frame import (
     CLASSIC,
     ENHANCED,
@@ -213,13 +214,15 @@ def find_series(
         uid = str(dataset.SeriesInstanceUID)
         try:
             found = list(frames(path, dataset))
-        except (DiskError, MemoryError):
+        except DiskError:
             raise
         except RunError as error:
             faults.setdefault(uid, (str(error), dataset))
         except AttributeError as error:
             faults.setdefault(uid, (f"{path} has no usable {error.name}.", dataset))
         except Exception as error:
+            if lacks_memory(error):
+                raise
             faults.setdefault(uid, (f"{path} is a damaged DICOM file ({type(error).__name__}).", dataset))
         else:
             heads[path] = dataset
@@ -274,9 +277,11 @@ def _open(path: Path) -> Dataset | None:
             return None
         str(dataset.SeriesInstanceUID)
         return dataset
-    except (RunError, MemoryError):  # pydicom is missing, or the disk fails
+    except RunError:  # pydicom is missing, or the disk fails
         raise
     except Exception as error:  # a damaged file may raise anything
+        if lacks_memory(error):
+            raise
         if not _has_preamble(path):
             return None  # it only began like one
         raise RunError(f"{path} is a damaged DICOM file ({type(error).__name__}).") from error
@@ -428,8 +433,10 @@ def _decode(name: str, path: Path) -> NDArray[Any]:
     """The stored voxels of a file, (frames, rows, columns) or (rows, columns)."""
     try:
         return np.asarray(read(path).pixel_array)
-    except (DiskError, MemoryError):
+    except DiskError:
         raise
     except Exception as error:  # decoders may raise anything
+        if lacks_memory(error):
+            raise
         reason = first_line(error)
         raise RunError(f"{name}: a slice's voxels cannot be decoded ({reason}).") from error

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import __version__
-from ..errors import RunError
+from ..errors import RunError, first_line
 from ..resolver import SuperResolver
 from ..scan.kinds import check_sign, check_voxels
 from ..system.log import log
@@ -78,7 +78,7 @@ class Server:
         self._budget = Budget(self.limits.memory)
         self.metrics = Metrics(COUNTERS, {"held_bytes": ("Bytes held for clients.", lambda: self.held)})
         self._worker = ThreadPoolExecutor(1, "mrd-network")
-        self._open: dict[int, Connection] = {}
+        self._open: dict[int, Connection | None] = {}  # None: it is about to begin
         self._change = threading.Condition()
         self._stopping = False
         try:
@@ -112,12 +112,14 @@ class Server:
                 if self._stopping or crowd >= self.limits.connections * (1 + OTHERS):
                     client.close()
                     continue
-                connection = Connection(client, self.limits, self._budget)
-                self._open[number] = connection
+                self._open[number] = None
             full = crowd >= self.limits.connections
-            threading.Thread(
-                target=self._serve, args=(number, connection, full), daemon=True, name="mrd-reader"
-            ).start()
+            try:
+                threading.Thread(
+                    target=self._serve, args=(number, client, full), daemon=True, name="mrd-reader"
+                ).start()
+            except RuntimeError as error:  # there is no memory for another thread
+                self._turn_away(number, client, error)
 
     def stop(self, grace: float = 30.0) -> None:
         """Accept no new clients, and return once the present ones are served.
@@ -133,13 +135,29 @@ class Server:
         self._socket.close()
         with self._change:
             if not self._change.wait_for(lambda: not self._open, grace):
-                for connection in self._open.values():
+                for connection in filter(None, self._open.values()):
                     connection.end("The server stops.")
                 self._change.wait_for(lambda: not self._open, grace)
         self._worker.shutdown(wait=False, cancel_futures=True)
 
-    def _serve(self, number: int, connection: Connection, full: bool) -> None:
+    def _turn_away(self, number: int, client: socket.socket, error: Exception) -> None:
+        client.close()
+        self.metrics.add("ended", outcome="failed")
+        log("unexpected", connection=number, error=first_line(error))
+        self._forget(number)
+
+    def _forget(self, number: int) -> None:
+        with self._change:
+            del self._open[number]
+            self._change.notify_all()
+
+    def _serve(self, number: int, client: socket.socket, full: bool) -> None:
         start = time.monotonic()
+        try:
+            self._open[number] = connection = Connection(client, self.limits, self._budget)
+        except (OSError, RuntimeError) as error:  # it has left, or there is no memory for another thread
+            self._turn_away(number, client, error)
+            return
         session = Session(connection, self._resolve, self._worker, self.metrics, self._parameters)
         outcome = "done"
         try:
@@ -172,9 +190,7 @@ class Server:
             received=connection.received,
             sent=connection.sent,
         )
-        with self._change:
-            del self._open[number]
-            self._change.notify_all()
+        self._forget(number)
 
 
 class Session:

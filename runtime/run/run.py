@@ -299,6 +299,12 @@ def _resolve(
 def _write(resolved: Resolved, resolve: SuperResolver) -> Outcome:
     loaded, job = resolved.loaded, resolved.loaded.job
     start = time.perf_counter()
+    now = job.stamps()[0]
+    if now and loaded.stamp and now[:2] != loaded.stamp[:2]:
+        raise RunError(
+            f"{job.source} changed while it was restored, so it may not have been whole: run again once it "
+            "is written."
+        )
     with span(resolve.trace, "encode", job.source.name):
         remove_sidecar(job)
         if resolved.errors:

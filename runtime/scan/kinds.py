@@ -8,6 +8,7 @@ such as a FreeSurfer overlay on a surface, has no neighbour to restore anything 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -96,6 +97,7 @@ def check_layout(scan: Scan, factors: Factors, labels: bool = False) -> None:
 
 def check_voxels(scan: Scan, voxels: NDArray[Any]) -> None:
     """Raise RunError if a volume's voxels, (i, j, k) as stored, are labels, a mask, phases or CT."""
+    _check_name(scan)
     _check_sidecar(scan)
     seen = _middle(voxels)
     if not np.isfinite(seen).all():
@@ -161,6 +163,22 @@ def _labels(voxels: NDArray[Any]) -> str:
     """The name for voxels that are labels."""
     values = len(np.unique(voxels))
     return "a mask" if values == 2 else f"a map of {values} labels"
+
+
+def _check_name(scan: Scan) -> None:
+    """Raise RunError if a file's BIDS name says that it holds no magnitudes: sub-01_part-phase_bold,
+    sub-01_phasediff, sub-01_T1map.
+
+    Source: BIDS 1.10, "Entities" (part) and "Suffixes".
+    """
+    if scan.path is None:
+        return
+    *words, suffix = stem(scan.path).split("_")
+    phase = re.fullmatch("phase(1|2|diff)?", suffix) or {"part-phase", "part-real", "part-imag"} & {*words}
+    computed = suffix.endswith("map")
+    if words and words[0].startswith("sub-") and (phase or computed):
+        what = "no magnitudes" if phase else "a computed map"
+        raise RunError(f"{scan.name} holds {what}, by its name: it is left, give the magnitude image.")
 
 
 def _check_sidecar(scan: Scan) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import math
 import os
 import re
 import secrets
 import shutil
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,6 +28,8 @@ DEVICES = ("/dev/", "/proc/")  # where no file is made: /dev/stdout, /dev/fd/63
 POINTER = 1 << 10  # bytes; pointers to a file are shorter
 LARGEST = 1 << 28  # bytes of a file that is looked through for a mark
 PART = re.compile(r"\.(?P<name>.*)\.\d+\.part")
+
+log = logging.getLogger("udean")
 
 
 @contextlib.contextmanager
@@ -170,7 +174,7 @@ def _locked_folder(folder: Path) -> Iterator[None]:
 
 def _short(name: str) -> str:
     """A name, or so much of it that a temporary one is no longer than the system allows (255 bytes)."""
-    return os.fsencode(name)[:200].decode(errors="ignore")
+    return os.fsencode(name)[:200].decode(sys.getfilesystemencoding(), "ignore")
 
 
 def lock(file: BinaryIO, wait: bool = False) -> None:
@@ -276,12 +280,15 @@ def real_path(*parts: str | Path) -> Path:
 def walk(folder: Path) -> Iterator[Path]:
     """The files below a folder that are not hidden, nor in a hidden one.
 
-    Through links, each real folder once: links may go round in circles. Raises RunError if a folder cannot be
-    read.
+    Through links, each real folder once: links may go round in circles. The user is told of a folder that is
+    removed meanwhile. Raises RunError if one cannot be read.
     """
     seen = set()
 
     def refuse(error: OSError) -> None:
+        if isinstance(error, FileNotFoundError) and error.filename != str(folder):
+            log.warning("%s has disappeared while it was searched: what it held is left out.", error.filename)
+            return
         raise RunError(f"Cannot read {error.filename}: {error.strerror}.") from error
 
     for path, below, names in os.walk(folder, onerror=refuse, followlinks=True):

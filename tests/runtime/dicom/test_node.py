@@ -243,6 +243,32 @@ def test_attempts_go_on_for_ever(tmp_path, capsys):
     assert waits == [30.0, 45.0, 600.0, 600.0]
 
 
+@pytest.mark.parametrize(
+    ("error", "event"),
+    [
+        (MemoryError(), "failed"),
+        (RuntimeError("can't start new thread"), "failed"),
+        (RuntimeError("std::bad_alloc"), "failed"),
+        (OSError(12, "Cannot allocate memory"), "failed"),
+        (RuntimeError("odd"), "quarantined"),
+    ],
+    ids=str,
+)
+def test_a_series_waits_for_memory_whoever_lacks_it(tmp_path, monkeypatch, capsys, error, event):
+    node, series = idle_node(tmp_path), tmp_path / "work" / "a"
+    series.mkdir()
+
+    def restore(folder):
+        raise error
+
+    monkeypatch.setattr(node, "_restore", restore)
+    node._handle(series, Attempts())
+    assert json.loads(capsys.readouterr().err)["event"] == event
+    assert series.exists() == (event == "failed")
+    node.stop()
+    node.run()
+
+
 def test_a_slice_that_was_refused_is_waited_for(tmp_path, monkeypatch):
     """Its sender may release the association all the same, and try again later."""
     files = ordered(classic(tmp_path / "in", shape=(4, 12, 10)))

@@ -906,7 +906,9 @@ def test_big_endian_and_preamble_less_files_read_as_their_plain_twins(tmp_path):
     assert [d.SOPInstanceUID for d in made] == uids and "LEFT MARKED; Super" in made[0].ImageComments
 
 
-@pytest.mark.parametrize("error", [DiskError("Input/output error"), MemoryError()])
+@pytest.mark.parametrize(
+    "error", [DiskError("Input/output error"), MemoryError(), RuntimeError("std::bad_alloc")]
+)
 def test_a_failing_disk_and_no_memory_are_not_taken_for_damage(tmp_path, monkeypatch, error):
     """The node would set such a series aside, and not try it again."""
     files = classic(tmp_path / "in")

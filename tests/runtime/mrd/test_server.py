@@ -720,6 +720,24 @@ def test_a_full_server_says_so_and_gives_all_images_back():
         first.receive_all()
 
 
+@pytest.mark.parametrize("which", ["mrd-reader", "mrd-writer"])
+def test_a_client_for_whom_there_is_no_thread_is_turned_away_alone(monkeypatch, which):
+    start, failed = threading.Thread.start, []
+
+    def refuse(thread):
+        if thread.name == which and not failed:
+            failed.append(thread)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with serving() as server:
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        with socket.create_connection(server.address, 10) as link:
+            assert link.recv(1) == b"" and failed
+        replies = talk(server.address, *slices("spec")[0], pack_close())
+        assert len(images(replies)) == 6 + 12
+
+
 def test_memory_is_bounded_for_all_together():
     big = pack_image(np.zeros((2, 300, 150), np.uint16), field_of_view=(1, 1, 1))
     with serving(limits=Limits(memory=200_000, idle=0.5)) as server:

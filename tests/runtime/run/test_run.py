@@ -437,3 +437,20 @@ def test_json_nested_beyond_reason_is_no_sidecar(tmp_path, resolve):
     assert [o.status for o in run_all(found, resolve)] == ["written"]
     found[0].sidecar.write_text('{"a":' * 100_000)
     assert [o.status for o in run_all(found, resolve)] == ["written"]
+
+
+def test_a_scan_that_is_still_being_written_is_not_restored(tmp_path, resolve):
+    """An uncompressed file that is copied has all of its bytes from the start, and not yet its voxels."""
+    (tmp_path / "scans").mkdir()
+    source, other = scan(tmp_path / "scans" / "a.nii"), scan(tmp_path / "scans" / "b.nii", 1)
+    jobs = find_scans([str(tmp_path / "scans")])
+    prepare(jobs)
+
+    def write_on(done, count):
+        if done == count:
+            os.utime(source, (1, 1))
+
+    first, second = run_all(jobs, resolve, progress=write_on)
+    assert first.status == "failed" and "changed while it was restored" in first.message
+    assert second.status == "written" and not jobs[0].target.exists() and other.exists()
+    assert [outcome.status for outcome in run_all(jobs, resolve)] == ["written", "kept"]

@@ -117,3 +117,25 @@ def test_what_a_converter_writes_beside_a_file_says_that_it_holds_no_magnitudes(
         RESOLVE.look(open_scan(path))
     (tmp_path / "a.json").write_text('{"ImageType": ["ORIGINAL", "PRIMARY", "M", "ND"]}')
     assert RESOLVE.look(open_scan(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("sub-1_part-phase_bold", "no magnitudes"),
+        ("sub-1_echo-1_part-imag_MEGRE", "no magnitudes"),
+        ("sub-1_phasediff", "no magnitudes"),
+        ("sub-1_ses-2_T1map", "a computed map"),
+        ("sub-1_part-mag_bold", None),
+        ("sub-1_acq-phase_T1w", None),
+        ("roadmap", None),
+    ],
+)
+def test_a_name_may_say_that_a_file_holds_no_magnitudes(tmp_path, name, word):
+    nib.save(nib.Nifti1Image((900 * ball()).astype(np.float32), np.eye(4)), tmp_path / f"{name}.nii.gz")
+    scan = open_scan(tmp_path / f"{name}.nii.gz")
+    if word is None:
+        assert RESOLVE.look(scan)
+        return
+    with pytest.raises(RunError, match=f"{word}, by its name"):
+        RESOLVE.look(scan)

@@ -2,6 +2,9 @@
 
 import hashlib
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +70,19 @@ def test_what_is_cached_never_lands_in_the_working_folder(tmp_path, monkeypatch,
     assert cache_folder() == tmp_path / "elsewhere" / "udean"
 
 
+def test_a_file_is_written_under_a_name_that_the_locale_cannot_read(tmp_path):
+    """Python then holds each byte of it apart."""
+    name = "İ" * 120 + ".json"
+    (tmp_path / name).touch()
+    write = (
+        "import os, sys; from pathlib import Path; from udean.runtime.system.files import write_json\n"
+        "write_json(Path(sys.argv[1], os.listdir(sys.argv[1])[0]), {})"
+    )
+    plain = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", write, tmp_path], env=plain, check=True)
+    assert (tmp_path / name).read_text() == "{}\n" and len(os.listdir(tmp_path)) == 1
+
+
 def test_a_pipe_or_a_device_is_written_to_and_never_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
@@ -100,6 +116,20 @@ def test_what_is_hidden_is_not_looked_into(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert {str(path.relative_to(tmp_path)) for path in walk(tmp_path)} == {"a", "b/c"}
+
+
+def test_a_folder_that_disappears_while_it_is_searched_takes_no_other_with_it(tmp_path, caplog):
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").touch()
+    found = []
+    for path in walk(tmp_path):
+        if not found:
+            shutil.rmtree(tmp_path / "b")
+        found.append(path.relative_to(tmp_path).as_posix())
+    assert found == ["a/x", "c/x"] and f"{tmp_path / 'b'} has disappeared" in caplog.text
+    with pytest.raises(RunError, match="No such file"):
+        list(walk(tmp_path / "none"))
 
 
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.mgz"])
