@@ -73,7 +73,7 @@ through-plane-model: install
 	$(BIN)/python -m udean.trainer.through_plane $(THROUGH_PLANE) $(THROUGH_PLANE)/hr
 	$(BIN)/python -m udean.benchmarks.through_plane_model $(THROUGH_PLANE)
 
-# RESULTS.md, its plots and the figures in README.md, from the JSON in benchmarks/results/.
+# RESULTS.md and the figures in README.md and docs/, from the JSON in benchmarks/results/.
 results: install
 	$(BIN)/python -m udean.benchmarks.results
 
@@ -98,15 +98,15 @@ GPU_PYTHON ?= python3
 gpu-check:
 	$(GPU_PYTHON) benchmarks/gpu_check.py $(GPU_CHECK)
 
-# Every engine against the PyTorch path, tables and a page in bench/: minutes on two cores.
+# Every engine against the PyTorch path, with the figures in bench/: minutes on two cores.
 bench: install
-	$(BIN)/udean-bench --quick --json bench/ --html bench/
-	$(BIN)/udean-bench --quick --model paper --json bench/ --html bench/
+	$(BIN)/udean-bench --quick --json bench/
+	$(BIN)/udean-bench --quick --model paper --json bench/
 
-# The same at size, compiled PyTorch and other libraries' windows too: half an hour, results kept.
+# The same at size, compiled PyTorch too: half an hour, results kept.
 bench-full: install
-	$(BIN)/udean-bench --shape 160,160,33 --peers --json benchmarks/results/ --plot benchmarks/results/ --html bench/
-	$(BIN)/udean-bench --model paper --shape 160,160,17 --peers --json benchmarks/results/ --plot benchmarks/results/ --html bench/
+	$(BIN)/udean-bench --shape 160,160,33 --json benchmarks/results/
+	$(BIN)/udean-bench --model paper --shape 160,160,17 --json benchmarks/results/
 
 clean:
 	rm -rf $(VENV) demo bench build site *.egg-info

@@ -50,7 +50,6 @@ from ..trainer.fit import fit
 from ..trainer.methods import METHODS, Name
 from ..trainer.simulation.kspace import Acquisition, Degradation, acquire
 from . import common, tissue
-from .curves import Panel
 
 Volume = NDArray[Any]  # float32
 Options = dict[str, Any]
@@ -356,16 +355,6 @@ def summary(out: Path) -> dict[str, Any]:
         p.stem.removeprefix("udean-adapt "): read_json(p) for p in (out / "results").glob("udean-*.json")
     }
     return {"targets": targets, "udean-adapt": dict(sorted(commands.items()))}
-
-
-def panels(result: Mapping[str, Any]) -> list[Panel]:
-    """Gains over the embedded model by row, for the plots beside RESULTS.md."""
-    shown = [name for name in ALL if any(name in t["rows"] for t in result["targets"].values())]
-    series = {
-        target: [t["rows"].get(name, {}).get("gain", 0.0) for name in shown]
-        for target, t in result["targets"].items()
-    }
-    return [Panel("In tissue, over the embedded model", "", "dB", shown, series)]
 
 
 def _as_run(result: Mapping[str, Any]) -> dict[str, float]:

@@ -61,16 +61,16 @@ def main(scans: int = 200, shape: str = "64,64,32", times: int = 3) -> None:
         folder = Path(name)
         source = folder / "scans"
         source.mkdir()
-        volume = common.head([int(n) for n in shape.split(",")])
+        volume = common.textured(common.numbers(shape))
         random = np.random.default_rng(0)
         for n in range(scans):
             nib.save(
                 nib.Nifti1Image(volume + random.integers(0, 9, dtype=np.int16), np.diag([1, 1, 2, 1])),
                 source / f"{n:04}.nii.gz",
             )
-        arch = dataclasses.replace(common.PRESETS["compact"], channels=6, groups=1, blocks=1)
-        _, small, _ = common.untrained(folder, "small", arch)
-        engines = {SMALL: ["--engine", str(small)], EMBEDDED: []}
+        arch = dataclasses.replace(common.ARCHITECTURES["compact"], channels=6, groups=1, blocks=1)
+        small = common.trained(common.save_untrained(folder, "small", arch), folder)
+        engines = {SMALL: ["--engine", str(small.full)], EMBEDDED: []}
         digests: dict[str, set[str]] = {model: set() for model in engines}
 
         def run(kind: str, model: str) -> dict[str, float]:
@@ -89,7 +89,7 @@ def main(scans: int = 200, shape: str = "64,64,32", times: int = 3) -> None:
         "cohort",
         {
             "scans": scans,
-            "shape": [int(n) for n in shape.split(",")],
+            "shape": common.numbers(shape),
             "medians": medians,
             "ray's overhead": {name: _overhead(found, *kinds) for name, kinds in CONTESTS.items()},
             "scans in the time of one process, ray with two workers": round(alone / workers, 2),

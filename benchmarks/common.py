@@ -10,7 +10,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib.resources import as_file, files
+from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from ..export.graph import serialize, to_onnx
 from ..runtime.models.card import ModelCard
+from ..runtime.resolver import SuperResolver
 from ..runtime.system.files import write_json
 from ..runtime.system.threads import cores
 from ..trainer import checkpoint
@@ -35,29 +37,26 @@ LIBRARIES = (
     "openvino",
     "tensorrt",
     "monai",
-    "torchio",
     "pycuda",
     "ray",
 )
-PRESETS = {
+ARCHITECTURES = {
     "paper": generators.Architecture(),
     "compact": generators.Architecture(channels=32, groups=2, blocks=3, skip="cubic"),
 }
 
 
-def model(folder: Path, preset: str = "paper") -> tuple[Path, Path, Path]:
-    """An untrained network of a preset's size: checkpoint, ONNX in float32 and in half precision."""
-    return untrained(folder, preset, PRESETS[preset])
+@dataclass(frozen=True)
+class ModelFiles:
+    """A network as a checkpoint and in ONNX, in float32 and in half precision."""
+
+    checkpoint: Path
+    full: Path
+    half: Path
 
 
-def untrained(folder: Path, name: str, arch: generators.Architecture) -> tuple[Path, Path, Path]:
-    """An untrained network, as by `model`. Speed does not depend on the weights' values."""
-    path, card, network = unexported(folder, name, arch)
-    return path, *_exported(folder / name, card, network)
-
-
-def unexported(folder: Path, name: str, arch: generators.Architecture) -> tuple[Path, ModelCard, Any]:
-    """The checkpoint alone, which takes no time, with its card and network."""
+def save_untrained(folder: Path, name: str, arch: generators.Architecture) -> Path:
+    """The checkpoint of an untrained network. Speed does not depend on the weights' values."""
     import torch
 
     torch.manual_seed(0)
@@ -78,38 +77,49 @@ def unexported(folder: Path, name: str, arch: generators.Architecture) -> tuple[
     )
     path = folder / f"{name}.pt"
     checkpoint.save(path, card, arch, network)
-    return path, card, network
+    return path
 
 
-def trained(checkpoint_file: Path, folder: Path) -> tuple[Path, Path, Path]:
-    """A trained checkpoint, exported into the folder in float32 and in half precision."""
-    network, card = checkpoint.load_generator(checkpoint_file)
-    return checkpoint_file, *_exported(folder / checkpoint_file.stem, card, network)
+def untrained(folder: Path, preset: str) -> ModelFiles:
+    """An untrained network of a preset's size."""
+    return trained(save_untrained(folder, preset, ARCHITECTURES[preset]), folder)
 
 
-def embedded(folder: Path) -> tuple[Path, Path, Path]:
+def trained(file: Path, folder: Path) -> ModelFiles:
+    """A checkpoint, exported into the folder."""
+    network, card = checkpoint.load_generator(file)
+    network, stem = merged(network), folder / file.stem
+    full, half = stem.with_name(f"{stem.name}.onnx"), stem.with_name(f"{stem.name}.fp16.onnx")
+    full.write_bytes(serialize(to_onnx(network, card.slab[0], half=False), card))
+    half.write_bytes(serialize(to_onnx(network, card.slab[0], half=True), card.replace(precision="fp16")))
+    return ModelFiles(file, full, half)
+
+
+def embedded(folder: Path) -> ModelFiles:
     """The embedded model: the checkpoint that it was exported from, and both precisions."""
-    with as_file(files("udean.runtime") / "models" / "default.pt") as file:
-        kept = folder / "embedded.pt"
-        kept.write_bytes(file.read_bytes())
+    kept = folder / "embedded.pt"
+    kept.write_bytes(EMBEDDED.with_suffix(".pt").read_bytes())
     return trained(kept, folder)
 
 
-def _exported(stem: Path, card: ModelCard, network: Any) -> tuple[Path, Path]:
-    """NAME.onnx in float32 and NAME.fp16.onnx."""
-    full, half = stem.with_name(f"{stem.name}.onnx"), stem.with_name(f"{stem.name}.fp16.onnx")
-    network = merged(network)
-    full.write_bytes(serialize(to_onnx(network, card.slab[0], half=False), card))
-    half.write_bytes(serialize(to_onnx(network, card.slab[0], half=True), card.replace(precision="fp16")))
-    return full, half
+def numbers(text: str) -> list[int]:
+    """Voxels along each axis, as an option gives them: 160,160,128."""
+    return [int(part) for part in text.split(",")]
 
 
-def head(shape: Sequence[int], dtype: str = "int16") -> NDArray[Any]:
+def textured(shape: Sequence[int], dtype: str = "int16") -> NDArray[Any]:
     """A volume of noise and waves everywhere, so that every window has to be computed."""
     axes = np.meshgrid(*(np.linspace(0, 9, n, dtype=np.float32) for n in shape), indexing="ij", sparse=True)
     waves = np.sin(axes[0]) * np.cos(axes[1]) * np.sin(axes[2] + 1) * 300 + 500
     noise = np.random.default_rng(0).standard_normal(shape, np.float32) * 20
     return np.asfortranarray((waves + noise).astype(dtype))
+
+
+def timed(resolve: SuperResolver, volume: NDArray[Any]) -> tuple[NDArray[Any], dict[str, float]]:
+    """The SR volume, the seconds that it took in all and in the network, and the windows computed."""
+    sr, timings = resolve(volume), resolve.timings
+    assert timings
+    return sr, {"seconds": timings.total, "network": timings.network, "windows": timings.computed}
 
 
 def alternate(

@@ -17,7 +17,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import onnx
 import typer
 
 from ..export.graph import read
@@ -34,10 +33,9 @@ MEAN = 4  # of the running mean, float32
 
 
 def main(shape: str = "160,160,128", preset: str = "paper", out: Path = common.RESULTS) -> None:
-    rows, columns, slices = map(int, shape.split(","))
+    rows, columns, slices = common.numbers(shape)
     with tempfile.TemporaryDirectory() as folder:
-        _, full, _ = common.model(Path(folder), preset)
-        graph, card = onnx.load(full), read(full)[1]
+        graph, card = read(common.untrained(Path(folder), preset).full)
     plan = tile_windows((rows, columns, slices), card)
     window = plan.rows.window, plan.columns.window
     lr, hr = rows * columns * slices, math.prod(plan.fine_shape)

@@ -29,6 +29,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "and the measured band": {"consistency": 1.0},
     "and the mean over three slab axes": {"consistency": 1.0, "best": True},
 }
+WITHOUT_GRAPHS = "windows alone, without CUDA graphs"
 WARMING = 2  # volumes before any is timed: a graph is captured on a slot's second batch
 
 
@@ -39,35 +40,31 @@ def main(
     repeats: int = 5,
     out: Path = common.RESULTS,
 ) -> None:
-    volume, found = common.head([int(n) for n in shape.split(",")]), {}
+    volume, found = common.textured(common.numbers(shape)), {}
     with tempfile.TemporaryDirectory() as folder:
-        path, _, _ = common.unexported(Path(folder), preset, common.PRESETS[preset])
+        path = common.save_untrained(Path(folder), preset, common.ARCHITECTURES[preset])
         engine: Any = choose_engine(path, device, "auto", None, "auto")
-    for way, options in WAYS.items():
-        found[way] = measure(engine, volume, options, repeats)
+    graphs = getattr(engine, "graphs", False)
+    for way, options in (WAYS | ({WITHOUT_GRAPHS: WAYS["windows alone"]} if graphs else {})).items():
+        if graphs:
+            engine.graphs = way != WITHOUT_GRAPHS
+        found[way] = by_stage(engine, volume, options, repeats)
         _tell(way, found[way])
-    if getattr(engine, "graphs", False):
-        engine.graphs = False
-        found["windows alone, without CUDA graphs"] = measure(engine, volume, WAYS["windows alone"], repeats)
-        _tell("windows alone, without CUDA graphs", found["windows alone, without CUDA graphs"])
     about = {"preset": preset, "shape": list(volume.shape), "engine": str(engine.info)}
     common.record(common.slug(f"gpu-stages {preset} {engine.info.device}"), about | {"ways": found}, out)
 
 
-def measure(
+def by_stage(
     engine: Engine | CudaEngine, volume: NDArray[Any], options: dict[str, Any], repeats: int
 ) -> dict[str, Any]:
     """Seconds of each run, and of each stage in one more, traced run; digests: of the different results."""
+    runs, digests = [], set[str]()
     with SuperResolver(engine, window=engine.card.window, **options) as resolve:
-        for _ in range(WARMING):
-            resolve(volume)
-        totals, networks, digests = [], [], set[str]()
-        for _ in range(repeats):
-            digests.add(_digest(resolve(volume)))
-            timings = resolve.timings
-            assert timings
-            totals.append(timings.total)
-            networks.append(timings.network)
+        for turn in range(WARMING + repeats):
+            sr, times = common.timed(resolve, volume)
+            if turn >= WARMING:
+                runs.append(times)
+                digests.add(hashlib.sha256(sr.tobytes()).hexdigest()[:16])
     trace = Trace()
     with SuperResolver(engine, window=engine.card.window, trace=trace, **options) as resolve:
         resolve(volume)
@@ -76,6 +73,7 @@ def measure(
     stages: dict[str, float] = collections.defaultdict(float)
     for span in trace.spans:
         stages[span.stage] += span.stop - span.start
+    totals, networks = ([run[name] for run in runs] for name in ("seconds", "network"))
     return {
         "seconds": statistics.median(totals),
         "network_seconds": statistics.median(networks),
@@ -86,17 +84,11 @@ def measure(
     }
 
 
-def _digest(voxels: NDArray[Any]) -> str:
-    return hashlib.sha256(voxels.tobytes()).hexdigest()[:16]
-
-
 def _tell(way: str, found: dict[str, Any]) -> None:
-    results = found["digests"]
-    same = "each run the same" if len(results) == 1 else f"{len(results)} DIFFERENT results"
-    print(
-        f"{way}: {found['seconds']:.4f} s, {found['outside_network']:.1%} of it outside the network, {same}",
-        flush=True,
-    )
+    count = len(found["digests"])
+    same = "each run the same" if count == 1 else f"{count} DIFFERENT results"
+    outside = f"{found['outside_network']:.1%} of it outside the network"
+    print(f"{way}: {found['seconds']:.4f} s, {outside}, {same}", flush=True)
 
 
 if __name__ == "__main__":

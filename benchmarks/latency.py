@@ -17,14 +17,10 @@ streaming if nobody waits: its time as a multiple of the whole volume's.
 from __future__ import annotations
 
 import queue
-import re
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -33,10 +29,13 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from ..runtime.commands.common import sentences
+from ..runtime.errors import RunError
 from ..runtime.mrd import messages as mrd
 from ..runtime.pipeline.engine import Precision
 from ..runtime.resolver import SuperResolver
 from . import common
+from .mrd_scanner import Server, image, serving
 
 
 def main(
@@ -47,39 +46,30 @@ def main(
     times: int = 5,
     out: Path = common.RESULTS,
 ) -> None:
-    rows, columns, slices = map(int, shape.split(","))
-    stack = common.head((slices, rows, columns), "uint16")
-    messages = _messages(stack)
+    rows, columns, slices = common.numbers(shape)
+    stack = common.textured((slices, rows, columns), "uint16")
+    messages = [part for place, plane in enumerate(stack) for part in image(plane, place).parts()]
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        full = half = common.EMBEDDED
+        model = common.EMBEDDED
         if preset != "embedded":
-            _, full, half = common.model(Path(folder), preset)
-        model = half if device.startswith("cuda") else full
-        command = [sys.executable, "-m", "udean.runtime.commands.serve", "--port", "0", "--metrics-port", "0"]
-        command += ["--engine", str(model), "--device", device, "--precision", precision]
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        try:
-            assert server.stdout
-            said = [server.stdout.readline().strip() for _ in range(3)]
-            metrics, port = (int(re.findall(r":(\d+)", line)[-1]) for line in said[1:])
-            with SuperResolver(model, device, cast(Precision, precision), crop=False) as resolve:
-                streams = Streams(resolve, stack)
-                run = common.alternate(
-                    {
-                        "serve": lambda: _measure(messages, slices, port, metrics),
-                        "volume": streams.volume,
-                        "stream": streams.paced,
-                        "greedy": streams.greedy,
-                    },
-                    times,
-                )
-        finally:
-            server.terminate()
-            server.wait()
-    figures = {"shape": [rows, columns, slices], "preset": preset, "engine": said[0], "runs": run}
-    medians = common.medians(run)
+            files = common.untrained(Path(folder), preset)
+            model = files.half if device.startswith("cuda") else files.full
+        options = ["--engine", str(model), "--device", device, "--precision", precision]
+        with (
+            serving(*options) as server,
+            SuperResolver(model, device, cast(Precision, precision), crop=False) as resolve,
+        ):
+            streams = Streams(resolve, stack)
+            ways = {
+                "serve": lambda: served(messages, slices, server),
+                "volume": streams.volume,
+                "stream": streams.paced,
+                "greedy": streams.greedy,
+            }
+            runs = common.alternate(ways, times)
+    result = {"shape": [rows, columns, slices], "preset": preset, "engine": server.said, "runs": runs}
     name = f"latency-{preset}-{device}-{rows}x{columns}x{slices}"
-    common.record(name, {**figures, "medians": medians}, out)
+    common.record(name, {**result, "medians": common.medians(runs)}, out)
 
 
 class Streams:
@@ -92,31 +82,25 @@ class Streams:
         self._network = self._total = 0.0
 
     def volume(self) -> dict[str, float]:
-        self._resolve(self._whole)
-        timings = self._resolve.timings
-        assert timings
-        self._network, self._total = timings.network, timings.total
-        return {"network": timings.network, "total": timings.total}
+        _, found = common.timed(self._resolve, self._whole)
+        self._network, self._total = found["network"], found["seconds"]
+        return {"network": self._network, "total": self._total}
 
     def paced(self) -> dict[str, float]:
         """Slices from another thread, evenly over the network's time for the volume."""
         arrived: queue.Queue[NDArray[Any]] = queue.Queue()
-        last = [0.0]
-        start = time.perf_counter()
+        last, start = [0.0], time.perf_counter()
 
         def scan() -> None:
             for number, lr in enumerate(self._stack, 1):
-                time.sleep(max(0.0, start + number * self._network / len(self._stack) - time.perf_counter()))
+                due = start + number * self._network / len(self._stack)
+                time.sleep(max(0.0, due - time.perf_counter()))
                 last[0] = time.perf_counter()
                 arrived.put(lr)
 
-        def slices() -> Iterator[NDArray[Any]]:
-            for _ in self._stack:
-                yield arrived.get()
-
         scanner = threading.Thread(target=scan)
         scanner.start()
-        end = self._drain(slices())
+        end = self._drain(arrived.get() for _ in self._stack)
         scanner.join()
         return {"latency": end - last[0], "share": (end - last[0]) / self._network}
 
@@ -131,11 +115,8 @@ class Streams:
         start = time.perf_counter()
         end = self._drain(slices())
         latency = end - last[0]
-        return {
-            "latency": latency,
-            "share": latency / self._network,
-            "overhead": (end - start) / self._total,
-        }
+        overhead = (end - start) / self._total
+        return {"latency": latency, "share": latency / self._network, "overhead": overhead}
 
     def _drain(self, slices: Iterator[NDArray[Any]]) -> float:
         """The time at which the last SR slice arrived."""
@@ -143,27 +124,14 @@ class Streams:
         for _ in self._resolve.stream(slices, len(self._stack), self._known):
             end, count = time.perf_counter(), count + 1
         if count != len(self._stack) * self._resolve.card.scale[2]:
-            raise SystemExit(f"The stream has yielded only {count} slices.")
+            raise RunError(f"The stream has yielded only {count} slices.")
         return end
 
 
-def _messages(volume: NDArray[Any]) -> list[list[mrd.Bytes]]:
-    """An LR stack (slices, rows, columns) as image messages."""
-    messages = []
-    for number, plane in enumerate(volume):
-        header = np.zeros((), mrd.HEADER_DTYPE)
-        header["version"], header["data_type"], header["channels"] = 1, 1, 1
-        header["matrix_size"], header["field_of_view"] = (*plane.shape[::-1], 1), (*plane.shape[::-1], 2)
-        header["read_dir"], header["phase_dir"], header["slice_dir"] = np.eye(3)
-        header["position"], header["slice"] = (0, 0, 2 * number), number
-        header["image_type"] = header["image_series_index"] = 1
-        messages.append(mrd.Image(header, b"", plane[None, None]).parts())
-    return messages
-
-
-def _measure(messages: list[list[mrd.Bytes]], slices: int, port: int, metrics: int) -> dict[str, float]:
-    before = _network_seconds(metrics)
-    with socket.create_connection(("127.0.0.1", port)) as client, client.makefile("rb") as stream:
+def served(messages: list[mrd.Bytes], slices: int, server: Server) -> dict[str, float]:
+    """From the last slice sent to the last one received."""
+    before = server.metric("network_seconds_total")
+    with socket.create_connection(server.address) as client, client.makefile("rb") as stream:
         arrived: list[float] = []
 
         def read(size: int) -> bytearray:
@@ -179,25 +147,17 @@ def _measure(messages: list[list[mrd.Bytes]], slices: int, port: int, metrics: i
 
         receiver = threading.Thread(target=receive)
         receiver.start()
-        for message in messages:
-            for part in message:
-                client.sendall(part)
+        for part in messages:
+            client.sendall(part)
         sent = time.perf_counter()
         client.sendall(mrd.close())
         receiver.join()
     if len(arrived) <= slices:
-        raise SystemExit("The server has restored nothing.")
-    network = _network_seconds(metrics) - before
-    latency = arrived[-1] - sent
+        raise RunError("The server has restored nothing.")
+    network, latency = server.metric("network_seconds_total") - before, arrived[-1] - sent
     return {"latency": latency, "network": network, "share": latency / network}
 
 
-def _network_seconds(port: int) -> float:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
-        found = re.search(r"^udean_network_seconds_total (\S+)", answer.read().decode(), re.MULTILINE)
-    assert found
-    return float(found[1])
-
-
 if __name__ == "__main__":
-    typer.run(main)
+    with sentences("bench"):
+        typer.run(main)

@@ -33,7 +33,6 @@ from ..trainer.evaluation.evaluate import INTERPOLATIONS
 from ..trainer.evaluation.quality import psnr, quality, ssim
 from ..trainer.simulation import atlas_heads, kspace
 from . import common, tissue
-from .curves import Panel
 from .demo import SCALE, template
 
 Volume = NDArray[Any]  # float32
@@ -72,7 +71,7 @@ def main(
     with tempfile.TemporaryDirectory() as name, Progress(console=Console(stderr=True)) as progress:
         folder = Path(name)
         files = common.trained(checkpoint, folder) if checkpoint else common.embedded(folder)
-        result = measure(files[1], files[2], slices, heads, dict(tissue.heads(hr)), progress)
+        result = measure(files.full, files.half, slices, heads, dict(tissue.heads(hr)), progress)
     common.record(f"quality-{checkpoint.stem}" if checkpoint else "quality", result)
 
 
@@ -134,18 +133,6 @@ def gain(row: dict[str, float]) -> float:
     return row["sr dB"] - max(row[f"{name} dB"] for name in INTERPOLATIONS)
 
 
-def panels(result: dict[str, Any]) -> list[Panel]:
-    """Gain over interpolation by degradation, and errors by tissue."""
-    subjects = by_degradation(result)
-    inside = result["error inside tissues of the ICBM152 T1"]
-    rms = {n: [row[f"{n} rms %"] for row in inside.values()] for n in (*INTERPOLATIONS, "sr")}
-    gains = {subject: [gain(row) for row in rows.values()] for subject, rows in subjects.items()}
-    return [
-        Panel("SR over the better interpolation", "", "dB", list(next(iter(subjects.values()))), gains),
-        Panel("Error inside tissues, T1", "", "RMS, % of the range", list(inside), rms),
-    ]
-
-
 def unseen(number: int) -> Volume:
     """A synthetic head of the cohort that `trainer.simulation.atlas_heads` makes, cropped to even size."""
     head, _ = atlas_heads.head(int(np.random.SeedSequence((0, number)).generate_state(1)[0]))
@@ -190,7 +177,7 @@ def degraded(hr: Volume, condition: str, resolve: SuperResolver, slices: int) ->
         field = kspace.smooth_field(hr.shape, np.random.default_rng(SEED))
         hr = (hr * np.exp(bias * field)).astype(np.float32)
     lr = kspace.acquire(hr, kspace.Acquisition(SCALE, **options), SEED)
-    part, inside, truth = middle(lr, hr, slices)
+    part, inside, truth = middle_slices(lr, hr, slices)
     found: dict[str, float] = {}
     span = float(np.ptp(truth))
     for name, volume in restored(part, resolve).items():
@@ -199,7 +186,7 @@ def degraded(hr: Volume, condition: str, resolve: SuperResolver, slices: int) ->
     return found
 
 
-def middle(lr: Volume, hr: Volume, slices: int) -> tuple[Volume, slice, Volume]:
+def middle_slices(lr: Volume, hr: Volume, slices: int) -> tuple[Volume, slice, Volume]:
     """LR slices in the middle with margins, the range of their HR slices without margins, and these."""
     first = (lr.shape[2] - slices) // 2
     part = lr[:, :, first - MARGIN : first + slices + MARGIN]
@@ -220,7 +207,7 @@ def artefacts(full: Path, half: Path, hr: Volume, other: Volume, slices: int) ->
 
     other: HR volume of another person; int8 is calibrated on its LR scan.
     """
-    part, inside, truth = middle(kspace.acquire(hr, kspace.Acquisition(SCALE)), hr, slices)
+    part, inside, truth = middle_slices(kspace.acquire(hr, kspace.Acquisition(SCALE)), hr, slices)
     found: dict[str, dict[str, float]] = {}
     models = {"fp32": full, "fp16": half, "int8": eight_bits(full, other)}
     exact: Volume | None = None

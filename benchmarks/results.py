@@ -1,4 +1,4 @@
-"""Every figure that is shown, from the JSON that benchmarks wrote: RESULTS.md, its plots, README, docs/.
+"""Every figure that is shown, from the JSON that benchmarks wrote: RESULTS.md, README, docs/.
 
     python -m udean.benchmarks.results
 
@@ -8,7 +8,6 @@ has the names. The same JSON gives the same text, and a test fails if a page say
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +19,9 @@ import typer
 from ..runtime.commands.common import sentences
 from ..runtime.errors import RunError
 from ..runtime.system.files import atomic
-from . import adaptation, quality, scaling, through_plane, tissue, training_speed
+from . import adaptation, quality, through_plane, tissue
 from .common import RESULTS
-from .curves import Panel, draw
-from .engines import page
+from .engines import table as bench
 
 ROOT = Path(__file__).parents[1]
 RAW = ("runs", "all runs", "losses")  # every repetition; the medians are shown
@@ -36,44 +34,27 @@ and the figures in README.md and docs/. Seconds are medians after a warm-up and 
 machine; ratios were measured in alternation.
 """
 Result = dict[str, Any]
-PLOTS: dict[str, Callable[[Result], list[Panel]]] = {
-    "adaptation": adaptation.panels,
-    "quality": quality.panels,
-    "scaling": scaling.panels,
-    "training-speed": training_speed.panels,
-}
 
 
 def main() -> None:
-    """Write results/RESULTS.md, its plots and the figures in README.md and docs/."""
-    for path, contents in {**pages(), **pictures()}.items():
-        if path.exists() and path.read_bytes() == contents:
-            continue
-        with atomic(path) as file:
-            file.write(contents)
-        print(path.relative_to(ROOT))
+    """Write results/RESULTS.md and the figures in README.md and docs/."""
+    for path, contents in pages().items():
+        if not path.exists() or path.read_text() != contents:
+            with atomic(path) as file:
+                file.write(contents.encode())
+            print(path.relative_to(ROOT))
 
 
-def pages(folder: Path = RESULTS) -> dict[Path, bytes]:
+def pages(folder: Path = RESULTS) -> dict[Path, str]:
     """The contents that RESULTS.md and the pages with marked figures must have."""
     found = results(folder)
-    marks = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
-    sections = [section(name, result, folder) for name, result in found.items()]
-    sections += [tables(path) for path in sorted(folder.glob("*/tables.json"))]
-    text = "\n".join([HEAD, *sections])
-    shown = {path: marked(page, found).encode() for path, page in marks.items() if MARKED.search(page)}
-    return {folder / "RESULTS.md": text.encode(), **shown}
-
-
-def pictures(folder: Path = RESULTS) -> dict[Path, bytes]:
-    """The plots whose source has changed; another matplotlib version would draw different bytes."""
-    drawn: dict[Path, bytes] = {}
-    for name, result in results(folder).items():
-        path, source = folder / f"{name}.png", digest(folder / f"{name}.json")
-        for prefix, panels in PLOTS.items():
-            if of(name, prefix) and source_of(path) != source:
-                drawn[path] = draw(panels(result), source)
-    return drawn
+    sections = [section(name, result) for name, result in found.items()]
+    sections += [papers_tables(path) for path in sorted(folder.glob("*/tables.json"))]
+    shown = {folder / "RESULTS.md": "\n".join([HEAD, *sections])}
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        if MARKED.search(text := path.read_text()):
+            shown[path] = marked(text, found)
+    return shown
 
 
 def results(folder: Path = RESULTS) -> dict[str, Result]:
@@ -84,18 +65,6 @@ def results(folder: Path = RESULTS) -> dict[str, Result]:
 def of(name: str, prefix: str) -> bool:
     """Whether a result belongs to this benchmark: "scaling" or "scaling-2-cores"."""
     return name == prefix or name.startswith(f"{prefix}-")
-
-
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def source_of(picture: Path) -> str:
-    """SHA-256 of the JSON that a plot was drawn from, as its PNG says; empty if there is no PNG."""
-    if not picture.exists():
-        return ""
-    found = re.search(rb"tEXtSource\0([0-9a-f]{64})", picture.read_bytes())
-    return found[1].decode() if found else ""
 
 
 def marked(text: str, found: Mapping[str, Result]) -> str:
@@ -228,12 +197,12 @@ def speed(found: Mapping[str, Result]) -> str:
         if not of(name, "bench"):
             continue
         lines += [
-            f"| {page.title(result)}, windows of {_windows(result)} "
+            f"| {bench.title(result)}, windows of {_windows(result)} "
             "| times the PyTorch path | PSNR to fp32, dB |",
             "|---|---|---|",
         ]
         for row, cells in (
-            (row, dict(zip(page.HEADS, page.cells(row), strict=True))) for row in result["rows"]
+            (row, dict(zip(bench.HEADS, bench.cells(row), strict=True))) for row in result["rows"]
         ):
             if row["kind"] == "udean" and "failed" not in row:
                 shown = cells["engine"], cells["speed-up (least to largest)"], cells["PSNR to fp32, dB"]
@@ -406,23 +375,21 @@ FIGURES: dict[str, Callable[[Mapping[str, Result]], str]] = {
 # RESULTS.md
 
 
-def section(name: str, result: Result, folder: Path) -> str:
-    """A result under its name: its circumstances, tables and pictures."""
-    lines = [f"## {name}", "", circumstances(result), ""]
+def section(name: str, result: Result) -> str:
+    """A result under its name: its circumstances and tables."""
+    lines = [f"## {name}", "", measured_by(result), ""]
     if of(name, "bench"):
-        lines += table(page.HEADS, [page.cells(row) for row in result["rows"]])
-        notes = [*page.failures(result), *result["warnings"]]
-        lines += ["", page.caption(result), *(f"\n**{text}**" for text in notes), ""]
+        lines += table(bench.HEADS, [bench.cells(row) for row in result["rows"]])
+        notes = [*bench.failures(result), *result["warnings"]]
+        lines += ["", bench.caption(result), *(f"\n**{text}**" for text in notes), ""]
     else:
         # Some benchmarks also use "command" for the whole command's figures.
         known = CIRCUMSTANCES if isinstance(result.get("command"), str) else CIRCUMSTANCES[1:]
         lines += told_of(_without({k: v for k, v in result.items() if k not in known}), 3)
-    if any(of(name, prefix) for prefix in PLOTS) or (folder / f"{name}.png").exists():
-        lines += [f"![{name}]({name}.png)", ""]
     return "\n".join(lines)
 
 
-def circumstances(result: Result) -> str:
+def measured_by(result: Result) -> str:
     """Command, day, machine and versions, as far as they are known, in one line."""
     command, cores = result.get("command"), result.get("cores")
     parts = [f"`{command}`"] if isinstance(command, str) else []
@@ -433,7 +400,7 @@ def circumstances(result: Result) -> str:
     return ", ".join(parts)
 
 
-def tables(path: Path) -> str:
+def papers_tables(path: Path) -> str:
     """The paper's tables, as `benchmarks.paper.tables` wrote them into a folder, and our notes on them."""
     lines = [f"## {path.parent.name}", ""]
     rows = []

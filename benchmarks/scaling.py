@@ -11,10 +11,8 @@ seconds. Threads are the processor's, streams the GPU's.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,45 +22,26 @@ import typer
 from numpy.typing import NDArray
 
 from ..runtime.commands.common import sentences
-from ..runtime.cuda import CudaEngine
 from ..runtime.engines.choose import choose_engine
 from ..runtime.pipeline.tiling import Window
 from ..runtime.resolver import SuperResolver
+from ..runtime.run.find import find_scans
+from ..runtime.run.run import prepare, run_all
 from ..trainer.evaluation.quality import psnr, ssim
 from ..trainer.simulation import kspace
-from . import common
-from .curves import Panel
+from . import child, common
 from .demo import SCALE, template
-from .quality import middle
+from .quality import middle_slices
 
 SHAPES = ((32, 32, 32), (64, 64, 64), (112, 112, 96), (160, 160, 128), (240, 240, 192), (320, 320, 256))
+SLOW = SHAPES[3]  # larger ones take more than a minute each, and run once
 OVERLAPS = (0.0, 0.125, 0.25, 0.5, 0.75)
 WINDOWS: dict[str, Window] = {"32x32": (32, 32), "48x48": (48, 48), "64x64": (64, 64), "plane": "plane"}
-Volume = NDArray[Any]
+THREADS = (1, 2, 4, 8, 16, 32, 64)
 Row = dict[str, Any]
+Brain = tuple[NDArray[Any], slice, NDArray[Any]]  # LR slices, the HR slices to measure, their truth
 Model = Annotated[Path | None, typer.Option(help="Model; the embedded one by default.")]
 Times = Annotated[int, typer.Option(min=1, help="Runs of each; large volumes run once.")]
-
-# In a process of its own, because a process's peak never falls. VmHWM is the kernel's own high-water mark
-# and counts pages of mapped files too; writing 5 to clear_refs resets it to the current resident size.
-CHILD = """
-import sys
-from pathlib import Path
-from udean.runtime import SuperResolver
-from udean.runtime.run.run import prepare, run_all
-from udean.runtime.run.find import find_scans
-def field(name):
-    line = next(l for l in open('/proc/self/status') if l.startswith(name))
-    return int(line.split()[1]) * 1024
-resolve = SuperResolver(sys.argv[1], 'cpu')
-jobs = find_scans([sys.argv[2]], Path(sys.argv[3]))
-prepare(jobs)
-Path('/proc/self/clear_refs').write_text('5')
-before = field('VmRSS')
-(outcome,) = run_all(jobs, resolve)
-assert outcome.status == 'written', outcome.message
-print(before, field('VmHWM'), outcome.timings.total)
-"""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -79,28 +58,33 @@ def cost(
 
     Writes benchmarks/results/scaling-….json.
     """
-    opened = choose_engine(engine, device, "auto", None, "auto")
+    opened: Any = choose_engine(engine, device, "auto", None, "auto")
+    info = opened.info
     hr, _ = template()
-    brain = middle(kspace.acquire(hr, kspace.Acquisition(SCALE)), hr, slices)
-    most = np.prod([int(n) for n in largest.split(",")])
+    brain = middle_slices(kspace.acquire(hr, kspace.Acquisition(SCALE)), hr, slices)
+    most = np.prod(common.numbers(largest))
+
+    def by(what: str, ways: Mapping[str, dict[str, Any]]) -> list[Row]:
+        resolvers = {name: SuperResolver(opened, **options) for name, options in ways.items()}
+        return against_truth(resolvers, what, brain, times)
+
     result: dict[str, Any] = {
         "model": opened.card.name,
-        "engine": str(opened.info),
-        "size": sizes(SuperResolver(opened), [s for s in SHAPES if np.prod(s) <= most], times),
-        "overlap": against_truth(
-            {str(o): SuperResolver(opened, overlap=o) for o in OVERLAPS}, "overlap", brain, times
-        ),
-        "window": against_truth(
-            {name: SuperResolver(opened, window=w) for name, w in WINDOWS.items()}, "window", brain, times
-        ),
+        "engine": str(info),
+        "size": by_size(SuperResolver(opened), [s for s in SHAPES if np.prod(s) <= most], times),
+        "overlap": by("overlap", {str(o): {"overlap": o} for o in OVERLAPS}),
+        "window": by("window", {name: {"window": w} for name, w in WINDOWS.items()}),
     }
-    if not callable(opened):
-        result["streams"] = streams(opened, brain, times)
-    else:
-        counts = [n for n in (1, 2, 4, 8, 16, 32, 64) if n <= common.cores()]
+    if callable(opened):
+        counts = [n for n in THREADS if n <= common.cores()]
         resolvers = {str(n): SuperResolver(engine, "cpu", threads=n) for n in counts}
         result["threads"] = against_truth(resolvers, "threads", brain, times)
-    place = f"{common.cores()}-cores" if device == "cpu" else common.slug(opened.info.device)
+    else:  # TensorRT has as many streams as its plan was built for
+        rows = result["streams"] = []
+        for count in range(1, 1 + (opened.slots if info.library == "tensorrt" else 4)):
+            opened.slots = count
+            rows += by("streams", {str(count): {}})
+    place = f"{common.cores()}-cores" if device == "cpu" else common.slug(info.device)
     common.record(f"scaling-{place}", result)
 
 
@@ -116,26 +100,18 @@ def background(engine: Model = None, device: str = "cpu", times: Times = 5) -> N
     volume, _ = template()
     inside = np.repeat(np.repeat(np.repeat(volume > 0, 2, 0), 2, 1), 2, 2)
     noise = np.random.default_rng(0).uniform(1e-6, 2e-6, volume.shape).astype(np.float32) * volume.max()
-    scans = {
-        "every window": (np.where(volume == 0, noise, volume), False),
-        "twins": (volume, False),
-        "content": (volume, True),
-    }
+    noisy = np.where(volume == 0, noise, volume)
+    scans = {"every window": (noisy, False), "twins": (volume, False), "content": (volume, True)}
     opened = choose_engine(engine, device, "auto", None, "auto")
     found: dict[str, dict[str, Row]] = {}
     for name in ("32x32", "64x64"):
-        kept: dict[str, Volume] = {}
-
-        def run(way: str, window: Window = WINDOWS[name], kept: dict[str, Volume] = kept) -> dict[str, float]:
-            scan, crop = scans[way]
-            kept[way], figures = _timed(SuperResolver(opened, window=window, crop=crop), scan)
-            return figures
-
-        rows: dict[str, Row] = dict(_measured({way: lambda w=way, run=run: run(w) for way in scans}, times))
+        window = WINDOWS[name]
+        ways = {w: (SuperResolver(opened, window=window, crop=c), scan) for w, (scan, c) in scans.items()}
+        kept, rows = _in_turn(ways, times)
         for way in ("twins", "content"):
             faster = round(rows["every window"]["seconds"] / rows[way]["seconds"], 3)
             error = common.deviation(kept[way][inside], kept["every window"][inside])
-            rows[way] = {**rows[way], "times faster": faster, **error}
+            rows[way] |= {"times faster": faster, **error}
         found[name] = rows
     about = {"zero": round(float(np.mean(volume == 0)), 4), "model": opened.card.name}
     common.record("background", about | {"engine": str(opened.info), "by window": found})
@@ -148,14 +124,13 @@ def memory(shape: str = "160,160,128", suffix: str = ".nii.gz", preset: str = "p
     Targets: input + output + 400 MB for 160x160x128; for 512x512x400 as .nii, 1 GB plus the output in its
     own dtype. Writes benchmarks/results/memory-….json.
     """
-    volume = common.head([int(n) for n in shape.split(",")])
+    volume = common.textured(common.numbers(shape))
     with tempfile.TemporaryDirectory(dir=".") as name:
         folder = Path(name)
-        onnx, source = common.model(folder, preset)[1], folder / f"lr{suffix}"
+        model, source = common.untrained(folder, preset).full, folder / f"lr{suffix}"
         nib.save(nib.Nifti1Image(volume, np.diag([1, 1, 2, 1])), source)
-        command = [sys.executable, "-c", CHILD, onnx, source, folder / "out"]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-    before, peak, seconds = map(float, done.stdout.split())
+        here = f"{__package__}.scaling:peak_of_scan"  # a process's peak never falls: in one of its own
+        before, peak, seconds = child.in_child(here, model, source, folder / "out")
     output = volume.nbytes * 8
     megabytes = {
         "input": volume.nbytes / 1e6,
@@ -170,88 +145,61 @@ def memory(shape: str = "160,160,128", suffix: str = ".nii.gz", preset: str = "p
     common.record(label, {**about, "MB": megabytes, "seconds": seconds})
 
 
-def sizes(resolve: SuperResolver, shapes: list[tuple[int, int, int]], times: int) -> list[Row]:
+def peak_of_scan(model: Path, source: Path, out: Path) -> tuple[int, int, float]:
+    """Bytes before and at most, and seconds, of a scan from file to file."""
+    resolve = SuperResolver(model, "cpu")
+    jobs = find_scans([str(source)], out)
+    prepare(jobs)
+    child.forget_peak()
+    before = child.memory("VmRSS")
+    (outcome,) = run_all(jobs, resolve)
+    assert outcome.status == "written" and outcome.timings, outcome.message
+    return before, child.memory("VmHWM"), outcome.timings.total
+
+
+def by_size(resolve: SuperResolver, shapes: list[tuple[int, int, int]], times: int) -> list[Row]:
     """Cost of volumes of growing size: is it linear?"""
     rows = []
     for shape in shapes:
-        volume = common.head(shape)
-        turns = times if volume.size <= np.prod(SHAPES[3]) else 1  # these take more than a minute each
-        found = _measured({"size": lambda volume=volume: _timed(resolve, volume)[1]}, turns)["size"]
+        volume = common.textured(shape)
+        turns = times if volume.size <= np.prod(SLOW) else 1
+        found = _in_turn({"size": (resolve, volume)}, turns)[1]["size"]
         nanoseconds = round(found["seconds"] / volume.size * 1e9)
         size = {"LR voxels": volume.size, "shape": "x".join(map(str, shape)), "repeats": turns}
         rows.append({**size, **found, "ns a voxel": nanoseconds})
     return rows
 
 
-def against_truth(
-    resolvers: dict[str, SuperResolver], what: str, brain: tuple[Volume, slice, Volume], times: int
-) -> list[Row]:
+def against_truth(resolvers: Mapping[str, SuperResolver], what: str, brain: Brain, times: int) -> list[Row]:
     """Cost and quality of the T1's middle, restored in several ways in alternation."""
     lr, inside, truth = brain
-    kept: dict[str, Volume] = {}
-
-    def run(name: str) -> dict[str, float]:
-        kept[name], found = _timed(resolvers[name], lr)
-        return found
-
-    figures = _measured({name: lambda name=name: run(name) for name in resolvers}, times)
-    span = float(np.ptp(truth))
-    rows = []
+    kept, figures = _in_turn({name: (resolve, lr) for name, resolve in resolvers.items()}, times)
+    span, rows = float(np.ptp(truth)), []
     for name, found in figures.items():
-        quality = {
-            "PSNR dB": round(psnr(kept[name][:, :, inside], truth, span), 2),
-            "SSIM": round(ssim(kept[name][:, :, inside], truth, span), 4),
-        }
+        sr = kept[name][:, :, inside]
+        quality = {"PSNR dB": round(psnr(sr, truth, span), 2), "SSIM": round(ssim(sr, truth, span), 4)}
         rows.append({what: name, **found, **quality})
     return rows
 
 
-def streams(engine: CudaEngine, brain: tuple[Volume, slice, Volume], times: int) -> list[Row]:
-    """Cost with fewer and more batches in flight; TensorRT has as many as its plan was built for."""
-    stated: Any = engine
-    most = engine.slots if engine.info.library == "tensorrt" else 4
-    rows = []
-    for count in range(1, most + 1):
-        stated.slots = count
-        resolve = SuperResolver(engine)  # its workspace has that many streams
-        rows += against_truth({str(count): resolve}, "streams", brain, times)
-    return rows
+def _in_turn(
+    ways: Mapping[str, tuple[SuperResolver, NDArray[Any]]], times: int
+) -> tuple[dict[str, NDArray[Any]], dict[str, Row]]:
+    """Each way's SR volume; medians, and how much slower the slowest run was than the fastest."""
+    kept: dict[str, NDArray[Any]] = {}
 
+    def run(name: str) -> Callable[[], dict[str, float]]:
+        def one() -> dict[str, float]:
+            kept[name], found = common.timed(*ways[name])
+            return found
 
-def panels(result: dict[str, Any]) -> list[Panel]:
-    """Seconds over size beside a line of slope 1, overlap with PSNR, windows, threads or streams."""
-    rows = result["size"]
-    voxels, seconds = [r["LR voxels"] for r in rows], [r["seconds"] for r in rows]
-    linear = [seconds[-1] * v / voxels[-1] for v in voxels]
-    drawn = [Panel("Size", "LR voxels", "seconds", voxels, {"measured": seconds, "linear": linear}, True)]
-    for name, figure in (
-        ("overlap", "seconds"),
-        ("overlap", "PSNR dB"),
-        ("window", "seconds"),
-        ("threads", "seconds"),
-        ("streams", "seconds"),
-    ):
-        if rows := result.get(name):
-            x = [float(r[name]) for r in rows] if name != "window" else [r[name] for r in rows]
-            drawn.append(
-                Panel(f"{name.capitalize()}: {figure}", name, figure, x, {name: [r[figure] for r in rows]})
-            )
-    return drawn
+        return one
 
-
-def _timed(resolve: SuperResolver, volume: Volume) -> tuple[Volume, dict[str, float]]:
-    sr, timings = resolve(volume), resolve.timings
-    assert timings
-    return sr, {"seconds": timings.total, "network": timings.network, "windows": timings.computed}
-
-
-def _measured(runs: dict[str, Callable[[], dict[str, float]]], times: int) -> dict[str, dict[str, float]]:
-    """Medians, and how much slower the slowest run was than the fastest."""
-    figures = common.alternate(runs, times)
-    found = common.medians(figures)
+    figures = common.alternate({name: run(name) for name in ways}, times)
+    found: dict[str, Row] = dict(common.medians(figures))
     for name, kinds in figures.items():
         found[name]["spread %"] = round(100 * (max(kinds["seconds"]) / min(kinds["seconds"]) - 1), 1)
-    return found
+    return kept, found
 
 
 if __name__ == "__main__":

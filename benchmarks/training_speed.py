@@ -3,61 +3,31 @@
     python -m udean.benchmarks.training_speed --preset compact --steps 100
 
 Every variant takes the same steps on the same slabs in a process of its own; the baseline is plain eager
-float32 with contiguous images. All losses are reported and drawn, so that a faster variant cannot hide a
-worse training.
+float32 with contiguous images. The losses of the last steps stand beside, so that a faster variant cannot
+hide a worse training.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import multiprocessing
-import resource
 import statistics
-import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from ..trainer.machine import Precision
+from ..runtime.commands.common import sentences
 from . import common
-from .curves import Panel
+from .child import in_child, memory
 
-
-@dataclass(frozen=True)
-class Variant:
-    precision: Precision = "32-true"
-    channels_last: bool = False
-    compile: bool = False
-
-    def __str__(self) -> str:
-        layout = "channels last" if self.channels_last else "contiguous"
-        return f"{self.precision}, {layout}, {'compiled' if self.compile else 'eager'}"
-
-
+# Precision, channels last, compiled; all are compared with the first.
 VARIANTS = (
-    Variant(),
-    Variant(channels_last=True),
-    Variant("bf16-mixed"),
-    Variant("bf16-mixed", channels_last=True),
-    Variant("bf16-mixed", channels_last=True, compile=True),
+    ("32-true", False, False),
+    ("32-true", True, False),
+    ("bf16-mixed", False, False),
+    ("bf16-mixed", True, False),
+    ("bf16-mixed", True, True),
 )
-
-
-@dataclass(frozen=True)
-class Speed:
-    """patches_per_second: LR patches, from the median step after the warm-up. peak_mb: of the process, or of
-    the GPU's memory. losses: the sum of the generators' losses at each step."""
-
-    variant: str
-    patches_per_second: float
-    step_ms: float
-    peak_mb: float
-    losses: list[float]
 
 
 def main(
@@ -72,31 +42,31 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for the result.")] = common.RESULTS,
 ) -> None:
     """Time a training step in every variant; writes training-speed-….json."""
-    variants = [v for v in VARIANTS if compiled or not v.compile]
-    results = []
-    context = multiprocessing.get_context("spawn")  # peak memory is counted per process
-    for variant in variants:
-        with context.Pool(1) as pool:
-            results.append(pool.apply(measure, (variant, preset, method, batch, steps, warmup)))
-        print(f"{results[-1].variant}: {results[-1].patches_per_second:.1f} patches/s", file=sys.stderr)
-    first = results[0]
-    table = Table("variant", "patches/s", "times", "ms a step", "peak MB", "loss, last steps")
-    for r in results:
-        last = statistics.mean(r.losses[-5:])
-        ratio = r.patches_per_second / first.patches_per_second
-        cells = f"{r.patches_per_second:.1f}", f"{ratio:.2f}", f"{r.step_ms:.0f}", f"{r.peak_mb:.0f}"
-        table.add_row(r.variant, *cells, f"{last:.4f}")
-    Console().print(table)
-    about = {"preset": preset, "method": method, "steps": steps, "device": device()}
-    found = [dataclasses.asdict(r) for r in results]
-    place = "" if about["device"] == "cpu" else about["device"]
+    found: list[dict[str, Any]] = []
+    for variant in VARIANTS:
+        if compiled or not variant[2]:
+            here = f"{__package__}.training_speed:measure"
+            found.append(in_child(here, variant, preset, method, batch, steps, warmup))
+            rate, loss = found[-1]["patches_per_second"], found[-1]["loss, last steps"]
+            times = rate / found[0]["patches_per_second"]
+            told = f"{rate:.1f} patches/s, {times:.2f} times the first, loss {loss:.4f}"
+            print(f"{found[-1]['variant']}: {told}", flush=True)
+    device = found[0].pop("device")
+    for row in found[1:]:
+        del row["device"]
+    about = {"preset": preset, "method": method, "steps": steps, "device": device}
+    place = "" if device == "cpu" else device
     common.record(common.slug(f"training-speed {preset} {place}"), about | {"variants": found}, out)
 
 
 def measure(
-    variant: Variant, preset: str, method_name: str, batch: int | None, steps: int, warmup: int
-) -> Speed:
-    """Time one variant in this process."""
+    variant: tuple[str, bool, bool], preset: str, method_name: str, batch: int | None, steps: int, warmup: int
+) -> dict[str, Any]:
+    """Time one variant in this process.
+
+    patches_per_second: LR patches, from the median step after the warm-up. peak_mb: of the process, or of the
+    GPU's memory. losses: the sum of the generators' losses at each step.
+    """
     import torch
     from lightning_fabric import Fabric
 
@@ -104,20 +74,21 @@ def measure(
     from ..trainer.fit import Player, take_step, to_batch
     from ..trainer.methods import create
 
+    precision, channels_last, compiled = variant
     config = load(
         preset,
         options={
             "method": method_name,
             "data": {"pairing": "aligned"},  # so that there are slabs for any method
-            "schedule": {"precision": variant.precision, "batch": batch},
-            "machine": {"channels_last": variant.channels_last, "compile": variant.compile},
+            "schedule": {"precision": precision, "batch": batch},
+            "machine": {"channels_last": channels_last, "compile": compiled},
         },
     )
-    fabric = Fabric(accelerator="auto", devices=1, precision=variant.precision)
+    fabric = Fabric(accelerator="auto", devices=1, precision=config.schedule.precision)  # type: ignore[arg-type]
     fabric.launch()
     fabric.seed_everything(0, verbose=False)
     method = create(config.method, config.network, config.schedule.patch, config.weights).to(fabric.device)
-    if variant.channels_last:
+    if channels_last:
         method = method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     players = [Player.of(turn, config, fabric) for turn in method.turns(method.stages - 1)]
     slabs = _slabs(config)
@@ -128,12 +99,17 @@ def measure(
         values = take_step(fabric, method, players, drawn, config.schedule.learning_rate)
         times.append(time.perf_counter() - start)  # reading the losses waited for the device
         losses.append(sum(value for name, value in values.items() if not name.startswith("d_")))
-    if fabric.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated() / 2**20
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # kilobytes on Linux
-    median = statistics.median(times[warmup:])
-    return Speed(str(variant), config.schedule.batch / median, 1e3 * median, peak, losses)
+    cuda, median = fabric.device.type == "cuda", statistics.median(times[warmup:])
+    layout = "channels last" if channels_last else "contiguous"
+    return {
+        "variant": f"{precision}, {layout}, {'compiled' if compiled else 'eager'}",
+        "patches_per_second": config.schedule.batch / median,
+        "step_ms": 1e3 * median,
+        "peak_mb": (torch.cuda.max_memory_allocated() if cuda else memory("VmHWM")) / 2**20,
+        "loss, last steps": statistics.mean(losses[-5:]),
+        "losses": losses,
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+    }
 
 
 def _slabs(config: Any) -> Any:
@@ -155,24 +131,6 @@ def _slabs(config: Any) -> Any:
     return hr[:count], coarse[:count], coarse[count:]
 
 
-def device() -> str:
-    """The GPU's name, or cpu."""
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-
-
-def panels(result: dict[str, Any]) -> list[Panel]:
-    """Patches a second beside the losses of the same steps."""
-    variants = {v["variant"]: v for v in result["variants"]}
-    rates = [v["patches_per_second"] for v in variants.values()]
-    losses = {name: v["losses"] for name, v in variants.items()}
-    steps = list(range(1, 1 + min(map(len, losses.values()))))
-    return [
-        Panel("Speed", "variant", "LR patches a second", list(variants), {"measured": rates}),
-        Panel("The same steps", "step", "sum of the generators' losses", steps, losses),
-    ]
-
-
 if __name__ == "__main__":
-    typer.run(main)
+    with sentences("train"):
+        typer.run(main)

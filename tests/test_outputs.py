@@ -45,7 +45,6 @@ WRITERS = {
     "demo/hr.nii.gz": lambda path: demo(path.parent),
     "demo/report.png": lambda path: demo(path.parent),
     "bench.json": lambda path: bench(json_path=path),
-    "bench.png": lambda path: bench(plot=path),
     "mine.html": lambda path: adapt(["scans"], path.with_suffix(".onnx")),
     "mine.adapting/notes.txt": lambda path: adapt(["scans"], path.parents[1] / "mine.onnx"),
     "best.onnx": lambda path: export_onnx(path.with_name("best.pt"), path.parent),

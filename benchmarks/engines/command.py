@@ -1,19 +1,18 @@
 """`udean-bench`: how fast is each engine on this machine, against PyTorch as a careful user runs it?
 
-The baseline is the same network in eager float32 PyTorch behind MONAI's sliding window (peers/monai.py), with
-as many windows as ours, and by default in the same places. contest.py defines the contenders and the figures,
+The baseline is the same network in eager float32 PyTorch behind MONAI's sliding window (pytorch.py), with as
+many windows as ours, and by default in the same places. contest.py defines the contenders and the figures,
 roofline.py how close each comes to the machine's limits.
 """
 
 from __future__ import annotations
 
-import json
+import math
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,16 +26,18 @@ from ...runtime.commands.common import command
 from ...runtime.commands.tables import show_table
 from ...runtime.cuda.device import Gpu, GpuError
 from ...runtime.errors import RunError
-from ...runtime.pipeline.tiling import OVERLAP, Tiling, tile_windows
-from ...runtime.system.files import atomic, refuse_foreign, write_json
+from ...runtime.pipeline.tiling import OVERLAP, tile_windows
+from ...runtime.system.files import refuse_foreign, write_json
 from ...trainer import checkpoint
 from .. import common
-from . import machine, page, roofline
-from .contest import PATH, WIDE, Contest, Models, Row, SpeedUp, agree, contenders, fitting, whole
-from .peers import monai
+from ..child import in_child
+from . import machine, table
+from .contest import PATH, WIDE, Contest, Models, Row, SpeedUp, agree, contenders, fitting, whole_command
+from .pytorch import monai_starts
+from .roofline import Roofs, convolutions, measure_roofs
 
 QUICK, FULL = (112, 112, 9), (160, 160, 129)  # LR voxels, before they are fitted to the windows
-COMMAND = "udean-bench"  # which its JSON, page and picture name
+COMMAND = "udean-bench"  # which its JSON names
 BUSY = 0.25  # waiting processes per core, before anything is measured, from which the machine counts as busy
 ENOUGH = 5  # turns: with four, the median lies outside their range with a probability of one in eight
 
@@ -64,26 +65,19 @@ def bench(
     engine: Annotated[
         list[str] | None, typer.Option(help="Only rows whose name contains this; repeatable.")
     ] = None,
-    peers: Annotated[bool, typer.Option("--peers", help="Also measure buffered MONAI and TorchIO.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="A small volume, nothing compiled.")] = False,
     compile_limit: Annotated[float, typer.Option(help="Seconds that torch.compile may take.")] = 300,
     commands: Annotated[
         int | None, typer.Option(min=0, help="Whole commands a row, file to file. (default: 3; quick: 1)")
     ] = None,
-    scans: Annotated[int, typer.Option(min=1, help="Also measure whole commands on this many scans.")] = 1,
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Write the result as JSON; a file or a folder.")
     ] = None,
-    html: Annotated[
-        Path | None, typer.Option(help="Write a self-contained HTML page; a file or a folder.")
-    ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Write the roofline as PNG; a file or a folder.")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Measure every installed engine against the PyTorch path, on this machine, in alternation."""
-    for path in (json_path, html, plot):
-        if path and path.suffix:
-            refuse_foreign(path, COMMAND)
+    if json_path and json_path.suffix:
+        refuse_foreign(json_path, COMMAND)
     load, cores = machine.load(), common.cores()
     gpu, asked = _gpu(device), _numbers(shape, 3, "160,160,129") if shape else None
     where, threads = f"cuda:{gpu.index}" if gpu else "cpu", threads or cores
@@ -98,12 +92,13 @@ def bench(
         models = _models(model, folder, gpu)
         card = models.card if window is None else models.card.replace(window=_numbers(window, 2, "64x64"))
         size = asked or fitting(QUICK if quick else FULL, card, overlap)
-        plan, volume = tile_windows(size, card, overlap, card.window), common.head(size)
-        who = contenders(models, where, threads, overlap, not quick, peers, card.window)
+        tiling, volume = tile_windows(size, card, overlap, card.window), common.textured(size)
+        equal: dict[str, Any] = {"device": where, "threads": threads, "overlap": overlap}
+        who = contenders(models, bool(gpu), not quick, **equal, window=card.window)
         rows = [Row(c) for c in who if c.name == PATH or _wanted(c.name, engine)]
 
         bar.update(task, description="Measuring the roofs of this machine")
-        roofs = _roofs(where, threads)
+        roofs: Roofs = in_child(f"{measure_roofs.__module__}:{measure_roofs.__name__}", where, threads)
         contest = Contest(rows, volume, folder, gpu, compile_limit)
         bar.update(task, total=len(rows) * (repeats + 1))
         contest.run(repeats, lambda text: bar.update(task, advance=1, description=text))
@@ -113,20 +108,19 @@ def bench(
         bar.update(task, total=max(1, len(measured) * times), completed=0)
         for row in measured if times else ():
             bar.update(task, description=f"Whole command: {row.name}")
-            row.figures |= whole(row, volume, folder, times, scans)
+            row.figures |= whole_command(row, volume, folder, times)
             bar.update(task, advance=times)
         graphs = _graphs(models)
 
-    layers = {row.name: roofline.convolutions(graphs[row.ours], *row.window) for row in measured}
-    _place(measured, roofs, layers)
-    flop = {
-        ours: sum(layer.flop for layer in roofline.convolutions(graph, *card.window))
-        for ours, graph in graphs.items()
-    }
+    for row in measured:
+        _compare_with_roofs(row, graphs[row.ours], roofs)
+    flop = {ours: sum(a.flop for a in convolutions(g, *card.window)) / 1e9 for ours, g in graphs.items()}
+    theirs, ours = monai_starts(tiling), [a.starts for a in (tiling.rows, tiling.columns, tiling.slices)]
     windows = {
-        "ours": len(plan),
+        "ours": len(tiling),
         "computed": {row.name: row.windows for row in measured},
-        **_places(plan),
+        "monai": math.prod(map(len, theirs)),
+        "same_places": theirs == ours,
     }
     clocks = {"processor": contest.mhz, "gpu": contest.gpu_mhz}
     document: dict[str, Any] = {
@@ -139,8 +133,8 @@ def bench(
             "name": models.card.name,
             "parameters": models.card.parameters,
             "window": list(card.window),
-            "gflop_a_window": round(flop[False] / 1e9, 4),
-            "gflop_a_window_deployed": round(flop[True] / 1e9, 4),
+            "gflop_a_window": round(flop[False], 4),
+            "gflop_a_window_deployed": round(flop[True], 4),
         },
         "shape": list(size),
         "overlap": overlap,
@@ -156,23 +150,13 @@ def bench(
     }
     try:
         if json_path:  # before anything else can fail
-            write_json(_into(json_path, document, ".json"), document)
+            write_json(_into(json_path, document), document)
     finally:
-        _show(document)
-    if not (plot or html):
-        return
-    reached: dict[str, Any] = {
-        r.name: (r.contender.precision, layers[r.name], r.batch or 1, r.figures["gflops"] * 1e9)
-        for r in measured
-    }
-    title = f"{models.card.name} on {document['device'] if gpu else document['processor']}, {threads} threads"
-    picture = roofline.draw(roofs, reached, title)
-    if plot:
-        with atomic(_into(plot, document, ".png")) as file:
-            file.write(picture)
-    if html:
-        with atomic(_into(html, document, ".html")) as file:
-            file.write(page.render(document, picture).encode())
+        print(table.title(document))
+        show_table(table.HEADS, [table.cells(row) for row in document["rows"]])
+        print(table.caption(document))
+        for text in [*table.failures(document), *(f"Warning: {text}" for text in document["warnings"])]:
+            print(text)
 
 
 def warnings(rows: Sequence[Row], windows: dict[str, Any], load: float, repeats: int) -> list[str]:
@@ -238,15 +222,13 @@ def _gpu(device: str) -> Gpu | None:
 def _models(model: str, folder: Path, gpu: Gpu | None) -> Models:
     if model == "embedded":
         files = common.embedded(folder)
-    elif model in common.PRESETS:
-        files = common.model(folder, model)
+    elif model in common.ARCHITECTURES:
+        files = common.untrained(folder, model)
     elif Path(model).is_file():
         files = common.trained(Path(model), folder)
     else:
         raise RunError(f"The model '{model}' is not embedded, paper, compact, or a checkpoint file.")
-    checkpoint, full, half = files
-    card = read(full)[1]
-    plan = half.with_suffix(".plan")  # absent: its row will say so
+    card, plan = read(files.full)[1], files.half.with_suffix(".plan")  # absent: its row will say so
     if gpu:
         from ...export.trt_build import BuildOptions
         from ...export.trt_plan import Sizes, build_plan, check_host
@@ -254,29 +236,10 @@ def _models(model: str, folder: Path, gpu: Gpu | None) -> Models:
         try:
             check_host()
             windows = card.window, card.window, card.window
-            plan = build_plan(half, folder, Sizes((1, 16, 64), windows), BuildOptions()).path
+            plan = build_plan(files.half, folder, Sizes((1, 16, 64), windows), BuildOptions()).path
         except RunError as error:
             typer.echo(f"No TensorRT: {error}", err=True)
-    return Models(checkpoint.stem, checkpoint, full, half, card, plan)
-
-
-def _roofs(device: str, threads: int) -> roofline.Roofs:
-    """Measure the roofs in a process of their own, so that no threads stay behind."""
-    command = [sys.executable, "-m", roofline.__name__, "--device", device, "--threads", str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RunError(f"The machine's roofs cannot be measured: {done.stderr.strip().splitlines()[-1]}")
-    return roofline.Roofs(**json.loads(done.stdout))
-
-
-def _places(plan: Tiling) -> dict[str, Any]:
-    """How many windows MONAI places, and whether in the same positions."""
-    theirs = monai.starts(plan)
-    ours = [axis.starts for axis in (plan.rows, plan.columns, plan.slices)]
-    count = 1
-    for axis in theirs:
-        count *= len(axis)
-    return {"monai": count, "same_places": theirs == ours}
+    return Models(files.checkpoint, files.full, files.half, card, plan)
 
 
 def _graphs(models: Models) -> dict[bool, onnx.ModelProto]:
@@ -285,22 +248,20 @@ def _graphs(models: Models) -> dict[bool, onnx.ModelProto]:
     return {True: onnx.load(models.full), False: to_onnx(network, card.slab[0], half=False)}
 
 
-def _place(
-    rows: Sequence[Row], roofs: roofline.Roofs, layers: Mapping[str, Sequence[roofline.Layer]]
-) -> None:
+def _compare_with_roofs(row: Row, graph: onnx.ModelProto, roofs: Roofs) -> None:
     """Operations per second in the network, and as a share of the machine's limit."""
-    for row in rows:
-        precision, own = row.contender.precision, layers[row.name]
-        rate = sum(layer.flop for layer in own) * row.windows / statistics.median(row.networks)
-        row.figures |= {
-            "gflops": round(rate / 1e9, 1),
-            "share_of_peak": round(rate / roofs.flops[precision], 3),
-            "share_of_attainable": round(rate / roofs.attainable(own, precision, row.batch or 1), 3),
-            "outside_network": round(1 - statistics.median(row.networks) / statistics.median(row.totals), 4),
-        }
+    precision, layers = row.contender.precision, convolutions(graph, *row.window)
+    network, total = statistics.median(row.networks), statistics.median(row.totals)
+    rate = sum(layer.flop for layer in layers) * row.windows / network
+    row.figures |= {
+        "gflops": round(rate / 1e9, 1),
+        "share_of_peak": round(rate / roofs.flops[precision], 3),
+        "share_of_attainable": round(rate / roofs.attainable(layers, precision, row.batch or 1), 3),
+        "outside_network": round(1 - network / total, 4),
+    }
 
 
-def _into(path: Path, document: dict[str, Any], suffix: str) -> Path:
+def _into(path: Path, document: dict[str, Any]) -> Path:
     """The file or, for a folder, a file in it named after model, shape and device."""
     if path.suffix:
         return path
@@ -309,23 +270,14 @@ def _into(path: Path, document: dict[str, Any], suffix: str) -> Path:
         processor = re.sub(r"\((R|TM)\)|\bProcessor\b|\bCPU\b|@.*| \(.*", "", document["processor"])
         device = f"{processor} {document['threads']} threads"
     shape = "x".join(map(str, document["shape"]))
-    return path / (common.slug(f"bench {document['model']['name']} {shape} {device}") + suffix)
-
-
-def _show(document: dict[str, Any]) -> None:
-    """Print the table, its circumstances, and warnings."""
-    print(page.title(document))
-    show_table(page.HEADS, [page.cells(row) for row in document["rows"]])
-    print(page.caption(document))
-    for text in [*page.failures(document), *(f"Warning: {text}" for text in document["warnings"])]:
-        print(text)
+    return path / (common.slug(f"bench {document['model']['name']} {shape} {device}") + ".json")
 
 
 main = command(
     bench,
     COMMAND,
     "udean-bench --quick",
-    "udean-bench --model runs/mine/checkpoint.pt --json bench/ --html bench/",
+    "udean-bench --model runs/mine/checkpoint.pt --json bench/",
     extra="bench",
 )
 

@@ -23,22 +23,23 @@ from ...runtime.engines.choose import choose_engine
 from ...runtime.models.card import ModelCard
 from ...runtime.pipeline.tiling import profile, tile_windows
 from ...runtime.resolver import SuperResolver
-from ...runtime.system.files import read_json
 from ...trainer.machine import processor_has_bf16
 from .. import common
+from ..child import Child, Failed
 from . import machine
-from .worker import Contender, Failed, Worker
+from .pytorch import MonaiPath, TorchNetwork
+from .session import Contender, Session
 
 PATH = "PyTorch path fp32"  # the baseline's row
 WIDE = 0.2  # spread of a speed-up, over its median, above which it means little
 OPENING = 900.0  # seconds allowed for opening an engine and resolving the first volume
+SESSION = f"{Session.__module__}:{Session.__qualname__}"
 
 
 @dataclass(frozen=True)
 class Models:
     """One network as a checkpoint, in ONNX of both precisions, and as a TensorRT plan (a GPU's)."""
 
-    name: str
     checkpoint: Path
     full: Path
     half: Path
@@ -120,53 +121,29 @@ class Row:
         }
 
 
-def contenders(
-    models: Models,
-    device: str,
-    threads: int,
-    overlap: float,
-    compiled: bool,
-    peers: bool,
-    window: tuple[int, int],
-) -> list[Contender]:
-    """The rows, the baseline first."""
-    cuda, low = device != "cpu", "bf16" if device == "cpu" else "fp16"
-    common_fields: dict[str, Any] = {
-        "device": device,
-        "threads": threads,
-        "overlap": overlap,
-        "window": window,
-    }
+def contenders(models: Models, cuda: bool, compiled: bool, **equal: Any) -> list[Contender]:
+    """The rows, the baseline first. equal: fields that all have."""
+    low = "fp16" if cuda else "bf16"
 
-    def path(name: str, precision: str, kind: Any = "monai", **more: Any) -> Contender:
-        return Contender(name, kind, str(models.checkpoint), precision=precision, **common_fields, **more)
+    def path(name: str, precision: str, **more: Any) -> Contender:
+        file = str(models.checkpoint)
+        return Contender(f"PyTorch path {name}", "monai", file, precision=precision, **equal, **more)
 
-    def udean(
-        library: str, precision: str, model: Path, choose: str = "auto", as_run: bool = False
-    ) -> Contender:
+    def udean(library: str, precision: str, model: Path, choose: str, as_run: bool = False) -> Contender:
         name = f"{library} {precision}{', as udean-run' if as_run else ''}"
-        fields = {**common_fields, "precision": precision, "library": choose, "as_run": as_run}
-        return Contender(name, "udean", str(model), **fields)
+        more = {"precision": precision, "library": choose, "as_run": as_run}
+        return Contender(name, "udean", str(model), **equal, **more)
 
-    rows = [path(PATH, "fp32"), path(f"PyTorch path {low} autocast", low)]
+    rows = [path("fp32", "fp32"), path(f"{low} autocast", low)]
     if compiled:
-        rows += [path(f"PyTorch path {p} compiled", p, compiled=True) for p in ("fp32", low)]
-    rows += [udean("torch", p, models.checkpoint) for p in ("fp32", low)]
+        rows += [path(f"{p} compiled", p, compiled=True) for p in ("fp32", low)]
+    rows += [udean("torch", p, models.checkpoint, "auto") for p in ("fp32", low)]
     graphs = (("fp32", models.full), ("fp16", models.half))
     rows += [udean("onnxruntime", p, m, "auto" if cuda else "onnxruntime") for p, m in graphs]
     if cuda:
-        rows.append(udean("tensorrt", "fp16", models.plan))
-    else:
-        ways = itertools.product((False, True), ("fp32", "bf16"))
-        rows += [udean("openvino", p, models.full, "openvino", as_run) for as_run, p in ways]
-    if peers:
-        rows += [
-            path("MONAI buffered", "fp32", "monai buffered"),
-            path("MONAI buffered, output folded", "fp32", "monai folded"),
-            path("TorchIO as documented", "fp32", "torchio documented"),
-            path("TorchIO, locations doubled", "fp32", "torchio doubled"),
-        ]
-    return rows
+        return [*rows, udean("tensorrt", "fp16", models.plan, "auto")]
+    ways = itertools.product((False, True), ("fp32", "bf16"))
+    return rows + [udean("openvino", p, models.full, "openvino", as_run) for as_run, p in ways]
 
 
 def fitting(near: tuple[int, int, int], card: ModelCard, overlap: float) -> tuple[int, int, int]:
@@ -188,6 +165,7 @@ class Contest:
         self._volume = folder / "volume.npy"
         np.save(self._volume, volume)
         self._gpu = machine.GpuMonitor(gpu.cuda.Device(gpu.index).pci_bus_id()) if gpu else None
+        self._open: dict[str, Child] = {}
         self.mhz: list[float] = []
 
     @property
@@ -196,77 +174,70 @@ class Contest:
 
     def run(self, turns: int, tell: Callable[[str], None]) -> None:
         """tell: hears of progress, `turns` + 1 times per row. Raises Failed if the baseline does."""
-        workers: dict[str, Worker] = {}
         try:
             for row in self.rows:
-                self._open(row, workers, tell)
+                tell(f"Opening {row.name}")
+                self._attempt(row, self._start)
             for turn in range(turns):
                 for row in self.rows:
-                    if row.name in workers:
-                        self._turn(row, workers)
+                    if row.name in self._open:
+                        self._attempt(row, self._take_turn)
                         self.mhz += machine.clocks()
                     tell(f"Turn {turn + 1}: {row.name}")
-            self._judge(workers)
+            self._judge()
         finally:
-            for worker in workers.values():
-                worker.close()
+            for child in self._open.values():
+                child.close()
             if self._gpu:
                 self._gpu.close()
 
-    def _open(self, row: Row, workers: dict[str, Worker], tell: Callable[[str], None]) -> None:
-        tell(f"Opening {row.name}")
+    def _attempt(self, row: Row, step: Callable[[Row], None]) -> None:
+        try:
+            with self._gpu.watch(row.name) if self._gpu else contextlib.nullcontext():
+                step(row)
+        except Failed as error:
+            if row is self.rows[0]:
+                raise Failed(f"The baseline, {row.name}, cannot be measured: {error}") from error
+            row.failed = str(error)
+            if child := self._open.pop(row.name, None):
+                child.close()
+
+    def _start(self, row: Row) -> None:
         who = row.contender
         if who.compiled:  # reusing the best uncompiled batch size avoids compiling each size
             who = row.contender = dataclasses.replace(who, batch=self.rows[0].batch)
-        try:
-            if who.precision == "bf16" and not processor_has_bf16():
-                raise Failed("This processor computes bfloat16 by way of float32, many times as slowly.")
-            with self._watch(row.name):
-                worker = Worker(who, self._volume, self._limit if who.compiled else OPENING)
-            workers[row.name] = worker
-            row.what, row.batch = worker.opened["what"], worker.opened["batch"]
-            row.window = tuple(worker.opened["window"])
-        except Failed as error:
-            self._fail(row, error, workers)
+        if who.precision == "bf16" and not processor_has_bf16():
+            raise Failed("This processor computes bfloat16 by way of float32, many times as slowly.")
+        limit = self._limit if who.compiled else OPENING
+        child = self._open[row.name] = Child(SESSION, who, str(self._volume), limit=limit)
+        about = child.ask("about")
+        row.what, row.batch, row.window = about["what"], about["batch"], about["window"]
 
-    def _turn(self, row: Row, workers: dict[str, Worker]) -> None:
-        try:
-            with self._watch(row.name):
-                found = workers[row.name].run()
-        except Failed as error:
-            self._fail(row, error, workers)
-            return
+    def _take_turn(self, row: Row) -> None:
+        found = self._open[row.name].ask("run")
         row.totals.append(round(found["total"], 4))
         row.networks.append(round(found["network"], 4))
         row.windows = int(found["windows"])
 
-    def _fail(self, row: Row, error: Failed, workers: dict[str, Worker]) -> None:
-        if row is self.rows[0]:
-            raise Failed(f"The baseline, {row.name}, cannot be measured: {error}") from error
-        row.failed = str(error)
-        if worker := workers.pop(row.name, None):
-            worker.close()
-
-    def _watch(self, name: str) -> Any:
-        return self._gpu.watch(name) if self._gpu else contextlib.nullcontext()
-
-    def _judge(self, workers: dict[str, Worker]) -> None:
+    def _judge(self) -> None:
         """Speed-up, memory, and the deviation from float32 of the same windows and weights."""
         path, results = self.rows[0], {}
-        for place, row in enumerate(row for row in self.rows if row.name in workers):
-            worker = workers[row.name]
+        for place, row in enumerate(row for row in self.rows if row.name in self._open):
+            child = self._open[row.name]
             # Per window, if their numbers differ: the runtime leaves out what is constant. Windows of another
             # size cannot be compared, and what is left out then counts.
             of = [1, 1] if row.contender.as_run else [path.windows, row.windows]
             seconds = [[t / n for t in r.totals] for r, n in zip((path, row), of, strict=True)]
             row.figures["speed_up"] = dataclasses.asdict(SpeedUp.of(*seconds))
-            memory = worker.memory()
+            memory = child.ask("memory")
             row.figures["host_mb"] = round(memory["peak"] / 1e6, 1)
             row.figures["host_mb_over_ready"] = round((memory["peak"] - memory["ready"]) / 1e6, 1)
             if self._gpu and (peak := self._gpu.peak(row.name)) is not None:
                 row.figures["device_mb"] = round(peak / 1e6, 1)
+            file = self._folder / f"sr-{place}.npy"
+            child.ask("save", str(file))
             # The runtime yields no negative voxels for magnitudes; clip the others likewise.
-            results[row.name] = np.maximum(worker.save(self._folder / f"sr-{place}.npy"), 0)
+            results[row.name] = np.maximum(np.load(file, mmap_mode="r"), 0)
         full = [r for r in self.rows if r.name in results and r.contender.precision == "fp32"]
         exact = next((row for row in full if row.ours and not row.contender.as_run), path)
         for row in self.rows:
@@ -291,80 +262,48 @@ def agree(models: Models, device: str, overlap: float) -> dict[str, Any]:
 
     "own_weights": MONAI's gaussian. "same_weights": ours, through its `process_fn`: only rounding remains.
     """
-    from .peers.monai import MonaiPath
-    from .peers.network import TorchNetwork
-
     (rows, columns), slices = models.card.window, models.card.slab[0]
     shape = fitting((2 * rows - 1, 2 * columns - 1, 2 * slices - 1), models.card, overlap)
-    volume, plan = common.head(shape), tile_windows(shape, models.card, overlap)
+    volume, tiling = common.textured(shape), tile_windows(shape, models.card, overlap)
     engine = choose_engine(models.checkpoint, device, "fp32", None, "auto")
     equal = SuperResolver(engine, overlap=overlap, window=models.card.window, consistency="off")
     ours = equal(volume, dtype="float32")
-    axes = (plan.rows, plan.columns, plan.slices)
+    axes = (tiling.rows, tiling.columns, tiling.slices)
     weights = [profile(a.window, a.scale, models.card.grid, "gaussian") for a in axes]
     same = np.einsum("i,j,k->ijk", *weights).astype(np.float32)
     network, found = TorchNetwork(models.checkpoint, device), {}
     for name, given in (("own_weights", None), ("same_weights", same)):
-        path = MonaiPath(network, plan, batch=4, weights=given)
+        path = MonaiPath(network, tiling, batch=4, weights=given)
         found[name] = _deviation(np.maximum(path(volume), 0), ours)
-        assert sum(network.batches) == len(plan)
-    return {"shape": list(shape), "windows": len(plan), **found}
+        assert sum(network.batches) == len(tiling)
+    return {"shape": list(shape), "windows": len(tiling), **found}
 
 
-def whole(row: Row, volume: NDArray[Any], folder: Path, times: int, scans: int) -> dict[str, Any]:
+def whole_command(row: Row, volume: NDArray[Any], folder: Path, times: int) -> dict[str, Any]:
     """Seconds of a whole command from .nii.gz to .nii.gz, interpreter and imports included.
 
-    `udean-run` for the runtime, peers/monai.py for the PyTorch path. With more than one scan, also the time
-    of each further scan in a folder and, for the runtime's commands, the ratio of that to their network's
-    time according to their sidecars. Empty for rows without a command.
+    `udean-run` for the runtime, pytorch.py for the PyTorch path; a compiled one has no command.
     """
-    who = row.contender
-    if who.compiled or who.kind not in ("udean", "monai"):
+    who, source = row.contender, folder / "0.nii.gz"
+    if who.compiled:
         return {}
-    source, out = folder / "scans", folder / "out"
-    source.mkdir(exist_ok=True)
-    first = source / "0.nii.gz"
-    if not first.exists():
-        image = nib.Nifti1Image(volume, np.diag([1, 1, 2, 1]))
-        nib.save(image, first)
-        for n in range(1, scans):
-            (source / f"{n}.nii.gz").write_bytes(first.read_bytes())
+    if not source.exists():
+        nib.save(nib.Nifti1Image(volume, np.diag([1, 1, 2, 1])), source)
     settings = ["--device", who.device, "--precision", who.precision, "--overlap", who.overlap]
-    if who.kind == "udean":
-        module = "udean.runtime.commands.run"
-        settings += ["--threads", who.threads, "--engine", who.model, "--library", who.library]
-        settings += ["--overwrite", "-o", out]
+    settings += ["--threads", who.threads]
+    if row.ours:
+        module, files = "udean.runtime.commands.run", [source]
+        settings += ["--engine", who.model, "--library", who.library, "--overwrite", "-o", folder / "out"]
         if not who.as_run:
             settings += ["--window", "x".join(map(str, row.window)), "--consistency", "off"]
     else:
-        module = "udean.benchmarks.engines.peers.monai"
-        settings += ["--threads", who.threads, "--batch", row.batch, "--window", *row.window]
-        scans = 1
-
-    def seconds(what: Path) -> float:
-        files = [what] if who.kind == "udean" else [who.model, what, folder / "sr.nii.gz"]
-        command = [sys.executable, "-m", module, *map(str, [*settings, *files])]
+        module, files = MonaiPath.__module__, [who.model, source, folder / "sr.nii.gz"]
+        settings += ["--batch", row.batch, "--window", *row.window]
+    command, seconds = [sys.executable, "-m", module, *map(str, [*settings, *files])], []
+    for _ in range(times):
         start = time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True)
+        seconds.append(time.perf_counter() - start)
         if done.returncode:
-            raise Failed(f"{module} failed: {done.stderr.strip().splitlines()[-1]}")
-        return time.perf_counter() - start
-
-    def over_network(command: float) -> float:
-        timings = read_json(out / "0_sr.json")["udean"]["timings"]
-        return command / timings["network"]
-
-    try:
-        commands, ratios = [], []
-        for _ in range(times):
-            commands.append(seconds(first))
-            ratios += [over_network(commands[-1])] if who.kind == "udean" else []
-        one = statistics.median(commands)
-        found: dict[str, Any] = {"command_seconds": round(one, 3)}
-        if ratios:
-            found["command_over_network"] = round(statistics.median(ratios), 4)
-        if scans > 1:
-            found["folder_seconds_a_scan"] = round((seconds(source) - one) / (scans - 1), 4)
-    except Failed as error:
-        return {"command_failed": str(error)}
-    return found
+            return {"command_failed": f"{module} failed: {done.stderr.strip().splitlines()[-1]}"}
+    return {"command_seconds": round(statistics.median(seconds), 3)}

@@ -1,7 +1,5 @@
 """How close does a network come to the machine's limits?
 
-    python -m udean.benchmarks.engines.roofline [--device cuda] [--threads 2]     prints the machine's roofs
-
 Two roofs, measured: arithmetic by a large matrix product in the same precision (the best of the libraries
 that are here), traffic by copying an array that no cache holds. They bound the network: each convolution
 takes at least as long as its arithmetic at the one rate or its traffic at the other, whichever is longer.
@@ -13,7 +11,6 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.util
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -21,10 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import onnx
-import typer
 
 from ...trainer.machine import processor_has_bf16
-from ..curves import small_png
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 
@@ -84,14 +79,8 @@ def convolutions(model: onnx.ModelProto, rows: int, columns: int) -> list[Layer]
     return layers
 
 
-def intensity(layers: Sequence[Layer], precision: str, batch: int) -> float:
-    """Operations per byte of the whole network, layer by layer."""
-    traffic = sum(batch * a.values + a.weights for a in layers) * BYTES[precision]
-    return batch * sum(a.flop for a in layers) / traffic
-
-
-def measure(device: str = "cpu", threads: int | None = None) -> Roofs:
-    """Measure the machine's roofs: a few seconds."""
+def measure_roofs(device: str = "cpu", threads: int | None = None) -> Roofs:
+    """Measure the machine's roofs: a few seconds. In a process of its own no threads stay behind."""
     import torch
 
     if threads:
@@ -155,42 +144,3 @@ def _openvino(n: int, precisions: Sequence[str], threads: int | None) -> dict[st
             lambda r=request: r.infer([a], share_inputs=True, share_outputs=True), int
         )
     return found
-
-
-def draw(roofs: Roofs, reached: dict[str, tuple[str, Sequence[Layer], int, float]], title: str) -> bytes:
-    """A PNG: roofs, and a point for each engine's (precision, layers, batch, operations per second)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    places = [intensity(layers, p, batch) for p, layers, batch, _ in reached.values()] or [100.0]
-    low, high = min(*places, 10.0) / 4, max(*places, 10.0) * 4
-    used = {p for p, *_ in reached.values()}
-    colours = {"fp32": "tab:blue", "bf16": "tab:orange", "fp16": "tab:green"}
-    for precision in (p for p in roofs.flops if p in used):
-        peak = roofs.flops[precision]
-        knee = peak / roofs.copy
-        label = f"{precision}: {peak / 1e9:.0f} GFLOP/s"
-        xs = [low, max(low, knee), high]
-        ys = [min(peak, x * roofs.copy) / 1e9 for x in xs]
-        axes.loglog(xs, ys, color=colours[precision], label=label)
-    for marker, (name, (precision, layers, batch, rate)) in zip(
-        "osD^v<>PX*hp" * 4, reached.items(), strict=False
-    ):
-        place = intensity(layers, precision, batch)
-        axes.loglog([place], [rate / 1e9], marker, color=colours[precision], label=name, markersize=7)
-    axes.set(xlabel="operations per byte", ylabel="GFLOP/s", title=title)
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    return small_png(figure, dpi=90, source="udean-bench")
-
-
-def main(device: str = "cpu", threads: int | None = None) -> None:
-    roofs = measure(device, threads)
-    print(json.dumps({"flops": roofs.flops, "copy": roofs.copy}))
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -1,21 +1,21 @@
-"""The pictures beside the tables: planes, crops and error maps (Figs 4-6), and the curves of all runs."""
+"""The pictures beside the tables: planes, crops and error maps (Figs 4-6)."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from ...runtime.system.files import atomic
-from ..curves import small_png
 
 Image = NDArray[Any]  # float32
 
@@ -82,32 +82,9 @@ def draw_panels(path: Path, results: Mapping[str, Path]) -> None:
     axes[0, 1].add_patch(Rectangle(corner, *size, fill=False, edgecolor="yellow"))
     for ax in axes.flat:
         ax.set_axis_off()
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=33, format="png")
+    # Few colours: a fourth of the size, small enough for a repository.
+    few = PIL.Image.open(drawn).convert("RGB").quantize(24, dither=PIL.Image.Dither.NONE)
     with atomic(path) as file:
-        file.write(small_png(figure, dpi=33))
-
-
-def draw_curves(path: Path, metrics: Sequence[Path]) -> None:
-    """Validation PSNR over the steps of each run SCALE/SETTING/METHOD/metrics.csv, one panel per setting;
-    nothing if no run has been validated."""
-    settings: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
-    for file in metrics:
-        with open(file, newline="") as stream:
-            rows = [row for row in csv.DictReader(stream) if row.get("validation_psnr")]
-        if rows:
-            scale, setting, method = file.parent.parts[-3:]
-            steps, values = ([float(row[key]) for row in rows] for key in ("step", "validation_psnr"))
-            settings.setdefault(f"{scale}, {setting}", {})[method] = steps, values
-    if not settings:
-        return
-    figure = Figure(figsize=(3.6 * len(settings), 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(settings), sharey=True, squeeze=False)[0]
-    for axes, (title, curves) in zip(panels, settings.items(), strict=True):
-        for method, (steps, values) in curves.items():
-            axes.plot(steps, values, label=method)
-        axes.set(title=title, xlabel="step")
-        axes.legend(fontsize=7)
-        axes.grid(alpha=0.3)
-    panels[0].set_ylabel("validation PSNR, dB (windows)")
-    with atomic(path) as file:
-        file.write(small_png(figure))
+        few.save(file, "png", optimize=True)

@@ -33,7 +33,7 @@ from ...trainer.evaluation.evaluate import INTERPOLATIONS, Summary
 from ...trainer.evaluation.quality import Figures, measure
 from ...trainer.fit import fit, resolved
 from ...trainer.simulation import kspace
-from .pictures import Planes, draw_curves, draw_panels
+from .pictures import Planes, draw_panels
 from .published import PUBLISHED, SCALES, Experiment, Published, table_one, table_two
 
 SHARES = {"source": 0.4, "target": 0.4, "validation": 0.1, "test": 0.1}
@@ -219,7 +219,7 @@ def acquired(entry: Entry, config: Config) -> tuple[Volume, Volume]:
 
 
 def write(study: Study) -> None:
-    """tables.md, tables.csv, tables.json, a picture for each table, and the curves of all runs."""
+    """tables.md, tables.csv, tables.json, a picture for each table."""
     results: dict[str, dict[str, Any]] = {}
     tables: list[tuple[str, list[Experiment]]] = [("Table I: ablation, 2x2x2", table_one())]
     for name in sorted((study.out / "results").glob("*")):
@@ -235,7 +235,6 @@ def write(study: Study) -> None:
         picture = study.out / f"{title.split(':')[0].replace(' ', '-').lower()}-{title.split()[-1]}.png"
         draw_panels(picture, {e.title + _pairing(e): study.results(e).with_suffix(".npz") for e in done})
         lines += [f"![{title}]({picture.name})", ""]
-    draw_curves(study.out / "curves.png", sorted((study.out / "runs").rglob("metrics.csv")))
     (study.out / "tables.md").write_text("\n".join(lines))
     write_json(study.out / "tables.json", results)
     with open(study.out / "tables.csv", "w", newline="") as stream:

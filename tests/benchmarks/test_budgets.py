@@ -22,7 +22,7 @@ CARD = card((2, 2, 2), 3, (32, 32))
 SHAPE = (80, 56, 13)  # whole planes, 3 slices in steps of 2; or windows of 32, 32, 3 in steps of 24, 24, 2
 PLANES, WINDOWS = 6, 3 * 2 * 6
 BATCHES = 3  # of 16 windows of 32x32, which are 4·64·64 voxels: 16, 16 and 4
-VOLUME = common.head(SHAPE)
+VOLUME = common.textured(SHAPE)
 
 
 class Counter:
@@ -115,7 +115,7 @@ def test_peak_memory_of_the_command(tmp_path, suffix):
 
     def peak(shape):
         source = tmp_path / f"{'x'.join(map(str, shape))}{suffix}"
-        nib.save(nib.Nifti1Image(common.head(shape), np.diag([1, 1, 2, 1])), source)
+        nib.save(nib.Nifti1Image(common.textured(shape), np.diag([1, 1, 2, 1])), source)
         code = (
             "from udean.runtime.commands.run import main\n"
             "try: main()\n"

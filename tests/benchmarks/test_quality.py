@@ -9,7 +9,7 @@ from udean.trainer.simulation import kspace
 
 def test_measured_slices_lie_on_the_truth():
     hr = np.broadcast_to(np.arange(40, dtype=np.float32), (4, 4, 40))
-    part, inside, truth = quality.middle(hr[::2, ::2, ::2], hr, slices=8)
+    part, inside, truth = quality.middle_slices(hr[::2, ::2, ::2], hr, slices=8)
     assert part.shape == (2, 2, 8 + 2 * quality.MARGIN) and truth.shape == (4, 4, 16)
     assert np.array_equal(np.repeat(part, 2, 2)[0, 0, inside][::2], truth[0, 0, ::2])
 

@@ -1,13 +1,8 @@
-"""A result of `udean-bench` for people: the cells of its table, and one self-contained HTML page."""
+"""A result of `udean-bench` for people: the cells of its table and what stands around it."""
 
 from __future__ import annotations
 
-import base64
-import html
-import json
 from typing import Any
-
-from ...runtime.view.report import opening
 
 HEADS = (
     "engine", "network GFLOP/s", "of the GEMM's", "s a volume", "speed-up (least to largest)",
@@ -66,28 +61,6 @@ def caption(document: dict[str, Any]) -> str:
         f"fp32 against MONAI where windows coincide: {same} with the same weights, {own} with MONAI's own "
         f"gaussian, which lies on the LR grid and is cut off from below.\n"
         f"{document['processor']}, {document['cores']} cores; Python {document['python']}, {versions}."
-    )
-
-
-def render(document: dict[str, Any], roofline: bytes) -> str:
-    """The page. roofline: a PNG."""
-    lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in cells(row)) for row in document["rows"]]
-    rows = "".join(f"<tr>{line}</tr>" for line in lines)
-    heads = "".join(f"<th>{html.escape(head)}</th>" for head in HEADS)
-    notes = [("failed", text) for text in failures(document)]
-    notes += [("warning", text) for text in document["warnings"]]
-    beware = "".join(f"<p class='{kind}'>{html.escape(text)}</p>" for kind, text in notes)
-    told = html.escape(caption(document)).replace("\n", "<br>")
-    picture = base64.b64encode(roofline).decode()
-    figures = html.escape(json.dumps(document, indent=2))
-    return (
-        f"{opening(title(document))}"
-        "<p>Against the same network in PyTorch behind MONAI's sliding window, in turn. "
-        f"<code>{html.escape(document['command'])}</code>, {document['date']}.</p>{beware}"
-        f"<div class='box scroll'><table><tr>{heads}</tr>{rows}</table></div><p>{told}</p>"
-        f"<h2>Roofline</h2><img alt='roofline' src='data:image/png;base64,{picture}'>"
-        f"<details><summary>All figures (JSON)</summary><pre>{figures}</pre></details>"
-        "</html>\n"
     )
 
 

@@ -1,1 +1,0 @@
-"""The alternative to this toolkit: the same weights in PyTorch behind MONAI's or TorchIO's windows."""
