@@ -148,7 +148,7 @@ def export(
             tell(error)
         except KeyboardInterrupt:
             typer.echo("Interrupted: no plan is written.", err=True)
-            raise typer.Exit(INTERRUPTED) from None
+            raise SystemExit(INTERRUPTED) from None
     if failures:
         raise typer.Exit(1 if written else 2)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,13 +19,13 @@ from .pipeline.host import LrVolume
 from .pipeline.tiling import Tiling, Weighting, Window
 from .scan import intensity
 from .scan.noise import Noise
+from .system.progress import Progress
 from .system.trace import Stopwatch
 
 Output = Literal["input", "float32"]
 Fallback = Literal["none", "cpu"]
 Labels = Literal["leave", "nearest"]
 Consistency = float | Literal["auto", "off"]
-Progress = Callable[[int, int], None]
 Slab = tuple[int, NDArray[Any]]
 
 MEASURES = {  # relation of the scan to the result, by the card's `consistency`

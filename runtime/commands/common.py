@@ -18,7 +18,6 @@ from shutil import get_terminal_size
 from typing import Any
 
 import typer
-from typer.core import TyperCommand
 
 from ... import __version__
 from ..errors import RunError, first_line
@@ -49,7 +48,7 @@ def command(
             plain: dict[str, Any] = {"rich_markup_mode": None} if get_terminal_size().columns < WIDE else {}
             app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, **plain)
             settings = {"token_normalize_func": _dashed}
-            app.command(name, cls=_Command, epilog="\n\n".join(lines), context_settings=settings)(function)
+            app.command(name, epilog="\n\n".join(lines), context_settings=settings)(function)
             built = typer.main.get_command(app)
             built.params.append(_version_option(name))
             for parameter in built.params:
@@ -62,6 +61,8 @@ def command(
                 code = built(given, prog_name=called(name), standalone_mode=False)
             except typer.TyperException as error:
                 raise RunError(f"{_told(error)} {called(name)} --help shows how.") from None
+            if code == INTERRUPTED:  # of which typer makes an exit code, without a word
+                raise KeyboardInterrupt
             raise SystemExit(code)
 
     main.__doc__ = (function.__doc__ or "").strip().partition("\n")[0]
@@ -94,27 +95,6 @@ def _told(error: Any) -> str:
 def _dashed(name: str) -> str:
     """--participant_label, as BIDS-Apps write it, is --participant-label."""
     return name.replace("_", "-")
-
-
-class _Command(TyperCommand):
-    """Typer turns an interruption into an exit code, without a word."""
-
-    def make_context(self, *args: Any, **more: Any) -> Any:
-        with _telling():
-            return super().make_context(*args, **more)
-
-    def invoke(self, ctx: Any) -> Any:
-        with _telling():
-            return super().invoke(ctx)
-
-
-@contextlib.contextmanager
-def _telling() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo("Interrupted.", err=True)
-        raise typer.Exit(INTERRUPTED) from None
 
 
 def _version_option(name: str) -> Any:
@@ -159,11 +139,9 @@ def sentences(extra: str = "cpu") -> Iterator[None]:
     guard_streams()
     try:
         yield
-    except KeyboardInterrupt:
-        typer.echo("Interrupted.", err=True)
-        raise SystemExit(INTERRUPTED) from None
-    except Exception as error:
-        if interruption.came():  # inside a library, which has made an error of its own of it
+    except (KeyboardInterrupt, Exception) as error:
+        # A library in which it came has made an error of its own of it.
+        if isinstance(error, KeyboardInterrupt) or interruption.came():
             typer.echo("Interrupted.", err=True)
             raise SystemExit(INTERRUPTED) from None
         if "--debug" in sys.argv:

@@ -281,7 +281,7 @@ def run(
         except KeyboardInterrupt:
             outcomes.close()
             typer.echo(f"Interrupted: {board.summary()}. The same command continues from here.", err=True)
-            raise typer.Exit(INTERRUPTED) from None
+            raise SystemExit(INTERRUPTED) from None
         finally:
             if trace and profile:
                 trace.write(profile)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..pipeline.axes import lost_detail, middle
-from ..pipeline.host import LrVolume
+from ..pipeline.host import Pass
 from ..pipeline.tiling import Tiling
-from ..scan.intensity import IN_THE_NETWORKS_RANGE, Storage
-from ..system.trace import Stopwatch
+from ..scan.intensity import IN_THE_NETWORKS_RANGE
+from ..system.progress import in_turn
 from .device import Gpu, OutOfMemory
 from .measured_band import Held
 from .pipeline import CudaPipeline
@@ -58,21 +58,13 @@ class _Room:
 
 
 def mean_over_axes(
-    pipeline: CudaPipeline,
-    volume: LrVolume,
-    tiling: Callable[[tuple[int, int, int]], Tiling],
-    store: Storage,
-    watch: Stopwatch,
-    progress: Callable[[int, int], None] | None,
-    held: Held | None,
+    pipeline: CudaPipeline, given: Pass, tilings: Sequence[Tiling], held: Held | None
 ) -> Generator[tuple[int, NDArray[Any]]] | None:
     """The mean's slabs, as by `CudaPipeline.slabs`; None if the device's memory does not hold two HR volumes.
 
-    tiling: the windows of an LR volume (rows, columns, slices).
+    tilings: of slabs along rows, columns and slices.
     """
-    turned = [dataclasses.replace(volume, voxels=np.moveaxis(volume.voxels, axis, 2)) for axis in range(3)]
-    plans = [tiling(_triple(one.voxels.shape)) for one in turned]
-    height, width, depth = plans[2].fine_shape
+    height, width, depth = tilings[2].fine_shape
     try:
         others = Others(pipeline.engine.gpu, height * width * depth)
     except OutOfMemory:
@@ -80,33 +72,24 @@ def mean_over_axes(
         return None
 
     def slabs(held: Held | None = held) -> Generator[tuple[int, NDArray[Any]]]:
-        total, done = sum(map(len, plans)), 0
-
-        def counted() -> Callable[[int, int], None] | None:
-            before, told = done, progress
-            return told and (lambda n, _: told(before + n, total))
-
+        told, volume = in_turn(given.progress, list(map(len, tilings))), given.volume
         try:
-            for axis, (one, plan, room) in enumerate(zip(turned, plans, others.volumes, strict=False)):
+            for axis, room in enumerate(others.volumes):
                 steps = [width, 1, height * width]  # of the volume; turned, they are its slabs'
                 across = steps.pop(axis)
                 kept = Kept(int(room), (steps[0], steps[1], across))
-                given = one, plan, IN_THE_NETWORKS_RANGE, watch, counted()
-                for _ in pipeline.slabs(*given, kept=kept):
+                turned = dataclasses.replace(volume, voxels=np.moveaxis(volume.voxels, axis, 2))
+                one = Pass(turned, tilings[axis], IN_THE_NETWORKS_RANGE, given.watch, told[axis])
+                for _ in pipeline.slabs(one, kept=kept):
                     pass
-                done += len(plan)
             if held:
                 one, other = others.middles((depth, height, width))
-                detail = lost_detail(one, other, plans[2].slices.scale)
+                detail = lost_detail(one, other, tilings[2].slices.scale)
                 weight = dataclasses.replace(held.weight, detail=detail)
                 held = dataclasses.replace(held, weight=weight)
-            yield from pipeline.slabs(volume, plans[2], store, watch, counted(), held, others=others.volumes)
+            last = dataclasses.replace(given, progress=told[2])
+            yield from pipeline.slabs(last, held, others=others.volumes)
         finally:
             others.close()
 
     return slabs()
-
-
-def _triple(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    rows, columns, slices = shape
-    return rows, columns, slices

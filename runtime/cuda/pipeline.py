@@ -14,16 +14,15 @@ import dataclasses
 import logging
 import math
 import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..pipeline.host import LrVolume, twins
+from ..pipeline.host import Pass, twins
 from ..pipeline.tiling import Tiling
-from ..scan.intensity import LOST, IntensityError, Storage
-from ..system.trace import Stopwatch
+from ..scan.intensity import LOST, IntensityError
 from .device import GpuError, OutOfMemory
 from .engine import CudaEngine, Slot
 from .measured_band import Held
@@ -59,15 +58,7 @@ class CudaPipeline:
         closes()
 
     def slabs(
-        self,
-        volume: LrVolume,
-        tiling: Tiling,
-        store: Storage,
-        watch: Stopwatch,
-        progress: Callable[[int, int], None] | None = None,
-        held: Held | None = None,
-        kept: Kept | None = None,
-        others: Sequence[Any] = (),
+        self, given: Pass, held: Held | None = None, kept: Kept | None = None, others: Sequence[Any] = ()
     ) -> Generator[tuple[int, NDArray[Any]]]:
         """Yield finished slabs: (first HR slice, voxels to store (rows, columns, slices)), valid until the
         next step.
@@ -78,10 +69,12 @@ class CudaPipeline:
         Raises GpuError if the device is lost, RunError for non-finite values.
         """
         # The network computes in float32 anyway, and its output is no more precise.
+        volume, store, tiling = given.volume, given.store, given.tiling
         if _is_foreign(volume.voxels.dtype):
             volume = dataclasses.replace(volume, voxels=volume.voxels.astype(np.float32))
         if _is_foreign(store.dtype):
             store = dataclasses.replace(store, dtype=np.dtype(np.float32))
+        given = dataclasses.replace(given, volume=volume, store=store)
         least, most = self.engine.batches((tiling.rows.window, tiling.columns.window))
         wanted = max(1, BATCH_VOXELS // (tiling.rows.window * tiling.columns.window))
         wanted = min(wanted, most, LAYERS // tiling.slices.window, self._batch or most)
@@ -89,7 +82,7 @@ class CudaPipeline:
         batch = max(least, math.ceil(len(tiling) / math.ceil(len(tiling) / wanted)))
         while True:
             try:
-                yield from self._resolve(volume, tiling, store, batch, watch, progress, held, kept, others)
+                yield from self._resolve(given, batch, held, kept, others)
                 return
             except OutOfMemory as error:
                 crowded = bool(self._workspaces.keys() - {self._busy})
@@ -105,17 +98,9 @@ class CudaPipeline:
                 log.warning("The GPU's memory is full: continuing with batches of %d windows.", batch)
 
     def _resolve(
-        self,
-        volume: LrVolume,
-        tiling: Tiling,
-        store: Storage,
-        batch: int,
-        watch: Stopwatch,
-        progress: Callable[[int, int], None] | None,
-        held: Held | None,
-        kept: Kept | None,
-        others: Sequence[Any],
+        self, given: Pass, batch: int, held: Held | None, kept: Kept | None, others: Sequence[Any]
     ) -> Iterator[tuple[int, NDArray[Any]]]:
+        volume, tiling, store, watch = given.volume, given.tiling, given.store, given.watch
         with self.engine.gpu.current():
             band = held and held.operators.key
             key = (_key(tiling), volume.voxels.dtype.newbyteorder("="), store.dtype, batch, band)
@@ -134,48 +119,40 @@ class CudaPipeline:
             watch.computed += len(order.computed)
             try:
                 work.begin(order, tiling, volume, held)
-                yield from self._run(work, order, volume, tiling, store, watch, progress, kept, others)
+                yield from self._run(work, order, given, kept, others)
             finally:
                 work.finish()
             work.clock.tell()
 
     def _run(
-        self,
-        work: Workspace,
-        order: Order,
-        volume: LrVolume,
-        tiling: Tiling,
-        store: Storage,
-        watch: Stopwatch,
-        progress: Callable[[int, int], None] | None,
-        kept: Kept | None,
-        others: Sequence[Any],
+        self, work: Workspace, order: Order, given: Pass, kept: Kept | None, others: Sequence[Any]
     ) -> Iterator[tuple[int, NDArray[Any]]]:
+        tiling = given.tiling
         landing: collections.deque[tuple[int, int, int, int]] = collections.deque()
         issued, stored, per_slab = 0, 0, len(tiling.rows.starts) * len(tiling.columns.starts)
 
         def land() -> tuple[int, NDArray[Any]]:
             number, start, count, done = landing.popleft()
-            with watch.time("blend", "wait"):
+            with given.watch.time("blend", "wait"):
                 planes = work.landed(number, count)
-            if progress:
-                progress(done, len(tiling))
+            if given.progress:
+                given.progress(done, len(tiling))
             return start, planes
 
         for k in range(len(tiling.slices.starts)):
             while issued < len(order.batches) and order.may_issue(issued, k):
-                work.issue(issued, order, volume, self.engine)
+                work.issue(issued, order, given.volume, self.engine)
                 issued += 1
             work.blend(k, order, tiling)
             for first, count in work.runs(k, others):
                 if len(landing) == LANDING:
                     yield land()
-                work.store(stored, first, count, store, kept)
+                work.store(stored, first, count, given.store, kept)
                 landing.append((stored, first, 0 if kept else count, (k + 1) * per_slab))
                 stored += 1
         while landing:
             yield land()
-        watch.seconds["network"] += work.network_seconds(len(order.batches))
+        given.watch.seconds["network"] += work.network_seconds(len(order.batches))
         if work.flawed():
             raise IntensityError(LOST)
 

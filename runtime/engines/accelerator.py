@@ -6,15 +6,15 @@ agreement is reported.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
-from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 
 from ..errors import RunError
-from ..pipeline.engine import Engine, Precision
+from ..pipeline.engine import Engine, EngineRequest
 from .onnxruntime import OnnxRuntimeEngine
 from .openvino import OpenVinoEngine
 
@@ -27,13 +27,11 @@ LEAST = 40.0  # dB of agreement: bfloat16 reaches more than 50, a different netw
 log = logging.getLogger("udean")
 
 
-def open_accelerated(
-    file: Path, name: str, sha256: str, device: str, precision: Precision, threads: int | None
-) -> Engine:
+def open_accelerated(request: EngineRequest, device: str) -> Engine:
     """An `.onnx` model on an accelerator. Raises RunError if it is missing or computes something else."""
     kind = OpenVinoEngine if device in OPENVINO else OnnxRuntimeEngine
-    engine = kind(file, name, sha256, precision, threads, (OPENVINO | ONNX_RUNTIME)[device])
-    exact = kind(file, name, sha256, "fp32" if device in OPENVINO else "auto", threads)
+    engine = kind(request, (OPENVINO | ONNX_RUNTIME)[device])
+    exact = kind(dataclasses.replace(request, precision="fp32" if device in OPENVINO else "auto"))
     hold(engine, exact)
     return engine
 

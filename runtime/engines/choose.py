@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, get_args
 from ..cuda.engine import CudaEngine
 from ..errors import RunError
 from ..models.kind import model_kind
-from ..pipeline.engine import Engine, Library, Precision
+from ..pipeline.engine import Engine, EngineRequest, Library, Precision
 from ..system.files import sha256
 from .accelerator import ACCELERATORS, open_accelerated
 
@@ -71,16 +71,16 @@ def open_engine(
     if threads is not None and threads < 1:
         raise RunError(f"The number of threads must be at least 1, not {threads}.")
     with model_file(path, embedded) as (file, name):
-        digest = sha256(file)
+        request = EngineRequest(file, name, sha256(file), precision, threads)
         kind = model_kind(file)
         if device in ACCELERATORS:
             if kind != "onnx":
                 raise RunError(f"Device {device} runs .onnx files, not {file}: udean-export makes one.")
-            return open_accelerated(file, name, digest, device, precision, threads)
+            return open_accelerated(request, device)
         if kind == "checkpoint":
             from .torch import TorchEngine
 
-            return TorchEngine(file, name, digest, precision, threads)
+            return TorchEngine(request)
         if kind != "onnx":
             raise RunError(
                 f"{file} is not a model that can be run: give an .onnx file or a checkpoint (.pt)."
@@ -88,10 +88,10 @@ def open_engine(
         if library == "openvino" or (library == "auto" and importlib.util.find_spec("openvino")):
             from .openvino import OpenVinoEngine
 
-            return OpenVinoEngine(file, name, digest, precision, threads)
+            return OpenVinoEngine(request)
         from .onnxruntime import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(file, name, digest, precision, threads)
+        return OnnxRuntimeEngine(request)
 
 
 def choose_engine(
@@ -149,19 +149,19 @@ def choose_engine(
 
 def _open_on(gpu: Gpu, path: Path | None, precision: Precision) -> CudaEngine:
     with model_file(path) as (file, name):
-        digest = sha256(file)
+        request = EngineRequest(file, name, sha256(file), precision)
         kind = model_kind(file)
         if kind == "plan":
             from .tensorrt import TensorRtEngine
 
-            return TensorRtEngine(file, name, digest, precision, gpu)
+            return TensorRtEngine(request, gpu)
         if kind == "checkpoint":
             from .torch_cuda import TorchCudaEngine
 
-            return TorchCudaEngine(file, name, digest, precision, gpu)
+            return TorchCudaEngine(request, gpu)
         from .onnxruntime_cuda import OnnxRuntimeCudaEngine
 
-        return OnnxRuntimeCudaEngine(file, name, digest, precision, gpu)
+        return OnnxRuntimeCudaEngine(request, gpu)
 
 
 def cpu_model(path: Path | None) -> Path | None:

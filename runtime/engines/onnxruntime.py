@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 
 from ..errors import RunError, first_line
 from ..models.card import METADATA_KEY, ModelCard
-from ..pipeline.engine import EngineInfo, Precision
+from ..pipeline.engine import EngineInfo, EngineRequest
 from ..system.extras import require
 from ..system.threads import cores
 from .fixed import InputSize
@@ -24,35 +23,27 @@ class OnnxRuntimeEngine:
     card: ModelCard
     info: EngineInfo
 
-    def __init__(
-        self,
-        file: Path,
-        name: str,
-        sha256: str,
-        precision: Precision,
-        threads: int | None,
-        provider: str = CPU,
-    ) -> None:
+    def __init__(self, request: EngineRequest, provider: str = CPU) -> None:
         ort: Any = require("onnxruntime", "cpu")
         if provider not in (there := ort.get_available_providers()):
             raise RunError(f"The installed ONNX Runtime has no {provider}, only {', '.join(there)}.")
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors only: warnings are about graph details that no user can fix
         # Without a number ONNX Runtime binds its threads to cores, in every process to the same ones.
-        options.intra_op_num_threads = threads or cores()
+        options.intra_op_num_threads = request.threads or cores()
         providers = list(dict.fromkeys((provider, CPU)))
         try:
-            model = file.read_bytes()  # not its name, which may be no text
+            model = request.file.read_bytes()  # not its name, which may be no text
             self._session = ort.InferenceSession(model, options, providers=providers)
         except Exception as error:  # the library's own exceptions share no base class
-            raise RunError(f"ONNX Runtime cannot load {file}: {first_line(error)}") from error
-        self.card = card_of(self._session, file, precision)
+            raise RunError(f"ONNX Runtime cannot load {request.file}: {first_line(error)}") from error
+        self.card = card_of(self._session, request)
         self._input = self._session.get_inputs()[0]
         n, _, h, w = (n if isinstance(n, int) else None for n in self._input.shape)
         self._size = InputSize(n, h, w)
         self._dtype = np.float16 if self._input.type == "tensor(float16)" else np.float32
         where = provider.removesuffix("ExecutionProvider").lower()
-        self.info = EngineInfo("onnxruntime", ort.__version__, where, self.card.precision, name, sha256)
+        self.info = request.info("onnxruntime", ort.__version__, where, self.card.precision)
 
     def __call__(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
         return self._size.run(self._run, windows)
@@ -62,13 +53,13 @@ class OnnxRuntimeEngine:
         return output.astype(np.float32, copy=False)
 
 
-def card_of(session: Any, file: Path, precision: Precision) -> ModelCard:
+def card_of(session: Any, request: EngineRequest) -> ModelCard:
     """The card of the model in a session. Raises RunError if the model is of another precision."""
     text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "")
-    card = ModelCard.from_json(text, str(file))
-    if precision not in ("auto", card.precision):
+    card = ModelCard.from_json(text, str(request.file))
+    if request.precision not in ("auto", card.precision):
         raise RunError(
-            f"ONNX Runtime computes in the model's own precision and {file} is {card.precision}: "
-            f"give a model exported in {precision}, or --precision auto."
+            f"ONNX Runtime computes in the model's own precision and {request.file} is {card.precision}: "
+            f"give a model exported in {request.precision}, or --precision auto."
         )
     return card

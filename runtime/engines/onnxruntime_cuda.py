@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from ..cuda import Slot
 from ..cuda.device import Gpu, GpuError, OutOfMemory, is_full
 from ..errors import RunError, first_line
 from ..models.card import ModelCard
-from ..pipeline.engine import EngineInfo, Precision
+from ..pipeline.engine import EngineInfo, EngineRequest
 from ..system.extras import require
 from .onnxruntime import card_of
 
@@ -25,7 +24,7 @@ class OnnxRuntimeCudaEngine:
     info: EngineInfo
     slots = 2
 
-    def __init__(self, file: Path, name: str, sha256: str, precision: Precision, gpu: Gpu) -> None:
+    def __init__(self, request: EngineRequest, gpu: Gpu) -> None:
         self._ort: Any = require("onnxruntime", "gpu")
         if PROVIDER not in self._ort.get_available_providers():
             raise RunError(
@@ -34,16 +33,17 @@ class OnnxRuntimeCudaEngine:
         if hasattr(self._ort, "preload_dlls"):  # CUDA and cuDNN from their wheels, if installed
             self._ort.preload_dlls()
         self.gpu = gpu
-        self._model = file.read_bytes()  # other slots' sessions open later, and the file may be gone by then
+        # Other slots' sessions open later, and the file may be gone by then.
+        self._model = request.file.read_bytes()
         probe = self._probe()
-        self.card = card_of(probe, file, precision)
+        self.card = card_of(probe, request)
         self.half = probe.get_inputs()[0].type == "tensor(float16)"
         first = gpu.streams(1)[0].handle
         self._sessions = {(0, first): self._session(first)}
         self._options = self._ort.RunOptions()
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         version = self._ort.__version__
-        self.info = EngineInfo("onnxruntime", version, gpu.name, self.card.precision, name, sha256)
+        self.info = request.info("onnxruntime", version, gpu.name, self.card.precision)
 
     def batches(self, window: tuple[int, int]) -> tuple[int, int]:
         return 1, 1 << 20

@@ -8,7 +8,6 @@ OpenVINO chooses bfloat16 by itself if the processor supports it, so its precisi
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import RunError
 from ..models.card import METADATA_KEY, ModelCard
-from ..pipeline.engine import EngineInfo, Precision
+from ..pipeline.engine import EngineInfo, EngineRequest
 from ..system.extras import require
 from ..system.threads import cores, quota
 from .fixed import InputSize
@@ -28,16 +27,9 @@ class OpenVinoEngine:
     card: ModelCard
     info: EngineInfo
 
-    def __init__(
-        self,
-        file: Path,
-        name: str,
-        sha256: str,
-        precision: Precision,
-        threads: int | None,
-        device: str = "CPU",
-    ) -> None:
+    def __init__(self, request: EngineRequest, device: str = "CPU") -> None:
         ov: Any = require("openvino", "cpu")
+        file, precision = request.file, request.precision
         core = _core()
         if device not in {found.partition(".")[0] for found in core.available_devices}:
             raise RunError(f"OpenVINO finds no {device} here, only {', '.join(core.available_devices)}.")
@@ -66,15 +58,15 @@ class OpenVinoEngine:
         if device == "CPU":
             # OpenVINO would bind its threads to the first cores, in every shard or worker to the same ones.
             settings["ENABLE_CPU_PINNING"] = False
-            if threads or quota():  # it counts cores but not a container's share of their time
-                settings["INFERENCE_NUM_THREADS"] = str(threads or cores())
+            if request.threads or quota():  # it counts cores but not a container's share of their time
+                settings["INFERENCE_NUM_THREADS"] = str(request.threads or cores())
         try:
             compiled = core.compile_model(edges.build(), device, settings)
         except RuntimeError as error:
             raise RunError(f"OpenVINO cannot compile {file}: use --library onnxruntime.") from error
         self._request = compiled.create_infer_request()
         version = ov.__version__.partition("-")[0]
-        self.info = EngineInfo("openvino", version, device.lower(), precision, name, sha256)
+        self.info = request.info("openvino", version, device.lower(), precision)
 
     def __call__(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
         return self._size.run(self._run, windows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from ..cuda import Slot
@@ -10,7 +9,7 @@ from ..cuda.device import Gpu, GpuError, OutOfMemory, is_full
 from ..errors import RunError
 from ..models.card import ModelCard
 from ..models.trt_plan import deserialize, logger, read_plan
-from ..pipeline.engine import EngineInfo, Precision
+from ..pipeline.engine import EngineInfo, EngineRequest
 from ..system.extras import require
 
 
@@ -20,7 +19,8 @@ class TensorRtEngine:
     card: ModelCard
     info: EngineInfo
 
-    def __init__(self, file: Path, name: str, sha256: str, precision: Precision, gpu: Gpu) -> None:
+    def __init__(self, request: EngineRequest, gpu: Gpu) -> None:
+        file, precision = request.file, request.precision
         contents, plan = read_plan(file)
         trt: Any = require(*plan.library)
         self.card, self.gpu, self._profiles = plan.card, gpu, plan.profiles
@@ -39,7 +39,7 @@ class TensorRtEngine:
         # Contexts do not keep the engine alive; both end in the GPU's context, also when Python ends.
         gpu.closes(self, _Loaded(self._contexts, engine))
         self._ready: set[int] = set()
-        self.info = EngineInfo("tensorrt", trt.__version__, gpu.name, self.card.precision, name, sha256)
+        self.info = request.info("tensorrt", trt.__version__, gpu.name, self.card.precision)
 
     def batches(self, window: tuple[int, int]) -> tuple[int, int]:
         profile = self._profiles[0]

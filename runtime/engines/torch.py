@@ -8,14 +8,13 @@ longer.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RunError
 from ..models.card import ModelCard
-from ..pipeline.engine import EngineInfo, Precision
+from ..pipeline.engine import EngineInfo, EngineRequest
 from ..system.threads import cores, quota
 from .checkpoint import load_network
 
@@ -26,20 +25,20 @@ class TorchEngine:
     card: ModelCard
     info: EngineInfo
 
-    def __init__(self, file: Path, name: str, sha256: str, precision: Precision, threads: int | None) -> None:
-        if precision == "fp16":
+    def __init__(self, request: EngineRequest) -> None:
+        if request.precision == "fp16":
             raise RunError("PyTorch computes in fp32 or bf16 on a CPU: use --precision fp32, bf16 or auto.")
         self._thread = ThreadPoolExecutor(1, "torch")
-        self._thread.submit(self._open, file, name, sha256, precision, threads).result()
+        self._thread.submit(self._open, request).result()
 
-    def _open(self, file: Path, name: str, sha256: str, precision: Precision, threads: int | None) -> None:
-        self._torch, network, self.card = load_network(file)
-        precision = "fp32" if precision == "auto" else precision
-        if threads or quota():  # it counts cores but not a container's share of their time
-            self._torch.set_num_threads(threads or cores())
+    def _open(self, request: EngineRequest) -> None:
+        self._torch, network, self.card = load_network(request.file)
+        precision = "fp32" if request.precision == "auto" else request.precision
+        if request.threads or quota():  # it counts cores but not a container's share of their time
+            self._torch.set_num_threads(request.threads or cores())
         self._dtype = self._torch.bfloat16 if precision == "bf16" else self._torch.float32
         self._network = network.eval().to(self._dtype, memory_format=self._torch.channels_last)
-        self.info = EngineInfo("torch", self._torch.__version__, "cpu", precision, name, sha256)
+        self.info = request.info("torch", self._torch.__version__, "cpu", precision)
 
     def __call__(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
         return self._thread.submit(self._run, windows).result()

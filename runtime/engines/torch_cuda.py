@@ -10,7 +10,6 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..cuda import Slot
@@ -18,7 +17,7 @@ from ..cuda.device import Gpu, GpuError, OutOfMemory, is_full
 from ..cuda.pipeline import SIZES
 from ..errors import RunError, first_line
 from ..models.card import ModelCard
-from ..pipeline.engine import EngineInfo, Precision
+from ..pipeline.engine import EngineInfo, EngineRequest
 from .checkpoint import load_network
 
 log = logging.getLogger("udean")
@@ -50,7 +49,8 @@ class TorchCudaEngine:
     slots = 2
     graphs = True
 
-    def __init__(self, file: Path, name: str, sha256: str, precision: Precision, gpu: Gpu) -> None:
+    def __init__(self, request: EngineRequest, gpu: Gpu) -> None:
+        file, precision = request.file, request.precision
         self._torch, network, self.card = load_network(file)
         if not self._torch.cuda.is_available():
             raise GpuError(
@@ -68,7 +68,7 @@ class TorchCudaEngine:
             self._network = network.eval().to(self._device, dtype, memory_format=layout)
         self._streams: dict[int, Any] = {}
         version = self._torch.__version__
-        self.info = EngineInfo("torch", version, gpu.name, "fp16" if self.half else "fp32", name, sha256)
+        self.info = request.info("torch", version, gpu.name, "fp16" if self.half else "fp32")
 
     def batches(self, window: tuple[int, int]) -> tuple[int, int]:
         return 1, 1 << 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -30,6 +31,25 @@ class EngineInfo:
 
     def __str__(self) -> str:
         return f"{self.library} {self.version} on {self.device}, {self.precision}"
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """What an engine is opened with.
+
+    name: of the model for messages. precision: of the arithmetic; "auto": the library's choice. threads: of
+    the processor; None: one for each core that this process may use.
+    """
+
+    file: Path
+    name: str
+    sha256: str
+    precision: Precision
+    threads: int | None = None
+
+    def info(self, library: str, version: str, device: str, precision: str) -> EngineInfo:
+        """Of the engine that was opened."""
+        return EngineInfo(library, version, device, precision, self.name, self.sha256)
 
 
 class Engine(Protocol):

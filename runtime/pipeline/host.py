@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ..errors import RunError
 from ..scan.intensity import LOST, IntensityError, Storage
 from ..scan.interpolation import linear
+from ..system.progress import Progress
 from ..system.threads import ahead
 from ..system.trace import Stopwatch
 from .air import Air, Span, joined, occupied
@@ -61,25 +62,33 @@ class LrVolume:
         return LrVolume(self.voxels[:, :, k], self.gain, self.offset).in_range()
 
 
+@dataclass(frozen=True)
+class Pass:
+    """A volume on its way through a pipeline, and what becomes of its voxels.
+
+    progress(done, all) counts blended windows.
+    """
+
+    volume: LrVolume
+    tiling: Tiling
+    store: Storage
+    watch: Stopwatch
+    progress: Progress | None = None
+
+
 class HostPipeline:
     """Resolves volumes by an engine of the processor; one at a time."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
 
-    def slabs(
-        self,
-        volume: LrVolume,
-        tiling: Tiling,
-        store: Storage,
-        watch: Stopwatch,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> Generator[tuple[int, NDArray[Any]]]:
+    def slabs(self, given: Pass) -> Generator[tuple[int, NDArray[Any]]]:
         """Yield finished slabs: (first HR slice, voxels (rows, columns, slices) to be stored)."""
-        with contextlib.closing(resolve_slabs(volume, self._network, tiling, None, watch, progress)) as slabs:
+        watch, steps = given.watch, (given.volume, self._network, given.tiling)
+        with contextlib.closing(resolve_slabs(*steps, watch=watch, progress=given.progress)) as slabs:
             for first, planes in slabs:
                 with watch.time("blend"):
-                    restored = store.restore(planes)
+                    restored = given.store.restore(planes)
                 yield first, np.moveaxis(restored, 0, 2)
 
 
@@ -89,7 +98,7 @@ def resolve_slabs(
     tiling: Tiling,
     batch: int | None = None,
     watch: Stopwatch | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Generator[tuple[int, Planes]]:
     """Yield finished HR slabs in order: (first HR slice, float32 (slices, rows, columns)), network's range.
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from ..scan.noise import estimate_noise
 from ..scan.profile import FWHM, TISSUE, estimate_deviation, noise_level, profile_matrix, tissue_of
 from ..scan.regrid import along, spline_weights
+from ..system.progress import Progress
 from ..system.trace import Stopwatch
 from . import texture
 
@@ -90,7 +91,7 @@ def restore(
     stack: Stack,
     network: Network,
     watch: Stopwatch | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     consistency: float = 1.0,
 ) -> tuple[Volume, Findings]:
     """Restore the volume (rows, columns, size) that the slices were cut from; also returns the estimates.
@@ -257,7 +258,7 @@ def _detail(
     deviation: float,
     network: Network,
     watch: Stopwatch,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> Volume:
     """The mean of the network's detail in planes along the rows and along the columns."""
     box = _content(volume)

@@ -23,12 +23,13 @@ from ..pipeline import error_map
 from ..pipeline.air import find_air
 from ..pipeline.axes import along_other_axes, lost_detail, mean_with
 from ..pipeline.content import Content, survey
-from ..pipeline.host import LrVolume, batch_size
+from ..pipeline.host import LrVolume, Pass, batch_size
 from ..pipeline.tiling import Box, Tiling, Window, tile_windows
 from ..scan import intensity
 from ..scan.noise import estimate_noise
 from ..scan.output import scratch
 from ..scan.rings import rings
+from ..system.progress import in_turn
 from ..system.trace import Stopwatch
 from ..task import Look, Options, Slab, Task
 from .measured_band import Holding
@@ -163,8 +164,8 @@ class VolumeStages:
         """The network, window by window, and the blending of what it answers."""
         assert task.tiling is not None
         pipeline, (held, store, later) = self.network.pipeline, self._storing(task)
-        given = task.volume, task.tiling, store, task.watch, task.progress
-        slabs = pipeline.slabs(*given, held) if isinstance(pipeline, CudaPipeline) else pipeline.slabs(*given)
+        given = Pass(task.volume, task.tiling, store, task.watch, task.progress)
+        slabs = pipeline.slabs(given, held) if isinstance(pipeline, CudaPipeline) else pipeline.slabs(given)
         return task.replace(slabs=slabs, **later)
 
     def _storing(self, task: Task) -> tuple[Held | None, intensity.Storage, dict[str, bool]]:
@@ -183,20 +184,17 @@ class VolumeStages:
         pipeline = self.network.pipeline
         held, store, later = self._storing(task)
         alone = task.errors is None and (held is not None or self.holding.weight_of(task) is None)
+        tilings = self.tilings(_shape(task.lr))
         if isinstance(pipeline, CudaPipeline) and alone:
-            given = task.volume, self.tiling, store, task.watch, task.progress, held
-            if slabs := mean_on_device(pipeline, *given):
+            given = Pass(task.volume, tilings[2], store, task.watch, task.progress)
+            if slabs := mean_on_device(pipeline, given, tilings, held):
                 return task.replace(slabs=slabs, **later)
-        total, done = sum(map(len, self.tilings(_shape(task.lr)))), 0
+        told = iter(in_turn(task.progress, list(map(len, tilings))))
 
         def restore(turned: LrVolume) -> Generator[Slab]:
-            nonlocal done
             tiling = self.tiling(_shape(turned.voxels))
-            before, told = done, task.progress
-            progress = told and (lambda n, _: told(before + n, total))
-            given = turned, tiling, intensity.IN_THE_NETWORKS_RANGE, task.watch, progress
-            yield from pipeline.slabs(*given)
-            done += len(tiling)
+            given = Pass(turned, tiling, intensity.IN_THE_NETWORKS_RANGE, task.watch, next(told))
+            yield from pipeline.slabs(given)
 
         factor = self.card.scale[0]
         others = along_other_axes(task.volume, restore, factor, functools.partial(scratch, sr=task.sr))

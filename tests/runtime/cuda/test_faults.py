@@ -14,6 +14,7 @@ from udean.runtime.cuda.device import GpuError, OutOfMemory, is_full
 from udean.runtime.cuda.workspace import Order
 from udean.runtime.engines import onnxruntime_cuda
 from udean.runtime.models.card import METADATA_KEY
+from udean.runtime.pipeline.engine import EngineRequest
 from udean.runtime.pipeline.tiling import tile_windows
 
 from ...support import driver
@@ -217,7 +218,7 @@ def test_onnx_runtime_keeps_its_tensor_cores_in_half_precision_only(monkeypatch,
     model = tmp_path / "m.onnx"
     model.write_bytes(b"model")
     gpu = types.SimpleNamespace(index=0, name="GPU", streams=lambda n: [types.SimpleNamespace(handle=7)] * n)
-    onnxruntime_cuda.OnnxRuntimeCudaEngine(model, "m", "0", "auto", gpu)
+    onnxruntime_cuda.OnnxRuntimeCudaEngine(EngineRequest(model, "m", "0", "auto"), gpu)
     assert loaded == [0]  # CUDA and cuDNN from their wheels, before the first session
     assert asked[0] == "CPUExecutionProvider"
     settings = asked[1][1]

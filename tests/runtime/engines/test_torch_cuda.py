@@ -11,6 +11,7 @@ from udean.runtime.cuda import Slot
 from udean.runtime.cuda.device import GpuError, OutOfMemory
 from udean.runtime.cuda.pipeline import SIZES
 from udean.runtime.engines import torch_cuda
+from udean.runtime.pipeline.engine import EngineRequest
 from udean.trainer.nets.generators import SuperResolution
 
 from ...support.driver import view
@@ -79,7 +80,7 @@ def gpu(monkeypatch):
 def engine(gpu, tmp_path):
     file, _ = tiny_checkpoint(tmp_path / "tiny.pt")
     place = types.SimpleNamespace(index=0, name="Processor")
-    return torch_cuda.TorchCudaEngine(file, "tiny.pt", "0" * 64, "fp32", place)
+    return torch_cuda.TorchCudaEngine(EngineRequest(file, "tiny.pt", "0" * 64, "fp32"), place)
 
 
 @pytest.fixture
