@@ -25,6 +25,7 @@ from ..runtime.commands.common import command
 from ..runtime.commands.tables import show_table
 from ..runtime.errors import RunError
 from ..runtime.resolver import SuperResolver
+from ..runtime.scan.voxels import Volume
 from ..runtime.system.files import atomic, make_folder, read_json, write_json
 from ..trainer.evaluation.quality import Quality, quality
 from ..trainer.simulation import icbm152, kspace
@@ -32,7 +33,6 @@ from ..trainer.simulation import icbm152, kspace
 SCALE = (2, 2, 2)
 REPORT, PICTURE = "report.json", "report.png"
 MIDDLE = 0.45  # position of each cut: off the midline, which shows little
-Volume = NDArray[Any]  # float32
 TITLES = {"tricubic": "Tricubic", "sinc": "Sinc (zero-filled)", "sr": "UDEAN"}
 
 

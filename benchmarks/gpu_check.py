@@ -31,7 +31,7 @@ LEAST = 20.0  # seconds: with less time left, no step is started
 
 
 @dataclass(frozen=True)
-class Step:
+class Check:
     """A step. limit: seconds. arguments: Python's command line. telling: what the lines with figures match.
     needs: distributions, one of which must be installed. proof: what a line must match, or it has failed."""
 
@@ -44,7 +44,7 @@ class Step:
 
 
 @dataclass
-class Outcome:
+class Checked:
     """A step's outcome. state: done, failed, out of time, left out, not begun. told: the end of its output.
     telling: its figures.
     """
@@ -56,7 +56,7 @@ class Outcome:
     telling: list[str] = field(default_factory=list)
 
 
-def steps(device: str, out: Path) -> list[Step]:
+def steps(device: str, out: Path) -> list[Check]:
     """The steps in order of importance: correctness before speed, training last."""
     real = device != "cpu"
     shape = ("--shape", "160,160,129") if real else ("--shape", "64,64,5")
@@ -74,35 +74,35 @@ def steps(device: str, out: Path) -> list[Step]:
     libraries += ("--json", str(out / "bench-libraries.json"))
     compiled = ("--engine", "compiled", "--compile-limit", "90", "--json", str(out / "bench-compiled.json"))
     return [
-        Step("device and versions", 60, ("-m", "udean.benchmarks.gpu_check", "--tell")),
-        Step(
+        Check("device and versions", 60, ("-m", "udean.benchmarks.gpu_check", "--tell")),
+        Check(
             "kernels and engines against the processor",
             200,
             (*pytest, "tests/runtime/cuda/test_gpu.py"),
             r"passed|failed|skipped|SKIPPED|^(FAILED|ERROR|E  )",
             proof=r"\d+ passed" if real else "",
         ),
-        Step("stages of a volume", 120, stages, r" of it outside the network, |cannot capture"),
-        Step("PyTorch against the PyTorch path", 200, (*bench, *ours), row),
-        Step(
+        Check("stages of a volume", 120, stages, r" of it outside the network, |cannot capture"),
+        Check("PyTorch against the PyTorch path", 200, (*bench, *ours), row),
+        Check(
             "ONNX Runtime and TensorRT against it",
             200,
             (*bench, *libraries),
             row,
             ("onnxruntime-gpu", "tensorrt") if real else (),
         ),
-        Step("PyTorch compiled", 200, (*bench, *(compiled if real else ours)), row),
-        Step("training", 200, (*train, *(() if real else ("--no-compiled",))), "patches/s"),
+        Check("PyTorch compiled", 200, (*bench, *(compiled if real else ours)), row),
+        Check("training", 200, (*train, *(() if real else ("--no-compiled",))), "patches/s"),
     ]
 
 
-def run(step: Step, left: float, environment: dict[str, str]) -> Outcome:
+def run(step: Check, left: float, environment: dict[str, str]) -> Checked:
     """Run a step; left: seconds that the whole call has."""
     if step.needs and not any(map(_version, step.needs)):
-        return Outcome(step.name, f"left out: there is no {' and no '.join(step.needs)}")
+        return Checked(step.name, f"left out: there is no {' and no '.join(step.needs)}")
     limit = min(step.limit, left)
     if limit < LEAST:
-        return Outcome(step.name, "not begun: no time left")
+        return Checked(step.name, "not begun: no time left")
     start = time.monotonic()
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(
@@ -127,7 +127,7 @@ def run(step: Step, left: float, environment: dict[str, str]) -> Outcome:
     if state == "done" and not any(re.search(step.proof, line) for line in ["", *lines]):
         state = "failed (it has shown nothing)"
     telling = [line.rstrip() for line in lines if re.search(step.telling, line)][-SUMMARY:]
-    return Outcome(step.name, state, round(time.monotonic() - start, 1), lines[-TAIL:], telling)
+    return Checked(step.name, state, round(time.monotonic() - start, 1), lines[-TAIL:], telling)
 
 
 def _version(distribution: str) -> str | None:
@@ -159,7 +159,7 @@ def tell() -> dict[str, Any]:
     return found
 
 
-def summary(found: dict[str, Any], outcomes: list[Outcome]) -> list[str]:
+def summary(found: dict[str, Any], outcomes: list[Checked]) -> list[str]:
     """The summary to read first, in at most SUMMARY lines."""
     head = f"{found.get('gpu', platform.processor() or 'processor')}: {len(outcomes)} steps"
     parts = []

@@ -29,13 +29,13 @@ from ..export import graph, quantize
 from ..runtime.commands.common import sentences
 from ..runtime.pipeline.engine import Library, Precision
 from ..runtime.resolver import SuperResolver
+from ..runtime.scan.voxels import Volume
 from ..trainer.evaluation.evaluate import INTERPOLATIONS
 from ..trainer.evaluation.quality import psnr, quality, ssim
 from ..trainer.simulation import atlas_heads, kspace
 from . import common, tissue
 from .demo import SCALE, template
 
-Volume = NDArray[Any]  # float32
 SEED = 0  # of noise and bias fields
 FIRST = 1000  # number of the first synthetic head; trainings use lower ones
 IN_TISSUE = "whole heads, in tissue"

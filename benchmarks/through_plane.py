@@ -24,7 +24,7 @@ from scipy import ndimage
 
 from ..runtime.commands.common import sentences
 from ..runtime.resolver import SuperResolver
-from ..runtime.scan.profile import Shape
+from ..runtime.scan.profile import ProfileShape
 from ..runtime.scan.regrid import along, spline_weights
 from ..trainer.evaluation.quality import psnr, ssim
 from ..trainer.simulation.thick import Thick, slices_of
@@ -32,7 +32,7 @@ from . import common, tissue
 
 Volume = NDArray[np.float32]
 Lesions = list[tuple[NDArray[np.bool_], NDArray[np.bool_]]]  # inside of each, and what surrounds it
-SHAPES: tuple[Shape, ...] = ("gaussian", "box", "slr")
+SHAPES: tuple[ProfileShape, ...] = ("gaussian", "box", "slr")
 NOISES = 0.0, 0.02  # of the 99.9th percentile
 LESIONS = 10  # alternately dark and bright, with a radius of 2 to 4 voxels
 CONTRAST = 0.25

@@ -14,9 +14,9 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from numpy.typing import NDArray
 
 from ..runtime.errors import RunError
+from ..runtime.scan.voxels import Restore, Volume
 from ..runtime.trust import lesions
 from ..trainer.data.scans import scan_paths
 from ..trainer.evaluation.evaluate import INTERPOLATIONS
@@ -25,8 +25,6 @@ from ..trainer.evaluation.tissue import PEAK, TissueFigures, in_tissue
 from ..trainer.simulation import kspace
 from .demo import SCALE, template
 
-Volume = NDArray[Any]  # float32
-Restore = Callable[[Volume], Volume]
 NOISE = {"no noise": 0.0, "noise 2 %": 0.02}
 FOLDER = "UDEAN_MRICRON"  # environment variable: where mricron-data's templates are
 PLACES = ("/usr/share/mricron/templates",)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..runtime.models.card import METADATA_KEY, ModelCard, Precision
+from ..runtime.models.card import METADATA_KEY, ModelCard, ModelPrecision
 from ..runtime.system.files import refuse_foreign, sha256
 from . import graph, parity, quantize
 from .errors import ExportError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ..trainer.nets.generators import SuperResolution
 
-SUFFIXES: dict[Precision, str] = {"fp32": ".onnx", "fp16": ".fp16.onnx", "int8": ".int8.onnx"}
+SUFFIXES: dict[ModelPrecision, str] = {"fp32": ".onnx", "fp16": ".fp16.onnx", "int8": ".int8.onnx"}
 
 # Activations grow with the scan's brightest voxels, which lie above the percentile that becomes 1.
 HEADROOM = 2.0
@@ -86,7 +86,7 @@ def export_onnx(
     expected, largest = reference(network, windows)
     written: list[Artefact] = []
 
-    def finish(precision: Precision, make: Callable[[], tuple[onnx.ModelProto, str]]) -> None:
+    def finish(precision: ModelPrecision, make: Callable[[], tuple[onnx.ModelProto, str]]) -> None:
         path = folder / (checkpoint.stem + SUFFIXES[precision])
         try:
             model, remark = make()

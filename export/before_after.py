@@ -14,7 +14,7 @@ from ..runtime.system.files import atomic
 from ..runtime.view.comparison import ERROR_SHARE, compare
 from ..runtime.view.pictures import data_address, lays, png
 from ..runtime.view.report import opening
-from .judge import Figures
+from .judge import ModelFigures
 
 TITLE = "Adapted to your scans"
 
@@ -25,8 +25,8 @@ def write_page(
     results: tuple[Path, Path],
     cards: tuple[SuperResolver, SuperResolver],
     told: str,
-    before: Figures,
-    after: Figures,
+    before: ModelFigures,
+    after: ModelFigures,
     refused: str | None,
 ) -> None:
     """Write the page. scan, results: files of an LR scan and of its SR scans, before and after; cards: of the

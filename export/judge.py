@@ -6,28 +6,24 @@ the user's own scan the criterion is how well the SR volume, seen by the estimat
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..runtime.models.card import Transfer
 from ..runtime.scan.interpolation import acquired_again
+from ..runtime.scan.voxels import Restore, Volume
 from ..runtime.trust.lesions import put_lesions, transfer
 from ..trainer.evaluation.tissue import PEAK, in_tissue, tissue_mask
 from ..trainer.simulation.kspace import Acquisition, acquire
 
-Volume = NDArray[Any]  # float32 (rows, columns, slices)
-Restore = Callable[[Volume], Volume]
 BLOCK = 96  # HR voxels along each side of the block that is judged, in a head's middle
 WORSE = 0.05  # dB in tissue, and share of a lesion's contrast, that is more than rounding
 UNEXPLAINED = 1.1  # times the noise: how much of a scan may stay unexplained
 
 
 @dataclass(frozen=True)
-class Figures:
+class ModelFigures:
     """Figures of one model. psnr: dB in tissue of the head. lesions: share of contrast left, by radius in HR
     voxels, "1.5". residual: RMS, in the tissue of the user's scan, of what the SR volume does not explain;
     noise: of that scan; both as shares of its 99.9th percentile."""
@@ -40,7 +36,7 @@ class Figures:
 
 def figures(
     restore: Restore, alone: Restore, hr: Volume, acquisition: Acquisition, scan: Volume, lines: Transfer
-) -> Figures:
+) -> ModelFigures:
     """Measure a model. restore: LR to SR volume as the runtime does it; alone: by the network only, without
     the measured band. hr: a head. scan: the user's scan. lines: the estimated point spread along (row,
     column, slice)."""
@@ -61,10 +57,10 @@ def figures(
     unit = float(np.percentile(scan, PEAK)) or 1.0
     tissue = tissue_mask(scan)
     residual = float(np.sqrt(np.mean((again - scan)[tissue].astype(np.float64) ** 2))) / unit
-    return Figures(psnr, kept, residual, acquisition.noise)
+    return ModelFigures(psnr, kept, residual, acquisition.noise)
 
 
-def worse(before: Figures, after: Figures) -> str | None:
+def worse(before: ModelFigures, after: ModelFigures) -> str | None:
     """Why the model must not replace the one it started from, in a sentence; None if it may."""
     if after.psnr < before.psnr + WORSE:
         return (

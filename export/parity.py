@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..runtime.cuda.device import is_reachable
 from ..runtime.engines.choose import open_engine
-from ..runtime.models.card import ModelCard, Precision
+from ..runtime.models.card import ModelCard, ModelPrecision
 from ..runtime.models.kind import model_kind
 from ..runtime.scan import intensity
 from .errors import ExportError
@@ -64,7 +64,7 @@ class Limit:
     psnr: float
 
 
-LIMITS: dict[Precision, Limit] = {
+LIMITS: dict[ModelPrecision, Limit] = {
     "fp32": Limit(relative=1e-5, psnr=100.0),
     "fp16": Limit(relative=1e-2, psnr=60.0),
     # Eight bits: single voxels may be off, the image may not.
@@ -142,7 +142,7 @@ def measure(network: Network, windows: Probes, expected: Probes) -> dict[str, De
     return found
 
 
-def enforce(found: dict[str, Deviation], precision: Precision, engine: str) -> None:
+def enforce(found: dict[str, Deviation], precision: ModelPrecision, engine: str) -> None:
     """Raise ExportError if a deviation is beyond the limit of the precision.
 
     An int8 model is calibrated on scans, and noise is not a scan: only the brain counts.

@@ -42,7 +42,7 @@ from .errors import ExportError
 from .gpu import CudaNetwork, builder_gpu, cuda_engine, cuda_version
 from .trt_build import BuildOptions, build
 
-Window = tuple[int, int]
+WindowSize = tuple[int, int]
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
 
 
@@ -61,7 +61,7 @@ class Sizes:
     """
 
     batches: tuple[int, int, int] = (1, 8, 16)
-    windows: tuple[Window, Window, Window] | None = None
+    windows: tuple[WindowSize, WindowSize, WindowSize] | None = None
     streams: int = 2
 
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from ..runtime.errors import RunError
 from ..runtime.models.card import Relation
 from ..runtime.system.typed import Mismatch, typed
-from .machine import Precision
+from .machine import TrainingPrecision
 from .methods import METHODS, Name, Weights
 from .nets.blocks import least_depth
 from .nets.generators import Architecture, ArchitectureError
@@ -106,7 +106,7 @@ class Schedule:
     checkpoint_every: int = 500
     select: Literal["auto", "consistency", "truth"] = "auto"
     seed: int = 0
-    precision: Literal["auto", Precision] = "auto"
+    precision: Literal["auto", TrainingPrecision] = "auto"
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,14 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from numpy.typing import NDArray
 
 from ..runtime.commands.common import sentences
 from ..runtime.errors import RunError
-from ..runtime.pipeline.through_plane import Stack, planes_across
+from ..runtime.pipeline.through_plane import ThickSlices, planes_across
 from ..runtime.scan import intensity
-from ..runtime.scan.profile import Shape, deviation
+from ..runtime.scan.profile import ProfileShape, deviation
 from ..runtime.scan.scan import open_scan
+from ..runtime.scan.voxels import Volume
 from ..runtime.system.files import atomic
 from .averaging import Average
 from .data.scans import find
@@ -34,14 +34,12 @@ from .machine import precision
 from .nets.through_plane import ThroughPlane
 from .simulation.thick import Thick, slices_of
 
-Volume = NDArray[np.float32]
-
 SIZE = 96  # HR voxels along the edges of the crop that a sample is made of
 PLANES = 16  # of a sample, from both axes in plane
 STEPS = 1.5, 7.5  # slice spacings, in HR voxels: the range that `scan.choice` promises
 WIDTHS = 0.7, 1.3  # slice thickness over spacing: gaps of 30 % to as much overlap
 NOISE = 0.03  # most noise, as a share of the intensity unit
-SHAPES: tuple[Shape, ...] = ("gaussian", "box", "slr")
+SHAPES: tuple[ProfileShape, ...] = ("gaussian", "box", "slr")
 RATE = 1e-3  # learning rate, falling to 0 along a cosine
 DECAY = 0.999  # of the moving average of the weights
 EPSILON = 1e-3  # of the Charbonnier loss, in intensity units
@@ -59,11 +57,11 @@ def sample(volume: Volume, random: np.random.Generator) -> tuple[Volume, Volume]
     crop = volume[tuple(slice(s, s + SIZE) for s in starts)].transpose(random.permutation(3))
     crop = np.flip(crop, tuple(axis for axis in range(3) if random.random() < 0.5))
     step = float(np.exp(random.uniform(*np.log(STEPS))))
-    shape: Shape = SHAPES[int(random.integers(len(SHAPES)))]
+    shape: ProfileShape = SHAPES[int(random.integers(len(SHAPES)))]
     width = max(step * float(random.uniform(*WIDTHS)), 1.0)
     thick = Thick(step, shape, width, float(random.uniform(0, NOISE)) * float(random.random() < 0.7))
     slices, centers, size = slices_of(np.ascontiguousarray(crop), thick, int(random.integers(1 << 31)))
-    stack = Stack(slices, centers, step, size)
+    stack = ThickSlices(slices, centers, step, size)
     coarse, truth = stack.interpolated(), crop[:, :, :size]
     seen, missing = [], []
     for axis in (0, 1):  # planes across the slices and this axis

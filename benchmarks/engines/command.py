@@ -32,7 +32,7 @@ from ...trainer import checkpoint
 from .. import common
 from ..child import in_child
 from . import machine, table
-from .contest import PATH, WIDE, Contest, Models, Row, SpeedUp, agree, contenders, fitting, whole_command
+from .contest import PATH, WIDE, Contest, Entrant, Models, SpeedUp, agree, contenders, fitting, whole_command
 from .pytorch import monai_starts
 from .roofline import Roofs, convolutions, measure_roofs
 
@@ -95,7 +95,7 @@ def bench(
         tiling, volume = tile_windows(size, card, overlap, card.window), common.textured(size)
         equal: dict[str, Any] = {"device": where, "threads": threads, "overlap": overlap}
         who = contenders(models, bool(gpu), not quick, **equal, window=card.window)
-        rows = [Row(c) for c in who if c.name == PATH or _wanted(c.name, engine)]
+        rows = [Entrant(c) for c in who if c.name == PATH or _wanted(c.name, engine)]
 
         bar.update(task, description="Measuring the roofs of this machine")
         roofs: Roofs = in_child(f"{measure_roofs.__module__}:{measure_roofs.__name__}", where, threads)
@@ -159,7 +159,7 @@ def bench(
             print(text)
 
 
-def warnings(rows: Sequence[Row], windows: dict[str, Any], load: float, repeats: int) -> list[str]:
+def warnings(rows: Sequence[Entrant], windows: dict[str, Any], load: float, repeats: int) -> list[str]:
     """Warnings to read before drawing conclusions. load: waiting processes per core beforehand."""
     found = []
     if load > BUSY:
@@ -248,7 +248,7 @@ def _graphs(models: Models) -> dict[bool, onnx.ModelProto]:
     return {True: onnx.load(models.full), False: to_onnx(network, card.slab[0], half=False)}
 
 
-def _compare_with_roofs(row: Row, graph: onnx.ModelProto, roofs: Roofs) -> None:
+def _compare_with_roofs(row: Entrant, graph: onnx.ModelProto, roofs: Roofs) -> None:
     """Operations per second in the network, and as a share of the machine's limit."""
     precision, layers = row.contender.precision, convolutions(graph, *row.window)
     network, total = statistics.median(row.networks), statistics.median(row.totals)

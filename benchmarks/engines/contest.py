@@ -76,7 +76,7 @@ class SpeedUp:
 
 
 @dataclass
-class Row:
+class Entrant:
     """A contender and its measurements. failed: why there are none. Seconds: one value per turn.
 
     window: rows and columns of one window. windows: how many the network processed. figures: the rest, under
@@ -159,7 +159,12 @@ class Contest:
     """Opens every row's process, lets all resolve the volume in turn, and measures the results."""
 
     def __init__(
-        self, rows: Sequence[Row], volume: NDArray[Any], folder: Path, gpu: Gpu | None, compile_limit: float
+        self,
+        rows: Sequence[Entrant],
+        volume: NDArray[Any],
+        folder: Path,
+        gpu: Gpu | None,
+        compile_limit: float,
     ) -> None:
         self.rows, self._folder, self._limit = rows, folder, compile_limit
         self._volume = folder / "volume.npy"
@@ -191,7 +196,7 @@ class Contest:
             if self._gpu:
                 self._gpu.close()
 
-    def _attempt(self, row: Row, step: Callable[[Row], None]) -> None:
+    def _attempt(self, row: Entrant, step: Callable[[Entrant], None]) -> None:
         try:
             with self._gpu.watch(row.name) if self._gpu else contextlib.nullcontext():
                 step(row)
@@ -202,7 +207,7 @@ class Contest:
             if child := self._open.pop(row.name, None):
                 child.close()
 
-    def _start(self, row: Row) -> None:
+    def _start(self, row: Entrant) -> None:
         who = row.contender
         if who.compiled:  # reusing the best uncompiled batch size avoids compiling each size
             who = row.contender = dataclasses.replace(who, batch=self.rows[0].batch)
@@ -213,7 +218,7 @@ class Contest:
         about = child.ask("about")
         row.what, row.batch, row.window = about["what"], about["batch"], about["window"]
 
-    def _take_turn(self, row: Row) -> None:
+    def _take_turn(self, row: Entrant) -> None:
         found = self._open[row.name].ask("run")
         row.totals.append(round(found["total"], 4))
         row.networks.append(round(found["network"], 4))
@@ -279,7 +284,7 @@ def agree(models: Models, device: str, overlap: float) -> dict[str, Any]:
     return {"shape": list(shape), "windows": len(tiling), **found}
 
 
-def whole_command(row: Row, volume: NDArray[Any], folder: Path, times: int) -> dict[str, Any]:
+def whole_command(row: Entrant, volume: NDArray[Any], folder: Path, times: int) -> dict[str, Any]:
     """Seconds of a whole command from .nii.gz to .nii.gz, interpreter and imports included.
 
     `udean-run` for the runtime, pytorch.py for the PyTorch path; a compiled one has no command.

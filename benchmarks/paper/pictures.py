@@ -21,7 +21,7 @@ Image = NDArray[Any]  # float32
 
 
 @dataclass(frozen=True)
-class Planes:
+class MiddlePlanes:
     """The middle slice of a restored scan, of the truth, and of the LR scan, repeated to their size."""
 
     sr: Image
@@ -29,7 +29,7 @@ class Planes:
     lr: Image
 
     @classmethod
-    def of(cls, sr: Image, hr: Image, lr: Image) -> Planes:
+    def of(cls, sr: Image, hr: Image, lr: Image) -> MiddlePlanes:
         """The middle slices of volumes (rows, columns, slices)."""
         middle = hr.shape[2] // 2
         coarse = lr[:, :, middle * lr.shape[2] // hr.shape[2]]
@@ -42,7 +42,7 @@ class Planes:
             np.savez_compressed(file, sr=self.sr, hr=self.hr, lr=self.lr)
 
     @classmethod
-    def load(cls, path: Path) -> Planes:
+    def load(cls, path: Path) -> MiddlePlanes:
         with np.load(path) as stored:
             return cls(stored["sr"], stored["hr"], stored["lr"])
 
@@ -60,7 +60,7 @@ class Planes:
 
 def draw_panels(path: Path, results: Mapping[str, Path]) -> None:
     """Columns: LR, HR, and each result; rows: the plane, its crop, |SR − HR| on one scale for all."""
-    planes = {title: Planes.load(file) for title, file in results.items()}
+    planes = {title: MiddlePlanes.load(file) for title, file in results.items()}
     first = next(iter(planes.values()))
     crop, top = first.crop, float(np.percentile(first.hr, 99.9))
     errors = {title: np.abs(p.sr - p.hr) for title, p in planes.items()}

@@ -20,11 +20,11 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from numpy.typing import NDArray
 
 from ...runtime.errors import RunError
 from ...runtime.resolver import SuperResolver
 from ...runtime.scan.scan import open_scan
+from ...runtime.scan.voxels import Volume
 from ...runtime.system.files import read_json, write_json
 from ...trainer.cli import parse_scale
 from ...trainer.config import ROUNDING, Config, changed, load
@@ -33,13 +33,12 @@ from ...trainer.evaluation.evaluate import INTERPOLATIONS, Summary
 from ...trainer.evaluation.quality import Figures, measure
 from ...trainer.fit import fit, resolved
 from ...trainer.simulation import kspace
-from .pictures import Planes, draw_panels
+from .pictures import MiddlePlanes, draw_panels
 from .published import PUBLISHED, SCALES, Experiment, Published, table_one, table_two
 
 SHARES = {"source": 0.4, "target": 0.4, "validation": 0.1, "test": 0.1}
 GROUPS = ("data.source", "data.target", "data.validation_hr")  # `keep` compares the scans themselves
 Say = Callable[[str], None]
-Volume = NDArray[Any]  # float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +196,7 @@ def test(study: Study, experiment: Experiment, model: Path | None, entries: Sequ
         except ValueError as error:
             raise RunError(f"{entry.path}: {error}") from None
         if entry == entries[0]:
-            Planes.of(sr, hr, lr).save(study.results(experiment).with_suffix(".npz"))
+            MiddlePlanes.of(sr, hr, lr).save(study.results(experiment).with_suffix(".npz"))
     summary = dataclasses.asdict(Summary.of(figures))
     about = {"title": experiment.title, "model": str(model or ""), "config": config.to_toml()}
     write_json(study.results(experiment), about | summary)

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from ..dicom.node import Node, Settings
+from ..dicom.node import Node, NodeSettings
 from ..dicom.send import Peer
 from ..dicom.spool import Spool
 from ..resolver import SuperResolver
@@ -77,12 +77,12 @@ def serve(
     tls_send: Annotated[
         bool | None, typer.Option("--tls-send/--no-tls-send", help="TLS to the destination.")
     ] = None,
-    engine: options.Model = None,
-    library: options.Library = "auto",
+    engine: options.ModelOption = None,
+    library: options.LibraryOption = "auto",
     device: options.Device = "auto",
-    precision: options.Precision = "auto",
+    precision: options.PrecisionOption = "auto",
     threads: options.Threads = None,
-    consistency: options.Consistency = "auto",
+    consistency: options.ConsistencyOption = "auto",
     best: options.Best = False,
     spacing: Annotated[
         str | None,
@@ -104,7 +104,7 @@ def serve(
     listening, sending = (both if given is None else given for given in (tls_listen, tls_send))
     if listening and not both:
         raise typer.BadParameter("TLS from senders needs a certificate.", param_hint="--tls-listen")
-    settings = Settings(
+    settings = NodeSettings(
         me,
         Peer.parse(to),
         tuple(allow),

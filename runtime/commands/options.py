@@ -11,10 +11,10 @@ from .. import resolver
 from ..errors import RunError
 from ..pipeline import engine
 
-Model = Annotated[
+ModelOption = Annotated[
     Path | None, typer.Option(help="Model: .plan, .onnx or a checkpoint. (default: the embedded model)")
 ]
-Library = Annotated[engine.Library, typer.Option(help="Library that runs an .onnx.")]
+LibraryOption = Annotated[engine.Library, typer.Option(help="Library that runs an .onnx.")]
 Device = Annotated[
     str,
     typer.Option(
@@ -22,9 +22,9 @@ Device = Annotated[
         "OpenVINO), coreml or dml (by ONNX Runtime)."
     ),
 ]
-Precision = Annotated[engine.Precision, typer.Option(help="Numerical precision of inference.")]
+PrecisionOption = Annotated[engine.Precision, typer.Option(help="Numerical precision of inference.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads for inference. (default: all cores)")]
-Consistency = Annotated[
+ConsistencyOption = Annotated[
     str,
     typer.Option(
         metavar="auto|off|W",

@@ -51,7 +51,7 @@ def run(
             "--out", "-o", help="Output folder. (default: FOLDER-sr beside a folder, sr/ beside files)"
         ),
     ] = None,
-    engine: options.Model = None,
+    engine: options.ModelOption = None,
     device: options.Device = "auto",
     best: options.Best = False,
     error_map: options.ErrorMap = False,
@@ -106,7 +106,7 @@ def run(
             rich_help_panel=WINDOWS,
         ),
     ] = True,
-    consistency: options.Consistency = "auto",
+    consistency: options.ConsistencyOption = "auto",
     slab_axis: Annotated[
         Literal["auto", "i", "j", "k"],
         typer.Option(

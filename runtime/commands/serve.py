@@ -22,12 +22,12 @@ MIB = 1 << 20
 
 
 def serve(
-    engine: options.Model = None,
-    library: options.Library = "auto",
+    engine: options.ModelOption = None,
+    library: options.LibraryOption = "auto",
     device: options.Device = "auto",
-    precision: options.Precision = "auto",
+    precision: options.PrecisionOption = "auto",
     threads: options.Threads = None,
-    consistency: options.Consistency = "auto",
+    consistency: options.ConsistencyOption = "auto",
     best: options.Best = False,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="TCP port; 0 takes a free one.")] = 9002,

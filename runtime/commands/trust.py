@@ -28,10 +28,10 @@ def trust(
     scan: Annotated[
         Path | None, typer.Option(help="HR scan that lesions are put into. (default: a phantom)")
     ] = None,
-    engine: options.Model = None,
-    library: options.Library = "auto",
+    engine: options.ModelOption = None,
+    library: options.LibraryOption = "auto",
     device: options.Device = "auto",
-    precision: options.Precision = "auto",
+    precision: options.PrecisionOption = "auto",
     threads: options.Threads = None,
     best: options.Best = False,
     debug: options.Debug = False,

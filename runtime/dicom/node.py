@@ -53,7 +53,7 @@ COUNTERS = {
 
 
 @dataclass(frozen=True)
-class Settings:
+class NodeSettings:
     """The configuration of a node.
 
     Parameters
@@ -143,7 +143,7 @@ class Node:
         it, if the spool cannot be made.
     """
 
-    def __init__(self, resolve: SuperResolver, settings: Settings) -> None:
+    def __init__(self, resolve: SuperResolver, settings: NodeSettings) -> None:
         require_pydicom()
         self._resolve, self._settings = resolve, settings
         self._stop, self._turn = threading.Event(), threading.Lock()

@@ -49,7 +49,7 @@ NUMBER_LIMIT = 2**31 - 1  # of an integer string (PS3.5, 6.2)
 
 
 @dataclass(frozen=True)
-class Result:
+class DerivedPlace:
     """The SR series that a volume becomes part of: volumes that differ in time alone share one.
 
     number: of that series. before: LR slices of the volumes before it there. sources: text that names all
@@ -76,7 +76,7 @@ class Series:
     part: int
     frames: tuple[Frame, ...]
     head: Dataset
-    result: Result
+    result: DerivedPlace
     fault: str = ""
     doubt: str = ""
 
@@ -238,7 +238,9 @@ def find_series(
         groups.pop(uid, None)
         number = integer(head.get("SeriesNumber"))
         reason = f"Series {number} in {place} cannot be resolved: {reason}"
-        series.append(Series(f"Series {number} in {place}", uid, number, 0, (), head, Result(0), reason))
+        series.append(
+            Series(f"Series {number} in {place}", uid, number, 0, (), head, DerivedPlace(0), reason)
+        )
     for uid, members in groups.items():
         series += _series_of(uid, members, heads, place)
     return _numbered(sorted(series, key=lambda s: (s.number, s.uid, s.part)), taken)
@@ -306,12 +308,12 @@ def _series_of(uid: str, groups: list[_Group], heads: dict[Path, Dataset], place
         else:
             joined[len(leaders)].append(index)
             leaders.append(group)
-    results: dict[int, Result] = {}
+    results: dict[int, DerivedPlace] = {}
     for number, members in joined.items():
         names = [f"{frame.instance}/{frame.number}" for index in members for frame in found[index][1]]
         before = itertools.accumulate((len(found[index][1]) for index in members), initial=0)
         for index, count in zip(members, before, strict=False):
-            results[index] = Result(number, count, " ".join(sorted(names)) if len(members) > 1 else "")
+            results[index] = DerivedPlace(number, count, " ".join(sorted(names)) if len(members) > 1 else "")
     families, kinds = _families(found), _kinds(found)
     series = []
     for index, (group, ordered) in enumerate(found):

@@ -20,10 +20,10 @@ METADATA_KEY = "udean.card"
 INTENDED_USE = "research only, not for diagnosis"
 
 Grid = Literal["fft", "center"]
-Precision = Literal["fp32", "fp16", "int8"]
+ModelPrecision = Literal["fp32", "fp16", "int8"]
 Relation = Literal["off", "truncation", "transfer"]
 Transfer = tuple[tuple[float, ...], ...]
-Kind = Literal["slab", "through-plane"]
+ModelKind = Literal["slab", "through-plane"]
 Selection = Literal["last", "consistency", "truth"]
 
 
@@ -98,11 +98,11 @@ class ModelCard:
     grid: Grid
     intensity: str
     skip: Literal["none", "cubic"]
-    precision: Precision
+    precision: ModelPrecision
     parameters: int
     toolkit: str
     trained_on: str
-    kind: Kind = "slab"
+    kind: ModelKind = "slab"
     checkpoint: str = ""
     consistency: Relation = "off"
     transfer: Transfer = ()

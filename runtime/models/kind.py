@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-Kind = Literal["onnx", "plan", "checkpoint"]
+FileKind = Literal["onnx", "plan", "checkpoint"]
 
 CHECKPOINTS = (".pt", ".pth", ".ckpt")
-SUFFIXES: dict[str, Kind] = {".onnx": "onnx", ".plan": "plan", **dict.fromkeys(CHECKPOINTS, "checkpoint")}
+SUFFIXES: dict[str, FileKind] = {".onnx": "onnx", ".plan": "plan", **dict.fromkeys(CHECKPOINTS, "checkpoint")}
 
 
-def model_kind(path: Path | None) -> Kind | None:
+def model_kind(path: Path | None) -> FileKind | None:
     """The kind of a model's file; None for other files. Without a path: the embedded model's."""
     return "onnx" if path is None else SUFFIXES.get(path.suffix.lower())

@@ -19,7 +19,7 @@ from ..errors import RunError
 from ..system.files import atomic, refuse_foreign
 from .card import CardError, ModelCard
 
-Shape = tuple[int, int, int]
+BatchShape = tuple[int, int, int]
 Hardware = Literal["same", "ampere", "rtx"]
 Weights = Literal["fixed", "refittable"]
 
@@ -33,9 +33,9 @@ RTX_CARDS = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")  # compute capabilities
 class Profile:
     """Input sizes (N, H, W) of an execution context: smallest, the one it is tuned for, largest."""
 
-    min: Shape
-    opt: Shape
-    max: Shape
+    min: BatchShape
+    opt: BatchShape
+    max: BatchShape
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from ..scan.noise import estimate_noise
 from ..scan.profile import FWHM, TISSUE, estimate_deviation, noise_level, profile_matrix, tissue_of
 from ..scan.regrid import along, spline_weights
+from ..scan.voxels import Volume
 from ..system.progress import Progress
 from ..system.trace import Stopwatch
 from . import texture
 
 Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-Volume = NDArray[np.float32]
 
 CHANNELS = 5  # three neighbouring planes, distance to the nearest slice's centre, deviation of the profile
 DISTANCE, DEVIATION = 4.0, 3.0  # fine voxels that equal 1 in the network's maps
@@ -46,7 +46,7 @@ NEAR = 0.5
 
 
 @dataclass(frozen=True)
-class Stack:
+class ThickSlices:
     """Slices from which a volume is restored.
 
     slices: (rows, columns, slices), network's range, in plane on the target grid already. centers: of the
@@ -88,7 +88,7 @@ class Findings:
 
 
 def restore(
-    stack: Stack,
+    stack: ThickSlices,
     network: Network,
     watch: Stopwatch | None = None,
     progress: Progress | None = None,
@@ -155,7 +155,7 @@ def noise_of(slices: Volume) -> float:
     return float(min(noise_level(slices, tissue_of(slices)), estimate_noise(slices, 1.0).sigma))
 
 
-def held_to(volume: Volume, stack: Stack, deviation: float, noise: float, share: float = 1.0) -> None:
+def held_to(volume: Volume, stack: ThickSlices, deviation: float, noise: float, share: float = 1.0) -> None:
     """Change a volume, in place, so that its slices equal the measured ones, up to half of their noise.
 
     The least change that does so: x += Aᵀ(A Aᵀ + r)⁻¹ (y - A x), A the slice profile's matrix. r is as large
@@ -180,7 +180,7 @@ def held_to(volume: Volume, stack: Stack, deviation: float, noise: float, share:
 
 
 def trusted(
-    stack: Stack,
+    stack: ThickSlices,
     deviation: float,
     noise: float,
     tissue: NDArray[np.bool_],

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import RunError
-from ..models.card import Kind, ModelCard
+from ..models.card import ModelCard, ModelKind
 from .regrid import SAME, SLACK, Asked, Grid, Spacing
 
 UNEVEN = 1.5  # how much thicker than wide voxels may be for a slab model
@@ -30,7 +30,7 @@ class Choice:
     say what is outside the model's range, or not done. best: the mean over three slab axes.
     """
 
-    kind: Kind
+    kind: ModelKind
     axis: int
     grid: Grid | None
     asked: Spacing | None

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import RunError
 
-Shape = Literal["gaussian", "box", "slr"]
+ProfileShape = Literal["gaussian", "box", "slr"]
 
 FWHM = 2 * np.sqrt(2 * np.log(2))  # of a Gaussian, in standard deviations
 PARTS = 9  # of a fine voxel, in which a profile is integrated
@@ -43,10 +43,10 @@ def _slr() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return place / width, mxy
 
 
-def profile(shape: Shape, distance: NDArray[np.float64]) -> NDArray[np.float64]:
+def profile(shape: ProfileShape, distance: NDArray[np.float64]) -> NDArray[np.float64]:
     """A profile of width 1 at half maximum, at distances from the slice's centre."""
-    if shape not in get_args(Shape):
-        raise RunError(f"The slice profile is one of {', '.join(get_args(Shape))}, not '{shape}'.")
+    if shape not in get_args(ProfileShape):
+        raise RunError(f"The slice profile is one of {', '.join(get_args(ProfileShape))}, not '{shape}'.")
     if shape == "gaussian":
         return np.exp(-((FWHM * distance) ** 2) / 2)
     if shape == "box":
@@ -56,7 +56,7 @@ def profile(shape: Shape, distance: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def profile_matrix(
-    shape: Shape, width: float, centers: NDArray[np.float64], size: int
+    shape: ProfileShape, width: float, centers: NDArray[np.float64], size: int
 ) -> NDArray[np.float32]:
     """The matrix (slices, size) from `size` fine voxels to slices at these centres; rows sum to 1.
 
@@ -73,7 +73,7 @@ def profile_matrix(
     return (weights / np.maximum(weights.sum(1, keepdims=True), 1e-12)).astype(np.float32)
 
 
-def deviation(shape: Shape, width: float) -> float:
+def deviation(shape: ProfileShape, width: float) -> float:
     """The standard deviation of a profile with this width at half maximum, in the width's unit."""
     place = np.linspace(-1.6, 1.6, 6401)
     weights = profile(shape, place)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..models.card import Kind
+from ..models.card import ModelKind
 from ..pipeline import through_plane
 from ..scan import intensity
 from ..scan.geometry import fine_affine
@@ -20,7 +20,7 @@ from .volume import VolumeStages, fill_constant
 NOISY = 0.01  # of the unit: noise at which a coarser grid takes half of its band as it is, half as means
 
 
-def restore(stages: VolumeStages, task: Task, grid: Grid, kind: Kind) -> through_plane.Findings | None:
+def restore(stages: VolumeStages, task: Task, grid: Grid, kind: ModelKind) -> through_plane.Findings | None:
     """Fill the SR voxels of a task, on a grid in its (row, column, slice).
 
     kind: of the model that restores it. Returns what thick slices told about themselves.
@@ -70,7 +70,7 @@ def _between_slices(
         lr = along(weights, lr, axis)
     step, count = 1 / grid.step[2], task.lr.shape[2]
     centers = (np.arange(count) - grid.start[2]) * step
-    stack = through_plane.Stack(np.ascontiguousarray(lr), centers, step, grid.shape[2], noise)
+    stack = through_plane.ThickSlices(np.ascontiguousarray(lr), centers, step, grid.shape[2], noise)
     engine = stages.network.through_plane
     assert callable(engine)  # through-plane models are opened for the processor
     share = stages.holding.of_slices

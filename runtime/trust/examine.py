@@ -10,18 +10,16 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..models.card import Grid
 from ..scan.geometry import Factors
 from ..scan.interpolation import acquired_again
+from ..scan.voxels import Restore, Volume
 from . import phantoms, scanner
 from .lesions import put_lesions, transfer
 from .low_contrast import spokes_seen
 from .resolution import edge_spread, two_points
 
-Volume = NDArray[Any]
-Restore = Callable[[Volume], Volume]
 Figures = dict[str, dict[str, Any]]  # by method
 NOISE, MUCH = 0.02, 0.05  # share of bright tissue; the second is beyond what models are trained for
 ALLOWED = 0.02  # how far lesion transfer may be below sinc's

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-Volume = NDArray[Any]
+from ..scan.voxels import Volume
+
 RADII = (1.0, 1.5, 2.0, 3.0)  # HR voxels
 CONTRAST = 0.3  # of the surrounding tissue
 COUNT = 80

@@ -9,14 +9,12 @@ than chance would explain.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..scan.voxels import Volume
 from .phantoms import DIAMETERS, THICK, Disk
 
-Volume = NDArray[Any]
 LIKELY = 1.645  # standard deviations: one disk in twenty is seen although there is none
 
 

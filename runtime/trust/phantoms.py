@@ -6,12 +6,12 @@ All are (rows, columns, slices), float32, on the HR grid.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Volume = NDArray[Any]  # float32
+from ..scan.voxels import Volume
+
 SLANT = 0.1  # shift of the edge, in rows, per slice and column: so it is sampled between voxels
 BRIGHT = 1000.0  # of white matter, and of the block with the edge
 # Standard deviation of the head's own point spread, HR voxels: to the embedded model it is as sharp as

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..scan.voxels import Volume
 from .phantoms import DISTANCES, Pair
 
-Volume = NDArray[Any]
 # The share of two points' brightness that is left between them when they are just resolved: the first maximum
 # of a slit's diffraction lies on the other's first minimum (Rayleigh, 1879; Born and Wolf, section 7.6.3).
 RAYLEIGH = 8 / np.pi**2

@@ -5,16 +5,12 @@ Volumes are (rows, columns, slices); factors are HR voxels per LR voxel along ea
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from ..models.card import Grid
 from ..scan.geometry import Factors
 from ..scan.interpolation import acquired_again, cubic_weights
-
-Volume = NDArray[Any]
+from ..scan.voxels import Volume
 
 
 def acquire(hr: Volume, factors: Factors, grid: Grid, noise: float = 0.0, seed: int = 0) -> Volume:

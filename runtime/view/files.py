@@ -21,11 +21,11 @@ from ..errors import RunError
 from ..scan.nifti import Header, preamble
 from ..scan.scan import Scan
 from .comparison import ERROR_SHARE, Comparison, compare
-from .pictures import Name, lays, png
+from .pictures import PlaneName, lays, png
 from .results import Result
 
-Kind = Literal["lr", "tricubic", "sr", "error", "difference", "consistency"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+VolumeKind = Literal["lr", "tricubic", "sr", "error", "difference", "consistency"]
+KINDS: tuple[VolumeKind, ...] = get_args(VolumeKind)
 LARGEST = 32767  # voxels along an axis of NIfTI-1
 
 
@@ -88,7 +88,7 @@ def _open(result: Result, number: int) -> Opened:
         return Opened(sr, None, errors, str(error))
 
 
-def volume(opened: Opened, kind: Kind, number: int = 0) -> Volume:
+def volume(opened: Opened, kind: VolumeKind, number: int = 0) -> Volume:
     """One of the volumes that are shown; `number` of a series. Raises RunError if there is none."""
     scan, planes = _planes(opened, kind, number)
     if kind == "consistency" and (found := opened.comparison):
@@ -96,7 +96,7 @@ def volume(opened: Opened, kind: Kind, number: int = 0) -> Volume:
     return _file(scan.shape, scan.affine, lambda k: planes(2, k))
 
 
-def still(opened: Opened, kind: Kind, name: Name, index: int, number: int = 0) -> bytes:
+def still(opened: Opened, kind: VolumeKind, name: PlaneName, index: int, number: int = 0) -> bytes:
     """A plane of the result, by name and number, or what the others say of the same place, as PNG.
 
     For browsers that cannot draw volumes. Raises RunError if there is none.
@@ -122,7 +122,7 @@ def grey(found: Comparison) -> tuple[float, float]:
 
 
 def _planes(
-    opened: Opened, kind: Kind, number: int
+    opened: Opened, kind: VolumeKind, number: int
 ) -> tuple[Scan, Callable[[int, int], NDArray[np.float32]]]:
     """A kind of pane: the scan on whose grid it lies, and its planes by axis and index."""
     found, stored = opened.comparison, {"sr": opened.sr, "error": opened.error_map}.get(kind)

@@ -19,7 +19,7 @@ TITLES = ("scan", "voxels", "size, mm", "signal to noise", "difference to what w
 
 
 @dataclass(frozen=True)
-class Row:
+class GroupRow:
     """A result. snr: of the scan. measurement_difference: relative to what was measured."""
 
     filename: str
@@ -39,7 +39,7 @@ def write_group(root: Path) -> tuple[Path, Path, int]:
     if not results:
         raise RunError(f"{root} contains no results: run the participant level first.")
     page, table, rows = root / PAGE, root / TABLE, []
-    for path, mark in ((page, MARK), (table, fields(Row)[0].name + "\t")):
+    for path, mark in ((page, MARK), (table, fields(GroupRow)[0].name + "\t")):
         refuse_foreign(path, mark)
     with atomic(page) as file:
         head = "".join(f"<th>{html.escape(name)}" for name in ("", *TITLES))
@@ -56,21 +56,21 @@ def write_group(root: Path) -> tuple[Path, Path, int]:
             file.write(f"<tr><td>{image}{cells}".encode(errors="backslashreplace"))
         file.write(b"</table></div></html>")
     with atomic(table) as file:
-        lines = [[field.name for field in fields(Row)], *map(astuple, rows)]
+        lines = [[field.name for field in fields(GroupRow)], *map(astuple, rows)]
         text = "".join("\t".join(cell or MISSING for cell in line) + "\n" for line in lines)
         file.write(text.encode(errors="backslashreplace"))
     return page, table, len(results)
 
 
-def _examined(result: Result) -> tuple[Row, str]:
+def _examined(result: Result) -> tuple[GroupRow, str]:
     """A result's row, and the middle slice of its SR volume as a PNG's address."""
     try:
         sidecar = result.sidecar
         found = compare(result.open_source(), result.open(), sidecar.card, profile_mm=sidecar.profile_mm(0))
     except RunError as error:
-        return Row(result.name, remarks=" ".join(str(error).split())), ""
+        return GroupRow(result.name, remarks=" ".join(str(error).split())), ""
     scan = found.fine_scan
-    row = Row(
+    row = GroupRow(
         result.name,
         " x ".join(map(str, scan.shape)),
         " x ".join(f"{zoom:.3g}" for zoom in scan.zooms),

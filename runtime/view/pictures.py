@@ -12,8 +12,8 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-Name = Literal["axial", "coronal", "sagittal"]
-NAMES: tuple[Name, ...] = ("sagittal", "coronal", "axial")  # by the world axis that runs across
+PlaneName = Literal["axial", "coronal", "sagittal"]
+NAMES: tuple[PlaneName, ...] = ("sagittal", "coronal", "axial")  # by the world axis that runs across
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Lay:
     patient's right side, in sagittal planes the front. axis: the one across the planes.
     """
 
-    name: Name
+    name: PlaneName
     axis: int
     upright: bool
     reversed: tuple[bool, bool]
@@ -40,10 +40,10 @@ class Lay:
         return first / second if self.upright else second / first
 
 
-def lays(affine: NDArray[np.floating]) -> dict[Name, Lay]:
+def lays(affine: NDArray[np.floating]) -> dict[PlaneName, Lay]:
     """The three kinds of planes of a volume with this affine; oblique ones by the nearest axes."""
     worlds, directions = nib.orientations.io_orientation(affine).T
-    found: dict[Name, Lay] = {}
+    found: dict[PlaneName, Lay] = {}
     for world, name in reversed(list(enumerate(NAMES))):
         axis = int(np.flatnonzero(worlds == world)[0])
         first, second = (n for n in range(3) if n != axis)

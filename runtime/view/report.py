@@ -45,7 +45,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Findings:
+class ScanReport:
     """The report on one scan. rows: one per plane, with the same content in every picture of the row.
 
     comparison: all in figures.
@@ -99,10 +99,10 @@ def opening(title: str) -> str:
 
 def examine(
     scan: Scan, sr: Scan, card: ModelCard, profile_mm: float | None = None, error_map: Scan | None = None
-) -> Findings:
+) -> ScanReport:
     """Compare a scan (the first volume of a series) with its SR scan; all are read."""
     found = compare(scan, sr, card, profile_mm=profile_mm)
-    return Findings([_row(found, lay, error_map) for lay in lays(scan.affine).values()], found)
+    return ScanReport([_row(found, lay, error_map) for lay in lays(scan.affine).values()], found)
 
 
 def _row(found: Comparison, lay: Lay, error_map: Scan | None) -> list[Picture]:

@@ -21,10 +21,10 @@ from typing import Any, cast
 
 from ..errors import RunError
 from .details import details
-from .files import KINDS, Kind, Shelf, still, volume
+from .files import KINDS, Shelf, VolumeKind, still, volume
 from .guard import HEADERS, Refusal, admit, body
 from .marks import Marks
-from .pictures import NAMES, Name
+from .pictures import NAMES, PlaneName
 from .results import Result, find_failures, find_results, printable, read_result
 
 STATIC = Path(__file__).with_name("static")
@@ -132,12 +132,12 @@ class Handler(BaseHTTPRequestHandler):
             self._send_json(details(result, opened, number))
             return
         if picture:
-            kind, name = cast(Kind, picture["kind"]), cast(Name, picture["name"])
+            kind, name = cast(VolumeKind, picture["kind"]), cast(PlaneName, picture["name"])
             data = still(opened, kind, name, int(picture["index"]), number)
             self._start("image/png", len(data))
             self.wfile.write(data)
             return
-        kind = cast(Kind, what.removeprefix("/").removesuffix(".nii"))
+        kind = cast(VolumeKind, what.removeprefix("/").removesuffix(".nii"))
         found = volume(opened, kind, number)
         self._start("application/octet-stream", found.size)
         for piece in found.pieces:

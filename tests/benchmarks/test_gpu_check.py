@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from udean.benchmarks import gpu_check
-from udean.benchmarks.gpu_check import Outcome, Step
+from udean.benchmarks.gpu_check import Check, Checked
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def check(tmp_path, monkeypatch, capsys):
 
 
 def step(name, code, limit=30.0):
-    return Step(name, limit, ("-c", code))
+    return Check(name, limit, ("-c", code))
 
 
 def test_a_step_that_fails_or_hangs_keeps_no_other_from_running(check):
@@ -48,7 +48,7 @@ def test_what_does_not_fit_into_the_time_is_not_begun(check):
 
 def test_figures_are_kept_wherever_they_were_printed(check):
     chatter = "print('5 patches/s'); print('\\n'.join('0' for _ in range(500)))"
-    made = Step("speaks", 30.0, ("-c", chatter), "patches/s")
+    made = Check("speaks", 30.0, ("-c", chatter), "patches/s")
     _, found, said = check(made)
     assert found["steps"][0]["telling"] == ["5 patches/s"] and "5 patches/s" in said
     assert len(found["steps"][0]["told"]) == gpu_check.TAIL
@@ -64,7 +64,7 @@ def test_a_table_is_told_by_its_rows(tmp_path):
         "│ torch fp16   │ 0.1  │",
     ]
     rows = [line for line in printed if re.search(bench.telling, line)]
-    lines = gpu_check.summary({}, [Outcome("bench", "done", 1.0, [], rows)])
+    lines = gpu_check.summary({}, [Checked("bench", "done", 1.0, [], rows)])
     assert [line.strip() for line in lines[2:]] == [
         "engine s a volume",
         "PyTorch path fp32 1.6",
@@ -73,12 +73,12 @@ def test_a_table_is_told_by_its_rows(tmp_path):
 
 
 def test_a_step_for_a_library_that_is_not_installed_is_left_out_and_is_no_failure(check):
-    code, found, _ = check(Step("library", 30.0, ("-c", "raise SystemExit(1)"), needs=("no-such-library",)))
+    code, found, _ = check(Check("library", 30.0, ("-c", "raise SystemExit(1)"), needs=("no-such-library",)))
     assert code == 0 and found["steps"][0]["state"] == "left out: there is no no-such-library"
 
 
 def test_a_step_that_skips_everything_has_failed(check):
-    made = Step("tests", 30.0, ("-c", "print('60 skipped in 1 s')"), "skipped", proof=r"\d+ passed")
+    made = Check("tests", 30.0, ("-c", "print('60 skipped in 1 s')"), "skipped", proof=r"\d+ passed")
     code, found, _ = check(made)
     assert code == 1 and found["steps"][0]["state"] == "failed (it has shown nothing)"
 
@@ -96,7 +96,7 @@ def test_a_later_call_takes_the_steps_that_are_named_and_keeps_the_first_calls_f
 
 def test_the_summary_is_short_whatever_was_printed():
     outcomes = [
-        Outcome(f"step {n}", "done", 1.0, [], [f"figure {m} of {n}" for m in range(50)]) for n in range(5)
+        Checked(f"step {n}", "done", 1.0, [], [f"figure {m} of {n}" for m in range(50)]) for n in range(5)
     ]
     lines = gpu_check.summary({"gpu": "Some GPU"}, outcomes)
     assert len(lines) <= 40 and lines[0].startswith("Some GPU")

@@ -78,9 +78,9 @@ def test_mistakes_are_said_in_one_sentence(scans):
 
 
 def test_what_is_worse_in_any_respect_is_refused():
-    before = judge.Figures(30.0, {"1": 0.5, "2": 0.9}, 0.02, 0.01)
-    better = judge.Figures(30.6, {"1": 0.55, "2": 0.9}, 0.012, 0.01)
+    before = judge.ModelFigures(30.0, {"1": 0.5, "2": 0.9}, 0.02, 0.01)
+    better = judge.ModelFigures(30.6, {"1": 0.55, "2": 0.9}, 0.012, 0.01)
     assert judge.worse(before, better) is None
-    assert "30.00 dB" in judge.worse(before, judge.Figures(30.0, before.lesions, 0.01, 0.01))
-    assert "radius 2" in judge.worse(before, judge.Figures(31.0, {"1": 0.6, "2": 0.8}, 0.01, 0.01))
-    assert "unexplained" in judge.worse(before, judge.Figures(31.0, before.lesions, 0.03, 0.01))
+    assert "30.00 dB" in judge.worse(before, judge.ModelFigures(30.0, before.lesions, 0.01, 0.01))
+    assert "radius 2" in judge.worse(before, judge.ModelFigures(31.0, {"1": 0.6, "2": 0.8}, 0.01, 0.01))
+    assert "unexplained" in judge.worse(before, judge.ModelFigures(31.0, before.lesions, 0.03, 0.01))

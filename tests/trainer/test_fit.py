@@ -21,7 +21,7 @@ from lightning_fabric.plugins.precision import MixedPrecision
 from udean.runtime.errors import RunError
 from udean.trainer import checkpoint, fit
 from udean.trainer.config import load
-from udean.trainer.machine import Precision
+from udean.trainer.machine import TrainingPrecision
 from udean.trainer.methods import METHODS, Weights, create
 from udean.trainer.metrics_log import Alarm, MetricsLog
 from udean.trainer.nets.interpolation import Decimation
@@ -392,7 +392,7 @@ def test_auto_is_a_precision_that_the_machine_multiplies_itself(scans):
     """bf16 by way of float32 takes several times as long as float32."""
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     chosen = fit.resolved(config(scans, schedule={"precision": "auto"})).schedule.precision
-    assert chosen in get_args(Precision)
+    assert chosen in get_args(TrainingPrecision)
     if not torch.cuda.is_available() and "avx512f" in flags:
         assert (chosen == "bf16-mixed") == bool({"avx512_bf16", "amx_bf16"} & set(flags.split()))
     explicit = config(scans, schedule={"precision": "bf16-mixed"})

@@ -13,27 +13,26 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ... import __version__
 from ...runtime.errors import RunError
 from ...runtime.scan import intensity
 from ...runtime.scan.geometry import voxel_factors
+from ...runtime.scan.voxels import Volume
 from ...runtime.system.files import atomic, cache_folder
 from ..simulation import kspace
 from ..simulation.kspace import Acquisition
 from .orientation import AlongWorld, open_along_world
 from .scans import CohortError
 
-Volume = NDArray[Any]
 HIGHEST = 65504  # in float16
 BOUND_GB = 100
 
 
-class Step(Protocol):
+class PreparationStep(Protocol):
     """A step on a volume (i, j, k), float32 in the scan's units. Its repr is part of the cache key."""
 
     def __call__(self, volume: Volume, scan: AlongWorld) -> Volume: ...
@@ -73,9 +72,9 @@ class Recipe:
     """A scan and the steps to take."""
 
     path: Path
-    steps: tuple[Step, ...] = ()
+    steps: tuple[PreparationStep, ...] = ()
 
-    def then(self, *steps: Step) -> Recipe:
+    def then(self, *steps: PreparationStep) -> Recipe:
         return Recipe(self.path, (*self.steps, *steps))
 
     def prepared(self, unit: float | None = None) -> Prepared:

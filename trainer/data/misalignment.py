@@ -14,12 +14,12 @@ from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from ...runtime.scan.voxels import Volume
 from ..simulation.kspace import Scale
 from .cache import Recipe
 from .orientation import AlongWorld
 from .scans import CohortError
 
-Volume = NDArray[Any]  # float32
 LEFT_RIGHT, ANTERIOR_POSTERIOR, HEAD_FEET = range(3)  # world axes of NIfTI: x, y, z
 
 

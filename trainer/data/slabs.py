@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...runtime.scan.voxels import Volume
 from ..simulation.kspace import Scale
 
 FOREGROUND = 0.1  # share of the network's range above which a voxel shows tissue
-Volume = NDArray[Any]  # float16
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import fft, ndimage
 from skimage.metrics import structural_similarity
 from skimage.registration import phase_cross_correlation
 
+from ...runtime.scan.voxels import Volume
 from ..simulation import kspace
 from .tissue import Mask, TissueFigures, in_tissue
 
-Volume = NDArray[Any]  # float32
 # Wang et al. 2004: 11×11 (or 11×11×11) Gaussian of σ 1.5, population covariance.
 WINDOW = 11
 GAUSSIAN = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 
-Volume = NDArray[Any]
+from ...runtime.scan.voxels import Volume
+
 Mask = NDArray[np.bool_]
 PEAK = 99.9  # percentile of the truth, so that hot voxels do not set the scale
 ADDED = 0.01  # share of the truth's power in the high band; with less there is nothing to judge

@@ -46,7 +46,7 @@ class Udean(Method):
             }
         )
         if arch.noise:
-            self.generators["noise"] = Noise()
+            self.generators["noise"] = NoiseMaps()
         self.pace = PACE if arch.judges == "patch" else 1.0
         width = arch.discriminator
         self.discriminators = nn.ModuleDict(
@@ -139,7 +139,7 @@ class Udean(Method):
         return total(terms, dict.fromkeys(terms, 1.0)), {}
 
 
-class Noise(nn.Module):
+class NoiseMaps(nn.Module):
     """White noise of a learned level, initially 0.5 % of the range."""
 
     PACE = 10.0  # learning rate of its logarithm over that of the weights

@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 from scipy import fft, optimize
 
 from ...runtime.scan.noise import estimate_noise
+from ...runtime.scan.voxels import Volume
 from .kspace import PEAK, Acquisition, Degradation, Scale, gaussian_transfer, sampling_mask
 
-Volume = NDArray[Any]
 Zooms = tuple[float, float, float]
 BINS = 12  # of frequency along each axis, up to the LR scan's Nyquist frequency
 TAPER = 0.1  # share of each side that is faded out: a head cut at the neck has no edge there

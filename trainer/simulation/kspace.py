@@ -16,10 +16,10 @@ from scipy import fft, ndimage
 
 from ...runtime.errors import RunError
 from ...runtime.scan.interpolation import keys_cubic
+from ...runtime.scan.voxels import Volume
 
 PEAK = 99.9  # percentile of a volume: noise is given as a share of it
 Scale = tuple[int, int, int]
-Volume = NDArray[Any]  # float32, real
 
 
 class DegradationError(RunError):

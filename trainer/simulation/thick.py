@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.errors import RunError
-from ...runtime.scan.profile import Shape, profile_matrix
+from ...runtime.scan.profile import ProfileShape, profile_matrix
 from ...runtime.scan.regrid import Grid, along
 
 FEWEST = 2  # slices
@@ -26,7 +26,7 @@ class Thick:
     """
 
     step: float
-    shape: Shape = "gaussian"
+    shape: ProfileShape = "gaussian"
     width: float | None = None
     noise: float = 0.0
 
@@ -37,12 +37,14 @@ class Slices:
 
     thickness: float
     gap: float = 0.0
-    profile: Shape = "gaussian"
+    profile: ProfileShape = "gaussian"
     noise: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.profile not in get_args(Shape):
-            raise RunError(f"The slice profile is one of {', '.join(get_args(Shape))}, not '{self.profile}'.")
+        if self.profile not in get_args(ProfileShape):
+            raise RunError(
+                f"The slice profile is one of {', '.join(get_args(ProfileShape))}, not '{self.profile}'."
+            )
         if not (self.thickness > 0 and self.thickness + self.gap > 0 and 0 <= self.noise < 1):
             raise RunError("The slice thickness, and the spacing (thickness plus gap), must be positive.")
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from udean.benchmarks import common
 from udean.benchmarks.child import Child, Failed
 from udean.benchmarks.engines.command import _into, main, warnings
-from udean.benchmarks.engines.contest import PATH, SESSION, Row, SpeedUp, agree, fitting
+from udean.benchmarks.engines.contest import PATH, SESSION, Entrant, SpeedUp, agree, fitting
 from udean.benchmarks.engines.machine import PERIOD, GpuMonitor
 from udean.benchmarks.engines.pytorch import MonaiPath, TorchNetwork, monai_starts
 from udean.benchmarks.engines.roofline import Layer, Roofs, convolutions
@@ -221,7 +221,7 @@ def test_spread_decides_what_can_be_concluded():
 
 def test_warnings_name_what_is_wrong():
     def row(name, totals, windows=8):
-        found = Row(Contender(name, "udean", "", "cpu", "fp32"), totals=totals, windows=windows)
+        found = Entrant(Contender(name, "udean", "", "cpu", "fp32"), totals=totals, windows=windows)
         speed = SpeedUp.of([1.0] * len(totals), totals)
         found.figures = {"speed_up": {"median": speed.median, "low": speed.low, "high": speed.high}}
         return found

@@ -27,7 +27,7 @@ from pynetdicom.sop_class import EnhancedMRImageStorage, MRImageStorage
 from udean.runtime import SuperResolver
 from udean.runtime.commands import dicom_node
 from udean.runtime.dicom import listen
-from udean.runtime.dicom.node import ATTEMPTS, Attempts, Node, Settings
+from udean.runtime.dicom.node import ATTEMPTS, Attempts, Node, NodeSettings
 from udean.runtime.dicom.send import COMMITMENT, Commitments, Peer, Undelivered
 from udean.runtime.dicom.send import send as deliver
 
@@ -228,7 +228,7 @@ def test_attempts_while_the_archive_is_away_are_no_refusals(model, tmp_path, ste
 def idle_node(spool, **settings):
     """A node in this process that neither restores nor sends."""
     me, there = Peer("UDEAN", "127.0.0.1", 0), Peer("ARCHIVE", "127.0.0.1", 1)
-    return Node(None, Settings(me, there, (), spool, **settings))
+    return Node(None, NodeSettings(me, there, (), spool, **settings))
 
 
 def test_attempts_go_on_for_ever(tmp_path, capsys):
@@ -459,7 +459,7 @@ def test_a_kill_while_a_sent_series_is_removed_sends_no_part_of_it(model, tmp_pa
     names = types.SimpleNamespace(rmtree=rmtree, disk_usage=shutil.disk_usage)
     files, spool = classic(tmp_path / "in", shape=(3, 12, 10)), tmp_path / "spool"
     with archive() as (port, got):
-        settings = Settings(
+        settings = NodeSettings(
             Peer("UDEAN", "127.0.0.1", 0), Peer("ARCHIVE", "127.0.0.1", port), ("SCANNER",), spool, 0.5, 0.3
         )
         with SuperResolver(model, "cpu", "fp32", threads=1) as resolve, monkeypatch.context() as patch:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 from udean.runtime.pipeline import through_plane
-from udean.runtime.pipeline.through_plane import CHANNELS, Stack, held_to, restore
+from udean.runtime.pipeline.through_plane import CHANNELS, ThickSlices, held_to, restore
 from udean.runtime.scan.profile import deviation, profile_matrix
 
 STEP = 4.0
@@ -21,7 +21,7 @@ def truth():
 def stack(truth):
     centers = np.arange(16) * STEP + (STEP - 1) / 2
     slices = truth @ profile_matrix("gaussian", STEP, centers, 64).T
-    return Stack(slices, centers, STEP, 64)
+    return ThickSlices(slices, centers, STEP, 64)
 
 
 def silent(windows):
@@ -74,7 +74,7 @@ def test_slices_without_noise_are_given_back(stack):
 def test_noise_is_not_sharpened(stack, truth):
     """The slices' noise alone is what plain interpolation misses: the result does not follow it."""
     noisy = stack.slices + 0.1 * np.random.default_rng(2).standard_normal(stack.slices.shape, np.float32)
-    noisy = Stack(noisy, stack.centers, STEP, 64)
+    noisy = ThickSlices(noisy, stack.centers, STEP, 64)
     volume, found = restore(noisy, silent)
     assert 0.08 < found.noise < 0.12
     assert error(volume, truth) < 1.01 * error(noisy.interpolated(), truth)
@@ -112,7 +112,7 @@ def test_a_slice_without_data_stays_so_and_does_not_distort_its_neighbours(stack
     slices = stack.slices.copy()
     slices[:, :, (5, 6, 10)] = 0
     slices[:, :, 15] = 0  # at an end: where a head ends, say
-    volume, found = restore(Stack(slices, stack.centers, STEP, 64), silent)
+    volume, found = restore(ThickSlices(slices, stack.centers, STEP, 64), silent)
     whole, _ = restore(stack, silent)
     assert found.empty == (5, 6, 10)
     assert (volume[:, :, 20:28] == 0).all() and (volume[:, :, 40:44] == 0).all()
@@ -132,6 +132,6 @@ def test_air_is_not_computed(stack):
         computed.append(windows[:, 0].size)
         return sharpening(windows)
 
-    restore(Stack(empty, stack.centers, STEP, 64), network)
+    restore(ThickSlices(empty, stack.centers, STEP, 64), network)
     trials = 2  # one call for each axis in plane
     assert 0 < sum(computed[trials:]) < 2 * 57 * 60 * 64
