@@ -8,6 +8,7 @@ roofline.py how close each comes to the machine's limits.
 from __future__ import annotations
 
 import math
+import os
 import re
 import statistics
 import sys
@@ -31,7 +32,7 @@ from ...runtime.system.files import refuse_foreign, write_json
 from ...trainer import checkpoint
 from .. import common
 from ..child import in_child
-from . import machine, table
+from . import table
 from .contest import PATH, WIDE, Contest, Entrant, Models, SpeedUp, agree, contenders, fitting, whole_command
 from .pytorch import monai_starts
 from .roofline import Roofs, convolutions, measure_roofs
@@ -78,7 +79,7 @@ def bench(
     """Measure every installed engine against the PyTorch path, on this machine, in alternation."""
     if json_path and json_path.suffix:
         refuse_foreign(json_path, COMMAND)
-    load, cores = machine.load(), common.cores()
+    load, cores = os.getloadavg()[0], common.cores()
     gpu, asked = _gpu(device), _numbers(shape, 3, "160,160,129") if shape else None
     where, threads = f"cuda:{gpu.index}" if gpu else "cpu", threads or cores
     times = (1 if quick else 3) if commands is None else commands
@@ -122,12 +123,11 @@ def bench(
         "monai": math.prod(map(len, theirs)),
         "same_places": theirs == ours,
     }
-    clocks = {"processor": contest.mhz, "gpu": contest.gpu_mhz}
     document: dict[str, Any] = {
         **common.circumstances([COMMAND, *sys.argv[1:]]),
         "device": gpu.name if gpu else "cpu",
         "threads": threads,
-        "mhz": {kind: [round(min(mhz)), round(max(mhz))] for kind, mhz in clocks.items() if mhz},
+        "mhz": {"processor": [round(min(mhz)), round(max(mhz))]} if (mhz := contest.mhz) else {},
         "load_before": round(load, 2),
         "model": {
             "name": models.card.name,

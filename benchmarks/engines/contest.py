@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import statistics
@@ -26,7 +25,6 @@ from ...runtime.resolver import SuperResolver
 from ...trainer.machine import processor_has_bf16
 from .. import common
 from ..child import Child, Failed
-from . import machine
 from .pytorch import MonaiPath, TorchNetwork
 from .session import Contender, Session
 
@@ -79,8 +77,8 @@ class SpeedUp:
 class Entrant:
     """A contender and its measurements. failed: why there are none. Seconds: one value per turn.
 
-    window: rows and columns of one window. windows: how many the network processed. figures: the rest, under
-    their names in the JSON.
+    window: rows and columns of one window. windows: how many the network processed. device_bytes: of the GPU
+    that it holds between its turns. figures: the rest, under their names in the JSON.
     """
 
     contender: Contender
@@ -91,6 +89,7 @@ class Entrant:
     totals: list[float] = field(default_factory=list)
     networks: list[float] = field(default_factory=list)
     windows: int = 0
+    device_bytes: int = 0
     figures: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -146,6 +145,15 @@ def contenders(models: Models, cuda: bool, compiled: bool, **equal: Any) -> list
     return rows + [udean("openvino", p, models.full, "openvino", as_run) for as_run, p in ways]
 
 
+def clocks() -> list[float]:
+    """MHz of each core now, as far as the system reports it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+    return [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
+
+
 def fitting(near: tuple[int, int, int], card: ModelCard, overlap: float) -> tuple[int, int, int]:
     """The nearest shape in which MONAI's windows and ours coincide: whole steps, none shifted."""
     sizes = []
@@ -169,13 +177,8 @@ class Contest:
         self.rows, self._folder, self._limit = rows, folder, compile_limit
         self._volume = folder / "volume.npy"
         np.save(self._volume, volume)
-        self._gpu = machine.GpuMonitor(gpu.cuda.Device(gpu.index).pci_bus_id()) if gpu else None
-        self._open: dict[str, Child] = {}
-        self.mhz: list[float] = []
-
-    @property
-    def gpu_mhz(self) -> list[float]:
-        return self._gpu.mhz if self._gpu else []
+        self._gpu, self._open = gpu, dict[str, Child]()
+        self.mhz: list[float] = []  # of the processor's cores, turn by turn
 
     def run(self, turns: int, tell: Callable[[str], None]) -> None:
         """tell: hears of progress, `turns` + 1 times per row. Raises Failed if the baseline does."""
@@ -187,25 +190,32 @@ class Contest:
                 for row in self.rows:
                     if row.name in self._open:
                         self._attempt(row, self._take_turn)
-                        self.mhz += machine.clocks()
+                        self.mhz += clocks()
                     tell(f"Turn {turn + 1}: {row.name}")
             self._judge()
         finally:
             for child in self._open.values():
                 child.close()
-            if self._gpu:
-                self._gpu.close()
 
     def _attempt(self, row: Entrant, step: Callable[[Entrant], None]) -> None:
+        before = self._device_bytes()
         try:
-            with self._gpu.watch(row.name) if self._gpu else contextlib.nullcontext():
-                step(row)
+            step(row)
+            row.device_bytes += self._device_bytes() - before  # the others are idle
         except Failed as error:
             if row is self.rows[0]:
                 raise Failed(f"The baseline, {row.name}, cannot be measured: {error}") from error
             row.failed = str(error)
             if child := self._open.pop(row.name, None):
                 child.close()
+
+    def _device_bytes(self) -> int:
+        """The GPU's memory that all processes use."""
+        if not self._gpu:
+            return 0
+        with self._gpu.current():
+            free, whole = self._gpu.cuda.mem_get_info()
+        return whole - free
 
     def _start(self, row: Entrant) -> None:
         who = row.contender
@@ -237,8 +247,8 @@ class Contest:
             memory = child.ask("memory")
             row.figures["host_mb"] = round(memory["peak"] / 1e6, 1)
             row.figures["host_mb_over_ready"] = round((memory["peak"] - memory["ready"]) / 1e6, 1)
-            if self._gpu and (peak := self._gpu.peak(row.name)) is not None:
-                row.figures["device_mb"] = round(peak / 1e6, 1)
+            if self._gpu:
+                row.figures["device_mb"] = round(row.device_bytes / 1e6, 1)
             file = self._folder / f"sr-{place}.npy"
             child.ask("save", str(file))
             # The runtime yields no negative voxels for magnitudes; clip the others likewise.

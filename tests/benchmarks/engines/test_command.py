@@ -1,10 +1,12 @@
 """`udean-bench` as a real process, and what its figures mean where they can be known beforehand."""
 
+import contextlib
 import json
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -15,8 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from udean.benchmarks import common
 from udean.benchmarks.child import Child, Failed
 from udean.benchmarks.engines.command import _into, main, warnings
-from udean.benchmarks.engines.contest import PATH, SESSION, Entrant, SpeedUp, agree, fitting
-from udean.benchmarks.engines.machine import PERIOD, GpuMonitor
+from udean.benchmarks.engines.contest import PATH, SESSION, Contest, Entrant, SpeedUp, agree, fitting
 from udean.benchmarks.engines.pytorch import MonaiPath, TorchNetwork, monai_starts
 from udean.benchmarks.engines.roofline import Layer, Roofs, convolutions
 from udean.benchmarks.engines.session import Contender
@@ -248,35 +249,15 @@ def test_a_row_that_cannot_be_measured_says_why_and_is_stopped(tiny):
         Child(SESSION, Contender("none", "udean", "none.onnx", "cpu", "fp32"), str(volume), limit=300)
 
 
-def test_device_memory_is_put_down_to_who_claims_it(tmp_path, monkeypatch):
-    """The driver's tool, played by a script that prints what a file says, in its format."""
-    used, tool = tmp_path / "used", tmp_path / "nvidia-smi"
-    tool.write_text(f'#!/bin/sh\nwhile :; do echo "$(cat {used}), 1500"; sleep {PERIOD}; done\n')
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    watch = GpuMonitor("0000:01:00.0")
-
-    def claim(name, *steps):
-        with watch.watch(name):
-            for mebibytes in steps:
-                use(mebibytes)
-
-    def use(mebibytes):
-        used.write_text(str(mebibytes))
-        deadline = time.monotonic() + 60
-        while not watch._memory or watch._memory[-1][1] != mebibytes * 2**20:
-            assert time.monotonic() < deadline, "not sampled"
-            time.sleep(PERIOD)
-
-    try:
-        use(100)
-        claim("a", 150)  # holds 50
-        claim("b", 400, 350)  # 250 at most, then holds 200
-        claim("a", 420, 350)  # 70 more for a while
-    finally:
-        watch.close()
-    assert watch.peak("a") == 120 * 2**20 and watch.peak("b") == 250 * 2**20
-    assert watch.peak("c") is None and set(watch.mhz) == {1500.0}
+def test_device_memory_is_put_down_to_who_takes_it(tmp_path):
+    used = iter([100, 150, 150, 400, 400, 420])
+    cuda = SimpleNamespace(mem_get_info=lambda: (1000 - next(used), 1000))
+    gpu = SimpleNamespace(current=contextlib.nullcontext, cuda=cuda)
+    rows = [Entrant(Contender(name, "udean", "", "cuda", "fp32")) for name in (PATH, "b")]
+    contest = Contest(rows, np.zeros((2, 2, 2)), tmp_path, gpu, 1.0)
+    for row in (*rows, rows[0]):
+        contest._attempt(row, lambda row: None)
+    assert [row.device_bytes for row in rows] == [70, 250]
 
 
 @pytest.mark.parametrize(
