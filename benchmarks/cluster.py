@@ -64,10 +64,8 @@ def main(scans: int = 200, shape: str = "64,64,32", times: int = 3) -> None:
         volume = common.textured(common.numbers(shape))
         random = np.random.default_rng(0)
         for n in range(scans):
-            nib.save(
-                nib.Nifti1Image(volume + random.integers(0, 9, dtype=np.int16), np.diag([1, 1, 2, 1])),
-                source / f"{n:04}.nii.gz",
-            )
+            scan = volume + random.integers(0, 9, dtype=np.int16)
+            nib.save(nib.Nifti1Image(scan, np.diag([1, 1, 2, 1])), source / f"{n:04}.nii.gz")
         arch = dataclasses.replace(common.ARCHITECTURES["compact"], channels=6, groups=1, blocks=1)
         small = common.trained(common.save_untrained(folder, "small", arch), folder)
         engines = {SMALL: ["--engine", str(small.full)], EMBEDDED: []}
@@ -116,22 +114,17 @@ def _overhead(found: dict[str, Figures], ray: str, other: str) -> dict[str, Any]
     }
 
 
-def _command(folder: Path, source: Path, arguments: list[str]) -> list[str]:
-    return [*COMMAND, str(source), "-o", str(folder / "out"), *arguments]
-
-
-def _run(folder: Path, source: Path, scans: int, commands: list[list[str]]) -> dict[str, float]:
+def _run(folder: Path, source: Path, scans: int, options: list[list[str]]) -> dict[str, float]:
     """Run a cohort from scratch; seconds per scan in steady state, and in total."""
-    shutil.rmtree(folder / "out", ignore_errors=True)
-    start = time.perf_counter()
-    running = [
-        subprocess.Popen(_command(folder, source, arguments), stdout=subprocess.DEVNULL)
-        for arguments in commands
-    ]
+    out = folder / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    start, marks = time.perf_counter(), list[tuple[int, float, float]]()
+    command = [*COMMAND, str(source), "-o", str(out)]
+    running = [subprocess.Popen([*command, *more], stdout=subprocess.DEVNULL) for more in options]
     low, high = scans // 10, scans - scans // 10
-    marks: list[tuple[int, float, float]] = []
     while any(process.poll() is None for process in running):
-        done = len(_outcomes(folder / "out"))
+        written = (line for path in manifests(out) for line in lines(path))
+        done = sum(line.get("status") in DONE for line in written)
         if done >= (low, high, scans + 1)[len(marks)]:
             marks.append((done, time.perf_counter(), _busy()))
         time.sleep(0.1)
@@ -139,21 +132,14 @@ def _run(folder: Path, source: Path, scans: int, commands: list[list[str]]) -> d
     codes = [process.returncode for process in running]
     assert not any(codes) and len(marks) == 2, codes
     (first, begin, idle), (last, end, busy) = marks
-    return {
-        SECONDS: (end - begin) / (last - first),
-        PROCESSOR: (busy - idle) / (last - first),
-        "whole seconds": whole,
-    }
+    each = last - first
+    return {SECONDS: (end - begin) / each, PROCESSOR: (busy - idle) / each, "whole seconds": whole}
 
 
 def _busy() -> float:
     """Busy seconds of this machine's processors, for all processes."""
     user, nice, system = map(int, Path("/proc/stat").read_text().split()[1:4])
     return (user + nice + system) / os.sysconf("SC_CLK_TCK")
-
-
-def _outcomes(out: Path) -> list[dict[str, Any]]:
-    return [line for path in manifests(out) for line in lines(path) if line.get("status") in DONE]
 
 
 def _digest(out: Path) -> str:

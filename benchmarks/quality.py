@@ -6,30 +6,26 @@ First comes tissue, on whole heads: see `benchmarks.tissue`.
 
 The ICBM152 T1 and synthetic heads with numbers that no training uses (1000 and up) are degraded to half their
 resolution along every axis and restored, beside tricubic and zero-filled sinc interpolation. The LR slices in
-the middle of each are measured; for the T1 also the whole volume, as in `udean-demo`, and the error inside
-grey matter, white matter and fluid. Last come the artefacts: what bfloat16, half precision and eight bits
-change. No figure depends on the machine's speed.
+the middle of each are measured; for the T1 also the whole volume, as in `udean-demo`. Last come the
+artefacts: what bfloat16, half precision and eight bits change. No figure depends on the machine's speed.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import nibabel as nib
 import numpy as np
 import typer
-from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import Progress
 
 from ..export import graph, quantize
 from ..runtime.commands.common import sentences
 from ..runtime.pipeline.engine import Library, Precision
 from ..runtime.resolver import SuperResolver
-from ..runtime.scan.voxels import Volume
+from ..runtime.scan.voxels import Restore, Volume
 from ..trainer.evaluation.evaluate import INTERPOLATIONS
 from ..trainer.evaluation.quality import psnr, quality, ssim
 from ..trainer.simulation import atlas_heads, kspace
@@ -68,59 +64,32 @@ def main(
     hr: Annotated[Path | None, typer.Option(help="More HR scans to measure in tissue.")] = None,
 ) -> None:
     """Measure a model; writes benchmarks/results/quality.json, or quality-NAME.json of a checkpoint."""
-    with tempfile.TemporaryDirectory() as name, Progress(console=Console(stderr=True)) as progress:
+    wholes, brain = dict(tissue.heads(hr)), template()[0]
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         files = common.trained(checkpoint, folder) if checkpoint else common.embedded(folder)
-        result = measure(files.full, files.half, slices, heads, dict(tissue.heads(hr)), progress)
+        resolve = SuperResolver(files.full, "cpu")
+        restorers: dict[str, Restore] = {"sr": resolve}
+        if resolve.card.kind == "slab" and len(set(resolve.card.scale)) == 1:
+            restorers[BEST] = SuperResolver(files.full, "cpu", best=True)
+        by_head = {head: tissue.measure(read(), restorers) for head, read in wholes.items()}
+        subjects: dict[str, Callable[[], Volume]] = {"ICBM152 T1": lambda: brain}
+        for number in range(FIRST, FIRST + heads):
+            subjects[f"synthetic head {number}"] = lambda number=number: unseen(number)
+        table = {}
+        for subject, read in subjects.items():
+            truth = read()
+            table[subject] = {c: degraded(truth, c, resolve, slices) for c in CONDITIONS}
+        result = {
+            "model": resolve.card.name,
+            "engine": str(resolve.engine.info),
+            "trained on": resolve.card.trained_on,
+            IN_TISSUE: by_head,
+            "ICBM152 T1, whole volume": whole(brain, resolve),
+            f"middle {slices} LR slices, by degradation": table,
+            "artefacts on the ICBM152 T1": artefacts(files, brain, unseen(FIRST + heads), slices),
+        }
     common.record(f"quality-{checkpoint.stem}" if checkpoint else "quality", result)
-
-
-def measure(
-    full: Path,
-    half: Path,
-    slices: int,
-    heads: int,
-    wholes: Mapping[str, Callable[[], Volume]],
-    progress: Progress,
-) -> dict[str, Any]:
-    """All figures of a model's float32 and half-precision artefacts. wholes: to be measured in tissue."""
-    resolve = SuperResolver(full, "cpu")
-    restorers: dict[str, tissue.Restore] = {"sr": resolve}
-    if resolve.card.kind == "slab" and len(set(resolve.card.scale)) == 1:
-        restorers[BEST] = SuperResolver(full, "cpu", best=True)
-    bar = progress.add_task("", total=3 + len(wholes) + (1 + heads) * len(CONDITIONS))
-
-    def step(what: str) -> None:
-        progress.update(bar, description=what, advance=1)
-
-    by_head: dict[str, Any] = {}
-    for name, read in wholes.items():
-        step(f"{name}, tissue")
-        by_head[name] = tissue.measure(read(), restorers)
-    step("ICBM152 T1, whole")
-    brain = template()[0]
-    table: dict[str, dict[str, dict[str, float]]] = {}
-    result: dict[str, Any] = {
-        "model": resolve.card.name,
-        "engine": str(resolve.engine.info),
-        "trained on": resolve.card.trained_on,
-        IN_TISSUE: by_head,
-        **whole(brain, resolve),
-        f"middle {slices} LR slices, by degradation": table,
-    }
-    subjects = {"ICBM152 T1": lambda: brain}
-    for number in range(FIRST, FIRST + heads):
-        subjects[f"synthetic head {number}"] = lambda number=number: unseen(number)
-    for name, read in subjects.items():
-        hr = read()
-        table[name] = {}
-        for condition in CONDITIONS:
-            step(f"{name}, {condition}")
-            table[name][condition] = degraded(hr, condition, resolve, slices)
-    step("artefacts")
-    result["artefacts on the ICBM152 T1"] = artefacts(full, half, brain, unseen(FIRST + heads), slices)
-    step("")
-    return result
 
 
 def by_degradation(result: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
@@ -139,32 +108,14 @@ def unseen(number: int) -> Volume:
     return kspace.crop(head, SCALE)
 
 
-def whole(hr: Volume, resolve: SuperResolver) -> dict[str, Any]:
-    """PSNR and SSIM of the whole T1, and the errors inside its tissues as shares of the HR range."""
+def whole(hr: Volume, resolve: SuperResolver) -> dict[str, dict[str, float]]:
+    """PSNR and SSIM of the whole T1."""
     volumes = restored(kspace.acquire(hr, kspace.Acquisition(SCALE)), resolve)
     figures = {name: quality(volume, hr) for name, volume in volumes.items()}
-    span = float(np.ptp(hr))
-    errors_inside = {}
-    for name, mask in tissues():
-        errors = {v: (volumes[v][mask] - hr[mask]).astype(np.float64) / span * 100 for v in volumes}
-        rms = {f"{v} rms %": round(float(np.sqrt(np.mean(e**2))), 3) for v, e in errors.items()}
-        mean = {f"{v} mean %": round(float(e.mean()), 3) for v, e in errors.items()}
-        errors_inside[name] = {"HR voxels": int(mask.sum()), **rms, **mean}
     return {
-        "ICBM152 T1, whole volume": {
-            name: {"PSNR dB": round(q.psnr, 2), "SSIM 3-D": round(q.ssim, 3), "SSIM 2-D": round(q.ssim_2d, 3)}
-            for name, q in figures.items()
-        },
-        "error inside tissues of the ICBM152 T1": errors_inside,
+        name: {"PSNR dB": round(q.psnr, 2), "SSIM 3-D": round(q.ssim, 3), "SSIM 2-D": round(q.ssim_2d, 3)}
+        for name, q in figures.items()
     }
-
-
-def tissues() -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    """Masks of the HR voxels more than half of which the ICBM maps assign to a tissue."""
-    grey, white, brain = (kspace.crop(m, SCALE) for m in atlas_heads.tissue_maps()[:3])
-    fluid = brain - grey - white
-    for name, share in (("grey matter", grey), ("white matter", white), ("fluid", fluid)):
-        yield name, share > 0.5
 
 
 def degraded(hr: Volume, condition: str, resolve: SuperResolver, slices: int) -> dict[str, float]:
@@ -196,20 +147,19 @@ def middle_slices(lr: Volume, hr: Volume, slices: int) -> tuple[Volume, slice, V
 
 def restored(lr: Volume, resolve: SuperResolver) -> dict[str, Volume]:
     """The interpolations and the network's result, by name."""
-    named: dict[str, Callable[[], Volume]] = {
-        name: lambda method=method: method(lr, SCALE) for name, method in INTERPOLATIONS.items()
-    }
-    return {**{name: make() for name, make in named.items()}, "sr": resolve(lr)}
+    return {**{name: method(lr, SCALE) for name, method in INTERPOLATIONS.items()}, "sr": resolve(lr)}
 
 
-def artefacts(full: Path, half: Path, hr: Volume, other: Volume, slices: int) -> dict[str, dict[str, float]]:
+def artefacts(
+    files: common.ModelFiles, hr: Volume, other: Volume, slices: int
+) -> dict[str, dict[str, float]]:
     """How good each precision is on the T1, against float32 and against the truth.
 
     other: HR volume of another person; int8 is calibrated on its LR scan.
     """
     part, inside, truth = middle_slices(kspace.acquire(hr, kspace.Acquisition(SCALE)), hr, slices)
     found: dict[str, dict[str, float]] = {}
-    models = {"fp32": full, "fp16": half, "int8": eight_bits(full, other)}
+    models = {"fp32": files.full, "fp16": files.half, "int8": eight_bits(files.full, other)}
     exact: Volume | None = None
     for title, (model, library, precision) in PRECISIONS.items():
         with SuperResolver(models[model], "cpu", precision, library=library) as resolve:

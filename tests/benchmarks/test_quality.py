@@ -14,11 +14,6 @@ def test_measured_slices_lie_on_the_truth():
     assert np.array_equal(np.repeat(part, 2, 2)[0, 0, inside][::2], truth[0, 0, ::2])
 
 
-def test_tissues_share_no_voxel():
-    masks = [mask for _, mask in quality.tissues()]
-    assert len(masks) == 3 and all(mask.any() for mask in masks) and np.sum(masks, 0).max() == 1
-
-
 @pytest.fixture(scope="module")
 def piece():
     return quality.template()[0][60:124, 70:134, 60:100]
