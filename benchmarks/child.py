@@ -84,7 +84,7 @@ def in_child(name: str, *arguments: Any) -> Any:
         return child.answer
 
 
-def memory(name: str) -> int:
+def memory_now(name: str) -> int:
     """Bytes that the kernel counts: VmRSS resident now, VmHWM at most (pages of mapped files included)."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()

@@ -57,7 +57,7 @@ def calibrate(
         bare.write_bytes(graph.serialize(network, with_figures(card, floor=0, noise=0, spread=1, interval=1)))
         with SuperResolver(bare, "cpu", error_map=True) as resolve:
             for number, entry in enumerate(find([str(scans)])):
-                hr = tissue.head(entry.path)
+                hr = tissue.read_head(entry.path)
                 for noise in (0.0, NOISE[number % len(NOISE)]):
                     found.append(samples(hr, noise, resolve))
                     print(f"{entry.path.name}, noise {noise:.0%}", flush=True)
@@ -90,7 +90,7 @@ def check(model: Model = None) -> None:
 def samples(hr: NDArray[Any], noise: float, resolve: SuperResolver) -> NDArray[np.float64]:
     """Voxels of tissue, (3, n), as shares of the unit: the added noise that comes through the band, the map
     without weights, the absolute error."""
-    error, expected, unit = restored(hr, noise, resolve)
+    error, expected, unit = errors_in_tissue(hr, noise, resolve)
     kept = np.random.default_rng(0).choice(len(error), min(VOXELS, len(error)), replace=False)
     brought = noise * consistency.weight(noise, magnitude=True).share
     return np.stack([np.full(len(kept), brought), expected[kept] / unit, error[kept] / unit]).astype(
@@ -100,7 +100,7 @@ def samples(hr: NDArray[Any], noise: float, resolve: SuperResolver) -> NDArray[n
 
 def covered(hr: NDArray[Any], noise: float, resolve: SuperResolver, interval: float) -> dict[str, float]:
     """How accurate a map is in tissue."""
-    error, expected, _ = restored(hr, noise, resolve)
+    error, expected, _ = errors_in_tissue(hr, noise, resolve)
     return {
         "within the interval": round(float(np.mean(error <= interval * expected)), 3),
         "mean error / mean of the map": round(float(error.mean() / expected.mean()), 3),
@@ -108,7 +108,7 @@ def covered(hr: NDArray[Any], noise: float, resolve: SuperResolver, interval: fl
     }
 
 
-def restored(
+def errors_in_tissue(
     hr: NDArray[Any], noise: float, resolve: SuperResolver
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
     """Absolute error and map in tissue, in the scan's units, and the unit."""

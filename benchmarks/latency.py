@@ -35,7 +35,7 @@ from ..runtime.mrd import messages as mrd
 from ..runtime.pipeline.engine import Precision
 from ..runtime.resolver import SuperResolver
 from . import common
-from .mrd_scanner import Server, image, serving
+from .mrd_scanner import ServerProcess, image, serving
 
 
 def main(
@@ -128,7 +128,7 @@ class Streams:
         return end
 
 
-def served(messages: list[mrd.Bytes], slices: int, server: Server) -> dict[str, float]:
+def served(messages: list[mrd.Bytes], slices: int, server: ServerProcess) -> dict[str, float]:
     """From the last slice sent to the last one received."""
     before = server.metric("network_seconds_total")
     with socket.create_connection(server.address) as client, client.makefile("rb") as stream:

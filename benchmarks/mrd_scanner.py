@@ -33,7 +33,7 @@ def image(plane: NDArray[np.uint16], place: int, series: int = 1) -> mrd.Image:
 
 
 @dataclass(frozen=True)
-class Server:
+class ServerProcess:
     """`udean-serve` as a process. said: the engine that it names."""
 
     process: subprocess.Popen[str]
@@ -59,7 +59,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(*options: str, quiet: bool = False) -> Iterator[Server]:
+def serving(*options: str, quiet: bool = False) -> Iterator[ServerProcess]:
     """`udean-serve` on free ports. quiet: what it complains of is not shown."""
     command = [sys.executable, "-m", "udean.runtime.commands.serve", "--port", "0", "--metrics-port", "0"]
     errors = subprocess.DEVNULL if quiet else None
@@ -70,7 +70,7 @@ def serving(*options: str, quiet: bool = False) -> Iterator[Server]:
         ports = [int(port) for line in said[1:] for port in re.findall(r":(\d+)", line)[-1:]]
         if len(ports) != 2:
             raise RunError("The server did not start.")
-        yield Server(process, ("127.0.0.1", ports[1]), ports[0], said[0])
+        yield ServerProcess(process, ("127.0.0.1", ports[1]), ports[0], said[0])
     finally:
         process.kill()
         process.wait()

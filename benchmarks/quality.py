@@ -97,20 +97,20 @@ def by_degradation(result: dict[str, Any]) -> dict[str, dict[str, dict[str, floa
     return next(table for name, table in result.items() if name.endswith("by degradation"))
 
 
-def gain(row: dict[str, float]) -> float:
+def gain_over_both(row: dict[str, float]) -> float:
     """Gain of SR over the better interpolation, in dB."""
     return row["sr dB"] - max(row[f"{name} dB"] for name in INTERPOLATIONS)
 
 
 def unseen(number: int) -> Volume:
     """A synthetic head of the cohort that `trainer.simulation.atlas_heads` makes, cropped to even size."""
-    head, _ = atlas_heads.head(int(np.random.SeedSequence((0, number)).generate_state(1)[0]))
+    head, _ = atlas_heads.atlas_head(int(np.random.SeedSequence((0, number)).generate_state(1)[0]))
     return kspace.crop(head, SCALE)
 
 
 def whole(hr: Volume, resolve: SuperResolver) -> dict[str, dict[str, float]]:
     """PSNR and SSIM of the whole T1."""
-    volumes = restored(kspace.acquire(hr, kspace.Acquisition(SCALE)), resolve)
+    volumes = by_method(kspace.acquire(hr, kspace.Acquisition(SCALE)), resolve)
     figures = {name: quality(volume, hr) for name, volume in volumes.items()}
     return {
         name: {"PSNR dB": round(q.psnr, 2), "SSIM 3-D": round(q.ssim, 3), "SSIM 2-D": round(q.ssim_2d, 3)}
@@ -125,13 +125,13 @@ def degraded(hr: Volume, condition: str, resolve: SuperResolver, slices: int) ->
     """
     options = dict(CONDITIONS[condition])
     if bias := options.pop("bias", 0.0):
-        field = kspace.smooth_field(hr.shape, np.random.default_rng(SEED))
+        field = kspace.cosine_field(hr.shape, np.random.default_rng(SEED))
         hr = (hr * np.exp(bias * field)).astype(np.float32)
     lr = kspace.acquire(hr, kspace.Acquisition(SCALE, **options), SEED)
     part, inside, truth = middle_slices(lr, hr, slices)
     found: dict[str, float] = {}
     span = float(np.ptp(truth))
-    for name, volume in restored(part, resolve).items():
+    for name, volume in by_method(part, resolve).items():
         found[f"{name} dB"] = round(psnr(volume[:, :, inside], truth, span), 2)
         found[f"{name} SSIM"] = round(ssim(volume[:, :, inside], truth, span), 3)
     return found
@@ -145,7 +145,7 @@ def middle_slices(lr: Volume, hr: Volume, slices: int) -> tuple[Volume, slice, V
     return part, inside, hr[:, :, first * SCALE[2] : (first + slices) * SCALE[2]]
 
 
-def restored(lr: Volume, resolve: SuperResolver) -> dict[str, Volume]:
+def by_method(lr: Volume, resolve: SuperResolver) -> dict[str, Volume]:
     """The interpolations and the network's result, by name."""
     return {**{name: method(lr, SCALE) for name, method in INTERPOLATIONS.items()}, "sr": resolve(lr)}
 

@@ -111,7 +111,7 @@ def _kept(by_method: Mapping[str, Mapping[str, float]], method: str) -> str:
 def how_steady(found: Mapping[str, Result]) -> str:
     """The gain under all degradations: a sentence."""
     subjects = quality.by_degradation(found["quality"])
-    gains = {(s, c): quality.gain(row) for s, rows in subjects.items() for c, row in rows.items()}
+    gains = {(s, c): quality.gain_over_both(row) for s, rows in subjects.items() for c, row in rows.items()}
     (_, least), (_, most) = min(gains, key=gains.__getitem__), max(gains, key=gains.__getitem__)
     low, high = min(gains.values()), max(gains.values())
     noise = subjects["ICBM152 T1"]["noise 5 %"]

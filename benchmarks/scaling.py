@@ -151,10 +151,10 @@ def peak_of_scan(model: Path, source: Path, out: Path) -> tuple[int, int, float]
     jobs = find_scans([str(source)], out)
     prepare(jobs)
     child.forget_peak()
-    before = child.memory("VmRSS")
+    before = child.memory_now("VmRSS")
     (outcome,) = run_all(jobs, resolve)
     assert outcome.status == "written" and outcome.timings, outcome.message
-    return before, child.memory("VmHWM"), outcome.timings.total
+    return before, child.memory_now("VmHWM"), outcome.timings.total
 
 
 def by_size(resolve: SuperResolver, shapes: list[tuple[int, int, int]], times: int) -> list[Row]:

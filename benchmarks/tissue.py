@@ -47,10 +47,10 @@ def heads(more: Path | None = None) -> Iterator[tuple[str, Callable[[], Volume]]
     """
     for name, file in FILES.items():
         path = _templates() / file
-        yield name, lambda path=path: head(path)
+        yield name, lambda path=path: read_head(path)
     yield "ICBM152 T1", lambda: _scaled(template()[0])
     for path in scan_paths([more]) if more else []:
-        yield path.name.partition(".")[0], lambda path=path: head(path)
+        yield path.name.partition(".")[0], lambda path=path: read_head(path)
 
 
 def measure(hr: Volume, restorers: Mapping[str, Restore]) -> dict[str, dict[str, dict[str, float]]]:
@@ -99,7 +99,7 @@ def _templates() -> Path:
     )
 
 
-def head(path: Path) -> Volume:
+def read_head(path: Path) -> Volume:
     """An HR scan, float32, cropped so that it can be halved, in the range of scanners."""
     image: Any = nib.load(path)  # pyright: ignore[reportPrivateImportUsage]
     return _scaled(np.maximum(np.asarray(image.dataobj, np.float32), 0))

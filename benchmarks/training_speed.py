@@ -18,7 +18,7 @@ import typer
 
 from ..runtime.commands.common import sentences
 from . import common
-from .child import in_child, memory
+from .child import in_child, memory_now
 
 # Precision, channels last, compiled; all are compared with the first.
 VARIANTS = (
@@ -105,7 +105,7 @@ def measure(
         "variant": f"{precision}, {layout}, {'compiled' if compiled else 'eager'}",
         "patches_per_second": config.schedule.batch / median,
         "step_ms": 1e3 * median,
-        "peak_mb": (torch.cuda.max_memory_allocated() if cuda else memory("VmHWM")) / 2**20,
+        "peak_mb": (torch.cuda.max_memory_allocated() if cuda else memory_now("VmHWM")) / 2**20,
         "loss, last steps": statistics.mean(losses[-5:]),
         "losses": losses,
         "device": torch.cuda.get_device_name() if cuda else "cpu",

@@ -200,10 +200,10 @@ def _draw(file: Path, maps: list[Path], zooms: tuple[float, ...], number: int, s
     own = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
     axes = np.eye(3)
     if maps:
-        drawn = heads.head(maps[number % len(maps)], own, float(np.prod(zooms) ** (1 / 3)))
+        drawn = heads.drawn_head(maps[number % len(maps)], own, float(np.prod(zooms) ** (1 / 3)))
         image, spacing, axes = drawn.image, drawn.spacing, drawn.axes
     else:
-        image, spacing = atlas_heads.head(own)[0], DRAWN
+        image, spacing = atlas_heads.atlas_head(own)[0], DRAWN
     sizes = np.abs(axes.T) @ np.asarray(zooms)  # along the head's own axes
     coarser = np.maximum(1, sizes / spacing)  # if voxels are finer than drawn, the head is smaller
     if coarser.max() > 1.01:

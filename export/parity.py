@@ -72,7 +72,7 @@ LIMITS: dict[ModelPrecision, Limit] = {
 }
 
 
-def deviation(output: Windows, reference: Windows) -> Deviation:
+def output_deviation(output: Windows, reference: Windows) -> Deviation:
     """Compare an output with the reference, both float32 of one shape; NaN counts as infinite."""
     if output.shape != reference.shape:
         raise ExportError(f"The model yields shape {output.shape}, but {reference.shape} is expected.")
@@ -135,7 +135,9 @@ def measure(network: Network, windows: Probes, expected: Probes) -> dict[str, De
     """The worst deviation from the expected output on each set of windows."""
     found: dict[str, Deviation] = {}
     for name, outputs in run(network, windows).items():
-        each = [deviation(output, wanted) for output, wanted in zip(outputs, expected[name], strict=True)]
+        each = [
+            output_deviation(output, wanted) for output, wanted in zip(outputs, expected[name], strict=True)
+        ]
         found[name] = Deviation(
             max(d.max_error for d in each), max(d.relative for d in each), min(d.psnr for d in each)
         )

@@ -265,7 +265,7 @@ def _evaluate(
     steps at slab edges; by scan and mean ± sd.
     """
 
-    from .evaluation.evaluate import TITLES, check_place
+    from .evaluation.evaluate import TITLES, check_table_place
     from .evaluation.evaluate import evaluate as measure
     from .evaluation.tissue import TissueFigures
 
@@ -273,7 +273,7 @@ def _evaluate(
     if len({*map(real_path, tables)}) < len(tables):
         raise RunError("One file cannot be two tables: give --json, --csv and --markdown a name each.")
     for path in tables:
-        check_place(path)
+        check_table_place(path)
     problems: list[str] = []
     summary = measure(sr, hr, lr, slab, slab_axis, problems, mask)
     # The files that were asked for come first: whoever reads the table may leave. It comes all the same.

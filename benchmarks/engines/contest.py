@@ -20,18 +20,18 @@ from numpy.typing import NDArray
 from ...runtime.cuda.device import Gpu
 from ...runtime.engines.choose import choose_engine
 from ...runtime.models.card import ModelCard
-from ...runtime.pipeline.tiling import profile, tile_windows
+from ...runtime.pipeline.tiling import tile_windows, window_profile
 from ...runtime.resolver import SuperResolver
 from ...trainer.machine import processor_has_bf16
 from .. import common
 from ..child import Child, Failed
 from .pytorch import MonaiPath, TorchNetwork
-from .session import Contender, Session
+from .session import Contender, ContenderSession
 
 PATH = "PyTorch path fp32"  # the baseline's row
 WIDE = 0.2  # spread of a speed-up, over its median, above which it means little
 OPENING = 900.0  # seconds allowed for opening an engine and resolving the first volume
-SESSION = f"{Session.__module__}:{Session.__qualname__}"
+SESSION = f"{ContenderSession.__module__}:{ContenderSession.__qualname__}"
 
 
 @dataclass(frozen=True)
@@ -284,7 +284,7 @@ def agree(models: Models, device: str, overlap: float) -> dict[str, Any]:
     equal = SuperResolver(engine, overlap=overlap, window=models.card.window, consistency="off")
     ours = equal(volume, dtype="float32")
     axes = (tiling.rows, tiling.columns, tiling.slices)
-    weights = [profile(a.window, a.scale, models.card.grid, "gaussian") for a in axes]
+    weights = [window_profile(a.window, a.scale, models.card.grid, "gaussian") for a in axes]
     same = np.einsum("i,j,k->ijk", *weights).astype(np.float32)
     network, found = TorchNetwork(models.checkpoint, device), {}
     for name, given in (("own_weights", None), ("same_weights", same)):

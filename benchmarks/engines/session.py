@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.pipeline.tiling import OVERLAP
-from ..child import forget_peak, memory
+from ..child import forget_peak, memory_now
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Contender:
     window: tuple[int, int] | None = None
 
 
-class Session:
+class ContenderSession:
     """A contender with the volume (.npy) loaded, its network ready and its first run behind it."""
 
     def __init__(self, who: Contender, volume: str) -> None:
@@ -49,7 +49,7 @@ class Session:
         self._about = self._open_runtime(who) if who.kind == "udean" else self._open_monai(who)
         self._resolve(self._volume)  # warm up: compile, choose kernels, fill caches
         forget_peak()
-        self._ready = memory("VmRSS")
+        self._ready = memory_now("VmRSS")
 
     def about(self) -> dict[str, Any]:
         """What runs, its batch and its window."""
@@ -65,9 +65,9 @@ class Session:
         """Write the last SR volume, float32, in the units of the volume, as .npy."""
         np.save(path, self._sr)
 
-    def memory(self) -> dict[str, int]:
+    def memory_now(self) -> dict[str, int]:
         """Bytes of host memory: "ready": in use once it was ready; "peak": since then."""
-        return {"peak": memory("VmHWM"), "ready": self._ready}
+        return {"peak": memory_now("VmHWM"), "ready": self._ready}
 
     def _open_runtime(self, who: Contender) -> dict[str, Any]:
         from ...runtime.cuda import pipeline

@@ -10,6 +10,8 @@ import select
 import sys
 from typing import Any, TextIO
 
+from ..system.files import printable
+
 # Replacements of our own symbols on terminals without Unicode.
 PLAIN = {
     "×": "x",
@@ -43,11 +45,6 @@ def guard_streams() -> None:
 def say(text: str, error: bool = False) -> None:
     """Print one line, on stdout or stderr: what is not printable, as it may stand in names, is escaped."""
     print(printable(text), file=sys.stderr if error else sys.stdout, flush=True)
-
-
-def printable(text: str) -> str:
-    """A text in one line without codes that terminals obey."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class _Enduring(io.RawIOBase):

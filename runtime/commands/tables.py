@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .streams import printable
+from ..system.files import printable
 
 
 def show_table(head: Sequence[str], rows: Sequence[Sequence[str]], summed: bool = False) -> None:

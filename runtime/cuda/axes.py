@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..pipeline.axes import lost_detail, middle
+from ..pipeline.axes import lost_detail, middle_block
 from ..pipeline.host import Pass
 from ..pipeline.tiling import Tiling
 from ..scan.intensity import IN_THE_NETWORKS_RANGE
@@ -40,7 +40,7 @@ class Others:
 
         shape: of the whole, (slices, rows, columns).
         """
-        some, rows, columns = middle(shape[0]), *shape[1:]
+        some, rows, columns = middle_block(shape[0]), *shape[1:]
         found = [np.empty((some.stop - some.start, rows, columns), np.float32) for _ in self.volumes]
         with self._gpu.current():
             for target, volume in zip(found, self.volumes, strict=True):

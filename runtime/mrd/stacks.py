@@ -326,14 +326,14 @@ def fine_images(
         attributes.setdefault("WindowWidth", [f"{max(high - low, 1):g}"])
         if source.planar:
             attributes["SliceNo"] = [str(number)]
-        attributes |= marks(given, header, card, grid, toolkit, note) | identity(given, header, place)
+        attributes |= marks(given, header, card, grid, toolkit, note) | sr_identity(given, header, place)
         xml = mrd.write_attributes(attributes)
         header["attribute_string_len"] = len(xml)
         images.append(Image(header, xml, block[None]))
     return images
 
 
-def identity(given: dict[str, list[str]], header: Any, place: Place) -> dict[str, list[str]]:
+def sr_identity(given: dict[str, list[str]], header: Any, place: Place) -> dict[str, list[str]]:
     """The identifying attributes of an SR image, which differ from those of its source.
 
     An attached DICOM header gets the same ones, or is left out if it cannot be read.

@@ -49,7 +49,7 @@ def along_other_axes(
     return others
 
 
-def middle(size: int) -> slice:
+def middle_block(size: int) -> slice:
     """Where, along an axis of so many voxels, the detail is compared."""
     return slice((size - min(size, BLOCK)) // 2, (size + min(size, BLOCK)) // 2)
 
@@ -59,7 +59,7 @@ def lost_detail(one: NDArray[np.float32], other: NDArray[np.float32], scale: int
 
     Detail is what lies beyond the frequencies of the LR grid, in the middle of the volumes.
     """
-    block = tuple(map(middle, one.shape))
+    block = tuple(map(middle_block, one.shape))
     spectra = []
     for volume in (one[block], other[block]):
         for axis, n in enumerate(volume.shape):  # tapered: its ends do not meet

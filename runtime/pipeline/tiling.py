@@ -172,7 +172,7 @@ def tile_axis(size: int, window: int, scale: int, grid: Grid, overlap: float, we
         step = max(1, math.floor(window * (1 - overlap) + 1e-9))
         count = math.ceil((size - window) / step) + 1
         starts = tuple(round(n * (size - window) / (count - 1)) for n in range(count))
-    weight = profile(window, scale, grid, weighting)
+    weight = window_profile(window, scale, grid, weighting)
     total = np.zeros(size * scale)
     shares, seen = [], 0
     for start in starts:
@@ -186,7 +186,7 @@ def tile_axis(size: int, window: int, scale: int, grid: Grid, overlap: float, we
     return Axis(size, window, scale, starts, tuple(shares), grid)
 
 
-def profile(window: int, scale: int, grid: Grid, weighting: Weighting) -> NDArray[np.float64]:
+def window_profile(window: int, scale: int, grid: Grid, weighting: Weighting) -> NDArray[np.float64]:
     """The weight (window·scale,) > 0 of a window's HR voxels along one axis, 1 at the window's centre.
 
     The centre is that of the LR voxels, so on the "fft" grid the last HR voxels, which lie beyond the last

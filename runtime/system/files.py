@@ -308,3 +308,8 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def printable(text: str) -> str:
+    """A text in one line without codes that terminals obey."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

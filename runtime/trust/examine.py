@@ -37,7 +37,7 @@ def examine(resolve: Restore, factors: Factors, grid: Grid, hr: Volume | None = 
     }
     scan = partial(scanner.acquire, factors=factors, grid=grid)
     shape = phantom_shape(factors)
-    hr = phantoms.head(shape) if hr is None else hr
+    hr = phantoms.head_phantom(shape) if hr is None else hr
     peak = float(np.percentile(hr, 99.9))
     added, found = put_lesions(hr)
     cortical, placed = put_lesions(hr, "boundary")

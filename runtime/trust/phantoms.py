@@ -45,7 +45,7 @@ class Disk:
     slices: slice
 
 
-def head(shape: tuple[int, ...], seed: int = 0) -> Volume:
+def head_phantom(shape: tuple[int, ...], seed: int = 0) -> Volume:
     """Grey matter around white matter around fluid, 3 % of texture in each, and air."""
     i, j, k = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij", sparse=True)
     radius = np.sqrt(i**2 + (1.1 * j) ** 2 + k**2)

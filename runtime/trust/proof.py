@@ -23,7 +23,7 @@ def prove(resolve: Restore, factors: Factors, grid: Grid) -> dict[str, Figures]:
         "sinc": partial(scanner.sinc, factors=factors, grid=grid),
     }
     scan = partial(scanner.acquire, factors=factors, grid=grid)
-    hr = phantoms.head(phantom_shape(factors))
+    hr = phantoms.head_phantom(phantom_shape(factors))
     added, found = put_lesions(hr)
     well, ill = scan(hr), scan(hr + added)
     noisy = scan(hr, noise=NOISE * float(np.percentile(hr, 99.9)))

@@ -10,7 +10,7 @@ from .comparison import ERROR_SHARE
 from .facts import facts
 from .files import Opened, grey
 from .pictures import lays
-from .results import Result, printable
+from .results import Result, printable_path
 
 
 def details(result: Result, opened: Opened, number: int) -> dict[str, Any]:
@@ -42,6 +42,6 @@ def details(result: Result, opened: Opened, number: int) -> dict[str, Any]:
             name: {"count": sr.shape[lay.axis], "aspect": lay.aspect(sr.shape, sr.zooms)}
             for name, lay in lays(sr.affine).items()
         },
-        "facts": {"Made from": printable(Path(source)), **facts(sr, found, result.sidecar)},
+        "facts": {"Made from": printable_path(Path(source)), **facts(sr, found, result.sidecar)},
         "sidecar": result.sidecar.made,
     }

@@ -97,7 +97,7 @@ def opening(title: str) -> str:
     )
 
 
-def examine(
+def examine_scan(
     scan: Scan, sr: Scan, card: ModelCard, profile_mm: float | None = None, error_map: Scan | None = None
 ) -> ScanReport:
     """Compare a scan (the first volume of a series) with its SR scan; all are read."""
@@ -141,7 +141,7 @@ def _section(outcome: Outcome, series: bool) -> Iterator[str]:
         return
     try:
         errors = sidecar.error_map(job.target)
-        found = examine(
+        found = examine_scan(
             job.open(series),
             job.open_result(series),
             sidecar.card,

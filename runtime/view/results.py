@@ -22,7 +22,7 @@ from ..run.bids import source_path
 from ..run.find import find_scans
 from ..run.sidecar import Sidecar
 from ..scan.scan import Scan, open_scan
-from ..system.files import real_path
+from ..system.files import printable, real_path
 
 KINDS = (".nii.gz", ".nii", "")  # of results; the last is a folder, a DICOM series
 
@@ -103,19 +103,18 @@ def read_result(root: Path, path: Path) -> Result | None:
     if target is None:
         return None
     source = source_path(sidecar.source, target, root)
-    return Result(root, sidecar, target, printable(target.relative_to(root)), source)
+    return Result(root, sidecar, target, printable_path(target.relative_to(root)), source)
 
 
 def find_failures(root: Path) -> dict[str, str]:
     """The reasons of scans whose last attempt failed, by the run's name of the scan."""
     failed = (line for line in manifest.read(root).values() if line.get("status") == "failed")
-    return {printable(Path(str(line.get("source")))): str(line.get("message")) for line in failed}
+    return {printable_path(Path(str(line.get("source")))): str(line.get("message")) for line in failed}
 
 
-def printable(path: Path) -> str:
+def printable_path(path: Path) -> str:
     """A path as one line of valid UTF-8; other bytes and control characters are escaped."""
-    text = os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return printable(os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace"))
 
 
 def _within(path: Path, root: Path) -> bool:

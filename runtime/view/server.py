@@ -25,7 +25,7 @@ from .files import KINDS, Shelf, VolumeKind, still, volume
 from .guard import HEADERS, Refusal, admit, body
 from .marks import Marks
 from .pictures import NAMES, PlaneName
-from .results import Result, find_failures, find_results, printable, read_result
+from .results import Result, find_failures, find_results, printable_path, read_result
 
 STATIC = Path(__file__).with_name("static")
 PATIENCE = 30  # seconds for a request to arrive, or for a client to read some bytes
@@ -153,7 +153,12 @@ class Handler(BaseHTTPRequestHandler):
             mark = marks.get(result.name)
             scans.append({"key": result.key, "name": result.name, "mark": asdict(mark) if mark else None})
         failed = find_failures(self.server.root)
-        return {"folder": printable(self.server.root), "scans": scans, "failed": failed, "problem": problem}
+        return {
+            "folder": printable_path(self.server.root),
+            "scans": scans,
+            "failed": failed,
+            "problem": problem,
+        }
 
     def _post(self, address: str) -> None:
         match = SCAN.fullmatch(address.removesuffix("/mark"))

@@ -14,11 +14,11 @@ from udean.export.parity import Deviation
 
 def test_deviation_is_measured_against_the_reference() -> None:
     reference = np.array([0.0, 1.0, 2.0, 4.0], np.float32)
-    d = parity.deviation(reference + np.float32(0.4), reference)
+    d = parity.output_deviation(reference + np.float32(0.4), reference)
     assert d.max_error == pytest.approx(0.4)
     assert d.relative == pytest.approx(0.1)
     assert d.psnr == pytest.approx(20.0)  # a tenth of the range of 4
-    assert parity.deviation(reference, reference) == Deviation(0.0, 0.0, 200.0)
+    assert parity.output_deviation(reference, reference) == Deviation(0.0, 0.0, 200.0)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -26,7 +26,7 @@ def test_values_that_are_not_finite_are_beyond_every_limit(bad: float) -> None:
     reference = np.ones(4, np.float32)
     output = reference.copy()
     output[2] = bad
-    found = {"brain": parity.deviation(output, reference)}
+    found = {"brain": parity.output_deviation(output, reference)}
     for precision in ("fp32", "fp16", "int8"):
         with pytest.raises(ExportError, match="has to reach"):
             parity.enforce(found, precision, "an engine")

@@ -192,7 +192,7 @@ def evaluate(
     return Summary.of(scans, len(found))
 
 
-def check_place(path: Path) -> None:
+def check_table_place(path: Path) -> None:
     """Raise RunError if a table would replace a file that is not such a table."""
     if not path.is_file():  # nor /dev/stdout, which would be waited for
         return

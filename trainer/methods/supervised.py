@@ -48,7 +48,7 @@ class Supervised(Method):
         w, rim = self.weights, self.scale[2]
         sr = blocks.restored(self.network, batch.coarse)
         error = sr.float() - batch.hr.float()
-        low = blocks.low_band(error, self.scale)
+        low = blocks.low_band_of_blocks(error, self.scale)
         inner = slice(rim, -rim)
         zero = torch.zeros_like(low[:, inner])
         terms = {

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...runtime.pipeline.tiling import profile
+from ...runtime.pipeline.tiling import window_profile
 from ..simulation.kspace import Scale
 from .interpolation import SLAB
 
@@ -28,7 +28,7 @@ def restored(network: nn.Module, lr: Tensor) -> Tensor:
     starts = range(depth - SLAB + 1)
     slabs = network(torch.cat([lr[:, k : k + SLAB] for k in starts]))
     through = slabs.shape[1] // SLAB
-    weights = lr.new_tensor(profile(SLAB, through, "fft", "gaussian"))
+    weights = lr.new_tensor(window_profile(SLAB, through, "fft", "gaussian"))
     total = lr.new_zeros(depth * through)
     image = slabs.new_zeros(n, depth * through, *slabs.shape[2:])
     for k, slab in zip(starts, slabs.chunk(len(starts)), strict=True):
@@ -38,7 +38,7 @@ def restored(network: nn.Module, lr: Tensor) -> Tensor:
     return image / total[:, None, None]
 
 
-def low_band(x: Tensor, scale: Scale) -> Tensor:
+def low_band_of_blocks(x: Tensor, scale: Scale) -> Tensor:
     """The band that an LR scan holds of HR blocks (N, D, H, W): a Lanczos low-pass along each axis that is
     coarser in the LR scan. scale: (row, column, slice) factors. Blocks are mirrored at their edges."""
     rows, columns, slices = scale

@@ -33,7 +33,7 @@ def tissue_maps() -> tuple[Array, Array, Array, NDArray[np.float64]]:
     return g, w, ndimage.gaussian_filter(np.asarray(brain, np.float32), 1.0), grey.affine
 
 
-def head(seed: int) -> tuple[Array, bool]:
+def atlas_head(seed: int) -> tuple[Array, bool]:
     """One head (197, 233, 189), float32 from 0 to about 1, and whether it is skull-stripped."""
     rng = np.random.default_rng(seed)
     grey, white, brain = (_warp(m, t) for t in [_transform(rng)] for m in tissue_maps()[:3])

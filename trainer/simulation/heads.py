@@ -131,7 +131,7 @@ class Head:
     lesions: tuple[tuple[tuple[int, ...], float, float], ...]
 
 
-def head(path: Path, seed: int, spacing: float | None = None, spots: int = 0) -> Head:
+def drawn_head(path: Path, seed: int, spacing: float | None = None, spots: int = 0) -> Head:
     """One head from a label map; everything random about it depends on the seed alone.
 
     spacing: of its voxels, mm, by default drawn as well. spots: in its brain, at most; see `_spots`.
@@ -392,7 +392,7 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     for number in range(first, first + heads):
         own = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
-        drawn = head(maps[number % len(maps)], own, spacing, spots)
+        drawn = drawn_head(maps[number % len(maps)], own, spacing, spots)
         affine = np.eye(4)
         affine[:3, :3] = drawn.axes * drawn.spacing
         nifti = nib.Nifti1Image((drawn.image * 1000).round().astype(np.int16), affine)

@@ -172,7 +172,7 @@ def acquire(hr: Volume, acquisition: Acquisition, seed: int = 0) -> Volume:
     rng = np.random.default_rng(seed)
     shape = tuple(n // s for n, s in zip(hr.shape, acquisition.scale, strict=True))
     if acquisition.bias:
-        hr = hr * np.exp(acquisition.bias * smooth_field(hr.shape, rng))
+        hr = hr * np.exp(acquisition.bias * cosine_field(hr.shape, rng))
     noise: Any = 0.0
     if acquisition.noise:
         level = acquisition.noise * np.percentile(hr, PEAK)
@@ -264,7 +264,7 @@ def bicubic(hr: Volume, scale: Scale) -> Volume:
     return shrunk
 
 
-def smooth_field(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float32]:
+def cosine_field(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float32]:
     """A random field of mean 0 and standard deviation 1: cosines of up to one period along each axis."""
     waves = [[np.cos(np.pi * k * (np.arange(n) + 0.5) / n) for k in range(3)] for n in shape]
     field = np.einsum(

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from udean.runtime import RunError
-from udean.runtime.pipeline.tiling import profile, reflect, tile_axis, tile_windows
+from udean.runtime.pipeline.tiling import reflect, tile_axis, tile_windows, window_profile
 
 from ...support.fakes import card, nearest, stitched
 
@@ -64,7 +64,7 @@ def test_running_mean_is_the_weighted_mean(size, window, overlap, weighting):
         axis.blend(n, new, mean, dim=0)
         low, high = axis.span(n)
         part = slice(low - 2 * start, high - 2 * start)
-        weight = profile(window, 2, "fft", weighting)[part]
+        weight = window_profile(window, 2, "fft", weighting)[part]
         total[low:high] += weight * new[part]
         weights[low:high] += weight
     np.testing.assert_allclose(mean, total / weights, atol=1e-5)
@@ -72,10 +72,10 @@ def test_running_mean_is_the_weighted_mean(size, window, overlap, weighting):
 
 @pytest.mark.parametrize("weighting", ["gaussian", "hann"])
 def test_weight_knows_the_grid(weighting):
-    fft = profile(3, 2, "fft", weighting)  # LR positions 0, ½, 1, 1½, 2, 2½ about the centre 1
+    fft = window_profile(3, 2, "fft", weighting)  # LR positions 0, ½, 1, 1½, 2, 2½ about the centre 1
     assert fft.argmax() == 2 and fft[2] == 1
     assert fft.argmin() == 5 and fft[5] < fft[0] == fft[4]
-    center = profile(3, 2, "center", weighting)
+    center = window_profile(3, 2, "center", weighting)
     np.testing.assert_allclose(center, center[::-1])
 
 

@@ -18,7 +18,7 @@ MODEL = Path(engines.__file__).parents[1] / "models" / "default.onnx"
 
 @pytest.mark.parametrize("where", ["inside", "boundary"])
 def test_lesions_are_kept_by_the_truth_and_lost_by_the_blind(where):
-    hr = phantoms.head(SHAPE)
+    hr = phantoms.head_phantom(SHAPE)
     added, found = put_lesions(hr, where)
     assert len(found) >= 8 and {lesion.sign for lesion in found} == {1, -1}
     uneven = np.median([hr[lesion.place].std() / hr[lesion.place].mean() for lesion in found])
@@ -37,7 +37,7 @@ def test_lesions_are_kept_by_the_truth_and_lost_by_the_blind(where):
 
 
 def test_detail_drawn_twice_too_strongly_is_told_by_its_factor():
-    hr = phantoms.head(SHAPE)
+    hr = phantoms.head_phantom(SHAPE)
     low = scanner.sinc(scanner.acquire(hr, SCALE, "fft"), SCALE, "fft")
     twice = high_band(low + 2 * (hr - low), hr, SCALE, "fft")
     assert twice["factor"] == pytest.approx(0.5, abs=0.02) and twice["correlation"] > 0.98
@@ -87,7 +87,7 @@ def test_sinc_undoes_what_the_scanner_does(grid):
 @pytest.mark.parametrize("unit", [0.25, 0.5, 2.0, 4.0])
 def test_the_embedded_network_restores_a_scan_in_any_unit_alike(unit):
     """Its PSNR changes by less than 0.05 dB, though the unit that it is told is wrong."""
-    hr = phantoms.head((64, 64, 48)) / np.float32(phantoms.BRIGHT)
+    hr = phantoms.head_phantom((64, 64, 48)) / np.float32(phantoms.BRIGHT)
     engine = engines.open_engine(MODEL, "cpu", "fp32")
     lr = scanner.acquire(hr, SCALE, "fft")
     middle = lr.shape[2] // 2

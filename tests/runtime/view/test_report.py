@@ -19,7 +19,7 @@ from udean.runtime.scan.regrid import Grid, along
 from udean.runtime.scan.scan import open_scan
 from udean.runtime.view.comparison import compare, signal_to_noise
 from udean.runtime.view.pictures import lays, png
-from udean.runtime.view.report import examine, write_report
+from udean.runtime.view.report import examine_scan, write_report
 from udean.trainer.simulation import kspace
 
 from ...support.fakes import FakeEngine, card, interpolation, nearest
@@ -156,7 +156,7 @@ def test_signal_to_noise_is_that_of_the_slices_wherever_they_lie(tmp_path):
     found = []
     for axis in range(3):
         lr, affine = np.moveaxis(slices, 2, axis), np.diag([*np.insert([1.0, 1.0], axis, 3.0), 1.0])
-        found.append(examine(*pair(tmp_path, lr, affine), CARD).comparison.snr)
+        found.append(examine_scan(*pair(tmp_path, lr, affine), CARD).comparison.snr)
     assert found == pytest.approx([found[0]] * 3)
 
 
@@ -170,7 +170,7 @@ def test_a_picture_is_a_png():
 def test_an_odd_scan_is_warned_of(tmp_path):
     data = RANDOM.normal(0, 50, (16, 16, 8)).astype(np.int16)
     data[:4] = 2000
-    found = examine(*pair(tmp_path, data, np.eye(4)), card((2, 2, 2), 3, (64, 64)))
+    found = examine_scan(*pair(tmp_path, data, np.eye(4)), card((2, 2, 2), 3, (64, 64)))
     text = " ".join(found.comparison.warnings)
     for word in ("negative", "smaller", "saturated"):
         assert word in text

@@ -42,12 +42,12 @@ def test_the_low_band_is_that_of_k_space_truncation(scale):
         mask = frequency < 0.5 / s if s > 1 else np.ones_like(frequency, bool)
         space *= np.expand_dims(mask, [a for a in range(3) if a != axis])
     truncated = np.fft.ifftn(space).real
-    low = blocks.low_band(torch.from_numpy(np.moveaxis(hr, 2, 0).copy())[None], scale)
+    low = blocks.low_band_of_blocks(torch.from_numpy(np.moveaxis(hr, 2, 0).copy())[None], scale)
     assert low.shape == (1, 32, 64, 64)
     low = np.moveaxis(low[0].numpy(), 0, 2)
     inside = (slice(16, -16), slice(16, -16), slice(8, -8))
     assert np.corrcoef(low[inside].ravel(), truncated[inside].ravel())[0, 1] > 0.9
-    flat = blocks.low_band(torch.full((1, 12, 32, 32), 3.0), scale)
+    flat = blocks.low_band_of_blocks(torch.full((1, 12, 32, 32), 3.0), scale)
     torch.testing.assert_close(flat, torch.full_like(flat, 3.0))
 
 
@@ -55,7 +55,7 @@ def test_an_lr_scan_tells_nothing_beyond_its_low_band():
     """A zero-filled LR scan has no high band."""
     lr = np.random.default_rng(1).random((24, 24, 16), np.float32)
     fine = torch.from_numpy(np.moveaxis(kspace.zero_fill(lr, (2, 2, 2)), 2, 0).copy())[None]
-    high = (fine - blocks.low_band(fine, (2, 2, 2)))[:, 8:-8, 12:-12, 12:-12]
+    high = (fine - blocks.low_band_of_blocks(fine, (2, 2, 2)))[:, 8:-8, 12:-12, 12:-12]
     assert high.std() < 0.35 * fine[:, 8:-8, 12:-12, 12:-12].std()
 
 
@@ -63,4 +63,4 @@ def test_an_lr_scan_tells_nothing_beyond_its_low_band():
 def test_the_least_depth_is_deep_enough(scale):
     depth = blocks.least_depth(scale)
     assert depth > 3
-    blocks.low_band(torch.zeros(1, depth * scale[2], 40, 40), scale)
+    blocks.low_band_of_blocks(torch.zeros(1, depth * scale[2], 40, 40), scale)

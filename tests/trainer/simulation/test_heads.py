@@ -27,14 +27,14 @@ def label_map(tmp_path_factory):
 def drawn(label_map, wanted, most=40):
     """The first head that is as wanted."""
     for seed in range(most):
-        made = heads.head(label_map, seed)
+        made = heads.drawn_head(label_map, seed)
         if wanted(made):
             return made
     raise AssertionError("no such head")
 
 
 def test_a_head_is_its_seeds_and_no_two_are_alike(label_map):
-    first, again, other = (heads.head(label_map, seed) for seed in (3, 3, 4))
+    first, again, other = (heads.drawn_head(label_map, seed) for seed in (3, 3, 4))
     np.testing.assert_array_equal(first.image, again.image)
     assert first.lesions == again.lesions
     assert first.image.shape != other.image.shape or np.abs(first.image - other.image).max() > 0.1
@@ -42,7 +42,7 @@ def test_a_head_is_its_seeds_and_no_two_are_alike(label_map):
 
 def test_grey_levels_are_those_of_a_magnitude_image(label_map):
     for seed in range(3):
-        made = heads.head(label_map, seed)
+        made = heads.drawn_head(label_map, seed)
         assert made.image.dtype == np.float32 and np.isfinite(made.image).all() and made.image.min() >= 0
         assert np.percentile(made.image, 99.9) == pytest.approx(1, abs=0.05)
         assert heads.SPACING[0] <= made.spacing <= heads.SPACING[1]
@@ -67,7 +67,7 @@ def test_borders_have_partial_volume_and_tissue_is_not_flat(label_map):
 
 
 def test_lesions_of_all_sizes_and_both_signs_are_in_the_image(label_map):
-    found = [lesion for seed in range(6) for lesion in heads.head(label_map, seed).lesions]
+    found = [lesion for seed in range(6) for lesion in heads.drawn_head(label_map, seed).lesions]
     radii, contrasts = np.array([f[1] for f in found]), np.array([f[2] for f in found])
     assert radii.min() < 1 and radii.max() > 5 and (contrasts > 0).any() and (contrasts < 0).any()
     # Drawn into flat tissue alone, where nothing else changes the image.
@@ -85,8 +85,8 @@ def test_lesions_of_all_sizes_and_both_signs_are_in_the_image(label_map):
 
 def test_spots_are_as_sharp_as_voxels_in_a_head_that_is_not_and_change_nothing_else(label_map):
     made = drawn(label_map, lambda h: h.sharpness > 0.9)
-    seed = next(n for n in range(40) if heads.head(label_map, n).sharpness == made.sharpness)
-    spotted = heads.head(label_map, seed, spots=3000)
+    seed = next(n for n in range(40) if heads.drawn_head(label_map, n).sharpness == made.sharpness)
+    spotted = heads.drawn_head(label_map, seed, spots=3000)
     assert spotted.image.shape == made.image.shape and spotted.lesions == made.lesions
     scale = np.median(made.image[made.image > 0.2] / spotted.image[made.image > 0.2])
     change = np.abs(spotted.image * scale - made.image)
@@ -119,7 +119,7 @@ def test_the_command_writes_the_same_scans_again(label_map, tmp_path):
     assert "head 7" in done.stdout
     first, again = (nib.load(tmp_path / out / "head-0007.nii.gz") for out in ("a", "b"))
     np.testing.assert_array_equal(first.get_fdata(), again.get_fdata())
-    made = heads.head(label_map, int(np.random.SeedSequence((0, 7)).generate_state(1)[0]))
+    made = heads.drawn_head(label_map, int(np.random.SeedSequence((0, 7)).generate_state(1)[0]))
     np.testing.assert_allclose(first.header.get_zooms(), made.spacing, rtol=1e-5)
     assert nib.aff2axcodes(first.affine) == ("L", "A", "S")
     missing = subprocess.run([*command, "--labels", "nowhere"], cwd=tmp_path, capture_output=True, text=True)
