@@ -22,7 +22,7 @@ import typer
 from ... import __version__
 from ..errors import RunError, first_line
 from ..system import interruption
-from ..system.interruption import INTERRUPTED
+from ..system.interruption import INTERRUPTED, STOPS
 from ..system.memory import lacks_memory, limit
 from .streams import guard_streams, say
 
@@ -169,19 +169,20 @@ def sentence(error: Exception, extra: str) -> str:
 
 
 def on_stop(action: Callable[[], object]) -> None:
-    """Have a thread call `action` once SIGTERM or SIGINT comes. Call this from the main thread.
+    """Have a thread call `action` once a signal to stop comes. Call this from the main thread.
 
     A handler in Python waits until the main thread wakes up, and a signal that the system hands to another
     thread wakes it not: the main thread of a server might sleep on for ever.
     """
-    stops, (reader, writer) = (signal.SIGTERM, signal.SIGINT), os.pipe()
+    reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer)  # written to at once, whichever thread gets the signal
-    for number in stops:
-        signal.signal(number, lambda *_: None)
+    for number in STOPS:
+        if number in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)  # all but SIGHUP under nohup
 
     def listen() -> None:
-        while os.read(reader, 1)[0] not in stops:
+        while os.read(reader, 1)[0] not in STOPS:
             pass
         action()
 

@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM, which a scheduler sends: `KeyboardInterrupt` in the main thread, and never lost.
+"""Ctrl-C, SIGTERM of a scheduler and SIGHUP of a terminal that is closed: `KeyboardInterrupt` in the main
+thread, and never lost.
 
 Libraries turn a KeyboardInterrupt that comes inside them into errors of their own, an ImportError for one, or
 print it and go on. So it is remembered that one came.
@@ -14,7 +15,9 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 INTERRUPTED = 130  # exit code, the shells' for SIGINT
-STOPS = (signal.SIGINT, signal.SIGTERM)
+STOPS = [signal.SIGINT, signal.SIGTERM]
+if hasattr(signal, "SIGHUP"):  # not on Windows
+    STOPS.append(signal.SIGHUP)
 
 _came = False
 
@@ -80,5 +83,6 @@ def _handle(handler: Any) -> None:
 
 def _by_default() -> None:
     """Processes of a pool are ended by SIGTERM, and would show a traceback."""
-    if getattr(signal.getsignal(signal.SIGTERM), "__module__", "") == __name__:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for stop in STOPS[1:]:
+        if getattr(signal.getsignal(stop), "__module__", "") == __name__:
+            signal.signal(stop, signal.SIG_DFL)

@@ -265,7 +265,7 @@ def test_an_interruption_is_a_word_and_leaves_nothing_half_written(tmp_path):
     deadline = time.monotonic() + 60
     while not (tmp_path / "lr").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGHUP)  # its terminal was closed
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130 and said.endswith("Interrupted.\n") and "Traceback" not in said
     assert not list((tmp_path / "lr").glob(".*"))
