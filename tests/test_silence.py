@@ -96,7 +96,7 @@ COMMANDS = {
     "inspect": ["udean-export", "inspect", MODEL],
     "eval": ["udean-eval", "--sr", "scans", "--hr", "scans"],
     "trust": ["udean-trust", "-o", "trust"],
-    "bench": [*BENCH, "--engine", "onnxruntime fp32", "--json", "."],
+    "bench": [*BENCH, "--engine", "onnxruntime fp32", "--threads", "1", "--json", "."],
     "demo": ["udean-demo", "-o", "demo"],
 }
 

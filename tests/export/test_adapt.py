@@ -12,6 +12,8 @@ from udean.export import judge
 from udean.export.graph import read
 from udean.trainer.simulation.kspace import Acquisition, acquire
 
+from ..support.commands import here
+
 COMMAND = Path(sys.executable).parent / "udean-adapt"
 
 
@@ -56,7 +58,7 @@ def test_one_scan_and_two_hr_scans_give_a_model_that_knows_the_blur(scans):
     rows, _, slices = card.transfer
     assert card.consistency == "transfer" and slices[-1] < 0.6 * rows[-1]
     assert not list(scans.glob("*.adapting"))
-    again = adapt(scans, "lr", "-o", "mine.onnx")
+    again = here("udean-adapt", "lr", "-o", "mine.onnx", cwd=scans)
     assert again.returncode == 2 and "already exists" in again.stderr
 
 
@@ -72,7 +74,7 @@ def test_mistakes_are_said_in_one_sentence(scans):
         (["mixed", "--source", "hr"], "different slice directions"),
         (["lr", "--source", "lr"], "are no finer than the target scans"),
     ):
-        done = adapt(scans, *arguments)
+        done = here("udean-adapt", *arguments, cwd=scans, XDG_CACHE_HOME=scans / "cache")
         assert done.returncode == 2 and sentence in done.stderr, done.stderr
         assert "Traceback" not in done.stderr and not (scans / "adapted.onnx").exists()
 

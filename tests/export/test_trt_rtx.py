@@ -72,6 +72,17 @@ def build(contents: bytes, profiles: list[Profile] | None = None, **more: Any) -
     return trt_build.build(trt, log, contents, 3, profiles or [PROFILE], BuildOptions(level=0), **more)
 
 
+def test_the_paper_preset_becomes_two_files_in_a_minute_and_two_gigabytes(paper: Exported) -> None:
+    """Here, as the plans below are built of these files, which take half a minute to make."""
+    done = paper.done
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(f.name for f in paper.folder.iterdir()) == ["paper.fp16.onnx", "paper.onnx", "paper.pt"]
+    for engine in ("onnxruntime-cpu", "openvino-cpu"):
+        assert done.stdout.count(f"  {engine} on brain windows: max error") == 2
+    # Processor time, which no other load changes: a minute of it is less than a minute on two cores.
+    assert paper.seconds < 60 and paper.kilobytes < 2e6
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("name", ["tiny", "compact", "paper", *SCALES])
 def test_every_graph_that_is_exported_becomes_a_plan_without_a_warning(

@@ -1,4 +1,4 @@
-"""The trainer's commands as real processes: what they write, and their sentences for mistakes."""
+"""The trainer's commands: what they write, and their sentences for mistakes. One process for each command."""
 
 import csv
 import json
@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 from udean.trainer import checkpoint
+
+from ..support.commands import here
 
 BIN = Path(sys.executable).parent
 TINY = """
@@ -40,8 +42,12 @@ GROUPS = ("--source", "hr/sub-[0-2]*", "--target", "lr/sub-[0-2]*")
 GROUPS += ("--validation-hr", "hr/sub-3.nii.gz", "--validation-lr", "lr/sub-3.nii.gz")
 
 
-def run(command, *arguments, cwd, **environment):
-    env = os.environ | {"XDG_CACHE_HOME": str(cwd / "cache"), "COLUMNS": "200"} | environment
+def run(command, *arguments, cwd):
+    return here(command, *arguments, cwd=cwd, XDG_CACHE_HOME=cwd / "cache", COLUMNS=200)
+
+
+def process(command, *arguments, cwd):
+    env = os.environ | {"XDG_CACHE_HOME": str(cwd / "cache"), "COLUMNS": "200"}
     line = [BIN / command, *map(str, arguments)]
     return subprocess.run(line, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
 
@@ -59,7 +65,7 @@ def cohort(tmp_path_factory):
         image.set_qform(affine, 1)
         (root / "hr").mkdir(exist_ok=True)
         nib.save(image, root / "hr" / f"sub-{i}.nii.gz")
-    done = run("udean-simulate", "hr", "-o", "lr", "--noise", "0.01", cwd=root)
+    done = process("udean-simulate", "hr", "-o", "lr", "--noise", "0.01", cwd=root)
     assert done.returncode == 0, done.stderr
     (root / "tiny.toml").write_text(TINY)
     return root
@@ -99,7 +105,7 @@ def test_freesurfers_scans_become_nifti(cohort):
 
 
 def test_eval_of_the_truth_is_perfect_and_of_another_scan_is_not(cohort):
-    done = run("udean-eval", "--sr", "hr", "--hr", "hr", "--json", "q.json", cwd=cohort)
+    done = process("udean-eval", "--sr", "hr", "--hr", "hr", "--json", "q.json", cwd=cohort)
     assert done.returncode == 0, done.stderr
     figures = json.loads((cohort / "q.json").read_text())
     assert figures["mean"]["ssim"] == 1 and len(figures["scans"]) == 4
@@ -109,13 +115,13 @@ def test_eval_of_the_truth_is_perfect_and_of_another_scan_is_not(cohort):
     assert done.returncode == 2 and "do not lie on one grid" in done.stderr
 
 
-def train(cohort, out, *more):
+def train(cohort, out, *more, run=run):
     return run("udean-train", *GROUPS, "--config", "tiny.toml", "--out", out, *more, cwd=cohort)
 
 
 @pytest.fixture(scope="module")
 def trained(cohort):
-    done = train(cohort, "run")
+    done = train(cohort, "run", run=process)
     assert done.returncode == 0, done.stderr
     return cohort
 

@@ -69,7 +69,7 @@ def result(tiny):
     folder = tiny.parent / "bench"
     command = [Path(sys.executable).parent / "udean-bench", "--model", tiny, "--quick", "--device", "cpu"]
     command += ["--shape", "28,28,5", "--engine", "onnxruntime fp32", "--engine", AS_RUN]
-    command += ["--repeats", "2", "--json", folder]
+    command += ["--repeats", "2", "--threads", "1", "--json", folder]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     (file,) = folder.glob("bench-tiny-28x28x5-*-threads.json")

@@ -1,4 +1,4 @@
-"""The command as a user meets it: real processes, real files, exit codes and sentences."""
+"""The command as a user meets it: real files, exit codes and sentences; processes if they are the point."""
 
 import hashlib
 import json
@@ -8,16 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from ...support.commands import here
 from ...support.fakes import card, onnx_model
 from ..scan.test_scan import bad_scans
 
 CARD = card((2, 2, 2), 3, (16, 16))
-COMMAND = [sys.executable, "-m", "udean.runtime.commands.run"]
+COMMAND = [Path(sys.executable).with_name("udean-run")]
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +27,13 @@ def model(tmp_path_factory):
     return onnx_model(tmp_path_factory.mktemp("model") / "sr.onnx", CARD)
 
 
-def udean_run(*arguments, **options):
+def process(*arguments, **options):
     return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, **options)
+
+
+def udean_run(*arguments, cwd=None, **options):
+    """The command in this process, or in one of its own, if there are options for one."""
+    return process(*arguments, cwd=cwd, **options) if options else here("udean-run", *arguments, cwd=cwd)
 
 
 def scan(path, shape=(20, 18, 7), dtype=np.int16):
@@ -38,7 +45,7 @@ def scan(path, shape=(20, 18, 7), dtype=np.int16):
 
 def test_a_scan_is_resolved_and_what_was_chosen_is_said(model, tmp_path):
     source = scan(tmp_path / "brain.nii.gz")
-    done = udean_run("--engine", model, source)
+    done = process("--engine", model, source)
     assert done.returncode == 0, done.stderr
     assert "openvino" in done.stdout and "1 written" in done.stdout and done.stderr == ""
     sr = nib.load(tmp_path / "sr" / "brain_sr.nii.gz")
@@ -136,7 +143,7 @@ def test_the_processor_goes_on_without_a_gpu_where_asked_for(model, tmp_path):
 
 
 def test_debug_shows_the_traceback(model, tmp_path):
-    done = udean_run("--engine", model, "--debug", "--window", "big", scan(tmp_path / "a.nii"))
+    done = process("--engine", model, "--debug", "--window", "big", scan(tmp_path / "a.nii"))
     assert done.returncode != 0 and "Traceback" in done.stderr
 
 

@@ -11,6 +11,7 @@ import urllib.request
 import numpy as np
 import pytest
 
+from ...support.commands import here
 from ...support.fakes import card, onnx_model
 from ...support.mrd_client import Client, images, pack_close, pack_image, talk, texts
 
@@ -92,6 +93,6 @@ def test_where_nothing_can_start_the_code_is_two(model, tmp_path):
             (["--engine", str(model), "--host", "999.0.0.1"], "Cannot listen"),
             (["--engine", str(model), "--position", "x"], "spec"),
         ):
-            done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=60)
+            done = here("udean-serve", *arguments)
             assert done.returncode == 2 and word in done.stderr, (arguments, done.stderr)
             assert "Traceback" not in done.stderr

@@ -29,6 +29,7 @@ from udean.runtime.view.marks import COLUMNS, Marks
 from udean.runtime.view.server import PAGE, Viewer
 from udean.trainer.simulation import kspace
 
+from ...support.commands import here
 from ...support.fakes import card, onnx_model
 from ..dicom.test_series import classic
 
@@ -626,7 +627,7 @@ def test_what_cannot_start_is_one_sentence(out, tmp_path):
             (out, "--port", viewer.server_address[1]): "Cannot listen on port",
         }
         for arguments, word in cases.items():
-            done = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True)
+            done = here("udean-view", *arguments)
             assert done.returncode == 2 and done.stdout == ""
             (sentence,) = done.stderr.splitlines()
             assert sentence.startswith("Error: ") and word in sentence
