@@ -30,10 +30,11 @@ from ..resolver import SuperResolver
 from ..system.log import log
 from ..system.memory import lacks_memory, limit
 from ..system.metrics import Metrics
-from .frame import require_pydicom
+from .frame import Frame, require_pydicom
 from .jobs import dicom_jobs
 from .listen import Admission, is_bomb, listen
 from .send import SUCCESS, TIMEOUT, Commitments, Peer, Refused, Undelivered, send
+from .series import find_series
 from .spool import NOTE, SENDING, Spool, folders, series_name
 
 OUT_OF_RESOURCES, NO_MATCH = 0xA700, 0xA900
@@ -409,9 +410,12 @@ class Node:
             raise RunError(
                 "It contains no MR volume, or only results of udean, which are not restored again."
             )
+        torn = self._torn(folder.name, files)
         targets, reasons = [], []
         for job in jobs:
             try:
+                if reason := torn.get(job.series.frames):
+                    raise RunError(reason)
                 if not job.target.is_dir():
                     draft = job.draft(self._resolve.card, self._resolve.engine.info.sha256)
                     self._resolve.scan(job.open(), room=draft.room)
@@ -427,6 +431,13 @@ class Node:
             numbers = {n for job in group for n in (job.series.number, job.series.result.number)}
             self.spool.number(study, folder.name, numbers)
         return len(targets), [file for target in targets for file in sorted(target.iterdir())], reasons
+
+    def _torn(self, series: str, files: list[Path]) -> dict[tuple[Frame, ...], str]:
+        """The faults of a series' volumes beside slices of its UID that tell less, or more, of whose they
+        are: half of one volume would pass for a whole one."""
+        relatives = self.spool.relatives(series)
+        found = find_series([*files, *relatives], self.spool.work) if relatives else []
+        return {volume.frames: volume.fault for volume in found}
 
     def _numbers(self, files: list[Path], folder: Path) -> set[int]:
         """Series numbers of the same study that passed here before."""

@@ -30,6 +30,7 @@ from .frame import identity, integer
 DONE = ".done-"  # begins the name of what was sent and only needs to be removed
 MARKER, REFUSED = "open-", "refused-"
 NOTE, REASON, SENDING = "note.txt", "reason.txt", "sending"
+HALF = 16  # characters of a series' folder
 REMEMBERED = 20_000  # series whose sent slices are remembered; a number, not a time, because clocks jump
 BROKEN_OFF = "The sender broke off, or did not repeat what was refused: slices may be missing."
 
@@ -195,6 +196,12 @@ class Spool:
         file = self._studies / f"{hashed(study)}.json"
         write_json(file, read_json(file) | {series: sorted(numbers)}, None)
 
+    def relatives(self, series: str) -> list[Path]:
+        """Slices that wait in other folders under the UID of a series: they say otherwise whose they are."""
+        places = (self.incoming, self.work, self.quarantine)
+        found = (file for place in places for file in place.glob(f"{series[:HALF]}*/*.dcm"))
+        return sorted(file for file in found if not file.parent.name.startswith(series))
+
     # --- an operator looks ------------------------------------------------------------------------------
 
     def waiting(self) -> dict[str, int]:
@@ -255,8 +262,12 @@ def folders(place: Path) -> list[Path]:
 
 
 def series_name(dataset: Any) -> str:
-    """The folder of a slice's series, unique to its patient. Raises AttributeError without a UID."""
-    return hashed(repr([*identity(dataset), str(dataset.StudyInstanceUID), str(dataset.SeriesInstanceUID)]))
+    """The folder of a slice's series, unique to its patient; its first half is the series' alone.
+
+    Raises AttributeError without a UID.
+    """
+    series = hashed(repr([str(dataset.StudyInstanceUID), str(dataset.SeriesInstanceUID)]))
+    return series[:HALF] + hashed(repr(identity(dataset)))[HALF:]
 
 
 def hashed(text: str) -> str:

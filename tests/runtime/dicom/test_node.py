@@ -30,6 +30,7 @@ from udean.runtime.dicom import listen
 from udean.runtime.dicom.node import ATTEMPTS, Attempts, Node, NodeSettings
 from udean.runtime.dicom.send import COMMITMENT, Commitments, Peer, Undelivered
 from udean.runtime.dicom.send import send as deliver
+from udean.runtime.dicom.spool import series_name
 
 from ...support.fakes import card, onnx_model
 from .test_series import change, classic, ordered
@@ -265,6 +266,28 @@ def test_a_series_waits_for_memory_whoever_lacks_it(tmp_path, monkeypatch, capsy
     node._handle(series, Attempts())
     assert json.loads(capsys.readouterr().err)["event"] == event
     assert series.exists() == (event == "failed")
+    node.stop()
+    node.run()
+
+
+@pytest.mark.parametrize("lost", ["PatientID", "PatientName", "FrameOfReferenceUID"])
+def test_a_series_that_loses_its_identity_on_the_way_does_not_go_out_in_halves(tmp_path, lost):
+    files = ordered(classic(tmp_path / "in", shape=(8, 12, 10)))
+    node = idle_node(tmp_path / "spool")
+    halves, other = [], {"PatientID": "2", "PatientName": "Doe^John"}
+    for said, part in (({}, files[:4]), ({lost: ""}, files[4:]), (other, files[:4])):
+        for n, file in enumerate(part):
+            change(file, **said)
+            series = series_name(pydicom.dcmread(file))
+            node.spool.store(series, str(n), file.read_bytes(), "token", "SCANNER")
+        node.spool.finish(series, False)
+        halves.append(node.spool.work / series)
+    for half in halves[:2]:
+        assert node._restore(half)[0] == 0 and "not whole" in node._restore(half)[2][0]
+        node.spool.set_aside(half, half.name, "not whole")
+    node._resolve = types.SimpleNamespace(card=None, engine=types.SimpleNamespace(info=None))
+    with pytest.raises(AttributeError):  # it is another patient's, and is restored
+        node._restore(halves[2])
     node.stop()
     node.run()
 
