@@ -13,14 +13,12 @@ same command continues.
 
 from __future__ import annotations
 
-import os
 import tomllib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 import typer
 
 from ..export.artefacts import export_onnx
@@ -64,7 +62,6 @@ def main(
     rows: Annotated[str, typer.Option(help="Rows to train, by their beginnings; all by default.")] = "",
 ) -> None:
     """Train, measure, and write benchmarks/results/ablation.json."""
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     asked = tuple(part.strip() for part in rows.split(","))
     scans = [str(path) for path in scan_paths([hr])]
     table = out / "ablation.json"

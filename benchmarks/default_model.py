@@ -104,14 +104,12 @@ def ship(
 
 def draw_curve(metrics: Path, picture: Path) -> None:
     """Validation PSNR and SSIM of single slabs, and the loss beyond the LR scan's band, against steps."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with open(metrics) as file:
         rows = list(csv.DictReader(file))
     watched = [row for row in rows if row["validation_psnr"]]
     figure = Figure(figsize=(12, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(1, 3)
     steps = [int(row["step"]) for row in watched]
     for ax, column, label in (

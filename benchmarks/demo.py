@@ -99,11 +99,9 @@ def draw(
     path: Path | BinaryIO, lr: Volume, results: dict[str, Volume], hr: Volume, measured: dict[str, Quality]
 ) -> None:
     """The middle of three orientations: LR as acquired, tricubic, SR, HR, errors on one scale."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(21, 11), layout="constrained", facecolor="black")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(3, 6)
     top = float(np.percentile(hr, 99.9))
     error = {name: np.abs(results[name] - hr) for name in ("tricubic", "sr")}

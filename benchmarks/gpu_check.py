@@ -44,7 +44,7 @@ class Check:
 
 
 @dataclass
-class Checked:
+class CheckOutcome:
     """A step's outcome. state: done, failed, out of time, left out, not begun. told: the end of its output.
     telling: its figures.
     """
@@ -96,13 +96,13 @@ def steps(device: str, out: Path) -> list[Check]:
     ]
 
 
-def run(step: Check, left: float, environment: dict[str, str]) -> Checked:
+def run(step: Check, left: float, environment: dict[str, str]) -> CheckOutcome:
     """Run a step; left: seconds that the whole call has."""
     if step.needs and not any(map(_version, step.needs)):
-        return Checked(step.name, f"left out: there is no {' and no '.join(step.needs)}")
+        return CheckOutcome(step.name, f"left out: there is no {' and no '.join(step.needs)}")
     limit = min(step.limit, left)
     if limit < LEAST:
-        return Checked(step.name, "not begun: no time left")
+        return CheckOutcome(step.name, "not begun: no time left")
     start = time.monotonic()
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(
@@ -127,7 +127,7 @@ def run(step: Check, left: float, environment: dict[str, str]) -> Checked:
     if state == "done" and not any(re.search(step.proof, line) for line in ["", *lines]):
         state = "failed (it has shown nothing)"
     telling = [line.rstrip() for line in lines if re.search(step.telling, line)][-SUMMARY:]
-    return Checked(step.name, state, round(time.monotonic() - start, 1), lines[-TAIL:], telling)
+    return CheckOutcome(step.name, state, round(time.monotonic() - start, 1), lines[-TAIL:], telling)
 
 
 def _version(distribution: str) -> str | None:
@@ -159,7 +159,7 @@ def tell() -> dict[str, Any]:
     return found
 
 
-def summary(found: dict[str, Any], outcomes: list[Checked]) -> list[str]:
+def summary(found: dict[str, Any], outcomes: list[CheckOutcome]) -> list[str]:
     """The summary to read first, in at most SUMMARY lines."""
     head = f"{found.get('gpu', platform.processor() or 'processor')}: {len(outcomes)} steps"
     parts = []

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
@@ -67,7 +66,6 @@ def draw_panels(path: Path, results: Mapping[str, Path]) -> None:
     tissue = np.concatenate([errors[title][p.hr > 0] for title, p in planes.items()])
     limit = float(np.percentile(tissue, 99))
     figure = Figure(figsize=(2.6 * (len(planes) + 2), 8), layout="constrained", facecolor="black")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(3, len(planes) + 2)
     images = {"LR": first.lr, "HR": first.hr, **{title: p.sr for title, p in planes.items()}}
     for column, (title, image) in enumerate(images.items()):

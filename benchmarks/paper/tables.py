@@ -6,7 +6,7 @@
 Participants are divided once into source, target, validation and test group (4:4:1:1, as 120/120/30/30). LR
 scans are simulated. Every experiment trains in OUT/runs/NAME, is tested on the test group, and is not
 repeated; run the command again after an interruption or with more experiments. Several GPUs: one command
-each, with other --method or --setting and the same --out. Results: OUT/tables.md, .csv, .json and pictures.
+each, with other --method or --setting and the same --out. Results: OUT/tables.md, .json and pictures.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ def acquired(entry: Entry, config: Config) -> tuple[Volume, Volume]:
 
 
 def write(study: Study) -> None:
-    """tables.md, tables.csv, tables.json, a picture for each table."""
+    """tables.md, tables.json and a picture for each table."""
     results: dict[str, dict[str, Any]] = {}
     tables: list[tuple[str, list[Experiment]]] = [("Table I: ablation, 2x2x2", table_one())]
     for name in sorted((study.out / "results").glob("*")):
@@ -236,13 +236,6 @@ def write(study: Study) -> None:
         lines += [f"![{title}]({picture.name})", ""]
     (study.out / "tables.md").write_text("\n".join(lines))
     write_json(study.out / "tables.json", results)
-    with open(study.out / "tables.csv", "w", newline="") as stream:
-        rows = csv.writer(stream)
-        names = [f.name for f in dataclasses.fields(Figures)]
-        rows.writerow(["experiment", *names, *(f"{name}_sd" for name in names)])
-        for experiment, result in results.items():
-            both = (result["mean"], result["sd"])
-            rows.writerow([experiment, *(part.get(name) for part in both for name in names)])
 
 
 def unique(*tables: Sequence[Experiment]) -> list[Experiment]:

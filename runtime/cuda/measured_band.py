@@ -35,7 +35,7 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Possible:
+class SlabWork:
     """The work that is possible once a slab is blended, as ranges (first, past the end).
 
     arrived: HR slices that are finished. compared: LR slices whose HR slices have all come. ready: HR slices
@@ -48,7 +48,7 @@ class Possible:
 
 
 @dataclass(frozen=True)
-class PlanesAt:
+class DevicePlanes:
     """Planes (rows, columns), float32, in a ring on the device; and the first one to use."""
 
     at: Any
@@ -58,7 +58,7 @@ class PlanesAt:
     columns: int
 
     @classmethod
-    def all_alike(cls, at: Any, rows: int, columns: int) -> PlanesAt:
+    def all_alike(cls, at: Any, rows: int, columns: int) -> DevicePlanes:
         """One matrix as every plane."""
         return cls(at, 1, 0, rows, columns)
 
@@ -68,7 +68,7 @@ class PlanesAt:
         return self.at, np.int32(self.ring), np.int32(self.first)
 
 
-def schedule(arrivals: Sequence[int], downs: Sequence[Taps], ups: Sequence[Taps]) -> list[Possible]:
+def schedule(arrivals: Sequence[int], downs: Sequence[Taps], ups: Sequence[Taps]) -> list[SlabWork]:
     """A step for each slab. arrivals: HR slices finished after it. downs, ups: of `Operators`."""
     needed = list(itertools.accumulate((max(numbers) for numbers, _ in downs), max))  # HR slice, by LR slice
     wanted = list(itertools.accumulate((max(numbers) for numbers, _ in ups), max))  # LR slice, by HR slice
@@ -76,7 +76,7 @@ def schedule(arrivals: Sequence[int], downs: Sequence[Taps], ups: Sequence[Taps]
     for now in arrivals:
         known = compared + sum(z < now for z in needed[compared:])
         done = ready + sum(k < known for k in wanted[ready:now])
-        steps.append(Possible((arrived, now), (compared, known), (ready, done)))
+        steps.append(SlabWork((arrived, now), (compared, known), (ready, done)))
         arrived, compared, ready = now, known, done
     return steps
 
@@ -126,7 +126,7 @@ class MeasuredBand:
         self._added, self.planes = empty(hr * most), empty(hr * most)
         # One matrix from the left, for rows, and one from the right, for columns.
         self._down, self._up = (
-            [PlanesAt.all_alike(put(np.ascontiguousarray(m)), *m.shape) for m in (left, right.T)]
+            [DevicePlanes.all_alike(put(np.ascontiguousarray(m)), *m.shape) for m in (left, right.T)]
             for left, right in (operators.down, operators.up)
         )
         self._downs, self._ups = ([put(part) for part in _packed(taps)] for taps in (downs, ups))
@@ -141,7 +141,7 @@ class MeasuredBand:
         self._detail = np.float32(weight.detail - 1)
 
     def arrive(
-        self, step: Possible, mean: Any, depth: int, copy: Callable[[int, int, int], None], stream: Any
+        self, step: SlabWork, mean: Any, depth: int, copy: Callable[[int, int, int], None], stream: Any
     ) -> None:
         """Take the planes that are finished from the ring `mean`, and compare them with the scan.
 
@@ -151,9 +151,9 @@ class MeasuredBand:
         for z in range(first, stop):
             copy(int(self._waiting) + z % self._waiting_ring * size, int(mean) + z % depth * size, size)
         count = stop - first
-        middle = PlanesAt(self._middle, count, 0, self._hr_rows, self._lr_columns)
-        seen = PlanesAt(self._seen, self._seen_ring, first, self._lr_rows, self._lr_columns)
-        finished = PlanesAt(mean, depth, first, self._hr_rows, self._hr_columns)
+        middle = DevicePlanes(self._middle, count, 0, self._hr_rows, self._lr_columns)
+        seen = DevicePlanes(self._seen, self._seen_ring, first, self._lr_rows, self._lr_columns)
+        finished = DevicePlanes(mean, depth, first, self._hr_rows, self._hr_columns)
         self._times(finished, self._down[1], middle, count, stream)
         self._times(self._down[0], middle, seen, count, stream)
         first, stop = step.compared
@@ -175,7 +175,7 @@ class MeasuredBand:
         )
         self._kernels["missing"](*args, block=BLOCK, grid=grid, stream=stream)
 
-    def runs(self, step: Possible) -> list[tuple[int, int]]:
+    def runs(self, step: SlabWork) -> list[tuple[int, int]]:
         """The HR slices that are ready, as (first, how many) that are corrected at once."""
         start, stop = step.ready
         return [(first, min(self._most, stop - first)) for first in range(start, stop, self._most)]
@@ -183,9 +183,9 @@ class MeasuredBand:
     def correct(self, first: int, count: int, stream: Any) -> None:
         """Put corrected HR slices into `planes`."""
         self._weighted(self._missing, self._missing_ring, self._ups, first, count, stream)
-        summed = PlanesAt(self._sum, count, 0, self._lr_rows, self._lr_columns)
-        middle = PlanesAt(self._middle, count, 0, self._hr_rows, self._lr_columns)
-        added = PlanesAt(self._added, count, 0, self._hr_rows, self._hr_columns)
+        summed = DevicePlanes(self._sum, count, 0, self._lr_rows, self._lr_columns)
+        middle = DevicePlanes(self._middle, count, 0, self._hr_rows, self._lr_columns)
+        added = DevicePlanes(self._added, count, 0, self._hr_rows, self._hr_columns)
         self._times(self._up[0], summed, middle, count, stream)
         self._times(middle, self._up[1], added, count, stream)
         args = self._waiting, np.int32(self._waiting_ring), np.int32(first), self._added
@@ -193,7 +193,9 @@ class MeasuredBand:
         grid = blocks(self._hr_rows, self._hr_columns, count)
         self._kernels["corrected"](*args, block=BLOCK, grid=grid, stream=stream)
 
-    def _times(self, left: PlanesAt, right: PlanesAt, made: PlanesAt, count: int, stream: Any) -> None:
+    def _times(
+        self, left: DevicePlanes, right: DevicePlanes, made: DevicePlanes, count: int, stream: Any
+    ) -> None:
         """Products of as many planes."""
         sizes = np.int32(made.rows), np.int32(left.columns), np.int32(made.columns)
         grid = blocks(-(-made.rows // ROWS_OF_A_THREAD), made.columns, count)

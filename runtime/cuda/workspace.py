@@ -19,7 +19,7 @@ from ..system.trace import Stopwatch
 from .clock import StreamClock
 from .device import BLOCK, blocks
 from .engine import CudaEngine, Slot
-from .measured_band import Held, MeasuredBand, Possible
+from .measured_band import Held, MeasuredBand, SlabWork
 
 LANDING = 3  # finished slabs between device and host: one written, one copied, one read
 ALIGNED = 256  # bytes; TensorRT refuses other addresses, and `mem_alloc` gives no others
@@ -272,7 +272,7 @@ class Workspace:
                 self._kernels["mean_of_three"](*args, *others, block=BLOCK, grid=grid, stream=stream)
         if self._band is None:
             return [(first, stop - first)]
-        step: Possible = self._band.steps[k]
+        step: SlabWork = self._band.steps[k]
 
         def copy(target: int, source: int, size: int) -> None:
             self._cuda.memcpy_dtod_async(target, source, size, stream)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from udean.benchmarks import gpu_check
-from udean.benchmarks.gpu_check import Check, Checked
+from udean.benchmarks.gpu_check import Check, CheckOutcome
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_a_table_is_told_by_its_rows(tmp_path):
         "│ torch fp16   │ 0.1  │",
     ]
     rows = [line for line in printed if re.search(bench.telling, line)]
-    lines = gpu_check.summary({}, [Checked("bench", "done", 1.0, [], rows)])
+    lines = gpu_check.summary({}, [CheckOutcome("bench", "done", 1.0, [], rows)])
     assert [line.strip() for line in lines[2:]] == [
         "engine s a volume",
         "PyTorch path fp32 1.6",
@@ -96,7 +96,8 @@ def test_a_later_call_takes_the_steps_that_are_named_and_keeps_the_first_calls_f
 
 def test_the_summary_is_short_whatever_was_printed():
     outcomes = [
-        Checked(f"step {n}", "done", 1.0, [], [f"figure {m} of {n}" for m in range(50)]) for n in range(5)
+        CheckOutcome(f"step {n}", "done", 1.0, [], [f"figure {m} of {n}" for m in range(50)])
+        for n in range(5)
     ]
     lines = gpu_check.summary({"gpu": "Some GPU"}, outcomes)
     assert len(lines) <= 40 and lines[0].startswith("Some GPU")

@@ -1,22 +1,21 @@
-"""The scaling benchmark measures what it says, at the smallest size."""
+"""The benchmark of memory measures what it says."""
 
+import nibabel as nib
 import numpy as np
-from udean.benchmarks import scaling
-from udean.benchmarks.quality import middle_slices, template
-from udean.runtime import SuperResolver
-from udean.trainer.simulation import kspace
+from udean.benchmarks import common, scaling
+from udean.benchmarks.child import in_child
+
+from ..support.fakes import card, onnx_model
 
 
-def test_more_overlap_is_more_windows_and_no_worse():
-    hr = template()[0][60:140, 70:150, 60:96]
-    brain = middle_slices(kspace.acquire(hr, kspace.Acquisition((2, 2, 2))), hr, 6)
-    resolvers = {str(o): SuperResolver(overlap=o) for o in (0.0, 0.5)}
-    none, half = scaling.against_truth(resolvers, "overlap", brain, 1)
-    assert half["windows"] > none["windows"] and half["PSNR dB"] > none["PSNR dB"] - 0.1
-    assert min(none["seconds"], half["seconds"]) > 0
-
-
-def test_sizes_count_every_window():
-    rows = scaling.by_size(SuperResolver(window=(32, 32)), [(32, 32, 3), (56, 32, 3)], 1)
-    assert [row["windows"] for row in rows] == [1, 2]
-    assert rows[1]["ns a voxel"] == np.round(rows[1]["seconds"] / rows[1]["LR voxels"] * 1e9)
+def test_a_larger_scan_takes_more_memory_over_what_was_there_before(tmp_path):
+    model = onnx_model(tmp_path / "sr.onnx", card((2, 2, 2), 3, (32, 32)))
+    over = []
+    for shape in ((32, 32, 3), (160, 128, 60)):
+        source = tmp_path / f"{shape[0]}.nii"
+        nib.save(nib.Nifti1Image(common.textured(shape), np.diag([1, 1, 2, 1])), source)
+        where = f"{scaling.__name__}:{scaling.peak_of_scan.__name__}"
+        before, peak, seconds = in_child(where, model, source, tmp_path / "out")
+        assert 0 < before <= peak and seconds > 0
+        over.append(peak - before)
+    assert over[1] - over[0] > 160 * 128 * 60 * 8 * 2 / 2  # half the output at least
