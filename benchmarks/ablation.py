@@ -22,7 +22,6 @@ import numpy as np
 import typer
 
 from ..export.artefacts import export_onnx
-from ..runtime.commands.common import sentences
 from ..runtime.resolver import SuperResolver
 from ..runtime.system.files import read_json, write_json
 from ..trainer.config import Config, load
@@ -32,6 +31,7 @@ from ..trainer.evaluation.tissue import in_tissue
 from ..trainer.fit import fit
 from ..trainer.simulation import kspace
 from . import common, tissue
+from .common import run_script
 from .demo import SCALE
 
 RECIPE = Path(__file__).with_name("default_model.toml")
@@ -131,5 +131,4 @@ def _figures(hr: Any, condition: str, methods: Iterable[Callable[[Any], Any]]) -
 
 
 if __name__ == "__main__":
-    with sentences("train"):
-        typer.run(main)
+    run_script(main, "train")

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import typer
 from numpy.typing import NDArray
 
 from ..export.graph import serialize, to_onnx
+from ..runtime.commands.common import sentences
 from ..runtime.models.card import ModelCard
 from ..runtime.resolver import SuperResolver
 from ..runtime.system.files import write_json
@@ -159,6 +161,15 @@ def record(name: str, result: dict[str, Any], folder: Path = RESULTS) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{name}.json", {**circumstances(command), **result})
     print(json.dumps(result, indent=2))
+
+
+def run_script(script: Callable[..., None] | typer.Typer, extra: str = "bench") -> None:
+    """Run a benchmark's function, or its commands, on sys.argv; what a user can mend is said in a sentence.
+
+    extra: of this package, that brings a library which is not installed.
+    """
+    with sentences(extra):
+        script() if isinstance(script, typer.Typer) else typer.run(script)
 
 
 def tell_steps(step: int, total: int, values: dict[str, float]) -> None:

@@ -22,11 +22,11 @@ from scipy import fft
 
 from ..export.artefacts import export_onnx
 from ..export.trust import examined
-from ..runtime.commands.common import sentences
 from ..runtime.errors import RunError
 from ..runtime.scan.scan import open_scan
 from ..trainer import checkpoint
 from . import demo
+from .common import run_script
 
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "runtime" / "models"
@@ -130,5 +130,4 @@ def draw_curve(metrics: Path, picture: Path) -> None:
 
 
 if __name__ == "__main__":
-    with sentences("train"):
-        app()
+    run_script(app, "train")

@@ -26,13 +26,13 @@ from numpy.typing import NDArray
 from scipy import optimize, stats
 
 from ..export import graph
-from ..runtime.commands.common import sentences
 from ..runtime.pipeline import consistency, error_map
 from ..runtime.resolver import SuperResolver
 from ..trainer.data.scans import find
 from ..trainer.evaluation.tissue import tissue_mask
 from ..trainer.simulation import kspace
 from . import common, tissue
+from .common import run_script
 from .demo import SCALE
 
 NOISE = (0.01, 0.02, 0.03)  # in turn, besides none
@@ -143,5 +143,4 @@ def with_figures(card: Any, **weights: float) -> Any:
 
 
 if __name__ == "__main__":
-    with sentences("bench"):
-        app()
+    run_script(app)

@@ -17,12 +17,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from ..export.graph import read
 from ..runtime.cuda.pipeline import BATCH_VOXELS
 from ..runtime.pipeline.tiling import tile_windows
 from . import common
+from .common import run_script
 from .engines.roofline import BYTES, Roofs, convolutions
 
 # Operations per second (fp16 by tensor cores, fp32 without: TF32 is off) and bytes per second.
@@ -90,4 +89,4 @@ def _stage(name: str, size: float, rate: float = H100.copy, flop: float = 0.0) -
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

@@ -14,7 +14,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import typer
 from numpy.typing import NDArray
 
 from ..runtime.cuda import CudaEngine
@@ -23,6 +22,7 @@ from ..runtime.pipeline.engine import Engine
 from ..runtime.resolver import SuperResolver
 from ..runtime.system.trace import Trace
 from . import common
+from .common import run_script
 
 WAYS: dict[str, dict[str, Any]] = {
     "windows alone": {"consistency": "off"},
@@ -92,4 +92,4 @@ def _tell(way: str, found: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

@@ -26,15 +26,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import typer
 from numpy.typing import NDArray
 
-from ..runtime.commands.common import sentences
 from ..runtime.errors import RunError
 from ..runtime.mrd import messages as mrd
 from ..runtime.pipeline.engine import Precision
 from ..runtime.resolver import SuperResolver
 from . import common
+from .common import run_script
 from .mrd_scanner import ServerProcess, image, serving
 
 
@@ -159,5 +158,4 @@ def served(messages: list[mrd.Bytes], slices: int, server: ServerProcess) -> dic
 
 
 if __name__ == "__main__":
-    with sentences("bench"):
-        typer.run(main)
+    run_script(main)

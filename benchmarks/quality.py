@@ -22,7 +22,6 @@ import numpy as np
 import typer
 
 from ..export import graph, quantize
-from ..runtime.commands.common import sentences
 from ..runtime.pipeline.engine import Library, Precision
 from ..runtime.resolver import SuperResolver
 from ..runtime.scan.voxels import Restore, Volume
@@ -30,6 +29,7 @@ from ..trainer.evaluation.evaluate import INTERPOLATIONS
 from ..trainer.evaluation.quality import psnr, quality, ssim
 from ..trainer.simulation import atlas_heads, kspace
 from . import common, tissue
+from .common import run_script
 from .demo import SCALE, template
 
 SEED = 0  # of noise and bias fields
@@ -187,5 +187,4 @@ def eight_bits(full: Path, hr: Volume) -> Path:
 
 
 if __name__ == "__main__":
-    with sentences("bench"):
-        typer.run(main)
+    run_script(main)

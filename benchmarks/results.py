@@ -11,16 +11,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import typer
-
-from ..runtime.commands.common import sentences
 from ..runtime.errors import RunError
 from ..runtime.system.files import atomic
 from . import adaptation, quality, through_plane, tissue
-from .common import RESULTS
+from .common import RESULTS, run_script
 from .engines import table as bench
 
 ROOT = Path(__file__).parents[1]
@@ -229,17 +227,8 @@ def ablated(found: Mapping[str, Result]) -> str:
     return "\n".join(table(["changed", "parameters", *heads], rows))
 
 
-def adapted(found: Mapping[str, Result]) -> str:
-    """The gain from adapting to unknown degradations, in tissue: a table for each scanner."""
-    return _adaptation(found, (*adaptation.MEASURED, *adaptation.ROWS))
-
-
-def tried(found: Mapping[str, Result]) -> str:
-    """The attempts to make UDEAN adapt: a table for each scanner."""
-    return _adaptation(found, ("embedded", *adaptation.TRIED, "udean"))
-
-
-def _adaptation(found: Mapping[str, Result], names: Sequence[str]) -> str:
+def adapted(found: Mapping[str, Result], names: Sequence[str]) -> str:
+    """The gain from adapting to unknown degradations, in tissue: a table of some rows for each scanner."""
     tables = []
     for target, result in found["adaptation"]["targets"].items():
         rows, heads = [], list(result["rows"]["interpolations"]["figures"])
@@ -354,8 +343,8 @@ def thick_slices(found: Mapping[str, Result]) -> str:
 FIGURES: dict[str, Callable[[Mapping[str, Result]], str]] = {
     "quality": how_good,
     "ablations": ablated,
-    "adaptation": adapted,
-    "adaptation-tried": tried,
+    "adaptation": partial(adapted, names=(*adaptation.MEASURED, *adaptation.ROWS)),
+    "adaptation-tried": partial(adapted, names=("embedded", *adaptation.TRIED, "udean")),
     "adaptation-choice": chosen,
     "adaptation-command": adapt_command,
     "error-map": how_true,
@@ -485,5 +474,4 @@ def number(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    with sentences("bench"):
-        typer.run(main)
+    run_script(main)

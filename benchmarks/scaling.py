@@ -16,13 +16,13 @@ import nibabel as nib
 import numpy as np
 import typer
 
-from ..runtime.commands.common import sentences
 from ..runtime.engines.choose import choose_engine
 from ..runtime.resolver import SuperResolver
 from ..runtime.run.find import find_scans
 from ..runtime.run.run import prepare, run_all
 from ..runtime.scan.voxels import Volume
 from . import child, common
+from .common import run_script
 from .demo import template
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -109,5 +109,4 @@ def peak_of_scan(model: Path, source: Path, out: Path) -> tuple[int, int, float]
 
 
 if __name__ == "__main__":
-    with sentences("bench"):
-        app()
+    run_script(app)

@@ -14,9 +14,8 @@ from typing import Annotated
 
 import typer
 
-from ..runtime.commands.common import sentences
 from . import soak_dicom, soak_mrd
-from .common import record
+from .common import record, run_script
 
 
 def main(
@@ -45,5 +44,4 @@ def main(
 
 
 if __name__ == "__main__":
-    with sentences("soak"):
-        typer.run(main)
+    run_script(main, "soak")

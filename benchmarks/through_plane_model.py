@@ -15,12 +15,12 @@ import typer
 
 from .. import __version__
 from ..export.graph import serialize, to_onnx, write
-from ..runtime.commands.common import sentences
 from ..runtime.models.card import ModelCard
 from ..runtime.pipeline.through_plane import CHANNELS
 from ..runtime.scan.intensity import RULE
 from ..trainer.nets.through_plane import ThroughPlane
 from ..trainer.through_plane import NAME
+from .common import run_script
 
 MODEL = Path(__file__).parents[1] / "runtime" / "models" / "through-plane.onnx"
 
@@ -55,5 +55,4 @@ def main(
 
 
 if __name__ == "__main__":
-    with sentences("train"):
-        typer.run(main)
+    run_script(main, "train")

@@ -16,9 +16,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ..runtime.commands.common import sentences
 from . import common
 from .child import in_child, memory_now
+from .common import run_script
 
 # Precision, channels last, compiled; all are compared with the first.
 VARIANTS = (
@@ -132,5 +132,4 @@ def _slabs(config: Any) -> Any:
 
 
 if __name__ == "__main__":
-    with sentences("train"):
-        typer.run(main)
+    run_script(main, "train")

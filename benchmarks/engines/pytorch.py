@@ -20,11 +20,11 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from ...runtime.commands.common import sentences
 from ...runtime.pipeline.tiling import OVERLAP, Tiling, tile_windows
 from ...runtime.scan import intensity
 from ...runtime.system.extras import require
 from ...trainer import checkpoint
+from ..common import run_script
 
 
 class TorchNetwork:
@@ -197,5 +197,4 @@ def main(
 
 
 if __name__ == "__main__":
-    with sentences():
-        typer.run(main)
+    run_script(main)

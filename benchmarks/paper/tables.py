@@ -33,6 +33,7 @@ from ...trainer.evaluation.evaluate import INTERPOLATIONS, Summary
 from ...trainer.evaluation.quality import Figures, measure
 from ...trainer.fit import fit, resolved
 from ...trainer.simulation import kspace
+from ..common import run_script
 from .pictures import MiddlePlanes, draw_panels
 from .published import PUBLISHED, SCALES, Experiment, Published, table_one, table_two
 
@@ -106,11 +107,7 @@ def main(
         if (not setting or e.pairing in setting) and (not method or e.key in method)
     ]
     options = {"schedule": {"steps": steps, "seed": seed}}
-    try:
-        make(Study(out, preset, config, options), divide(find(cohort), seed), experiments, print)
-    except RunError as error:
-        typer.secho(str(error), fg="red", err=True)
-        raise typer.Exit(2) from None
+    make(Study(out, preset, config, options), divide(find(cohort), seed), experiments, print)
 
 
 def make(
@@ -277,4 +274,4 @@ def _cell(published: Published | None) -> str:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main, "train")

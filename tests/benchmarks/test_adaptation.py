@@ -57,5 +57,5 @@ def test_the_table_holds_means_and_spreads_of_the_longest_runs_only(tmp_path):
     assert target["rows"]["interpolations"]["figures"] == {"x": 31.0}
     chosen = target["selection"]
     assert chosen["between runs"] == 1 and (chosen["lost, mean"], chosen["lost, most"]) == (1.0, 2.0)
-    shown = results.adapted({"adaptation": found})
+    shown = results.FIGURES["adaptation"]({"adaptation": found})
     assert "| bound | 34.00 | +2.00 ± 1.00 | 20 | 3 |" in shown and Path(tmp_path).name not in shown
