@@ -17,11 +17,9 @@ import json
 import os
 import random
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from collections import Counter
@@ -97,15 +95,10 @@ def soak(
     hospital = Hospital(folder, [f"SCANNER{n}" for n in range(senders)])
     idle = 2 * accidents * pause * senders / len(series)  # longest pause between two series of a scanner
     scanners = [Scanner(f"SCANNER{n}", hospital.node_port, idle, seed + n) for n in range(senders)]
-    work = list(series.values())
-    turn = threading.Lock()
+    work = iter(list(series.values()))  # whose steps threads can share
 
     def send_all(scanner: Scanner) -> None:
-        while True:
-            with turn:
-                if not work:
-                    return
-                slices = work.pop()
+        while slices := next(work, None):
             scanner.deliver(slices)
 
     rng, kinds = random.Random(seed), hospital.accidents
@@ -386,8 +379,8 @@ class Hospital:
     def accidents(self) -> dict[str, Callable[[random.Random], None]]:
         """The accidents that are possible on this machine, by name."""
         kinds: dict[str, Callable[[random.Random], None]] = {
-            "node killed": self._kill_node,
-            "archive killed": self._kill_archive,
+            "node killed": lambda rng: self._kill(self._node, self._start_node, rng.uniform(0, 2)),
+            "archive killed": lambda rng: self._kill(self._archive, self._start_archive, rng.uniform(0, 4)),
         }
         if self._disk:
             kinds["disk full"] = self._fill
@@ -436,19 +429,12 @@ class Hospital:
 
     # --- accidents ---
 
-    def _kill_node(self, rng: random.Random) -> None:
-        assert self._node
-        self._node.send_signal(signal.SIGKILL)
-        self._node.wait()
-        time.sleep(rng.uniform(0, 2))
-        self._start_node()
-
-    def _kill_archive(self, rng: random.Random) -> None:
-        assert self._archive
-        self._archive.send_signal(signal.SIGKILL)
-        self._archive.wait()
-        time.sleep(rng.uniform(0, 4))
-        self._start_archive()
+    def _kill(self, process: subprocess.Popen[bytes] | None, start: Callable[[], None], pause: float) -> None:
+        assert process
+        process.kill()
+        process.wait()
+        time.sleep(pause)
+        start()
 
     def _fill(self, rng: random.Random) -> None:
         """Fill the disk to less than the node keeps free, or to the last byte."""
