@@ -4,7 +4,6 @@ import importlib
 import importlib.util
 import re
 import shlex
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -12,6 +11,8 @@ from pathlib import Path
 import pytest
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
+
+from .support.commands import here
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")]
@@ -54,7 +55,7 @@ def test_no_link_is_dead(page):
 
 
 def test_udean_lists_every_command():
-    told = subprocess.run([sys.executable, "-m", "udean", "--help"], capture_output=True, text=True).stdout
+    told = here("udean", "--help").stdout
     assert all(re.search(rf"^ *{s.removeprefix('udean-')} ", told, re.M) for s in SCRIPTS if s != "udean")
 
 

@@ -11,6 +11,7 @@ import udean
 from udean.runtime import RunError
 from udean.runtime.commands import bids as command
 
+from ...support.commands import here
 from ...support.fakes import card, onnx_model
 from ..run.test_bids import dataset  # noqa: F401  (a fixture)
 
@@ -18,8 +19,7 @@ DESCRIPTOR = Path(udean.__file__).parent / "deploy" / "bids" / "udean-bids.json"
 
 
 def bids(*arguments):
-    line = [sys.executable, "-m", "udean.runtime.commands.bids", *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True)
+    return here("udean-bids", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,8 @@ def test_participants_are_restored_and_the_group_summed_up(dataset, model, tmp_p
     done = bids(dataset, out, "group")
     assert done.returncode == 2 and "participant level first" in done.stderr
     options = ("--engine", model, "--skip_bids_validation", "--participant_label", "01,02", "--suffix", "T1w")
-    done = bids(dataset, out, "participant", *options)
+    line = [Path(sys.executable).with_name("udean-bids"), dataset, out, "participant", *options]
+    done = subprocess.run(line, capture_output=True, text=True)
     assert done.returncode == 0 and "3 written" in done.stdout, done.stderr
     assert json.loads((out / "dataset_description.json").read_text())["DatasetType"] == "derivative"
     done = bids(dataset, out, "group")

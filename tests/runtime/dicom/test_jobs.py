@@ -1,19 +1,21 @@
-"""udean-run on DICOM: real processes, real folders."""
+"""udean-run on DICOM: real folders, and a real process."""
 
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
 
+from ...support.commands import here
 from ...support.fakes import card, onnx_model
 from .test_series import change, classic, enhanced, find_series
 
-COMMAND = [sys.executable, "-m", "udean.runtime.commands.run", "--precision", "fp32"]
+COMMAND = [Path(sys.executable).with_name("udean-run"), "--precision", "fp32"]
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +24,7 @@ def model(tmp_path_factory):
 
 
 def udean_run(*arguments):
-    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True)
+    return here("udean-run", "--precision", "fp32", *arguments)
 
 
 def test_a_folder_of_series_becomes_a_folder_of_derived_series(model, tmp_path):
@@ -33,7 +35,7 @@ def test_a_folder_of_series_becomes_a_folder_of_derived_series(model, tmp_path):
     enhanced(folder / "c.dcm", echoes=2)
     change(folder / "c.dcm", SeriesInstanceUID="1.2.5", SeriesNumber=5)
     nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.int16), np.eye(4)), folder / "d.nii")
-    done = udean_run("--engine", model, "--report", folder)
+    done = subprocess.run([*COMMAND, "--engine", model, "--report", folder], capture_output=True, text=True)
     assert done.returncode == 1 and "4 written, 0 kept, 1 failed" in done.stdout, done.stderr
     assert "Series 4" in done.stderr and "missing" in done.stderr and "Jane" not in done.stdout + done.stderr
     out = tmp_path / "study-sr"

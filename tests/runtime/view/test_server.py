@@ -33,7 +33,7 @@ from ...support.commands import here
 from ...support.fakes import card, onnx_model
 from ..dicom.test_series import classic
 
-COMMAND = [sys.executable, "-m", "udean.runtime.commands.view"]
+COMMAND = [Path(sys.executable).with_name("udean-view")]
 STATIC = Path(udean.__file__).parent / "runtime/view/static"
 EVIL = "<script>alert(1)<img src=x onerror=alert(2)>.nii"
 NIIVUE = "bcb456b66a26e20126b7257c2b6071f48b347b7f910f99bca26721a71a96cbed"  # 0.69.0, unpacked
@@ -70,21 +70,11 @@ def made(tmp_path_factory):
     nib.save(nib.Nifti1Image(series, np.eye(4)), scans / "bold.nii")
     (scans / "broken.nii").write_bytes(b"nonsense")
     classic(scans / "study")
-    run = [
-        sys.executable,
-        "-m",
-        "udean.runtime.commands.run",
-        "--precision",
-        "fp32",
-        "--threads",
-        "1",
-        "--series",
-    ]
-    done = subprocess.run(
-        [*run, "--engine", model, "-o", folder / "out", scans], capture_output=True, text=True
-    )
+    run = ["udean-run", "--precision", "fp32", "--threads", "1", "--series", "--engine", model]
+    run += ["-o", folder / "out"]
+    done = here(*run, scans)
     assert done.returncode == 1 and "5 written" in done.stdout, done.stdout + done.stderr
-    with_error_map(folder, [*run, "--engine", model, "-o", folder / "out", "--to", "0.9mm"])
+    with_error_map(folder, [*run, "--to", "0.9mm"])
     return folder
 
 
@@ -93,7 +83,7 @@ def with_error_map(folder, run):
     (folder / "thin").mkdir()
     affine = np.diag([1.5, 1.5, 1.5, 1.0])
     nib.save(nib.Nifti1Image(np.rint(smooth(seed=6)).astype(np.int16), affine), folder / "thin/thin.nii.gz")
-    done = subprocess.run([*run, folder / "thin"], capture_output=True, text=True)
+    done = here(*run, folder / "thin")
     assert done.returncode == 0, done.stdout + done.stderr
     fine = nib.load(folder / "out/thin_sr.nii.gz")
     errors = np.linspace(0, 90, fine.shape[0], dtype=np.float32)[:, None, None] * np.ones(fine.shape, "f4")

@@ -1,9 +1,6 @@
 """Thick slices lie where their header says, see what their profile says, and lead back to the scan's grid."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -12,6 +9,8 @@ from udean.runtime import RunError
 from udean.runtime.scan.regrid import Grid
 from udean.trainer.simulation.simulate import simulate
 from udean.trainer.simulation.thick import Slices, Thick, lr_grid, slices_of
+
+from ...support.commands import here
 
 AFFINE = np.array([[0, 0.75, 0.1, 5], [-0.75, 0, 0, -7], [0, 0.1, -0.75, 3], [0, 0, 0, 1.0]])
 
@@ -77,8 +76,7 @@ def test_the_commands_simulate_restore_and_evaluate(tmp_path):
     nib.save(nib.Nifti1Image((300 + 50 * smooth).astype(np.int16), affine), tmp_path / "a.nii.gz")
 
     def call(command, *words):
-        line = [Path(sys.executable).parent / command, *words]
-        done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        done = here(command, *words, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
