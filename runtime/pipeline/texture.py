@@ -41,8 +41,13 @@ def covariance(
             sums[:length] += np.fft.irfft(power.sum((0, 1)))[:length]
     found = total / np.maximum(pairs, 1)
     found[0] -= noise**2
-    found *= np.exp(-((np.arange(size) * REACH / size) ** 2) / 2)
-    return found if found[0] > LEAST * mean**2 else None
+    reach = min(size, max(slices.shape[:2])) / REACH
+    found *= np.exp(-((np.arange(size) / reach) ** 2) / 2)
+    if found[0] <= LEAST * mean**2:
+        return None
+    # Each distance is estimated for itself; no object has a negative power at any frequency.
+    power = np.fft.rfft(np.concatenate([found, found[-2:0:-1]])).real
+    return np.fft.irfft(np.maximum(power, 0), 2 * size - 2)[:size]
 
 
 def between(covariance: Matrix, seen: NDArray[np.floating], noise: float) -> NDArray[np.float32]:

@@ -20,7 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..scan.noise import estimate_noise
-from ..scan.profile import FWHM, TISSUE, estimate_deviation, noise_level, profile_matrix, tissue_of
+from ..scan.profile import (
+    FWHM,
+    TISSUE,
+    blur_matrix,
+    estimate_deviation,
+    noise_level,
+    profile_matrix,
+    tissue_of,
+)
 from ..scan.regrid import along, spline_weights
 from ..scan.voxels import Volume
 from ..system.progress import Progress
@@ -31,8 +39,8 @@ Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 CHANNELS = 5  # three neighbouring planes, distance to the nearest slice's centre, deviation of the profile
 DISTANCE, DEVIATION = 4.0, 3.0  # fine voxels that equal 1 in the network's maps
-USUAL = 0.35  # deviation of a profile in slice spacings: between a box (0.29) and a Gaussian (0.42)
-BELIEVED = 0.6  # share of an estimate's distance from USUAL that is used: small, noisy scans mislead
+USUAL = 0.32  # deviation of a profile in slice spacings: a Shinnar-Le Roux pulse's
+BELIEVED = 0.7  # share of an estimate's distance from USUAL that is used: small, noisy scans mislead
 UNKNOWN = 0.25  # without an estimate: a box with gaps, as too wide a profile costs more than too thin
 BATCH_VOXELS = 1 << 17  # of planes in one call of the network
 AIR = 0.02  # of the intensity unit: planes and margins below it are not computed
@@ -43,6 +51,7 @@ SWEEPS = 50  # over two shares that depend on each other, until they no longer c
 RIDGE = 0.1  # least weight of the result against the slices, as the profile is not known exactly
 # How close the result comes to the slices, as a share of their noise: closer, it would sharpen the noise.
 NEAR = 0.5
+COARSE = 1.5  # voxels in plane: standard deviation of the blur between coarse detail and fine
 
 
 @dataclass(frozen=True)
@@ -158,14 +167,30 @@ def noise_of(slices: Volume) -> float:
 def held_to(volume: Volume, stack: ThickSlices, deviation: float, noise: float, share: float = 1.0) -> None:
     """Change a volume, in place, so that its slices equal the measured ones, up to half of their noise.
 
-    The least change that does so: x += Aᵀ(A Aᵀ + r)⁻¹ (y - A x), A the slice profile's matrix. r is as large
-    as the remaining y - A x allows (Morozov's discrepancy principle). share: of this change, 0 to 1.
+    Noise has little of what is coarse in plane, to which lesions belong: all of that is taken. share: of this
+    change, 0 to 1.
     """
     seen = _seen(deviation, stack.centers, stack.size)
-    values, vectors = np.linalg.eigh((seen @ seen.T).astype(np.float64))
     missed = stack.slices - along(seen, volume, 2)
+    rows, columns = (blur_matrix(size, COARSE) for size in missed.shape[:2])
+    coarse = along(columns, along(rows, missed, 0), 1)
+    missed -= coarse
     shown = stack.slices.max(2) > TISSUE
-    power = ((missed[shown] @ vectors) ** 2).mean(0) if shown.any() else np.zeros(len(values))
+    for part, level in ((coarse, 0.0), (missed, noise)):
+        back = share * _least_change(seen, part[shown], level)
+        volume += along(back.astype(np.float32), part, 2)
+
+
+def _least_change(
+    seen: NDArray[np.float32], missed: NDArray[np.float32], noise: float
+) -> NDArray[np.float64]:
+    """The matrix (size, slices) from what slices miss (N, slices) to the least change that gives it.
+
+    Aᵀ(A Aᵀ + r)⁻¹, A the slice profile's matrix; r is as large as what is missed then may be (Morozov's
+    discrepancy principle): half of its noise.
+    """
+    values, vectors = np.linalg.eigh((seen @ seen.T).astype(np.float64))
+    power = ((missed @ vectors) ** 2).mean(0) if len(missed) else np.zeros(len(values))
 
     def left(exponent: float) -> float:
         ridge = values.mean() * 10**exponent
@@ -175,8 +200,7 @@ def held_to(volume: Volume, stack: ThickSlices, deviation: float, noise: float, 
     for _ in range(24):
         middle = (low + high) / 2
         low, high = (middle, high) if left(middle) < NEAR * noise else (low, middle)
-    back = seen.T @ (vectors / (values + values.mean() * 10**low)) @ vectors.T
-    volume += along((share * back).astype(np.float32), missed, 2)
+    return seen.T @ (vectors / (values + values.mean() * 10**low)) @ vectors.T
 
 
 def trusted(

@@ -7,6 +7,7 @@ matrix (slices, fine voxels). Positions are in fine voxels from the first one's 
 from __future__ import annotations
 
 import functools
+import math
 from typing import Literal, get_args
 
 import numpy as np
@@ -21,10 +22,7 @@ PARTS = 9  # of a fine voxel, in which a profile is integrated
 TIME_BANDWIDTH = 4  # of the Hamming-windowed sinc pulse: a usual choice in spin-echo sequences
 SAMPLES, FEWEST = 16, 8  # slices of one line whose spectrum is compared: at most, at least
 TISSUE = 0.05  # of the brightest: above it is tissue
-RANGE = (
-    0.2,
-    0.8,
-)  # deviations of profiles in slice spacings: a box with gaps of 30 % to thick overlapping slices
+RANGE = 0.1, 0.8  # deviations of profiles in slice spacings: thin slices with wide gaps to overlapping ones
 
 
 @functools.cache
@@ -129,19 +127,16 @@ def _match(volume: NDArray[np.float32], tissue: NDArray[np.bool_], step: float, 
 
     def tilt(sd: float) -> float | None:
         blur = blur_matrix(len(volume), sd * step)
-        blurred = np.tensordot(blur, volume, (1, 0))
-        across = _spectrum(
-            blurred,
-            tissue,
-            [
-                o + np.arange(count, dtype=float)
-                for o in range(0, volume.shape[2] - count + 1, max(1, count // 4))
-            ],
-        )
-        starts = np.arange(0, len(volume) - span - 1e-9, max(1.0, span // 8))
+        # At the rim there is less to blur with.
+        rim = min(math.ceil(2 * sd * step), int(len(volume) - 1 - span) // 2)
+        inner = slice(rim, len(volume) - rim)
+        blurred, inside = np.tensordot(blur, volume, (1, 0))[inner], tissue[inner]
+        firsts = range(0, volume.shape[2] - count + 1, max(1, count // 4))
+        across = _spectrum(blurred, inside, [o + np.arange(count, dtype=float) for o in firsts])
+        starts = np.arange(0, len(blurred) - 1 - span + 1e-9, max(1.0, span // 8))
         in_plane = _spectrum(
             np.moveaxis(blurred, 0, 2),
-            np.moveaxis(tissue, 0, 2),
+            np.moveaxis(inside, 0, 2),
             [o + step * np.arange(count) for o in starts],
         )
         if across is None or in_plane is None:
@@ -155,7 +150,7 @@ def _match(volume: NDArray[np.float32], tissue: NDArray[np.bool_], step: float, 
         return float(np.polyfit(np.linspace(-1, 1, len(ratio)), ratio, 1)[0])
 
     low, high = RANGE
-    for _ in range(7):
+    for _ in range(8):
         middle = (low + high) / 2
         slope = tilt(middle)
         if slope is None:

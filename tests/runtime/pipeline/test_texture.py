@@ -37,6 +37,15 @@ def test_voxels_outside_tissue_do_not_count(truth):
     np.testing.assert_array_equal(texture.covariance(holes, tissue, 0.0, 40), inside)
 
 
+@pytest.mark.parametrize("rows", [24, 48])
+def test_no_frequency_has_a_negative_power_however_short_the_lines_are(truth, rows):
+    """Some noise would be amplified without bounds otherwise."""
+    ramp = truth[:rows, :24] + np.linspace(0, 0.3, SIZE, dtype=np.float32)
+    found = texture.covariance(ramp, np.ones(ramp.shape, bool), 0.0, 100)
+    full = found[np.abs(np.subtract.outer(np.arange(100), np.arange(100)))]
+    assert np.linalg.eigvalsh(full).min() > -1e-9
+
+
 @pytest.mark.parametrize("noise", [0.0, 0.03])
 def test_it_is_nearer_to_the_truth_than_a_spline_by_what_theory_says(truth, noise):
     tissue = np.ones(truth.shape, bool)

@@ -80,6 +80,29 @@ def test_noise_is_not_sharpened(stack, truth):
     assert error(volume, truth) < 1.01 * error(noisy.interpolated(), truth)
 
 
+def test_lesions_in_noisy_slices_keep_what_the_slices_say_of_them(stack):
+    """Noise has little of what is as large as a lesion: the result is held to that all the same."""
+    random, lesion = np.random.default_rng(3), np.zeros(stack.slices.shape, np.float32)
+    lesion[15:21, 14:20, 6:8] = 0.3
+    noise = 0.1 * random.standard_normal(lesion.shape, np.float32)
+    ill = Stack(stack.slices + lesion + noise, stack.centers, STEP, 64)
+    without = Stack(stack.slices + noise, stack.centers, STEP, 64).interpolated()
+    volume = without.copy()
+    held_to(volume, ill, deviation("gaussian", STEP), 0.1)
+    before, after = (
+        missed(v, ill, deviation("gaussian", STEP))[15:21, 14:20, 6:8].mean() for v in (without, volume)
+    )
+    assert before < -0.25 and after > 0.5 * before
+
+
+def test_a_field_of_view_within_the_head_and_narrower_than_high_is_nearer_too(truth):
+    within = truth[8:28, 8:28] + np.linspace(0, 0.3, 64, dtype=np.float32)
+    centers = np.arange(16) * STEP + (STEP - 1) / 2
+    stack = Stack(within @ profile_matrix("gaussian", STEP, centers, 64).T, centers, STEP, 64)
+    volume, _ = restore(stack, silent)
+    assert error(volume, within) < error(stack.interpolated(), within)
+
+
 def test_held_to_the_slices_it_is_nearer_to_the_truth_than_interpolation(stack, truth):
     volume = stack.interpolated()
     before = error(volume, truth)

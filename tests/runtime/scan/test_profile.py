@@ -45,7 +45,7 @@ def texture():
 
 
 @pytest.mark.parametrize(
-    "shape, width", [("gaussian", 4), ("box", 4), ("slr", 4), ("box", 2.5), ("gaussian", 5)]
+    "shape, width", [("gaussian", 4), ("box", 4), ("slr", 4), ("box", 2.5), ("box", 2), ("gaussian", 5)]
 )
 @pytest.mark.parametrize("noise", [0, 0.03])
 def test_a_scan_tells_how_wide_its_profile_is(texture, shape, width, noise):
