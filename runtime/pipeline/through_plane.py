@@ -40,7 +40,7 @@ Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 CHANNELS = 5  # three neighbouring planes, distance to the nearest slice's centre, deviation of the profile
 DISTANCE, DEVIATION = 4.0, 3.0  # fine voxels that equal 1 in the network's maps
 USUAL = 0.32  # deviation of a profile in slice spacings: a Shinnar-Le Roux pulse's
-BELIEVED = 0.7  # share of an estimate's distance from USUAL that is used: small, noisy scans mislead
+BELIEVED = 0.6  # share of an estimated variance's distance from USUAL² that is used: small scans mislead
 UNKNOWN = 0.25  # without an estimate: a box with gaps, as too wide a profile costs more than too thin
 BATCH_VOXELS = 1 << 17  # of planes in one call of the network
 AIR = 0.02  # of the intensity unit: planes and margins below it are not computed
@@ -114,7 +114,8 @@ def restore(
         if empty:
             stack = dataclasses.replace(stack, slices=_without_gaps(stack.slices, empty))
         told = estimate_deviation(stack.slices, stack.step)
-        believed = UNKNOWN if told is None else USUAL + BELIEVED * (told - USUAL)
+        # Spectra go with a profile's variance, so the thinner it is, the less they tell its deviation.
+        believed = UNKNOWN if told is None else math.sqrt(USUAL**2 + BELIEVED * (told**2 - USUAL**2))
         deviation = believed * stack.step
         tissue = tissue_of(stack.slices)
         noise = noise_of(stack.slices) if stack.noise is None else stack.noise
