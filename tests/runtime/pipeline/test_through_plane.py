@@ -85,8 +85,8 @@ def test_lesions_in_noisy_slices_keep_what_the_slices_say_of_them(stack):
     random, lesion = np.random.default_rng(3), np.zeros(stack.slices.shape, np.float32)
     lesion[15:21, 14:20, 6:8] = 0.3
     noise = 0.1 * random.standard_normal(lesion.shape, np.float32)
-    ill = Stack(stack.slices + lesion + noise, stack.centers, STEP, 64)
-    without = Stack(stack.slices + noise, stack.centers, STEP, 64).interpolated()
+    ill = ThickSlices(stack.slices + lesion + noise, stack.centers, STEP, 64)
+    without = ThickSlices(stack.slices + noise, stack.centers, STEP, 64).interpolated()
     volume = without.copy()
     held_to(volume, ill, deviation("gaussian", STEP), 0.1)
     before, after = (
@@ -98,7 +98,7 @@ def test_lesions_in_noisy_slices_keep_what_the_slices_say_of_them(stack):
 def test_a_field_of_view_within_the_head_and_narrower_than_high_is_nearer_too(truth):
     within = truth[8:28, 8:28] + np.linspace(0, 0.3, 64, dtype=np.float32)
     centers = np.arange(16) * STEP + (STEP - 1) / 2
-    stack = Stack(within @ profile_matrix("gaussian", STEP, centers, 64).T, centers, STEP, 64)
+    stack = ThickSlices(within @ profile_matrix("gaussian", STEP, centers, 64).T, centers, STEP, 64)
     volume, _ = restore(stack, silent)
     assert error(volume, within) < error(stack.interpolated(), within)
 
