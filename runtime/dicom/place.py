@@ -15,6 +15,7 @@ from .frame import Frame, Values
 
 TOLERANCE = 1e-3  # absolute and relative, of cosines, spacings, echo times and b-values: files round them
 SAME_PLACE = 0.01  # mm along the normal
+ROOM = 1.9  # thicknesses from slice to slice, from which on there is room for another between them
 
 
 def near(one: Values, other: Values) -> bool:
@@ -63,6 +64,23 @@ def lies_within(part: list[Frame], whole: list[Frame]) -> bool:
         return False
     spots = np.array([frame.position for frame in whole])
     return all(np.linalg.norm(spots - frame.position, axis=1).min() < SAME_SPOT for frame in part)
+
+
+def lies_between(part: list[Frame], stack: list[Frame]) -> bool:
+    """Whether a slice of one volume lies between slices of the other that leave room for it.
+
+    Volumes that follow a moving head leave none: their slices are as far apart as they are thick.
+    """
+    if not near(part[0].cosines, stack[0].cosines):
+        return False
+    normal = np.cross(*np.reshape(stack[0].cosines, (2, 3)))
+    spots, others = (np.array([frame.position for frame in frames]) for frames in (stack, part))
+    along, places = spots @ normal, others @ normal
+    shifts = np.linalg.norm(others - spots[0] - np.outer(places - along[0], normal), axis=1)
+    apart = np.abs(places[:, None] - along).min(1)
+    inside = (along.min() < places) & (places < along.max())
+    room = np.diff(np.sort(along)).max(initial=0) > ROOM * (stack[0].thickness or np.inf)
+    return bool(room and (inside & (apart > SAME_SPOT) & (shifts < SAME_SPOT)).any())
 
 
 def goes_on(stack: list[Frame], other: list[Frame]) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .frame import REPEATS, Dataset, Frame, integer
-from .place import by_orientation, by_place, goes_on, lies_within
+from .place import by_orientation, by_place, goes_on, lies_between, lies_within
 
 NUMBER = REPEATS.index("AcquisitionNumber")
 TIMES = {REPEATS.index("TriggerTime"): "ms", REPEATS.index("AcquisitionTime"): "s"}
@@ -36,7 +36,8 @@ def fault(name: str, ordered: list[Frame], others: list[list[Frame]]) -> str:
                 f"{name} has {count} of the {len(by_place(other))} slices that another volume of its "
                 "series has: it is not whole."
             )
-        if goes_on(ordered, other) or (count == 1 and goes_on(other, ordered)):
+        torn_off = goes_on(ordered, other) or (count == 1 and goes_on(other, ordered))
+        if torn_off or lies_between(other, ordered):
             return f"{name} is not whole: it lacks slices that another volume of its series has."
     return ""
 

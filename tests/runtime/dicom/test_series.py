@@ -436,14 +436,24 @@ def test_volumes_that_each_lack_what_the_other_has_are_not_restored(tmp_path, fi
         {"TemporalPositionIdentifier": 2},
     ],
 )
-@pytest.mark.parametrize("last", [1, 3])
-def test_a_stack_that_goes_on_in_slices_which_say_something_else_is_not_whole(tmp_path, fields, last):
+@pytest.mark.parametrize("which", [slice(-1, None), slice(-3, None), slice(0, None, 2)], ids=str)
+def test_a_stack_that_goes_on_in_slices_which_say_something_else_is_not_whole(tmp_path, fields, which):
     files = ordered(classic(tmp_path / "in"))
-    for file in files[-last:]:
+    for file in files[which]:
         change(file, **fields)
     for series in find_series(files, tmp_path):
         with pytest.raises(RunError, match="lacks slices that another"):
             series.scan()
+
+
+def test_volumes_that_follow_a_moving_head_are_each_whole(tmp_path):
+    still, moved = classic(tmp_path / "a"), classic(tmp_path / "b", TemporalPositionIdentifier=2)
+    row, column = np.reshape(pydicom.dcmread(moved[0]).ImageOrientationPatient, (2, 3))
+    for file in moved:
+        place = np.array(pydicom.dcmread(file).ImagePositionPatient, float) + 1.4 * np.cross(row, column)
+        change(file, ImagePositionPatient=[f"{v:.8f}"[:16] for v in place])
+    found = find_series(still + moved, tmp_path)
+    assert [series.scan().shape for series in found] == [(18, 20, 6)] * 2
 
 
 def time_points(folder, said):
