@@ -188,7 +188,7 @@ class Lines:
 def _simulate(
     scans: Annotated[list[str], typer.Argument(help="HR scans: files, folders or globs.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the LR scans.")],
-    scale: Annotated[str, typer.Option(help="Factors by row, column, slice.")] = "2x2x2",
+    scale: Annotated[str | None, typer.Option(help="Factors by row, column, slice. (default: 2x2x2)")] = None,
     sampling: Annotated[str, typer.Option(help="truncation of k-space, or Gaussian blur.")] = "truncation",
     noise: Annotated[float, typer.Option(help="Rician noise as a share of the 99.9th percentile.")] = 0.0,
     partial_fourier: Annotated[float, typer.Option(help="Share of k-space along columns.")] = 1.0,
@@ -217,12 +217,12 @@ def _simulate(
         raise RunError(f"The sampling is truncation or blur, not {sampling}.")
     if thick is None and (profile != "gaussian" or parse_millimetres(gap)):
         raise RunError("--profile and --gap describe thick slices: give the thickness with --thick.")
-    if thick is not None and (partial_fourier < 1 or elliptical or bias or sampling != "truncation"):
+    if thick is not None and (scale or partial_fourier < 1 or elliptical or bias or sampling != "truncation"):
         raise RunError(
             "Thick slices (--thick) take --profile, --gap and --noise; the other options describe k-space."
         )
     acquisition: Acquisition | Slices = Acquisition(
-        parse_scale(scale),
+        parse_scale(scale or "2x2x2"),
         sampling=sampling,
         partial_fourier=partial_fourier,
         elliptical=elliptical,

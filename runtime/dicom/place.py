@@ -73,7 +73,8 @@ def lies_between(part: list[Frame], stack: list[Frame]) -> bool:
     """
     if not near(part[0].cosines, stack[0].cosines):
         return False
-    normal = np.cross(*np.reshape(stack[0].cosines, (2, 3)))
+    row, column = np.reshape(stack[0].cosines, (2, 3))
+    normal = np.cross(row, column)
     spots, others = (np.array([frame.position for frame in frames]) for frames in (stack, part))
     along, places = spots @ normal, others @ normal
     shifts = np.linalg.norm(others - spots[0] - np.outer(places - along[0], normal), axis=1)

@@ -199,7 +199,7 @@ def model_file(path: str | Path | None, embedded: str = "default") -> Iterator[t
     if path is not None:
         file = Path(path)
         if not file.is_file():
-            raise RunError(f"The model {file} does not exist.")
+            raise RunError(f"The model {file} {'is not a file' if file.exists() else 'does not exist'}.")
         yield file, file.name
         return
     resource = files("udean.runtime") / "models" / f"{embedded}.onnx"

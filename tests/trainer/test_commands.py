@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from udean.trainer import checkpoint
+from udean.trainer import checkpoint, cli
 
 from ..support.commands import here
 
@@ -189,6 +189,19 @@ def test_no_training_is_replaced_or_goes_on_as_another(trained):
 def test_training_without_scans_says_which_option_is_missing(cohort):
     done = run("udean-train", "--target", "lr", "--out", "none", cwd=cohort)
     assert done.returncode == 2 and "--source" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "said"),
+    [
+        (cli.train, ["--resume"], "holds no checkpoint.pt"),
+        (cli.simulate, ["hr", "--scale", "2x2x2", "--thick", "4mm"], "Thick slices (--thick) take"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_at_once(command, options, said, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command([*options, "--out", str(tmp_path)])
+    assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_simulate_never_writes_among_its_inputs(cohort):

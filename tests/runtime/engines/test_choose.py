@@ -127,6 +127,7 @@ def test_auto_takes_onnxruntime_where_openvino_is_missing(folder, monkeypatch):
         ("bare.onnx", CardError, "udean-export"),
         ("broken.onnx", RunError, "broken.onnx"),
         ("missing.onnx", RunError, "does not exist"),
+        ("", RunError, "is not a file"),
     ],
 )
 def test_a_model_that_cannot_run_is_refused_with_a_sentence(folder, library, file, error, sentence):
