@@ -65,7 +65,7 @@ class ContenderSession:
         """Write the last SR volume, float32, in the units of the volume, as .npy."""
         np.save(path, self._sr)
 
-    def memory_now(self) -> dict[str, int]:
+    def memory(self) -> dict[str, int]:
         """Bytes of host memory: "ready": in use once it was ready; "peak": since then."""
         return {"peak": memory_now("VmHWM"), "ready": self._ready}
 
