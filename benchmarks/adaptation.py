@@ -38,9 +38,7 @@ from scipy import stats
 from ..export.adapt import fine_tuning
 from ..runtime.commands.common import sentences
 from ..runtime.errors import RunError
-from ..runtime.pipeline import consistency
 from ..runtime.resolver import Consistency, SuperResolver
-from ..runtime.scan.noise import estimate_noise
 from ..runtime.system.files import atomic, read_json, write_json
 from ..trainer import checkpoint
 from ..trainer.config import Config, load
@@ -64,7 +62,6 @@ TARGETS: dict[str, Degradation] = {
     ),
 }
 LETTERS = dict(zip("abc", TARGETS, strict=True))  # the folders in OUT
-BLOCK = (48, 56, 32)  # LR voxels in the middle of a test head that are restored and measured
 SLABS: Options = {"schedule": {"depth": 3, "patch": 24, "batch": 4}}  # for methods that see slabs only
 CHECKPOINTS = 5  # per run without pairs, to choose from
 MEASURED = ("interpolations", "embedded")  # rows that train nothing
@@ -130,6 +127,7 @@ TRIED: dict[str, Row] = {
     "udean, from random weights": Row("udean", {"init": ""}),
 }
 ALL = ROWS | TRIED
+BOTH, ALONE = "udean", ("udean, image only", "udean, features only")  # its adaptations, and each by itself
 Scans = Annotated[list[str], typer.Option(help="HR scans: files, folders or globs; repeatable.")]
 
 
@@ -297,29 +295,23 @@ def _config(cohort: Cohort, row: Row, name: str, letter: str, steps: int, seed: 
 
 
 def _measured(path: str, degradation: Degradation, row: str, model: Path | None) -> dict[str, float]:
-    """PSNR in dB in the tissue of the middle of a head, by how it was restored."""
+    """PSNR in dB in the tissue of a whole head, by how it was restored."""
     hr = _head(path)
     hr = hr * np.float32(tissue.RANGE / np.percentile(hr, PEAK))
     lr = np.rint(acquire(hr, Acquisition(SCALE, **vars(degradation)), 1000))
-    corner = [(n - b) // 2 for n, b in zip(lr.shape, BLOCK, strict=True)]
-    block = tuple(slice(c, c + b) for c, b in zip(corner, BLOCK, strict=True))
-    fine = tuple(slice(2 * part.start, 2 * part.stop) for part in block)
-    low, truth, mask = lr[block], hr[fine], tissue_mask(hr)[fine]
+    mask = tissue_mask(hr)
 
     def psnr(sr: Volume) -> float:
-        return round(in_tissue(sr, truth, mask=mask).psnr_tissue or 0.0, 3)
+        return round(in_tissue(sr, hr, mask=mask).psnr_tissue or 0.0, 3)
 
     if row == "interpolations":
-        return {name: psnr(method(lr, SCALE)[fine]) for name, method in INTERPOLATIONS.items()}
-    unit = float(np.percentile(lr, PEAK))
-    share = consistency.weight(estimate_noise(lr, unit).sigma / unit, True).share  # of the whole scan
+        return {name: psnr(method(lr, SCALE)) for name, method in INTERPOLATIONS.items()}
     figures = {}
-    ways: dict[str, Consistency] = {"held": share, "network alone": "off"}
-    for held, asked in ways.items():
+    ways: dict[str, Consistency] = {"held": "auto", "network alone": "off"}
+    for way, asked in ways.items():
         with SuperResolver(model, consistency=asked, threads=1) as resolve:
-            if held == "held" and resolve.card.consistency == "off":
-                continue
-            figures[held] = psnr(resolve(low))
+            if way == "network alone" or resolve.card.consistency != "off":
+                figures[way] = psnr(resolve(lr))
     return figures
 
 
@@ -350,11 +342,25 @@ def summary(out: Path) -> dict[str, Any]:
                 rows[name] |= {"steps": longest, "seeds": len(runs)}
         if rows:
             unpaired = [result["checkpoints"] for result in found if len(result.get("checkpoints", ())) > 1]
-            targets[target] = {"rows": rows, "selection": _selection(unpaired)}
+            ahead = {name: _ahead(found, name) for name in ALONE if name in rows}
+            targets[target] = {"rows": rows, "ahead": ahead, "selection": _selection(unpaired)}
     commands = {
         p.stem.removeprefix("udean-adapt "): read_json(p) for p in (out / "results").glob("udean-*.json")
     }
     return {"targets": targets, "udean-adapt": dict(sorted(commands.items()))}
+
+
+def _ahead(found: Sequence[Mapping[str, Any]], other: str) -> dict[str, float]:
+    """How far UDEAN is ahead of another row, seed by seed: trainings of one seed see the same patches."""
+    figures: dict[str, dict[tuple[int, int], float]] = {BOTH: {}, other: {}}
+    for result in found:
+        if result["row"] in figures:
+            run = _as_run(result)
+            figures[result["row"]][result["steps"], result["seed"]] = float(np.mean(list(run.values())))
+    common = sorted(figures[BOTH].keys() & figures[other].keys())
+    ahead = [figures[BOTH][run] - figures[other][run] for run in common]
+    spread = {"sd": round(float(np.std(ahead, ddof=1)), 3)} if len(ahead) > 1 else {}
+    return {"mean": _mean(ahead), **spread, "seeds": len(ahead)}
 
 
 def _as_run(result: Mapping[str, Any]) -> dict[str, float]:

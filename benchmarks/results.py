@@ -243,6 +243,15 @@ def adapted(found: Mapping[str, Result], names: Sequence[str]) -> str:
     return "\n".join(tables).strip()
 
 
+def ahead(found: Mapping[str, Result]) -> str:
+    """What both of UDEAN's adaptations gain over each alone, seed by seed: a table."""
+    rows = [
+        [target, *(f"{a['mean']:+.2f} ± {a['sd']:.2f}" for a in result["ahead"].values())]
+        for target, result in found["adaptation"]["targets"].items()
+    ]
+    return "\n".join(table(["dB", *(f"over {name}" for name in adaptation.ALONE)], rows))
+
+
 def chosen(found: Mapping[str, Result]) -> str:
     """How well choosing a checkpoint without truth agrees with the truth: a table."""
     known = {name: t["selection"] for name, t in found["adaptation"]["targets"].items() if t["selection"]}
@@ -344,6 +353,7 @@ FIGURES: dict[str, Callable[[Mapping[str, Result]], str]] = {
     "ablations": ablated,
     "adaptation": partial(adapted, names=(*adaptation.MEASURED, *adaptation.ROWS)),
     "adaptation-tried": partial(adapted, names=("embedded", *adaptation.TRIED, "udean")),
+    "adaptation-ahead": ahead,
     "adaptation-choice": chosen,
     "adaptation-command": adapt_command,
     "error-map": how_true,

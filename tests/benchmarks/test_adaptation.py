@@ -59,3 +59,17 @@ def test_the_table_holds_means_and_spreads_of_the_longest_runs_only(tmp_path):
     assert chosen["between runs"] == 1 and (chosen["lost, mean"], chosen["lost, most"]) == (1.0, 2.0)
     shown = results.FIGURES["adaptation"]({"adaptation": found})
     assert "| bound | 34.00 | +2.00 ± 1.00 | 20 | 3 |" in shown and Path(tmp_path).name not in shown
+
+
+def test_both_adaptations_are_compared_with_each_alone_seed_by_seed(tmp_path):
+    (tmp_path / "results").mkdir()
+    rows = {"udean": (33.0, 36.0), "udean, image only": (32.0, 34.0), "udean, features only": (31.0, 31.0)}
+    known = {"interpolations": {"sinc": 30.0}, "embedded": {"held": 30.0}}
+    for row, figures in known.items():
+        write_json(tmp_path / "results" / f"b {row} 0 0.json", {"row": row, "figures": {"x": figures}})
+    for row, seeds in rows.items():
+        for seed, psnr in enumerate(seeds):
+            result = {"row": row, "figures": {"x": {"network alone": psnr}}, "steps": 9, "seed": seed}
+            write_json(tmp_path / "results" / f"b {row} 9 {seed}.json", result)
+    found = adaptation.summary(tmp_path)
+    assert "| +1.50 ± 0.71 | +3.50 ± 2.12 |" in results.ahead({"adaptation": found})
