@@ -6,7 +6,7 @@
 Participants are divided once into source, target, validation and test group (4:4:1:1, as 120/120/30/30). LR
 scans are simulated. Every experiment trains in OUT/runs/NAME, is tested on the test group, and is not
 repeated; run the command again after an interruption or with more experiments. Several GPUs: one command
-each, with other --method or --setting and the same --out. Results: OUT/tables.md and .json.
+each, with other --method or --setting and the same --out. Results: OUT/tables.md, .json and pictures.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from ...trainer.evaluation.quality import Figures, measure
 from ...trainer.fit import fit, resolved
 from ...trainer.simulation import kspace
 from ..common import run_script
+from .pictures import MiddlePlanes, draw_panels
 from .published import PUBLISHED, SCALES, Experiment, Published, table_one, table_two
 
 SHARES = {"source": 0.4, "target": 0.4, "validation": 0.1, "test": 0.1}
@@ -115,7 +116,7 @@ def make(
     experiments: Sequence[Experiment],
     say: Say = lambda text: None,
 ) -> None:
-    """Run the remaining experiments, then write all tables."""
+    """Run the remaining experiments, then write all tables and pictures."""
     if not experiments:
         raise RunError("There is no such experiment: see --method, --setting and --scale.")
     keep(study, groups)
@@ -180,7 +181,7 @@ def train(study: Study, experiment: Experiment, say: Say) -> Path:
 
 
 def test(study: Study, experiment: Experiment, model: Path | None, entries: Sequence[Entry]) -> None:
-    """Restore the test group and write its figures."""
+    """Restore the test group and write its figures; keep some planes of its first scan for the pictures."""
     resolver = SuperResolver(model) if model else None
     config = _configured(study, experiment)
     figures: dict[str, Figures] = {}
@@ -191,6 +192,8 @@ def test(study: Study, experiment: Experiment, model: Path | None, entries: Sequ
             figures[entry.participant] = measure(sr, hr, lr, slab=3 * experiment.scale[2])
         except ValueError as error:
             raise RunError(f"{entry.path}: {error}") from None
+        if entry == entries[0]:
+            MiddlePlanes.of(sr, hr, lr).save(study.results(experiment).with_suffix(".npz"))
     summary = dataclasses.asdict(Summary.of(figures))
     about = {"title": experiment.title, "model": str(model or ""), "config": config.to_toml()}
     write_json(study.results(experiment), about | summary)
@@ -212,7 +215,7 @@ def acquired(entry: Entry, config: Config) -> tuple[Volume, Volume]:
 
 
 def write(study: Study) -> None:
-    """tables.md and tables.json."""
+    """tables.md, tables.json and a picture for each table."""
     results: dict[str, dict[str, Any]] = {}
     tables: list[tuple[str, list[Experiment]]] = [("Table I: ablation, 2x2x2", table_one())]
     for name in sorted((study.out / "results").glob("*")):
@@ -225,6 +228,9 @@ def write(study: Study) -> None:
             continue
         results |= {e.name: read_json(study.results(e)) for e in done}
         lines += [f"## {title}", "", *_markdown(done, results), ""]
+        picture = study.out / f"{title.split(':')[0].replace(' ', '-').lower()}-{title.split()[-1]}.png"
+        draw_panels(picture, {e.title + _pairing(e): study.results(e).with_suffix(".npz") for e in done})
+        lines += [f"![{title}]({picture.name})", ""]
     (study.out / "tables.md").write_text("\n".join(lines))
     write_json(study.out / "tables.json", results)
 
@@ -232,6 +238,10 @@ def write(study: Study) -> None:
 def unique(*tables: Sequence[Experiment]) -> list[Experiment]:
     """The experiments of some tables, each once."""
     return list({e.name: e for table in tables for e in table}.values())
+
+
+def _pairing(experiment: Experiment) -> str:
+    return "" if experiment.method in (None, "zssr") else f", {experiment.pairing}"
 
 
 def _markdown(experiments: Sequence[Experiment], results: dict[str, dict[str, Any]]) -> list[str]:
@@ -245,7 +255,7 @@ def _markdown(experiments: Sequence[Experiment], results: dict[str, dict[str, An
         published = PUBLISHED.get(e.name, {})
         cells = [
             e.title,
-            "–" if e.method in (None, "zssr") else e.pairing,
+            e.pairing if _pairing(e) else "–",
             f"{mean['ssim_2d']:.4f} ± {sd['ssim_2d']:.4f}",
             f"{mean['psnr']:.2f} ± {sd['psnr']:.2f}",
             f"{mean['psnr_registered']:.2f}",

@@ -22,6 +22,11 @@ def test_the_committed_pages_are_those_of_the_committed_results():
         assert path.read_text() == contents, f"{path.name} is out of date: make results"
 
 
+def test_pictures_are_small_enough_for_a_repository():
+    sizes = {picture.name: picture.stat().st_size for picture in results.RESULTS.rglob("*.png")}
+    assert sum(sizes.values()) < 300_000, f"too large for a repository: {sizes}"
+
+
 def test_no_figure_in_the_readme_is_written_by_hand():
     """All that is said in dB, or as a multiple in time, stands between marks."""
     readme, benchmarks = ((results.ROOT / name).read_text() for name in ("README.md", "docs/benchmarks.md"))

@@ -81,6 +81,8 @@ def test_tables_are_made_and_not_made_again(study):
     results = json.loads((study.out / "tables.json").read_text())
     assert set(results) == {e.name for e in chosen}
     assert results["2x2x2/unpaired/tricubic"]["mean"]["psnr"] > 15
+    for picture in ("table-i-2x2x2.png", "table-ii-2x2x2.png"):
+        assert (study.out / picture).read_bytes().startswith(b"\x89PNG")
 
     stamps = {p: p.stat().st_mtime_ns for p in (study.out / "runs").rglob("checkpoint.pt")}
     assert len(stamps) == 2
