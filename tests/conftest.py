@@ -3,6 +3,12 @@
 import os
 import sys
 
+from hypothesis import settings
+
+# How long an example takes says how busy the machine is, and nothing about what is tested.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
+
 # Small networks on two threads in each of two streams spend three quarters of the time waiting for a core.
 # What the commands choose by themselves is not affected: they count cores.
 for library in ("OMP", "OPENBLAS"):
