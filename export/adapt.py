@@ -106,6 +106,7 @@ def adapt(
     estimate = gather(config).estimate
     assert estimate is not None
     degradation = estimate.degradation
+    say(f"Read off your scans: {degradation.told()}")
     heard: list[Artefact | ExportError] = []
     export_onnx(final, work, tell=heard.append)
     exported = heard[0]  # in float32
@@ -137,7 +138,6 @@ def adapt(
     shutil.rmtree(work)
     gain = told[1].psnr - told[0].psnr
     print(f"{out}: {gain:+.2f} dB in tissue of a head acquired as your scans seem to be")
-    print(f"Read off your scans: {degradation.told()}")
     print(f"{page} shows before and after. Use it with: udean-run --engine {out}")
 
 

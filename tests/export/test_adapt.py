@@ -52,6 +52,7 @@ def test_one_scan_and_two_hr_scans_give_a_model_that_knows_the_blur(scans):
     done = adapt(scans, "lr", "--source", "hr", "--minutes", "0.5", "-o", "mine.onnx")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "dB in tissue" in done.stdout and "Adapting: step" in done.stderr
+    assert done.stdout.startswith("Read off your scans: Gaussian")
     page = (scans / "mine.html").read_text()
     assert "Kept" in page and page.count("<img") == 12
     card = read(scans / "mine.onnx")[1]
