@@ -15,6 +15,11 @@ from .system.files import real_path, sha256
 Stamp: TypeAlias = "tuple[int, int, int] | None"  # size, times of modification and of status change
 
 
+def is_error_map(path: Path) -> bool:
+    """Whether a file is named like a result's expected errors, see `Job.error_map`."""
+    return stem(path).endswith("_desc-error") or "_desc-error_" in path.name
+
+
 @dataclass(frozen=True)
 class Job:
     """One scan: the file to read, the file to write, and the output folder that it belongs to.

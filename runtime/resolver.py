@@ -9,6 +9,7 @@ image = resolve.image(nib_image)        # nibabel in, nibabel out
 from __future__ import annotations
 
 import dataclasses
+import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -43,12 +44,12 @@ from .scan.choice import Choice, choose, why_one_axis
 from .scan.foreign import ItkImage, from_itk, from_tensor, is_itk, is_tensor, to_itk, to_tensor
 from .scan.geometry import Factors
 from .scan.intensity import Intensities
-from .scan.kinds import check_layout, with_labels
+from .scan.kinds import check_layout, doubt_of_sign, with_labels
 from .scan.nifti import Header
 from .scan.orientation import Orientation
 from .scan.output import Room, in_memory
 from .scan.regrid import Asked, Grid
-from .scan.scan import Scan, fine_image, image_scan, tell_remarks
+from .scan.scan import Scan, fine_image, image_scan, tell_remarks, volumes
 from .stages import scan as whole_scan
 from .stages import to_spacing
 from .stages.network import Network
@@ -70,6 +71,8 @@ from .task import (
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+log = logging.getLogger("udean")
 
 Itk = TypeVar("Itk", bound=ItkImage)
 
@@ -315,6 +318,7 @@ class SuperResolver:
         best = self.options.best and self.why_one_axis(zooms) is None
         errors = np.empty(sr.shape, np.float32, "F") if best and self.options.error_map else None
         look = self._stages.look(volume)
+        self._heed(doubt_of_sign("The volume", volume))
         self._stages.restore(Task(volume, sr, look, watch, progress=progress, best=best, errors=errors))
         self._note(start, watch)
         self._last.errors = errors
@@ -516,7 +520,16 @@ class SuperResolver:
         """
         if scan.labels:
             return []
-        return whole_scan.look(self._stages, scan, self.choice(scan, axis).axis)
+        looks = whole_scan.look(self._stages, scan, self.choice(scan, axis).axis)
+        self._heed(doubt_of_sign(scan.name, volumes(scan.voxels())[0], scan.slope, scan.inter))
+        return looks
+
+    def _heed(self, doubt: str) -> None:
+        """Tell a doubt about a volume that was read, if there is one. Raises RunError if `strict`."""
+        if doubt and self._strict:
+            raise RunError(f"Refused by --strict: {doubt}")
+        if doubt:
+            log.warning("%s", doubt)
 
     def header(self, scan: Scan, dtype: Output = "input", axis: int | None = None) -> Header:
         """The header that the SR scan will have. Raises RunError for what `strict` refuses."""

@@ -11,7 +11,6 @@ import dataclasses
 import glob
 import logging
 import os
-import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from pathlib import Path
 from ..dicom.frame import is_dicom
 from ..dicom.jobs import Format, dicom_jobs
 from ..errors import DiskError, RunError
-from ..job import Job
+from ..job import Job, is_error_map
 from ..scan.nifti import PAIRS
 from ..scan.scan import SUFFIXES, stem
 from ..system.files import real_path, walk
@@ -188,7 +187,7 @@ def _is_scan(path: Path, folder: Path) -> bool:
     processed = path.relative_to(folder).parts[0] in NOT_RAW and (folder / DATASET).is_file()
     if not path.name.lower().endswith(SUFFIXES) or processed:
         return False
-    if not (stem(path).endswith(("_sr", "_desc-error")) or re.search("_desc-(sr|error)_", path.name)):
+    if not (stem(path).endswith("_sr") or "_desc-sr_" in path.name or is_error_map(path)):
         return True
     if not _is_made(path):
         log.warning(

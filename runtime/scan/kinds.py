@@ -124,12 +124,31 @@ def check_voxels(scan: Scan, voxels: NDArray[Any]) -> None:
 
 def check_sign(name: str, values: NDArray[Any]) -> None:
     """Raise RunError for phase, real or imaginary images that nothing but their values tells apart."""
-    negative = np.count_nonzero(values < 0) / max(np.count_nonzero(values), 1)
-    if negative > NEGATIVE:
+    if share := _negative(values):
         raise RunError(
-            f"{name} is negative in {negative:.0%} of its voxels, as phase, real and imaginary images are: "
+            f"{name} is negative in {share:.0%} of its voxels, as phase, real and imaginary images are: "
             "only magnitude images are restored."
         )
+
+
+def doubt_of_sign(name: str, voxels: NDArray[Any], slope: float = 1.0, inter: float = 0.0) -> str:
+    """Why the result of a volume, (i, j, k) as stored, may be worse than an interpolation; else "".
+
+    A file may hold the z-scores of a magnitude image, which are not refused.
+    """
+    if share := _negative(_middle(voxels) * np.float32(slope) + np.float32(inter)):
+        return (
+            f"{name} is negative in {share:.0%} of its voxels. The model was trained on magnitude images: "
+            "the result may be worse than an interpolation. Give the magnitude image, or add a constant "
+            "that makes air 0."
+        )
+    return ""
+
+
+def _negative(values: NDArray[Any]) -> float:
+    """The share of voxels below zero, if no magnitude image has so many; else 0."""
+    share = np.count_nonzero(values < 0) / max(np.count_nonzero(values), 1)
+    return share if share > NEGATIVE else 0.0
 
 
 def with_labels(scan: Scan) -> Scan:

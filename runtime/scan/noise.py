@@ -6,8 +6,9 @@ it, so that the spread gives the noise but the mean does not. Bone, fluid and th
 and a scan cropped to the brain has more of them than of air. Structure only adds to the spread of a block:
 the quietest of the dark blocks are air, if there is any; and if these are not all alike, the noise is at most
 the detail in tissue that is finer than anatomy. Air that is zeroed or masked says nothing: then the finest
-diagonal Haar coefficients do (Donoho and Johnstone, Biometrika 81, 1994), in the quietest blocks. Anatomy
-leaves its traces in these: without air, the noise comes out up to 1 % of the unit too high.
+diagonal Haar coefficients do (Donoho and Johnstone, Biometrika 81, 1994), in the quietest blocks, and in
+images with signs, in which what is near 0 need not be air. Anatomy leaves its traces in these: without air,
+the noise comes out up to 1 % of the unit too high.
 """
 
 from __future__ import annotations
@@ -46,18 +47,19 @@ def estimate_noise(volume: NDArray[Any], unit: float, slope: float = 1.0, inter:
     unit: a bright voxel's intensity. Noise in tissue and noise in air are of one channel; parallel imaging,
     which makes noise vary, is not considered.
     """
-    blocks, spreads, residues, tissues = 0, [], [], []
+    blocks, below, spreads, residues, tissues = 0, 0, [], [], []
     for stack in _stacks(volume):
         # In the network's range, where squares of no scan's intensities leave float32.
         piece = stack.astype(np.float32) * np.float32(slope / unit) + np.float32(inter / unit)
         mean, spread = (measure(_blocks(piece), axis=1) for measure in (np.mean, np.std))
         air = (spread > 0) & (mean > 0) & (mean < DARK) & (spread < UNIFORM * mean)
+        below += np.count_nonzero(mean < -DARK)
         spreads.append(spread[air])
         blocks += spread.size
         residues.append(_finest(piece, piece != piece[0, 0, 0]))
         tissues.append(_finest(piece, piece > DARK))
     spread, residue, tissue = (np.concatenate(found) for found in (spreads, residues, tissues))
-    if blocks and spread.size >= ENOUGH * blocks:
+    if blocks and spread.size >= ENOUGH * blocks and below <= ENOUGH * blocks:
         quiet = float(np.quantile(spread, CALM))
         calm = 1 - LEAST / np.sqrt(min(BLOCK, volume.shape[2]) * BLOCK**2)
         if quiet > ALIKE * np.median(spread) or not tissue.size:

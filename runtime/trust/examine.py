@@ -76,18 +76,19 @@ def phantom_shape(factors: Factors) -> tuple[int, ...]:
 def against(tests: dict[str, Figures]) -> list[str]:
     """One sentence for each objection to a model: lesions that lose more of their contrast than by sinc
     interpolation, and detail that is drawn too strongly."""
-    sr, sinc = ({r: kept["all"] for r, kept in tests["lesions"][name].items()} for name in ("sr", "sinc"))
-    lost = [radius for radius, kept in sr.items() if kept < sinc[radius] - ALLOWED]
-    said = []
-    if lost:
-        radii, here, there = (
-            ", ".join(parts)
-            for parts in (lost, [f"{sr[r]:.2f}" for r in lost], [f"{sinc[r]:.2f}" for r in lost])
-        )
-        said.append(
-            f"Lesions of radius {radii} voxels keep {here} of their contrast; sinc interpolation keeps "
-            f"{there}."
-        )
+    sr, sinc = tests["lesions"]["sr"], tests["lesions"]["sinc"]
+    said, told = [], set()
+    for kind, name in (("all", "Lesions"), ("bright", "Bright lesions"), ("dark", "Dark lesions")):
+        # The median over both kinds may be that of one of them.
+        lost = [r for r in sr.keys() - told if kind in sr[r] and sr[r][kind] < sinc[r][kind] - ALLOWED]
+        told.update(lost)
+        if lost:
+            lost.sort(key=float)
+            here, there = (", ".join(f"{kept[r][kind]:.2f}" for r in lost) for kept in (sr, sinc))
+            said.append(
+                f"{name} of radius {', '.join(lost)} voxels keep {here} of their contrast; sinc "
+                f"interpolation keeps {there}."
+            )
     factor = tests["high band"]["sr"].get("factor", 1.0)
     if factor < OVERDRAWN:
         said.append(f"Too much detail is drawn: {factor:.2f} times as much would be closest to the truth.")

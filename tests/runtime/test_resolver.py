@@ -352,3 +352,18 @@ def test_a_copy_and_a_pickle_open_the_model_anew(resolve, tmp_path):
         pickle.dumps(first)
     with pytest.raises(RunError, match="open one there"):
         copy.deepcopy(resolve)  # its engine was opened by another
+
+
+def test_an_image_with_signs_is_doubted_or_refused_if_strict(resolve, tmp_path, caplog):
+    volume = np.random.default_rng(0).normal(0, 100, (16, 16, 8)).astype(np.float32)
+    resolve(np.abs(volume))
+    assert not caplog.records
+    resolve(volume)
+    assert "The volume is negative in 5" in caplog.text and "worse than an interpolation" in caplog.text
+    nib.save(nib.Nifti1Image(volume, np.eye(4)), tmp_path / "z.nii")
+    resolve.image(nib.load(tmp_path / "z.nii"))
+    assert "z.nii is negative in" in caplog.text
+    strict = SuperResolver(resolve.engine, strict=True)
+    for scan in (lambda: strict(volume), lambda: strict.scan(open_scan(tmp_path / "z.nii"))):
+        with pytest.raises(RunError, match=r"Refused by --strict: .* is negative in 5"):
+            scan()

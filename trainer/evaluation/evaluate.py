@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.errors import RunError
+from ...runtime.job import is_error_map
 from ...runtime.scan.geometry import AS_STORED, Flips, fine_affine, flips_between, slab_axis
 from ...runtime.scan.intensity import check_finite
 from ...runtime.scan.scan import Scan, open_scan, tell_remarks
@@ -256,7 +257,11 @@ def _interpolated(
 
 def _by_name(groups: Sequence[Path]) -> list[dict[str, Path]]:
     """The scans of each group, by the name they are paired by."""
-    found = [scan_paths([path]) for path in groups]
+    found = [
+        # Error maps, which lie beside results, are no scans.
+        [path for path in scan_paths([group]) if group.is_file() or not is_error_map(path)]
+        for group in groups
+    ]
     if all(path.is_file() for path in groups):
         return [{bare_name(groups[0]): path} for (path,) in found]
     by_folder = any(len(set(map(bare_name, paths))) < len(paths) for paths in found)

@@ -85,3 +85,9 @@ def test_truncation_of_a_ring_is_told_from_a_cropped_scan(axis, sigma):
 def test_ends_that_are_alike_meet_and_short_axes_are_not_judged():
     assert rings(np.zeros((30, 30, 30))) == (True, True, True)
     assert rings(np.ones((3, 30, 5))) == (False, True, False)
+
+
+def test_what_is_near_zero_in_an_image_with_signs_is_not_taken_for_air():
+    volume = head() - 400 * (head() > 100) + RANDOM.normal(0, 10, (72, 64, 60))  # as after an inversion
+    signed = np.where(head() > 950, -volume, volume)
+    assert estimate_noise(signed, 600.0).source == "residue"

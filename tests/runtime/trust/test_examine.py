@@ -36,6 +36,18 @@ def test_lesions_are_kept_by_the_truth_and_lost_by_the_blind(where):
     assert not against({"lesions": {"sr": whole, "sinc": half}, "high band": {"sr": {}}})
 
 
+def test_a_model_that_loses_dark_lesions_alone_is_told():
+    hr = phantoms.head_phantom(SHAPE)
+    added, found = put_lesions(hr)
+    found = [lesion for lesion in found if lesion.sign > 0 or lesion.radius == 1][:-1]
+    found += [lesion for lesion in put_lesions(hr)[1] if lesion.sign < 0 and lesion.radius == 3][:1]
+    whole = transfer(added, found, hr + added, hr)
+    bright = transfer(added, found, hr + np.maximum(added, 0), hr)
+    assert bright["3"]["all"] == pytest.approx(1, abs=1e-5)  # a median: there are more bright ones
+    objections = against({"lesions": {"sr": bright, "sinc": whole}, "high band": {"sr": {}}})
+    assert "Dark lesions of radius 3 voxels keep 0.00 of their contrast" in objections[-1], objections
+
+
 def test_detail_drawn_twice_too_strongly_is_told_by_its_factor():
     hr = phantoms.head_phantom(SHAPE)
     low = scanner.sinc(scanner.acquire(hr, SCALE, "fft"), SCALE, "fft")

@@ -166,3 +166,12 @@ def test_a_result_may_lie_a_whole_voxel_off_the_truth(folders):
         evaluate(folders / "s.nii", folders / "t.nii", folders / "l.nii").mean,
     ):
         assert found.psnr == np.inf and found.ssim == 1
+
+
+def test_error_maps_beside_results_are_no_results(folders):
+    hr = folders / "hr"
+    alone = evaluate("sinc", hr, folders / "lr")
+    for name in ("sub-0_T1w_desc-error.nii", "sub-0_desc-error_T1w.nii"):
+        (folders / "lr" / name).write_bytes((folders / "lr" / "sub-0_T1w.nii").read_bytes())
+    problems = []
+    assert evaluate("sinc", hr, folders / "lr", problems=problems) == alone and not problems
