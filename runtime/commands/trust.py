@@ -15,6 +15,7 @@ from ..scan.orientation import Orientation
 from ..scan.scan import open_scan, tell_remarks
 from ..system.files import atomic, make_folder, write_json
 from ..trust.examine import SIDE, Volume, against, examine
+from ..trust.lesions import RADII, put_lesions
 from ..trust.page import page
 from . import options
 from .common import command
@@ -67,7 +68,7 @@ def trust(
 def _truth(path: Path, factors: tuple[int, int, int]) -> Volume:
     """A scan as (rows, columns, slices), its sides multiples of the factors, without negative voxels.
 
-    Raises RunError if it is too small to be examined.
+    Raises RunError if it is too small to be examined, or nowhere fit for lesions.
     """
     scan = tell_remarks(open_scan(path))
     voxels = scan.voxels_in_units()
@@ -78,7 +79,13 @@ def _truth(path: Path, factors: tuple[int, int, int]) -> Volume:
             f"{scan.name}: the examination needs {SIDE} voxels along each axis, not {voxels.shape}."
         )
     inside = tuple(slice(0, n - n % f) for n, f in zip(voxels.shape, factors, strict=True))
-    return np.maximum(voxels[inside], 0)
+    hr = np.maximum(voxels[inside], 0)
+    if len(put_lesions(hr)[1]) < 2 * len(RADII):
+        raise RunError(
+            f"{scan.name} has no homogeneous bright tissue into which lesions of each size, bright and dark, "
+            "could be put: give a scan with less noise or more tissue, or leave out --scan."
+        )
+    return hr
 
 
 main = command(

@@ -88,6 +88,7 @@ def test_ends_that_are_alike_meet_and_short_axes_are_not_judged():
 
 
 def test_what_is_near_zero_in_an_image_with_signs_is_not_taken_for_air():
-    volume = head() - 400 * (head() > 100) + RANDOM.normal(0, 10, (72, 64, 60))  # as after an inversion
-    signed = np.where(head() > 950, -volume, volume)
-    assert estimate_noise(signed, 600.0).source == "residue"
+    volume = np.where(head() > 500, 900, -400) + RANDOM.normal(0, 10, (72, 64, 60))
+    volume[:20] = RANDOM.normal(60, 25, (20, 64, 60))  # between inverted and upright tissue
+    found = estimate_noise(volume, 1000.0)
+    assert found.source == "residue" and found.sigma == pytest.approx(10, rel=0.2)

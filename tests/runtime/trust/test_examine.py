@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
+from udean.runtime.commands.trust import trust
 from udean.runtime.engines import choose as engines
+from udean.runtime.errors import RunError
 from udean.runtime.trust import phantoms, scanner
 from udean.runtime.trust.examine import against, high_band
 from udean.runtime.trust.lesions import put_lesions, transfer
@@ -46,6 +49,13 @@ def test_a_model_that_loses_dark_lesions_alone_is_told():
     assert bright["3"]["all"] == pytest.approx(1, abs=1e-5)  # a median: there are more bright ones
     objections = against({"lesions": {"sr": bright, "sinc": whole}, "high band": {"sr": {}}})
     assert "Dark lesions of radius 3 voxels keep 0.00 of their contrast" in objections[-1], objections
+
+
+def test_a_scan_in_which_no_lesion_can_be_put_is_no_proof(tmp_path):
+    noise = np.random.default_rng(0).normal(500, 200, (48, 48, 48)).astype(np.float32)
+    nib.save(nib.Nifti1Image(noise, np.eye(4)), tmp_path / "noise.nii")
+    with pytest.raises(RunError, match=r"noise\.nii has no homogeneous bright tissue"):
+        trust(tmp_path / "trust", tmp_path / "noise.nii")
 
 
 def test_detail_drawn_twice_too_strongly_is_told_by_its_factor():
