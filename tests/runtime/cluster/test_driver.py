@@ -124,10 +124,10 @@ def test_the_same_bytes_and_the_same_resume_as_without(cluster, model, cohort, t
 
 def test_a_scan_that_kills_its_worker_twice_is_set_aside_and_named(cluster, model, cohort, tmp_path):
     (cohort / "bad.nii").unlink()
-    scan(cohort / "3 killer.nii", (96, 96, 40))
+    scan(cohort / "3 killer.nii", (128, 128, 120))
     out = tmp_path / "out"
     command = ["--ray", "--engine", str(model), "--threads", "1", "-o", str(out)]
-    command += ["--window", "32x32", "--overlap", "0.8"]  # seconds of it, in which it can be killed
+    command += ["--window", "32x32", "--overlap", "0.8"]  # half a minute of it, in which it can be killed
     process = subprocess.Popen(
         [*COMMAND, *command, str(cohort)],
         env=cluster,

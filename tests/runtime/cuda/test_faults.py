@@ -112,7 +112,7 @@ cuda = driver.Driver(ctypes.CDLL(sys.argv[1]))
 atexit.register(lambda: print(cuda.used, cuda.leaks, cuda.context.released))
 model = card((2, 2, 2), 3, (8, 8))
 resolve = SuperResolver(driver.Engine(lambda x: nearest(x, (2, 2, 2)), model, driver.Gpu(cuda)))
-resolve(np.random.default_rng(0).normal(size=(20, 20, 9)).astype(np.float32))
+resolve(np.random.default_rng(0).random((20, 20, 9), np.float32))
 assert cuda.used
 """
 

@@ -185,7 +185,7 @@ def test_a_gpu_lost_in_a_stream_is_a_sentence_or_the_processor_goes_on(library, 
 
 
 def test_full_memory_halves_the_batch_says_so_and_goes_on(library, caplog):
-    volume = np.random.default_rng(0).normal(size=(60, 60, 9)).astype(np.float32)
+    volume = np.random.default_rng(0).random((60, 60, 9), np.float32)
     host = SuperResolver(FakeEngine(smoothed, CARD), window=CARD.window)(volume)
     gpu = driver.Gpu(driver.Driver(library, memory=3_600_000))
     cuda = SuperResolver(driver.Engine(smoothed, CARD, gpu))
