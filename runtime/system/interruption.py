@@ -15,9 +15,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 INTERRUPTED = 130  # exit code, the shells' for SIGINT
-STOPS = [signal.SIGINT, signal.SIGTERM]
-if hasattr(signal, "SIGHUP"):  # not on Windows
-    STOPS.append(signal.SIGHUP)
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _came = False
 
