@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from scipy import optimize, stats
 
 from ..export import graph
-from ..runtime.pipeline import consistency, error_map
+from ..runtime.pipeline import error_map, measured_band
 from ..runtime.resolver import SuperResolver
 from ..trainer.data.scans import find
 from ..trainer.evaluation.tissue import tissue_mask
@@ -92,7 +92,7 @@ def samples(hr: NDArray[Any], noise: float, resolve: SuperResolver) -> NDArray[n
     without weights, the absolute error."""
     error, expected, unit = errors_in_tissue(hr, noise, resolve)
     kept = np.random.default_rng(0).choice(len(error), min(VOXELS, len(error)), replace=False)
-    brought = noise * consistency.weight(noise, magnitude=True).share
+    brought = noise * measured_band.weight(noise, magnitude=True).share
     return np.stack([np.full(len(kept), brought), expected[kept] / unit, error[kept] / unit]).astype(
         np.float64
     )

@@ -9,7 +9,7 @@ from ..runtime.models.card import ModelCard
 from ..runtime.pipeline.engine import Library
 from ..runtime.resolver import SuperResolver
 from ..runtime.trust.examine import against
-from ..runtime.trust.proof import figures, prove
+from ..runtime.trust.summary import figures, prove
 from .errors import ExportError
 
 EXAMINED = (2, 2, 2)  # the factors for which results of good and bad models are known

@@ -40,13 +40,13 @@ from .pipeline.host import batch_size
 from .pipeline.stream import resolve_stream
 from .pipeline.through_plane import Findings
 from .pipeline.tiling import Tiling, Weighting, Window
-from .scan.choice import Choice, choose, why_one_axis
-from .scan.foreign import ItkImage, from_itk, from_tensor, is_itk, is_tensor, to_itk, to_tensor
 from .scan.geometry import Factors
 from .scan.intensity import Intensities
 from .scan.kinds import check_layout, doubt_of_sign, with_labels
+from .scan.model_choice import Choice, choose, why_one_axis
 from .scan.nifti import Header
 from .scan.orientation import Orientation
+from .scan.other_libraries import ItkImage, from_itk, from_tensor, is_itk, is_tensor, to_itk, to_tensor
 from .scan.output import Room, in_memory
 from .scan.regrid import Asked, Grid
 from .scan.scan import Scan, fine_image, image_scan, tell_remarks, volumes

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .models.card import ModelCard
-from .pipeline import consistency as measured
+from .pipeline import measured_band
 from .pipeline.air import Air
 from .pipeline.content import Content
 from .pipeline.engine import EngineInfo
@@ -122,7 +122,7 @@ class Look:
     unit: float
     air: Air | None = None
     noise: Noise | None = None
-    rings: measured.Rings = (False, False, False)
+    rings: measured_band.Rings = (False, False, False)
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class HeldBand:
     weight: float
     noise: float
     read_off: str
-    rings: measured.Rings
+    rings: measured_band.Rings
 
     def __str__(self) -> str:
         return f"measured band {self.weight:.0%} from the scan (noise {self.noise:.1%}, {self.read_off})"
@@ -153,7 +153,7 @@ class Task:
         network's range if `in_range`, else to be stored as they are; `held`: with the measured band of the
         scan.
     best: whether they are to be the mean over three slab axes. detail: times which the mean's detail is to be
-        taken, see `pipeline.axes`. errors: room for the HR voxels' expected
+        taken, see `pipeline.mean_over_axes`. errors: room for the HR voxels' expected
         errors, float32 in the scan's units, of the same order; None if they are not asked for.
     """
 

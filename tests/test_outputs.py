@@ -18,8 +18,8 @@ from udean.runtime.view.group import write_group
 from udean.runtime.view.report import write_report
 from udean.trainer.config import is_untouched, load
 from udean.trainer.evaluation.evaluate import check_table_place as check_table
+from udean.trainer.simulation.files import simulate_all
 from udean.trainer.simulation.kspace import Acquisition
-from udean.trainer.simulation.simulate import simulate_all
 
 from .support.fakes import FakeEngine, card, nearest
 

@@ -209,8 +209,8 @@ def _simulate(
     """Make LR scans from HR ones, in the same folders below OUT: less of their k-space, or thick slices."""
 
     from .data.scans import scan_paths
+    from .simulation.files import simulate_all
     from .simulation.kspace import Acquisition
-    from .simulation.simulate import simulate_all
     from .simulation.thick import Slices
 
     if sampling not in ("truncation", "blur"):

@@ -19,13 +19,13 @@ from typing import Any, Literal
 from ..runtime.errors import RunError
 from ..runtime.models.card import Relation
 from ..runtime.system.typed import Mismatch, typed
-from .machine import TrainingPrecision
 from .methods import METHODS, Name, Weights
 from .nets.blocks import least_depth
 from .nets.generators import Architecture, ArchitectureError
 from .nets.interpolation import SLAB
+from .precision import TrainingPrecision
 from .simulation.kspace import Degradation, DegradationError
-from .simulation.variation import Variation
+from .simulation.random_degradation import Variation
 
 PRESETS = ("paper", "compact")
 UDEANS = ("judges", "noise")  # keys of the network that other methods do not have
@@ -82,7 +82,7 @@ class Schedule:
     """How long and how fast. patch: rows (= columns) of an LR patch; batch: LR patches a step, of all
     processes together.
 
-    precision: of the arithmetic; "auto" is the machine's fastest, see `machine.precision`. learning_rate
+    precision: of the arithmetic; "auto" is the machine's fastest, see `precision.py`. learning_rate
     falls by a cosine to final_rate over `steps`, beta2 is Adam's (section II-E); a method of two stages runs
     the whole schedule in each. average: share of itself that the moving average of the deployed weights keeps
     at each step, such as 0.999; 0: the weights of the last step are deployed. depth: LR slices of a training

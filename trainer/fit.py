@@ -28,7 +28,7 @@ from ..runtime.models.card import ModelCard, Transfer
 from ..runtime.pipeline.tiling import OVERLAP
 from ..runtime.scan import intensity
 from ..runtime.system.files import atomic, make_folder
-from . import checkpoint, distributed, machine
+from . import checkpoint, distributed
 from .averaging import Average
 from .config import ROUNDING, Config, ConfigError, changed, is_untouched
 from .data import batches
@@ -39,6 +39,7 @@ from .metrics_log import Alarm, MetricsLog
 from .nets import blocks
 from .nets.generators import SuperResolution, parameter_count
 from .nets.interpolation import SLAB, Decimation
+from .precision import fastest_precision
 from .simulation import kspace
 from .simulation.estimate import Estimate
 from .simulation.kspace import Degradation
@@ -264,7 +265,7 @@ def resolved(config: Config) -> Config:
     """
     if config.schedule.precision != "auto":
         return config
-    schedule = dataclasses.replace(config.schedule, precision=machine.precision())
+    schedule = dataclasses.replace(config.schedule, precision=fastest_precision())
     return dataclasses.replace(config, schedule=schedule)
 
 

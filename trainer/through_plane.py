@@ -30,13 +30,13 @@ from ..runtime.scan.voxels import Volume
 from ..runtime.system.files import atomic
 from .averaging import Average
 from .data.scans import find
-from .machine import precision
 from .nets.through_plane import ThroughPlane
+from .precision import fastest_precision
 from .simulation.thick import Thick, slices_of
 
 SIZE = 96  # HR voxels along the edges of the crop that a sample is made of
 PLANES = 16  # of a sample, from both axes in plane
-STEPS = 1.5, 7.5  # slice spacings, in HR voxels: the range that `scan.choice` promises
+STEPS = 1.5, 7.5  # slice spacings, in HR voxels: the range that `scan.model_choice` promises
 WIDTHS = 0.7, 1.3  # slice thickness over spacing: gaps of 30 % to as much overlap
 NOISE = 0.03  # most noise, as a share of the intensity unit
 SHAPES: tuple[ProfileShape, ...] = ("gaussian", "box", "slr")
@@ -106,7 +106,7 @@ def train(scans: list[Volume], run: Path, steps: int, seed: int = 0) -> ThroughP
         optimizer.load_state_dict(kept["optimizer"])
         first = int(kept["step"])
         print(f"Continuing from step {first}.", flush=True)
-    half = precision() == "bf16-mixed"
+    half = fastest_precision() == "bf16-mixed"
     losses: list[float] = []
     for step in range(first, steps):
         # A sample follows from the seed and the step, so that an interrupted training continues identically.

@@ -22,7 +22,7 @@ from ...runtime.engines.choose import choose_engine
 from ...runtime.models.card import ModelCard
 from ...runtime.pipeline.tiling import tile_windows, window_profile
 from ...runtime.resolver import SuperResolver
-from ...trainer.machine import processor_has_bf16
+from ...trainer.precision import processor_has_bf16
 from .. import common
 from ..child import Child, Failed
 from .pytorch import MonaiPath, TorchNetwork

@@ -19,7 +19,7 @@ from typing import Any
 
 import onnx
 
-from ...trainer.machine import processor_has_bf16
+from ...trainer.precision import processor_has_bf16
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 

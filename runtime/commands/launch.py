@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ... import __version__
 from ..errors import RunError
-from ..system import interruption, unneeded
+from ..system import interruption, skipped_imports
 from .common import refuse_empty, sentences
 
 GROUP = "udean.commands"
@@ -44,7 +44,7 @@ def main() -> None:
                 return
             point = commands()[name]
             with sentences(*point.extras):
-                unneeded.leave_out()
+                skipped_imports.leave_out()
                 command = point.load()
                 interruption.remember()
                 command()

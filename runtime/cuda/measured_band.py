@@ -1,4 +1,4 @@
-"""The measured band on the device, taken from the scan as `pipeline.consistency` does, as planes are blended.
+"""The measured band on the device, taken from the scan as the pipeline does it, as planes are blended.
 
 The host's FFTs are matrices here, and its dictionaries are rings of planes, as large as the order of slabs
 requires. Everything runs on the stream that blends, so no synchronisation is needed.
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..pipeline.consistency import Operators, Taps, Weight
+from ..pipeline.measured_band import Operators, Taps, Weight
 from .device import BLOCK, blocks
 
 WHOLE = (

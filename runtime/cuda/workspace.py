@@ -261,7 +261,7 @@ class Workspace:
         """The HR slices, as (first, how many), that can be stored once slab k is blended.
 
         others: two volumes (slices, rows, columns) on the device, which each of these slices becomes the mean
-        with; see `pipeline.axes`.
+        with; see `pipeline.mean_over_axes`.
         """
         stream, (first, stop) = self._blending, self._finished[k]
         if others:

@@ -19,7 +19,7 @@ from ..errors import RunError
 from ..models.kind import model_kind
 from ..pipeline.engine import Engine, EngineRequest, Library, Precision
 from ..system.files import sha256
-from .accelerator import ACCELERATORS, open_accelerated
+from .other_accelerators import ACCELERATORS, open_accelerated
 
 if TYPE_CHECKING:
     from ..cuda.device import Gpu

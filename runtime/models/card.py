@@ -68,7 +68,7 @@ class ModelCard:
     consistency
         How the LR scan arises from the HR one, so that the measured band can be taken from it after the
         network: "truncation" of k-space, "transfer": truncation and the point spread of `transfer`, or "off"
-        if that is not known; see `runtime.pipeline.consistency`.
+        if that is not known; see `runtime.pipeline.measured_band`.
     transfer
         The scanner's transfer function (share of each frequency that its point spread passes) along (row,
         column, slice), evenly spaced from 0 to the LR scan's Nyquist frequency; empty: all is passed.

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ..errors import RunError
 from ..models.card import ModelCard
-from .consistency import binomial
+from .measured_band import binomial
 
 Planes = NDArray[np.float32]
 

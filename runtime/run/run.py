@@ -26,7 +26,7 @@ from ..job import Job, Stamp
 from ..pipeline.engine import Engine
 from ..pipeline.through_plane import Findings
 from ..resolver import Look, Output, Progress, SuperResolver, Timings
-from ..scan.choice import Choice
+from ..scan.model_choice import Choice
 from ..scan.nifti import Header
 from ..scan.output import Draft, FileDraft, check_memory
 from ..scan.profile import FWHM

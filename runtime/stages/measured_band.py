@@ -1,6 +1,6 @@
 """Whether the measured band of a volume is taken from its scan, and how much of it.
 
-The band itself is `pipeline.consistency`'s, and on a GPU `cuda.measured_band`'s.
+The band itself is `pipeline.measured_band`'s, and on a GPU `cuda.measured_band`'s.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..cuda.measured_band import WHOLE, Held
 from ..models.card import ModelCard
-from ..pipeline import consistency
+from ..pipeline import measured_band
 from ..pipeline.content import Content
 from ..pipeline.stream import Band
 from ..scan.intensity import Intensities
@@ -49,15 +49,15 @@ class Holding:
             return "left to the network: the model's card does not say what the scan measures"
         return "nothing to hold: the volume is constant"
 
-    def weight(self, look: Look, slope: float = 1.0, inter: float = 0.0) -> consistency.Weight | None:
+    def weight(self, look: Look, slope: float = 1.0, inter: float = 0.0) -> measured_band.Weight | None:
         """How much of a volume's measured band is taken from it; None if it is left to the network."""
         if look.noise is None or not self.wanted:
             return None
         share = None if self.asked == "auto" else float(self.asked)
         low = min(look.content.low * slope, look.content.high * slope) + inter
-        return consistency.weight(look.noise.sigma / look.unit, low >= 0, share)
+        return measured_band.weight(look.noise.sigma / look.unit, low >= 0, share)
 
-    def weight_of(self, task: Task) -> consistency.Weight | None:
+    def weight_of(self, task: Task) -> measured_band.Weight | None:
         weight = self.weight(task.look, task.slope, task.inter)
         return weight and dataclasses.replace(weight, detail=task.detail)
 
@@ -78,7 +78,7 @@ class Holding:
             return None
         rows, columns, slices = task.lr.shape
         card, shape = self.card, (rows, columns, slices)
-        found = consistency.operators(shape, card.scale, card.grid, task.look.rings, card.transfer, WHOLE)
+        found = measured_band.operators(shape, card.scale, card.grid, task.look.rings, card.transfer, WHOLE)
         return found and Held(found, weight)
 
     def of_slabs(
@@ -86,12 +86,12 @@ class Holding:
         slabs: Iterable[tuple[int, NDArray[np.float32]]],
         lr_plane: Callable[[int], NDArray[np.float32]],
         shape: tuple[int, int, int],
-        weight: consistency.Weight,
-        rings: consistency.Rings,
+        weight: measured_band.Weight,
+        rings: measured_band.Rings,
     ) -> Generator[tuple[int, NDArray[np.float32]]]:
         """Slabs with the band of their LR planes; see `hold_measured`."""
         card = self.card
-        return consistency.hold_measured(
+        return measured_band.hold_measured(
             slabs, lr_plane, shape, card.scale, card.grid, weight, rings, card.transfer
         )
 

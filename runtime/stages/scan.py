@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from ..errors import RunError
 from ..pipeline.through_plane import Findings
-from ..scan.choice import Choice
 from ..scan.intensity import IntensityError
 from ..scan.kinds import check_voxels
+from ..scan.model_choice import Choice
 from ..scan.orientation import Orientation
 from ..scan.scan import Scan, volumes
 from ..system.trace import Stopwatch

@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..cuda import CudaPipeline
-from ..cuda.axes import mean_over_axes as mean_on_device
+from ..cuda.mean_over_axes import mean_over_axes as mean_on_device
 from ..cuda.measured_band import Held
 from ..models.card import ModelCard
 from ..pipeline import error_map
 from ..pipeline.air import find_air
-from ..pipeline.axes import along_other_axes, lost_detail, mean_with
 from ..pipeline.content import Content, survey
 from ..pipeline.host import LrVolume, Pass, batch_size
+from ..pipeline.mean_over_axes import along_other_axes, lost_detail, mean_with
 from ..pipeline.tiling import Box, Tiling, Window, tile_windows
 from ..scan import intensity
 from ..scan.noise import estimate_noise
@@ -202,7 +202,7 @@ class VolumeStages:
         return task.replace(slabs=slabs, in_range=True, detail=lost_detail(others[0], others[1], factor))
 
     def _hold_measured(self, task: Task) -> Task:
-        """The measured band from the scan; see `pipeline.consistency`."""
+        """The measured band from the scan; see `pipeline.measured_band`."""
         weight = self.holding.weight_of(task)
         if weight is None or task.held:
             return task

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from .comparison import ERROR_SHARE
-from .facts import facts
-from .files import Opened, grey
+from .on_demand import Opened, grey
 from .pictures import lays
 from .results import Result, printable_path
+from .wording import facts
 
 
 def details(result: Result, opened: Opened, number: int) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from ..run.sidecar import Sidecar
 from ..scan.scan import Scan, open_scan
 from ..system.files import atomic, refuse_foreign
 from .comparison import ERROR_SHARE, Comparison, compare
-from .facts import facts
 from .pictures import Lay, data_address, lays, png
+from .wording import facts
 
 MARK = "<title>Super-resolution of"  # by which a page of ours is known
 STATIC = Path(__file__).with_name("static")

@@ -21,9 +21,9 @@ from typing import Any, cast
 
 from ..errors import RunError
 from .details import details
-from .files import KINDS, Shelf, VolumeKind, still, volume
 from .guard import HEADERS, Refusal, admit, body
 from .marks import Marks
+from .on_demand import KINDS, Shelf, VolumeKind, still, volume
 from .pictures import NAMES, PlaneName
 from .results import Result, find_failures, find_results, printable_path, read_result
 

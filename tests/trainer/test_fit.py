@@ -21,10 +21,10 @@ from lightning_fabric.plugins.precision import MixedPrecision
 from udean.runtime.errors import RunError
 from udean.trainer import checkpoint, fit
 from udean.trainer.config import load
-from udean.trainer.machine import TrainingPrecision
 from udean.trainer.methods import METHODS, Weights, create
 from udean.trainer.metrics_log import Alarm, MetricsLog
 from udean.trainer.nets.interpolation import Decimation
+from udean.trainer.precision import TrainingPrecision
 from udean.trainer.simulation.kspace import Degradation
 from udean.trainer.validation import validate
 

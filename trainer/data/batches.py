@@ -19,10 +19,10 @@ from .. import distributed
 from ..config import Config, ConfigError
 from ..methods import METHODS
 from ..simulation.estimate import Estimate
-from ..simulation.variation import Variation
+from ..simulation.random_degradation import Variation
 from .preparation import Preparation, slab_axes, told
+from .sampling import Group
 from .scans import find, keep_apart
-from .slabs import Group
 
 WATCHED = 64  # windows by which the training is watched
 Slabs = tuple[Tensor, Tensor, Tensor]  # hr, coarse, lr: see methods.method.Batch

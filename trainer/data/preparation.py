@@ -17,12 +17,12 @@ from ...runtime.errors import RunError
 from ...runtime.scan.geometry import Factors, slab_axis, voxel_factors
 from ..simulation.estimate import Estimate, Seen, estimate
 from ..simulation.kspace import Acquisition, Degradation, Scale
-from ..simulation.variation import Variation
+from ..simulation.random_degradation import Variation
 from .cache import Acquire, Recipe
 from .misalignment import Misalign, Register
 from .orientation import open_along_world
+from .sampling import Aligned, Group, needed
 from .scans import CohortError, Entry
-from .slabs import Aligned, Group, needed
 
 LOG = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from .fields import rotation, smooth_field
+from .random_fields import rotation, smooth_field
 
 Array = NDArray[Any]  # float32
 

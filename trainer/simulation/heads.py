@@ -27,7 +27,7 @@ from ...runtime.commands.common import sentences
 from ...runtime.errors import RunError
 from ...runtime.scan.scan import open_scan
 from ..data.scans import find
-from .fields import rotation, smooth_field
+from .random_fields import rotation, smooth_field
 
 Array = NDArray[Any]  # float32 (i, j, k) unless said otherwise
 Generator = np.random.Generator

@@ -18,8 +18,8 @@ import torch
 from onnx import numpy_helper
 from udean.runtime import CardError, RunError, SuperResolver, open_engine
 from udean.runtime.cuda import device
-from udean.runtime.engines import accelerator
 from udean.runtime.engines import choose as engines
+from udean.runtime.engines import other_accelerators
 from udean.trainer import checkpoint
 from udean.trainer.nets import generators
 
@@ -332,14 +332,14 @@ def test_whether_there_is_a_gpu_is_asked_before_a_library_is_imported(monkeypatc
 
 def test_an_accelerator_is_held_to_the_processor(folder, monkeypatch, caplog):
     """OpenVINO's processor stands for an accelerator of its own: only another name is made up."""
-    monkeypatch.setitem(accelerator.OPENVINO, "npu", "CPU")
+    monkeypatch.setitem(other_accelerators.OPENVINO, "npu", "CPU")
     with SuperResolver(folder / "conv.onnx", device="npu", precision="fp32") as resolve:
         assert resolve.info().engine.library == "openvino"
     assert "agrees with" in caplog.text
     exact = open_engine(folder / "conv.onnx", library="onnxruntime")
-    assert accelerator.agreement(open_engine(folder / "conv.onnx", library="openvino"), exact) > 50
+    assert other_accelerators.agreement(open_engine(folder / "conv.onnx", library="openvino"), exact) > 50
     with pytest.raises(RunError, match=r"agree only to -?[0-9]+ dB"):
-        accelerator.hold(open_engine(folder / "nearest.onnx"), exact)
+        other_accelerators.hold(open_engine(folder / "nearest.onnx"), exact)
 
 
 @pytest.mark.parametrize("library", ["onnxruntime", "openvino"])

@@ -9,11 +9,11 @@ from scipy import ndimage
 from udean.runtime import Intensities, RunError, SuperResolver
 from udean.runtime.commands.run import COMMAND as udean_run
 from udean.runtime.pipeline import error_map
-from udean.runtime.pipeline.consistency import weight
+from udean.runtime.pipeline.measured_band import weight
 from udean.runtime.scan.noise import estimate_noise
 
 from ...support.fakes import FakeEngine, card, onnx_model
-from .test_axes import CARD, head, network
+from .test_mean_over_axes import CARD, head, network
 
 FIGURES = {"floor": 0.01, "noise": 0.5, "spread": 3.0, "interval": 2.0}
 MEASURED = CARD.replace(quality={error_map.key(name): value for name, value in FIGURES.items()})

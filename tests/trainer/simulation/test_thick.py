@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from udean.runtime import RunError
 from udean.runtime.scan.regrid import Grid
-from udean.trainer.simulation.simulate import simulate
+from udean.trainer.simulation.files import simulate
 from udean.trainer.simulation.thick import Slices, Thick, lr_grid, slices_of
 
 from ...support.commands import here

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 from udean.runtime import Intensities, RunError, SuperResolver
-from udean.runtime.pipeline.consistency import REACH, Weight, hold_measured, weight
+from udean.runtime.pipeline.measured_band import REACH, Weight, hold_measured, weight
 
 from ...support.fakes import FakeEngine, card, nearest
 

@@ -2,7 +2,7 @@
 
 import pytest
 from udean.runtime import RunError
-from udean.runtime.scan.choice import choose
+from udean.runtime.scan.model_choice import choose
 from udean.runtime.scan.regrid import Asked
 
 from ...support.fakes import card

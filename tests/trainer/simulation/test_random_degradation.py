@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from udean.trainer.simulation import kspace
 from udean.trainer.simulation.kspace import Acquisition, Degradation, DegradationError
-from udean.trainer.simulation.variation import Variation
+from udean.trainer.simulation.random_degradation import Variation
 
 WIDE = Variation(
     noise=0.03,

@@ -6,13 +6,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 from udean.runtime.errors import RunError
-from udean.trainer.data import slabs
+from udean.trainer.data import sampling
 from udean.trainer.data.cache import Recipe
 from udean.trainer.data.preparation import Preparation
 from udean.trainer.data.scans import CohortError, Entry, find
 from udean.trainer.simulation import kspace
 from udean.trainer.simulation.kspace import Acquisition, Degradation
-from udean.trainer.simulation.variation import Variation
+from udean.trainer.simulation.random_degradation import Variation
 
 
 def save(path, volume, zoom=1.0):
@@ -43,7 +43,7 @@ def test_patches_are_centred_on_tissue_and_repeatable(scan):
     (draw,) = group.draw(np.random.default_rng(1), 8, (16, 16, 6), augment=True)
     assert draw.shape == (8, 6, 16, 16) and draw.dtype == np.float32
     # A flip may move the centre by one voxel; tissue is near it in every case.
-    assert (draw[:, 2:5, 7:10, 7:10].max((1, 2, 3)) > slabs.FOREGROUND).all()
+    assert (draw[:, 2:5, 7:10, 7:10].max((1, 2, 3)) > sampling.FOREGROUND).all()
     (again,) = group.draw(np.random.default_rng(1), 8, (16, 16, 6), augment=True)
     np.testing.assert_array_equal(draw, again)
 

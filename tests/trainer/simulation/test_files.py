@@ -6,8 +6,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 from udean.runtime.errors import RunError
+from udean.trainer.simulation.files import simulate_all
 from udean.trainer.simulation.kspace import Acquisition
-from udean.trainer.simulation.simulate import simulate_all
 
 
 @pytest.fixture

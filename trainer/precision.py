@@ -9,7 +9,7 @@ import torch
 TrainingPrecision: TypeAlias = Literal["32-true", "bf16-mixed", "16-mixed"]  # as Lightning Fabric calls them
 
 
-def precision() -> TrainingPrecision:
+def fastest_precision() -> TrainingPrecision:
     """bfloat16 if the device has native support, else half precision (GPU) or float32 (processor)."""
     if torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"

@@ -1,4 +1,4 @@
-"""The mean over three slab axes on the device: `pipeline.axes`, with the other two volumes kept there."""
+"""The mean over three slab axes on the device, with the other two volumes kept there; see the pipeline's."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..pipeline.axes import lost_detail, middle_block
 from ..pipeline.host import Pass
+from ..pipeline.mean_over_axes import lost_detail, middle_block
 from ..pipeline.tiling import Tiling
 from ..scan.intensity import IN_THE_NETWORKS_RANGE
 from ..system.progress import in_turn
