@@ -60,15 +60,15 @@ demo: install
 RUN ?= runs/default
 default-model: install
 	@test -n "$(LABELS)" -a -n "$(HEADS)" || { echo "make default-model LABELS=FOLDER HEADS=FILE: docs/default-model.md says where to get them."; exit 1; }
-	$(BIN)/python -m udean.benchmarks.default_model prepare $(LABELS) $(HEADS) $(RUN)/hr
+	$(BIN)/python -m udean.recipes.default_model prepare $(LABELS) $(HEADS) $(RUN)/hr
 	$(BIN)/python -m udean.trainer.simulation.heads $(RUN)/hr --labels $(LABELS) --heads 20 --first 0 --spots 40000
 	$(BIN)/python -m udean.trainer.simulation.heads $(RUN)/hr --labels $(LABELS) --heads 8 --first 20 --spots 40000 --spacing 1.5
 	$(BIN)/python -m udean.trainer.simulation.heads $(RUN)/val --labels $(LABELS) --heads 2 --first 28
-	cd $(RUN) && $(CURDIR)/$(BIN)/udean-train --preset compact --config $(CURDIR)/benchmarks/default_model.toml --out run
-	$(BIN)/python -m udean.benchmarks.default_model ship $(RUN)/run
+	cd $(RUN) && $(CURDIR)/$(BIN)/udean-train --preset compact --config $(CURDIR)/recipes/default_model.toml --out run
+	$(BIN)/python -m udean.recipes.default_model ship $(RUN)/run
 	$(BIN)/python -m udean.trainer.simulation.heads $(RUN)/calibration --labels $(LABELS) --heads 6 --first 1000 --spacing 1.2
 	cp $(RUN)/hr/real-1mm.nii.gz $(RUN)/calibration
-	$(BIN)/python -m udean.benchmarks.error_map calibrate $(RUN)/calibration
+	$(BIN)/python -m udean.recipes.error_map $(RUN)/calibration
 
 # The embedded through-plane model again: heads from label maps, training (an hour of two cores), export. It goes on
 # where it was cut off. LABELS: as above.
@@ -77,7 +77,7 @@ through-plane-model: install
 	@test -n "$(LABELS)" || { echo "make through-plane-model LABELS=FOLDER: docs/thick-slices.md says where to get them."; exit 1; }
 	$(BIN)/python -m udean.trainer.simulation.heads $(THROUGH_PLANE)/hr --labels $(LABELS) --heads 48 --first 0
 	$(BIN)/python -m udean.trainer.through_plane $(THROUGH_PLANE) $(THROUGH_PLANE)/hr
-	$(BIN)/python -m udean.benchmarks.through_plane_model $(THROUGH_PLANE)
+	$(BIN)/python -m udean.recipes.through_plane_model $(THROUGH_PLANE)
 
 # RESULTS.md and the figures in README.md and docs/, from the JSON in benchmarks/results/.
 results: install

@@ -32,9 +32,9 @@ from ..trainer.fit import fit
 from ..trainer.simulation import kspace
 from . import common, tissue
 from .common import run_script
-from .demo import SCALE
+from .tissue import SCALE
 
-RECIPE = Path(__file__).with_name("default_model.toml")
+RECIPE = Path(__file__).parents[1] / "recipes" / "default_model.toml"
 WIDTH = 32  # channels, in all rows but one: half the time
 # What each row changes of the recipe, by table of the configuration.
 ROWS: dict[str, dict[str, dict[str, Any]]] = {

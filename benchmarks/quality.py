@@ -27,10 +27,10 @@ from ..runtime.resolver import SuperResolver
 from ..runtime.scan.voxels import Restore, Volume
 from ..trainer.evaluation.evaluate import INTERPOLATIONS
 from ..trainer.evaluation.quality import psnr, quality, ssim
-from ..trainer.simulation import atlas_heads, kspace
+from ..trainer.simulation import atlas_heads, icbm152, kspace
 from . import common, tissue
 from .common import run_script
-from .demo import SCALE, template
+from .tissue import SCALE
 
 SEED = 0  # of noise and bias fields
 FIRST = 1000  # number of the first synthetic head; trainings use lower ones
@@ -64,7 +64,7 @@ def main(
     hr: Annotated[Path | None, typer.Option(help="More HR scans to measure in tissue.")] = None,
 ) -> None:
     """Measure a model; writes benchmarks/results/quality.json, or quality-NAME.json of a checkpoint."""
-    wholes, brain = dict(tissue.heads(hr)), template()[0]
+    wholes, brain = dict(tissue.heads(hr)), icbm152.cropped_t1(SCALE)[0]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         files = common.trained(checkpoint, folder) if checkpoint else common.embedded(folder)

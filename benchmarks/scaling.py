@@ -21,9 +21,9 @@ from ..runtime.resolver import SuperResolver
 from ..runtime.run.find import find_scans
 from ..runtime.run.run import prepare, run_all
 from ..runtime.scan.voxels import Volume
+from ..trainer.simulation import icbm152
 from . import child, common
 from .common import run_script
-from .demo import template
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -41,7 +41,7 @@ def background(
     elsewhere, and the channel attention sees a different mean in each. Writes
     benchmarks/results/background.json.
     """
-    volume, _ = template()
+    volume, _ = icbm152.cropped_t1()
     inside = np.repeat(np.repeat(np.repeat(volume > 0, 2, 0), 2, 1), 2, 2)
     noise = np.random.default_rng(0).uniform(1e-6, 2e-6, volume.shape).astype(np.float32) * volume.max()
     noisy = np.where(volume == 0, noise, volume)

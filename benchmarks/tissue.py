@@ -22,9 +22,9 @@ from ..trainer.data.scans import scan_paths
 from ..trainer.evaluation.evaluate import INTERPOLATIONS
 from ..trainer.evaluation.quality import ssim
 from ..trainer.evaluation.tissue import PEAK, TissueFigures, in_tissue
-from ..trainer.simulation import kspace
-from .demo import SCALE, template
+from ..trainer.simulation import icbm152, kspace
 
+SCALE = (2, 2, 2)
 NOISE = {"no noise": 0.0, "noise 2 %": 0.02}
 FOLDER = "UDEAN_MRICRON"  # environment variable: where mricron-data's templates are
 PLACES = ("/usr/share/mricron/templates",)
@@ -48,7 +48,7 @@ def heads(more: Path | None = None) -> Iterator[tuple[str, Callable[[], Volume]]
     for name, file in FILES.items():
         path = _templates() / file
         yield name, lambda path=path: read_head(path)
-    yield "ICBM152 T1", lambda: _scaled(template()[0])
+    yield "ICBM152 T1", lambda: _scaled(icbm152.cropped_t1(SCALE)[0])
     for path in scan_paths([more]) if more else []:
         yield path.name.partition(".")[0], lambda path=path: read_head(path)
 

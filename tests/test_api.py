@@ -8,10 +8,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 from udean import SuperResolver
-from udean.benchmarks.demo import template
 from udean.runtime import Intensities
 from udean.runtime.engines import choose as engines
-from udean.trainer.simulation import kspace
+from udean.trainer.simulation import icbm152, kspace
 
 PAGE = Path(__file__).parents[1] / "docs" / "api.md"
 MODEL = Path(engines.__file__).parents[1] / "models" / "default.onnx"
@@ -48,7 +47,7 @@ def test_the_examples_run_and_do_what_is_said(tmp_path, monkeypatch, capsys):
 
 
 def test_the_unit_of_intensities_need_not_be_exact():
-    hr, _ = template()
+    hr, _ = icbm152.cropped_t1()
     hr = hr[32:160, 40:168, 80:100]
     lr, resolve = kspace.acquire(hr, kspace.Acquisition((2, 2, 2))), SuperResolver(crop=False)
     unit = resolve.intensities(lr).unit

@@ -10,7 +10,7 @@ import pytest
 import udean
 
 ROOT = Path(udean.__file__).parent
-ROOMS = ("runtime", "trainer", "export", "benchmarks")  # each may import those before it
+ROOMS = ("runtime", "trainer", "export", "benchmarks", "recipes")  # each may import those before it
 # The rooms inside runtime/, from the ground up; rooms on one floor do not know each other.
 FLOORS = (
     ("errors",),

@@ -5,7 +5,6 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
-from udean.benchmarks.demo import demo
 from udean.benchmarks.engines.command import bench
 from udean.export.adapt import adapt
 from udean.export.artefacts import export_onnx
@@ -17,6 +16,7 @@ from udean.runtime.run.run import prepare, run_all
 from udean.runtime.view.group import write_group
 from udean.runtime.view.report import write_report
 from udean.trainer.config import is_untouched, load
+from udean.trainer.evaluation.demo import demo
 from udean.trainer.evaluation.evaluate import check_table_place as check_table
 from udean.trainer.simulation.files import simulate_all
 from udean.trainer.simulation.kspace import Acquisition

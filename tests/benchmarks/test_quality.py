@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from udean.benchmarks import quality, tissue
 from udean.runtime import RunError, SuperResolver
-from udean.trainer.simulation import kspace
+from udean.trainer.simulation import icbm152, kspace
 
 
 def test_measured_slices_lie_on_the_truth():
@@ -16,7 +16,7 @@ def test_measured_slices_lie_on_the_truth():
 
 @pytest.fixture(scope="module")
 def piece():
-    return quality.template()[0][60:124, 70:134, 60:100]
+    return icbm152.cropped_t1()[0][60:124, 70:134, 60:100]
 
 
 def test_noise_costs_quality_and_a_bias_field_is_no_error(piece):

@@ -44,7 +44,7 @@ def test_volumes_lie_on_each_other(demo):
 
 def test_figures_in_the_readme_are_those_of_the_demo(demo):
     """Two decimals of a dB; bf16 and f32 processors may differ in the last. SSIM stands in RESULTS.md."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     report = json.loads((demo[0] / "report.json").read_text())
     lines = (root / "README.md").read_text().splitlines()
     (row,) = (line for line in lines if line.startswith("| ICBM152 T1, whole volume"))

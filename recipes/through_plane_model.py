@@ -1,6 +1,6 @@
 """The embedded through-plane model's last step: from a training's checkpoint to the file that is shipped.
 
-    python -m udean.benchmarks.through_plane_model RUN [--out runtime/models/through-plane.onnx]
+    python -m udean.recipes.through_plane_model RUN [--out runtime/models/through-plane.onnx]
 
 `make through-plane-model` draws the heads and trains before; docs/thick-slices.md has the recipe.
 """
@@ -14,13 +14,13 @@ import torch
 import typer
 
 from .. import __version__
+from ..benchmarks.common import run_script
 from ..export.graph import serialize, to_onnx, write
 from ..runtime.models.card import ModelCard
 from ..runtime.pipeline.through_plane import CHANNELS
 from ..runtime.scan.intensity import RULE
 from ..trainer.nets.through_plane import ThroughPlane
 from ..trainer.through_plane import NAME
-from .common import run_script
 
 MODEL = Path(__file__).parents[1] / "runtime" / "models" / "through-plane.onnx"
 

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from udean.benchmarks.error_map import covered, fitted, samples, with_figures
+from udean.benchmarks.error_map import covered
+from udean.recipes.error_map import fitted, samples, with_figures
 from udean.runtime import SuperResolver
 from udean.runtime.pipeline import error_map
 from udean.trainer.simulation import kspace

@@ -17,29 +17,23 @@ from typing import Annotated, Any, BinaryIO
 import nibabel as nib
 import numpy as np
 import typer
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from ..runtime.commands.common import command
-from ..runtime.commands.tables import show_table
-from ..runtime.errors import RunError
-from ..runtime.resolver import SuperResolver
-from ..runtime.scan.voxels import Volume
-from ..runtime.system.files import atomic, make_folder, read_json, write_json
-from ..trainer.evaluation.quality import Quality, quality
-from ..trainer.simulation import icbm152, kspace
+from ...runtime.commands.common import command
+from ...runtime.commands.tables import show_table
+from ...runtime.errors import RunError
+from ...runtime.resolver import SuperResolver
+from ...runtime.scan.voxels import Volume
+from ...runtime.system.files import atomic, make_folder, read_json, write_json
+from ...runtime.system.matplotlib_files import keep_in_cache
+from ..simulation import icbm152, kspace
+from .quality import Quality, quality
 
 SCALE = (2, 2, 2)
 REPORT, PICTURE = "report.json", "report.png"
 MIDDLE = 0.45  # position of each cut: off the midline, which shows little
 TITLES = {"tricubic": "Tricubic", "sinc": "Sinc (zero-filled)", "sr": "UDEAN"}
-
-
-def template() -> tuple[Volume, NDArray[np.float64]]:
-    """The ICBM152 2009a T1 (intensities 0 to 255) cropped to even size, and its affine (RAS, mm)."""
-    voxels, affine = icbm152.load_t1()
-    return kspace.crop(voxels * 255, SCALE).astype(np.float32), affine
 
 
 def demo(
@@ -58,7 +52,7 @@ def demo(
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         progress.add_task("Reading the ICBM152 T1 brain", total=None)
-        hr, affine = template()
+        hr, affine = icbm152.cropped_t1(SCALE)
         progress.add_task("Acquiring half of its k-space along each axis", total=None)
         lr = kspace.acquire(hr, kspace.Acquisition(SCALE))
         coarse = affine @ np.diag([*SCALE, 1])
@@ -99,6 +93,7 @@ def draw(
     path: Path | BinaryIO, lr: Volume, results: dict[str, Volume], hr: Volume, measured: dict[str, Quality]
 ) -> None:
     """The middle of three orientations: LR as acquired, tricubic, SR, HR, errors on one scale."""
+    keep_in_cache()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(21, 11), layout="constrained", facecolor="black")

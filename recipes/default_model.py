@@ -20,13 +20,13 @@ import typer
 from numpy.typing import NDArray
 from scipy import fft
 
+from ..benchmarks.common import run_script
 from ..export.artefacts import export_onnx
 from ..export.trust import examined
 from ..runtime.errors import RunError
 from ..runtime.scan.scan import open_scan
 from ..trainer import checkpoint
-from . import demo
-from .common import run_script
+from ..trainer.evaluation import demo
 
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "runtime" / "models"
