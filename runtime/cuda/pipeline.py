@@ -113,7 +113,7 @@ class CudaPipeline:
             self._busy, (work, _) = key, self._workspaces[key]
             with watch.time("gather"):
                 work.upload(volume, watch)
-                sources = twins(work.digests())
+                sources = twins(work.digests(), work.kept)
             order = Order(tiling, sources, batch, work.ring, work.stride)
             watch.windows += len(sources)
             watch.computed += len(order.computed)

@@ -21,6 +21,7 @@ from .device import BLOCK, blocks
 from .engine import CudaEngine, Slot
 from .measured_band import Held, MeasuredBand, SlabWork
 
+KEPT_BYTES = 1 << 26  # of outputs held for later byte-identical windows: many small ones, few planes
 LANDING = 3  # finished slabs between device and host: one written, one copied, one read
 ALIGNED = 256  # bytes; TensorRT refuses other addresses, and `mem_alloc` gives no others
 # As in kernels.cu; PyCUDA passes a structure as it lies in memory.
@@ -94,6 +95,7 @@ class Workspace:
         self._window_bytes = math.prod(self.fine) * size
         whole = ALIGNED // math.gcd(ALIGNED, self._window_bytes)
         self.stride = -(-batch // whole) * whole  # windows between batch starts, which are aligned
+        self.kept = min(KEPT_OUTPUTS, max(1, KEPT_BYTES // self._window_bytes))
         slices = tiling.slices
         stops = [slices.span(k)[0] for k in range(1, len(slices.starts))] + [tiling.fine_shape[2]]
         # The HR slices, as (first, past the end), that are blended once and for all after each slab.
@@ -135,7 +137,7 @@ class Workspace:
         self._digests = empty(16 * len(tiling))
         self._flaw = empty(4)
         self._lr = [empty(self.batch * math.prod(self.window) * size) for _ in range(engine.slots)]
-        self._pool = empty((self.ring * self.stride + KEPT_OUTPUTS) * self._window_bytes)
+        self._pool = empty((self.ring * self.stride + self.kept) * self._window_bytes)
         depth, (height, width, _) = self.fine[0], tiling.fine_shape
         self._mean = empty(4 * depth * height * width)
         self._out = [empty(depth * height * width * stored.itemsize) for _ in range(LANDING)]

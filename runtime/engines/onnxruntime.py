@@ -39,8 +39,8 @@ class OnnxRuntimeEngine:
             raise RunError(f"ONNX Runtime cannot load {request.file}: {first_line(error)}") from error
         self.card = card_of(self._session, request)
         self._input = self._session.get_inputs()[0]
-        n, _, h, w = (n if isinstance(n, int) else None for n in self._input.shape)
-        self._size = InputSize(n, h, w)
+        self._size = InputSize.of(self._input.shape)
+        self.window = self._size.window
         self._dtype = np.float16 if self._input.type == "tensor(float16)" else np.float32
         where = provider.removesuffix("ExecutionProvider").lower()
         self.info = request.info("onnxruntime", ort.__version__, where, self.card.precision)

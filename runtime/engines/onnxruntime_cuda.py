@@ -12,6 +12,7 @@ from ..errors import RunError, first_line
 from ..models.card import ModelCard
 from ..pipeline.engine import EngineInfo, EngineRequest
 from ..system.extras import require
+from .fixed import InputSize
 from .onnxruntime import card_of
 
 PROVIDER = "CUDAExecutionProvider"
@@ -38,6 +39,8 @@ class OnnxRuntimeCudaEngine:
         probe = self._probe()
         self.card = card_of(probe, request)
         self.half = probe.get_inputs()[0].type == "tensor(float16)"
+        self._size = InputSize.of(probe.get_inputs()[0].shape)
+        self.window = self._size.window
         first = gpu.streams(1)[0].handle
         self._sessions = {(0, first): self._session(first)}
         self._options = self._ort.RunOptions()
@@ -46,7 +49,8 @@ class OnnxRuntimeCudaEngine:
         self.info = request.info("onnxruntime", version, gpu.name, self.card.precision)
 
     def batches(self, window: tuple[int, int]) -> tuple[int, int]:
-        return 1, 1 << 20
+        self._size.check(*window)
+        return (self._size.batch or 1), (self._size.batch or 1 << 20)
 
     def enqueue(self, slot: Slot) -> None:
         key = slot.index, slot.stream

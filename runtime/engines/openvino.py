@@ -48,8 +48,9 @@ class OpenVinoEngine:
         except RuntimeError as error:
             raise RunError(f"OpenVINO cannot read {file}: it is damaged or not an ONNX model.") from error
         self.card = ModelCard.from_json(_metadata(model), str(file))
-        n, _, h, w = (n.get_length() if n.is_static else None for n in model.input().partial_shape)
-        self._size = InputSize(n, h, w)
+        shape = model.input().partial_shape
+        self._size = InputSize.of([n.get_length() if n.is_static else None for n in shape])
+        self.window = self._size.window
         # Half-precision inputs and outputs are converted inside the compiled graph.
         edges = ov.preprocess.PrePostProcessor(model)
         edges.input().tensor().set_element_type(ov.Type.f32)

@@ -31,6 +31,7 @@ class TensorRtEngine:
             )
         self._log = logger(trt)
         engine = deserialize(trt, self._log, contents, plan, file, gpu.capability)
+        self.window = plan.profiles[0].opt[1:]
         self.half = engine.get_tensor_dtype("lr") == trt.DataType.HALF
         self.slots = len(self._profiles)
         self._contexts = [engine.create_execution_context() for _ in range(self.slots)]

@@ -194,13 +194,13 @@ def _cut(slab: NDArray[Any], tiling: Tiling) -> Iterator[NDArray[Any]]:
             yield slab[:, top : top + rows.window, left : left + columns.window]
 
 
-def twins(contents: Sequence[Hashable]) -> list[int]:
+def twins(contents: Sequence[Hashable], most: int = KEPT_OUTPUTS) -> list[int]:
     """For each window, the number of the first one with the same content, so that zeroed air is computed
     once.
 
-    Only the most frequent contents count as twins, so that few outputs have to be kept.
+    Only the `most` frequent contents count as twins, so that few outputs have to be kept.
     """
-    common = {d for d, count in collections.Counter(contents).most_common(KEPT_OUTPUTS) if count > 1}
+    common = {d for d, count in collections.Counter(contents).most_common(most) if count > 1}
     first: dict[Hashable, int] = {}
     return [first.setdefault(d, n) if d in common else n for n, d in enumerate(contents)]
 

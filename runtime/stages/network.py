@@ -14,6 +14,7 @@ from ..engines.choose import choose_engine, cpu_model, open_engine
 from ..errors import RunError
 from ..pipeline.engine import Engine, Library, Precision
 from ..pipeline.host import HostPipeline
+from ..pipeline.tiling import Window
 from ..system.trace import Trace, span
 from ..task import Fallback
 
@@ -78,6 +79,11 @@ class Network:
     def on_host(self) -> bool:
         """Whether the processor runs the network."""
         return not isinstance(self._pipeline, CudaPipeline)
+
+    @property
+    def window(self) -> Window:
+        """The windows of "auto": whole planes, unless the engine was made for windows of one size."""
+        return getattr(self._engine, "window", None) or "auto"
 
     @property
     def through_plane(self) -> Engine | CudaEngine:

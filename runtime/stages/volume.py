@@ -56,8 +56,7 @@ class VolumeStages:
     def tiling(self, shape: Shape) -> Tiling:
         """The windows of an LR volume (rows, columns, slices) that is all content."""
         options = self.options
-        # A GPU has places of one size for its windows, and a plan may take no other.
-        window = None if options.window == "auto" and not self.network.on_host else options.window
+        window = self.network.window if options.window == "auto" else options.window
         return tile_windows(shape, self.card, options.overlap, window, options.weighting)
 
     def tilings(self, shape: Shape) -> list[Tiling]:

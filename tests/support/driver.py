@@ -248,11 +248,15 @@ def Gpu(driver):
 
 
 class Engine:
-    """A plain function of windows as a CUDA engine. half: compute in float16."""
+    """A plain function of windows as a CUDA engine. half: compute in float16.
 
-    def __init__(self, network, card, gpu, half=False, slots=2, least=1, most=64):
+    window: the only one that it takes, as a plan does, by default the card's; None: any.
+    """
+
+    def __init__(self, network, card, gpu, half=False, slots=2, least=1, most=64, window=()):
         self.network, self.card, self.gpu, self.half, self.slots = network, card, gpu, half, slots
         self.limits, self.calls = (least, most), []
+        self.window = card.window if window == () else window
         self.info = EngineInfo("numpy", np.__version__, gpu.name, card.precision, card.name, "0" * 64)
 
     def batches(self, window):

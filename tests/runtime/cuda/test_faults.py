@@ -9,7 +9,7 @@ import types
 
 import numpy as np
 import pytest
-from udean.runtime import SuperResolver
+from udean.runtime import RunError, SuperResolver
 from udean.runtime.cuda.device import GpuError, OutOfMemory, is_full
 from udean.runtime.cuda.workspace import Order
 from udean.runtime.engines import onnxruntime_cuda
@@ -188,7 +188,7 @@ def test_the_order_of_windows_takes_time_in_proportion():
 
 @pytest.mark.parametrize(("precision", "tf32"), [("fp32", "0"), ("fp16", "1")])
 def test_onnx_runtime_keeps_its_tensor_cores_in_half_precision_only(monkeypatch, tmp_path, precision, tf32):
-    asked, loaded = [], []
+    asked, loaded, shape = [], [], ["batch", 3, "rows", "columns"]
 
     class Session:
         def __init__(self, model, options, providers):
@@ -200,7 +200,7 @@ def test_onnx_runtime_keeps_its_tensor_cores_in_half_precision_only(monkeypatch,
 
         def get_inputs(self):
             kind = "tensor(float16)" if precision == "fp16" else "tensor(float)"
-            return [types.SimpleNamespace(type=kind)]
+            return [types.SimpleNamespace(type=kind, shape=shape)]
 
         def get_providers(self):
             return ["CUDAExecutionProvider"]
@@ -218,7 +218,9 @@ def test_onnx_runtime_keeps_its_tensor_cores_in_half_precision_only(monkeypatch,
     model = tmp_path / "m.onnx"
     model.write_bytes(b"model")
     gpu = types.SimpleNamespace(index=0, name="GPU", streams=lambda n: [types.SimpleNamespace(handle=7)] * n)
-    onnxruntime_cuda.OnnxRuntimeCudaEngine(EngineRequest(model, "m", "0", "auto"), gpu)
+    request = EngineRequest(model, "m", "0", "auto")
+    free = onnxruntime_cuda.OnnxRuntimeCudaEngine(request, gpu)
+    assert (free.window, free.batches((8, 9))) == (None, (1, 1 << 20))
     assert loaded == [0]  # CUDA and cuDNN from their wheels, before the first session
     assert asked[0] == "CPUExecutionProvider"
     settings = asked[1][1]
@@ -227,6 +229,11 @@ def test_onnx_runtime_keeps_its_tensor_cores_in_half_precision_only(monkeypatch,
         "1",
         "7",
     )
+    shape[:] = 4, 3, 64, 64
+    fixed = onnxruntime_cuda.OnnxRuntimeCudaEngine(request, gpu)
+    assert (fixed.window, fixed.batches((64, 64))) == ((64, 64), (4, 4))
+    with pytest.raises(RunError, match="64x64 only, not 8x9"):
+        fixed.batches((8, 9))
 
 
 def test_the_shipped_kernels_ask_for_no_new_driver():

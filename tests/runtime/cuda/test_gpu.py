@@ -51,7 +51,7 @@ class Function:
     function: of arrays and tensors alike, (N, slices, rows, columns) float32.
     """
 
-    half, slots = False, 2
+    half, slots, window = False, 2, CARD.window
 
     def __init__(self, function, gpu):
         self.function, self.gpu, self.card = function, gpu, CARD
@@ -124,7 +124,7 @@ def test_graphs_change_nothing(models, caplog):
 def test_nearest_gives_the_volume_back_bit_for_bit(models, dtype, shape):
     volume = RANDOM.integers(0, 120, shape).astype(dtype)
     cuda = SuperResolver(opened(models / "nearest.onnx"))
-    host = SuperResolver(FakeEngine(lambda x: nearest(x, (2, 2, 2)), CARD), window=CARD.window)
+    host = SuperResolver(FakeEngine(lambda x: nearest(x, (2, 2, 2)), CARD))
     np.testing.assert_array_equal(cuda(volume), host(volume))
 
 
@@ -140,7 +140,7 @@ def test_nearest_gives_the_volume_back_bit_for_bit(models, dtype, shape):
 def test_every_engine_agrees_with_the_host(models, file, precision, tolerance):
     volume = RANDOM.uniform(0, 900, (70, 61, 20)).astype(np.float32)
     cuda = SuperResolver(opened(models / file, precision))
-    host = SuperResolver(models / file.replace(".fp16", ""), "cpu", "fp32", window=CARD.window)
+    host = SuperResolver(models / file.replace(".fp16", ""), "cpu", "fp32")
     wanted = host(volume)
     found = cuda(volume)
     assert np.abs(found - wanted).max() < tolerance * np.abs(wanted).max()
@@ -185,7 +185,7 @@ def test_full_memory_halves_the_batch_and_goes_on(models, gpu, caplog):
         hold = gpu.cuda.mem_alloc(max(1, free - (60 << 20)))
     try:
         try:
-            found = SuperResolver(engine)(volume)
+            found = SuperResolver(engine, window=CARD.window)(volume)
         except GpuError as error:
             assert "memory" in str(error)
         else:

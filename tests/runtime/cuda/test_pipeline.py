@@ -108,6 +108,29 @@ def test_streams_and_their_timing_change_nothing(library, slots, seed):
     np.testing.assert_array_equal(cuda, host)
 
 
+@pytest.mark.parametrize("shape", [(30, 25, 14), (5, 6, 3)])
+def test_a_gpu_takes_the_processors_windows_unless_its_engine_takes_no_others(library, shape):
+    """Whole planes: a network with attention is another function in other windows."""
+    volume = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    gpu = driver.Gpu(driver.Driver(library))
+    host = SuperResolver(FakeEngine(smoothed, CARD))
+    cuda = SuperResolver(driver.Engine(smoothed, CARD, gpu, window=None))
+    np.testing.assert_array_equal(cuda(volume), host(volume))
+    assert cuda.tiling(shape).rows.window == shape[0] and cuda.timings.windows == host.timings.windows
+    fixed = SuperResolver(driver.Engine(smoothed, CARD, gpu))
+    assert fixed.tiling(shape).rows.window == CARD.window[0]
+
+
+def test_outputs_that_are_kept_take_bounded_memory_and_change_nothing(library, monkeypatch):
+    volume = np.zeros((40, 40, 12), np.int16)
+    volume[::7, ::5, 3:6] = 100
+    monkeypatch.setattr("udean.runtime.cuda.workspace.KEPT_BYTES", 2 * 6 * 16 * 16 * 4)
+    host, cuda, resolve = on_both(library, volume, CARD, {"overlap": 0.0, "crop": False}, most=3)
+    np.testing.assert_array_equal(cuda, host)
+    ((work, _),) = resolve._network.pipeline._workspaces.values()
+    assert work.kept == 2 and resolve.timings.computed < resolve.timings.windows
+
+
 def test_half_precision_is_that_of_its_windows(library):
     volume = np.random.default_rng(0).integers(0, 900, (20, 21, 9)).astype(np.int16)
 

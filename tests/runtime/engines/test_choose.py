@@ -218,8 +218,12 @@ def test_a_model_of_one_input_size_takes_any_number_of_windows(folder, tmp_path,
     windows = np.random.default_rng(0).random((6, 3, 16, 20), np.float32)
     for count in (1, 4, 6):
         assert relative(fixed(windows[:count]), free(windows[:count])) < 1e-5
-    with pytest.raises(RunError, match="16x20 only, not 16x16"):
+    with pytest.raises(RunError, match="16x20 only, not 16x16: give --window 16x20"):
         fixed(windows[..., :16])
+    volume = windows[0].transpose(1, 2, 0).repeat(3, 0)  # larger than a window: planes are the default
+    wanted = SuperResolver(free, window=(16, 20), consistency="off")(volume)
+    found = SuperResolver(fixed, consistency="off")(volume)
+    assert found.shape == (96, 40, 6) and relative(found, wanted) < 1e-5
 
 
 @pytest.mark.skipif(
