@@ -13,26 +13,25 @@ same command continues.
 
 from __future__ import annotations
 
+import functools
 import tomllib
-from collections.abc import Callable, Iterable
 from pathlib import Path
+from statistics import mean
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
 from ..export.artefacts import export_onnx
 from ..runtime.resolver import SuperResolver
-from ..runtime.system.files import read_json, write_json
+from ..runtime.scan.voxels import Restore
 from ..trainer.config import Config, load
 from ..trainer.data.scans import scan_paths
 from ..trainer.evaluation.evaluate import INTERPOLATIONS
-from ..trainer.evaluation.tissue import in_tissue
-from ..trainer.fit import fit
-from ..trainer.simulation import kspace
+from ..trainer.simulation.kspace import Degradation
 from . import common, tissue
 from .common import run_script
 from .tissue import SCALE
+from .trainings import kept, train
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "default_model.toml"
 WIDTH = 32  # channels, in all rows but one: half the time
@@ -63,42 +62,43 @@ def main(
 ) -> None:
     """Train, measure, and write benchmarks/results/ablation.json."""
     asked = tuple(part.strip() for part in rows.split(","))
-    scans = [str(path) for path in scan_paths([hr])]
-    table = out / "ablation.json"
-    found: dict[str, Any] = read_json(table)
-    heads = dict(tissue.heads())
-    interpolations = [lambda lr, method=method: method(lr, SCALE) for method in INTERPOLATIONS.values()]
-    for name, read in heads.items():
-        for condition in tissue.NOISE:
-            kept = found.setdefault("interpolations", {}).setdefault(condition, {})
-            if name not in kept:
-                kept[name] = _figures(read(), condition, interpolations)
-                write_json(table, found)
-    for seed in range(seeds):
-        for row in ROWS:
-            if not row.startswith(asked) or str(seed) in found.setdefault(row, {}):
-                continue
-            run = out / f"{row.replace(' ', '-')}-{steps}-{seed}"
-            final = fit(
-                configuration(row, scans, steps, seed),
-                run,
-                resume=(run / "checkpoint.pt").exists(),
-                report=common.tell_steps,
-            )
-            model = export_onnx(final, run)[0]
-            with SuperResolver(model.path, threads=1) as resolve:
-                found[row][str(seed)] = {
-                    "parameters": resolve.card.parameters,
-                    **{
-                        c: {n: _figures(read(), c, [resolve]) for n, read in heads.items()}
-                        for c in tissue.NOISE
-                    },
-                }
-            write_json(table, found)
-            print(row, found[row][str(seed)], flush=True)
-    command = ["python", "-m", "udean.benchmarks.ablation", "OUT", "--hr", "HR", "--steps", str(steps)]
-    result = {"steps": steps, "heads": len(scans), "rows": found}
-    write_json(common.RESULTS / "ablation.json", {**common.circumstances(command), **result})
+    scans, heads = [str(path) for path in scan_paths([hr])], dict(tissue.heads())
+
+    def measured(*methods: Restore) -> dict[str, dict[str, float]]:
+        """dB in tissue by noise and head, by the best of the methods."""
+        return {
+            condition: {
+                name: max(tissue.decibels(read(), Degradation(noise=noise), method) for method in methods)
+                for name, read in heads.items()
+            }
+            for condition, noise in tissue.NOISE.items()
+        }
+
+    def result(row: str, seed: int) -> dict[str, Any]:
+        run = out / f"{row.replace(' ', '-')}-{steps}-{seed}"
+        model = export_onnx(train(configuration(row, scans, steps, seed), run), run)[0]
+        with SuperResolver(model.path, threads=1) as resolve:
+            return {"parameters": resolve.card.parameters, **measured(resolve)}
+
+    by_hand = [lambda lr, method=method: method(lr, SCALE) for method in INTERPOLATIONS.values()]
+    base = kept(out / "results" / "interpolations.json", lambda: measured(*by_hand))
+    gains: dict[str, Any] = {}
+    for row in ROWS:
+        runs = []
+        for seed in range(seeds):
+            file = out / "results" / f"{row} {steps} {seed}.json"
+            if row.startswith(asked) or file.exists():
+                runs.append(kept(file, functools.partial(result, row, seed)))
+                print(file.stem, runs[-1], flush=True)
+        if runs:
+            gains[row] = {"parameters": runs[0]["parameters"], "seeds": len(runs)}
+            gains[row] |= {
+                c: {head: round(mean(run[c][head] for run in runs) - base[c][head], 3) for head in heads}
+                for c in tissue.NOISE
+            }
+    found = {"steps": steps, "heads": len(scans), "better interpolation, tissue dB": base}
+    found["gain in tissue, dB"] = gains
+    common.record("ablation", found, arguments=["OUT", "--hr", "HR", "--steps", str(steps)])
 
 
 def configuration(row: str, scans: list[str], steps: int, seed: int) -> Config:
@@ -122,12 +122,6 @@ def configuration(row: str, scans: list[str], steps: int, seed: int) -> Config:
         options["schedule"] |= {"depth": 3, "patch": 32, "batch": 4}
         del options["weights"]
     return load("compact", None, options)
-
-
-def _figures(hr: Any, condition: str, methods: Iterable[Callable[[Any], Any]]) -> float:
-    """dB in tissue of a whole head, by the best of the methods."""
-    lr = np.rint(kspace.acquire(hr, kspace.Acquisition(SCALE, noise=tissue.NOISE[condition])))
-    return round(max(in_tissue(method(lr), hr).psnr_tissue or 0.0 for method in methods), 3)
 
 
 if __name__ == "__main__":

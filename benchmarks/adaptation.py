@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import gzip
 import os
 import re
@@ -39,15 +40,15 @@ from ..export.adapt import fine_tuning
 from ..runtime.commands.common import sentences
 from ..runtime.errors import RunError
 from ..runtime.resolver import Consistency, SuperResolver
-from ..runtime.system.files import atomic, read_json, write_json
+from ..runtime.system.files import atomic, read_json
 from ..trainer import checkpoint
 from ..trainer.config import Config, load
 from ..trainer.evaluation.evaluate import INTERPOLATIONS
 from ..trainer.evaluation.tissue import PEAK, in_tissue, tissue_mask
-from ..trainer.fit import fit
 from ..trainer.methods import METHODS, Name
 from ..trainer.simulation.kspace import Acquisition, Degradation, acquire
 from . import common, tissue
+from .trainings import kept, train
 
 Volume = NDArray[Any]  # float32
 Options = dict[str, Any]
@@ -167,19 +168,14 @@ def main(
     todo = [(name, letter, 0, 0) for letter in targets for name in MEASURED]
     todo += [(name, letter, seed, steps) for seed in range(seeds) for name in asked for letter in targets]
     for name, letter, seed, length in todo:
-        kept = out / "results" / f"{letter} {name} {length} {seed}.json"
-        if not kept.exists():
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            write_json(kept, {"row": name, **_result(cohort, name, letter, length, seed)})
-        print(kept.stem, read_json(kept)["figures"], flush=True)
+        file = out / "results" / f"{letter} {name} {length} {seed}.json"
+        found = kept(file, functools.partial(_result, cohort, name, letter, length, seed))
+        print(file.stem, found["figures"], flush=True)
     for path in scan or []:
-        kept = out / "results" / f"udean-adapt {_name(path)}.json"
-        if not kept.exists():
-            write_json(kept, _command(cohort, path, minutes))
-    # Do not record where a user's scans are.
+        file = out / "results" / f"udean-adapt {_name(path)}.json"
+        kept(file, functools.partial(_command, cohort, path, minutes))
     groups = ["--source", "HR", "--target", "HR", "--validation", "HR", "--test", "HR"]
-    command = ["python", "-m", "udean.benchmarks.adaptation", "OUT", *groups]
-    write_json(common.RESULTS / "adaptation.json", {**common.circumstances(command), **summary(out)})
+    common.record("adaptation", summary(out), arguments=["OUT", *groups])
 
 
 def _result(cohort: Cohort, name: str, letter: str, steps: int, seed: int) -> dict[str, Any]:
@@ -190,7 +186,7 @@ def _result(cohort: Cohort, name: str, letter: str, steps: int, seed: int) -> di
         config = _config(cohort, ALL[name], name, letter, steps, seed)
         run = cohort.out / letter / f"{name} {steps} {seed}"
         start = time.process_time()
-        model = fit(config, run, resume=(run / "checkpoint.pt").exists(), report=common.tell_steps)
+        model = train(config, run)
         more = {
             "steps": steps,
             "seed": seed,
@@ -199,7 +195,7 @@ def _result(cohort: Cohort, name: str, letter: str, steps: int, seed: int) -> di
             "checkpoints": _watched(run),
         }
     figures = {_name(p): _measured(p, degradation, name, model) for p in cohort.test}
-    return {"figures": figures, **more}
+    return {"row": name, "figures": figures, **more}
 
 
 def _command(cohort: Cohort, scan: str, minutes: float) -> dict[str, Any]:

@@ -155,9 +155,15 @@ def deviation(found: NDArray[Any], wanted: NDArray[Any]) -> dict[str, float]:
     return {"psnr": round(float(psnr), 2), "largest": float(np.abs(error).max() / span)}
 
 
-def record(name: str, result: dict[str, Any], folder: Path = RESULTS) -> None:
-    """Write a result with its circumstances: machine, versions, command."""
-    command = ["python", "-m", f"udean.benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
+def record(
+    name: str, result: dict[str, Any], folder: Path = RESULTS, arguments: Sequence[str] | None = None
+) -> None:
+    """Write a result with its circumstances: machine, versions, command.
+
+    arguments: of the command, if those given hold what is nobody else's business, such as where scans are.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    command = ["python", "-m", f"udean.benchmarks.{Path(sys.argv[0]).stem}", *given]
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{name}.json", {**circumstances(command), **result})
     print(json.dumps(result, indent=2))
@@ -170,12 +176,6 @@ def run_script(script: Callable[..., None] | typer.Typer, extra: str = "bench") 
     """
     with sentences(extra):
         script() if isinstance(script, typer.Typer) else typer.run(script)
-
-
-def tell_steps(step: int, total: int, values: dict[str, float]) -> None:
-    """Progress of a training, for `fit`: a line every 25 steps."""
-    if step % 25 == 0:
-        print(f"  step {step} of {total}", {k: round(v, 4) for k, v in values.items()}, flush=True)
 
 
 def slug(text: str) -> str:

@@ -2,8 +2,9 @@
 
     python -m udean.benchmarks.results
 
-In README.md and docs/ a figure stands between the marks `<!-- results:NAME -->` and `<!-- end -->`; `FIGURES`
-has the names. The same JSON gives the same text, and a test fails if a page says something else.
+In README.md and docs/ a figure stands between the marks `<!-- results:NAME -->` and `<!-- end -->`. NAME is
+one of `FIGURES`, or the path of what is shown as it is: "soak-node", "adaptation/targets/*/rows", where the
+asterisk stands for every key. The same JSON gives the same text, and a test fails if a page says otherwise.
 """
 
 from __future__ import annotations
@@ -11,20 +12,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..runtime.errors import RunError
 from ..runtime.system.files import atomic
-from . import adaptation, quality, through_plane, tissue
+from . import quality, through_plane, tissue
 from .common import RESULTS, run_script
 from .engines import table as bench
 
 ROOT = Path(__file__).parents[1]
-RAW = ("runs", "all runs", "losses")  # every repetition; the medians are shown
+RAW = ("runs", "losses")  # every repetition; the medians are shown
+WIDE = 9  # columns at most of a table whose rows have groups of figures
 CIRCUMSTANCES = ("command", "date", "processor", "cores", "python", "versions")
-MARKED = re.compile(r"<!-- results:(?P<name>[\w-]+) -->.*?<!-- end -->", re.DOTALL)
+MARKED = re.compile(r"<!-- results:(?P<name>[^>]+) -->.*?<!-- end -->", re.DOTALL)
 HEAD = """# Results
 
 What the benchmarks found, one section for each JSON file of this folder. `make results` writes this page
@@ -69,15 +70,33 @@ def marked(text: str, found: Mapping[str, Result]) -> str:
     """A page with every marked figure as the results say. Raises RunError for a name that is not a figure."""
 
     def figure(match: re.Match[str]) -> str:
-        if match["name"] not in FIGURES:
-            raise RunError(
-                f"A page refers to a figure {match['name']}, which benchmarks/results.py does not know."
-            )
-        value = FIGURES[match["name"]](found)
+        name = match["name"]
+        value = FIGURES[name](found) if name in FIGURES else shown_at(name.split("/"), found)
         gap = "\n\n" if "\n" in value else ""
-        return f"<!-- results:{match['name']} -->{gap}{value}{gap}<!-- end -->"
+        return f"<!-- results:{name} -->{gap}{value}{gap}<!-- end -->"
 
     return MARKED.sub(figure, text)
+
+
+def shown_at(path: Sequence[str], found: Mapping[str, Any]) -> str:
+    """The value at a path as text, or its figures as tables. Raises RunError if there is none."""
+
+    def at(value: Any, keys: Sequence[str]) -> Any:
+        if not keys:
+            return value
+        if keys[0] == "*":
+            return {key: inner for key in value if (inner := at(value[key], keys[1:]))}
+        return at(value[keys[0]], keys[1:])
+
+    try:
+        value = at(found, path)
+    except (KeyError, TypeError):
+        raise RunError(f"A page refers to {'/'.join(path)}, which is not a figure of the results.") from None
+    if not isinstance(value, dict):
+        return number(value)
+    value = _without_circumstances(value)
+    rows = _table(value) if any(map(_nested, value.values())) else []  # single values are lines
+    return "\n".join(rows or told_of(value, 3)).strip()
 
 
 # The figures in README.md and docs/
@@ -209,78 +228,6 @@ def speed(found: Mapping[str, Result]) -> str:
     return "\n".join(lines).strip() or "`make bench` measures your machine; no result is committed yet."
 
 
-def ablated(found: Mapping[str, Result]) -> str:
-    """The embedded model's recipe, one change at a time: gain in tissue over the better interpolation."""
-    result = found["ablation"]
-    base = result["rows"]["interpolations"]
-    rows = []
-    for name, by_seed in result["rows"].items():
-        if name == "interpolations" or not by_seed:
-            continue
-        gains = [
-            "/".join(f"{by_seed[seed][c][head] - base[c][head]:+.2f}" for seed in sorted(by_seed))
-            for head in next(iter(base.values()))
-            for c in base
-        ]
-        rows.append([name, f"{next(iter(by_seed.values()))['parameters']:,}", *gains])
-    heads = [f"{head}, {c}" for head in next(iter(base.values())) for c in base]
-    return "\n".join(table(["changed", "parameters", *heads], rows))
-
-
-def adapted(found: Mapping[str, Result], names: Sequence[str]) -> str:
-    """The gain from adapting to unknown degradations, in tissue: a table of some rows for each scanner."""
-    tables = []
-    for target, result in found["adaptation"]["targets"].items():
-        rows, heads = [], list(result["rows"]["interpolations"]["figures"])
-        for name in names:
-            if row := result["rows"].get(name):
-                gain = f"{row['gain']:+.2f}" if name not in adaptation.MEASURED else ""
-                spread = f" ± {row['sd']:.2f}" if "sd" in row else ""
-                told = [str(row.get(key, "")) for key in ("steps", "seeds")]
-                figures = [f"{row['figures'][head]:.2f}" for head in heads]
-                rows.append([name, *figures, gain + spread, *told])
-        tables += [f"**{target}**", "", *table(["PSNR dB", *heads, "gain", "steps", "seeds"], rows), ""]
-    return "\n".join(tables).strip()
-
-
-def ahead(found: Mapping[str, Result]) -> str:
-    """What both of UDEAN's adaptations gain over each alone, seed by seed: a table."""
-    rows = [
-        [target, *(f"{a['mean']:+.2f} ± {a['sd']:.2f}" for a in result["ahead"].values())]
-        for target, result in found["adaptation"]["targets"].items()
-    ]
-    return "\n".join(table(["dB", *(f"over {name}" for name in adaptation.ALONE)], rows))
-
-
-def chosen(found: Mapping[str, Result]) -> str:
-    """How well choosing a checkpoint without truth agrees with the truth: a table."""
-    known = {name: t["selection"] for name, t in found["adaptation"]["targets"].items() if t["selection"]}
-    if not known:
-        return "Not measured yet."
-    heads = max((list(row) for row in known.values()), key=len)
-    rows = [[name, *(f"{row[h]:g}" if h in row else "" for h in heads)] for name, row in known.items()]
-    return "\n".join(table(["correlation with truth", *heads], rows))
-
-
-def adapt_command(found: Mapping[str, Result]) -> str:
-    """The results of udean-adapt on whole scans: a table."""
-    rows = []
-    for scan, run in found["adaptation"]["udean-adapt"].items():
-        outcome = f"not written: {run['refused']}" if run["refused"] else f"{run['gain']:+.2f} dB"
-        rows.append([scan, str(run["steps"]), f"{run['processor minutes']:.1f}", run["read off"], outcome])
-    heads = ["scan", "steps", "processor minutes", "read off it", "in tissue of a head acquired so"]
-    return "\n".join(table(heads, rows)) if rows else "Not measured yet."
-
-
-def soaked(found: Mapping[str, Result]) -> str:
-    """The soak tests of node and server and their outcome: two tables."""
-    lines: list[str] = []
-    for name, title in (("soak-node", "DICOM node"), ("soak-mrd", "MRD server")):
-        rows = [[key, number(value)] for key, value in found[name].items() if key not in CIRCUMSTANCES]
-        lines += [*table([title, ""], rows), ""]
-    return "\n".join(lines).strip()
-
-
 def on_paper(found: Mapping[str, Result]) -> str:
     """Bytes, operations and shortest time of each stage on an H100: tables."""
     lines: list[str] = []
@@ -299,19 +246,6 @@ def on_paper(found: Mapping[str, Result]) -> str:
         told = [[s, f"{b / 1e9:.3g}", f"{f / 1e12:.3g}", by, f"{t * 1e3:.3g}"] for s, b, f, by, t in rows]
         lines += [*table(["stage", "GB", "TFLOP", "bound by", "ms at least"], told), ""]
     return "\n".join(lines).strip()
-
-
-def how_true(found: Mapping[str, Result]) -> str:
-    """The share of tissue in which the interval of expected errors holds: a sentence and a table."""
-    result = found["error-map"]
-    heads = result["whole heads, in tissue"]
-    columns = list(next(iter(heads.values())))
-    rows = [
-        [head, *(f"{row[c]:.1%}" if c == columns[0] else f"{row[c]:.2f}" for c in columns)]
-        for head, row in heads.items()
-    ]
-    k = result["interval, times the map"]
-    return "\n".join([f"For the embedded model k is {k:.2f}. Counted:", "", *table(["head", *columns], rows)])
 
 
 def thick_slices(found: Mapping[str, Result]) -> str:
@@ -350,13 +284,6 @@ def thick_slices(found: Mapping[str, Result]) -> str:
 
 FIGURES: dict[str, Callable[[Mapping[str, Result]], str]] = {
     "quality": how_good,
-    "ablations": ablated,
-    "adaptation": partial(adapted, names=(*adaptation.MEASURED, *adaptation.ROWS)),
-    "adaptation-tried": partial(adapted, names=("embedded", *adaptation.TRIED, "udean")),
-    "adaptation-ahead": ahead,
-    "adaptation-choice": chosen,
-    "adaptation-command": adapt_command,
-    "error-map": how_true,
     "seconds": seconds,
     "fastest": fastest,
     "degradations": how_steady,
@@ -364,7 +291,6 @@ FIGURES: dict[str, Callable[[Mapping[str, Result]], str]] = {
     "background": background,
     "memory": large_volume,
     "speed": speed,
-    "soak": soaked,
     "thick-slices": thick_slices,
     "gpu-on-paper": on_paper,
 }
@@ -381,16 +307,18 @@ def section(name: str, result: Result) -> str:
         notes = [*bench.failures(result), *result["warnings"]]
         lines += ["", bench.caption(result), *(f"\n**{text}**" for text in notes), ""]
     else:
-        # Some benchmarks also use "command" for the whole command's figures.
-        known = CIRCUMSTANCES if isinstance(result.get("command"), str) else CIRCUMSTANCES[1:]
-        lines += told_of(_without({k: v for k, v in result.items() if k not in known}), 3)
+        lines += told_of(_without_circumstances(result), 3)
     return "\n".join(lines)
+
+
+def _without_circumstances(result: Result) -> Result:
+    return {name: value for name, value in result.items() if name not in CIRCUMSTANCES}
 
 
 def measured_by(result: Result) -> str:
     """Command, day, machine and versions, as far as they are known, in one line."""
-    command, cores = result.get("command"), result.get("cores")
-    parts = [f"`{command}`"] if isinstance(command, str) else []
+    cores = result.get("cores")
+    parts = [f"`{result['command']}`"] if "command" in result else []
     parts += [str(result[name]) for name in ("date", "processor") if name in result]
     parts += [f"{cores} core" + "s" * (cores != 1)] if cores else []
     parts += [f"Python {result['python']}"] if "python" in result else []
@@ -417,27 +345,13 @@ def papers_tables(path: Path) -> str:
 def told_of(value: Mapping[str, Any], level: int) -> list[str]:
     """Nested figures as Markdown: similar rows as a table, single values as lines, others by heading."""
     plain = {k: v for k, v in value.items() if not _nested(v)}
-    lines = [f"- {key}: {number(v)}" for key, v in plain.items()]
-    lines += [""] if plain else []
+    lines = [*(f"- {key}: {number(v)}" for key, v in plain.items()), *([""] if plain else [])]
     for key, inner in value.items():
-        if key in plain:
-            continue
-        lines += [f"{'#' * min(level, 6)} {key}", ""]
-        rows = inner if isinstance(inner, dict) else {str(n): row for n, row in enumerate(inner)}
-        if not any(_nested(row) for row in rows.values()):
-            lines += [*_table({"": rows}), ""]
-        elif all(isinstance(row, dict) and not any(map(_nested, row.values())) for row in rows.values()):
-            lines += [*_table(rows if isinstance(inner, dict) else list(rows.values())), ""]
-        else:
-            lines += told_of(rows, level + 1)
+        if key not in plain and inner and key not in RAW:
+            lines += [f"{'#' * min(level, 6)} {key}", ""]
+            named = inner if isinstance(inner, dict) else {str(n): row for n, row in enumerate(inner)}
+            lines += [*rows, ""] if (rows := _table(inner)) else told_of(named, level + 1)
     return lines
-
-
-def _without(value: Any) -> Any:
-    """A result without its raw figures."""
-    if isinstance(value, dict):
-        return {k: _without(v) for k, v in value.items() if k not in RAW}
-    return [_without(v) for v in value] if isinstance(value, list) else value
 
 
 def _nested(value: Any) -> bool:
@@ -446,16 +360,35 @@ def _nested(value: Any) -> bool:
     )
 
 
-def _table(rows: Mapping[str, Mapping[str, Any]] | Sequence[Mapping[str, Any]]) -> list[str]:
-    """A table of similar rows, in mappings by name; numbers in a column have the same precision."""
-    named = list(rows.items()) if isinstance(rows, Mapping) else [("", row) for row in rows]
-    names = any(name for name, _ in named)
-    columns = list(dict.fromkeys(column for _, row in named for column in row))
-    aligned = {c: _aligned([row.get(c) for _, row in named]) for c in columns}
-    cells = [
-        [*([name] if names else []), *(aligned[c][n] for c in columns)] for n, (name, _) in enumerate(named)
-    ]
-    return table([*([""] if names else []), *columns], cells)
+def _table(value: Any) -> list[str]:
+    """A table of similar rows, or of one; numbers in a column have the same precision. Empty if the value is
+    nested too deeply for one."""
+    if isinstance(value, dict) and not any(map(_nested, value.values())):
+        value = [value]
+    named = list(value.items()) if isinstance(value, dict) else [("", row) for row in value]
+    if not all(isinstance(row, dict) for _, row in named):
+        return []
+    rows = [_flat(row) for _, row in named]
+    cells = [(column, cell) for row in rows for column, cell in row.items()]
+    columns = list(dict.fromkeys(c for c, cell in cells if not (c in RAW and isinstance(cell, list))))
+    deep = any(_nested(row[c]) for row in rows for c in columns if c in row)
+    if deep or (rows != [row for _, row in named] and len(columns) > WIDE):
+        return []
+    aligned = [_aligned([row.get(c) for row in rows]) for c in columns]
+    if isinstance(value, dict):
+        columns, aligned = ["", *columns], [[name for name, _ in named], *aligned]
+    return table(columns, list(zip(*aligned, strict=True)))
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row whose groups of figures are columns, named after their group too if names would be equal."""
+    groups = {key: group if isinstance(group, dict) else {key: group} for key, group in row.items()}
+    names = [name for group in groups.values() for name in group]
+    return {
+        name if names.count(name) == 1 else f"{key}: {name}": value
+        for key, group in groups.items()
+        for name, value in group.items()
+    }
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -1,7 +1,5 @@
 """The adaptation benchmark: its rows can be trained, and its table says what the runs found."""
 
-from pathlib import Path
-
 import pytest
 from udean.benchmarks import adaptation, results
 from udean.runtime.system.files import write_json
@@ -57,8 +55,9 @@ def test_the_table_holds_means_and_spreads_of_the_longest_runs_only(tmp_path):
     assert target["rows"]["interpolations"]["figures"] == {"x": 31.0}
     chosen = target["selection"]
     assert chosen["between runs"] == 1 and (chosen["lost, mean"], chosen["lost, most"]) == (1.0, 2.0)
-    shown = results.FIGURES["adaptation"]({"adaptation": found})
-    assert "| bound | 34.00 | +2.00 ± 1.00 | 20 | 3 |" in shown and Path(tmp_path).name not in shown
+    shown = results.shown_at(["adaptation", "targets", "*", "rows"], {"adaptation": found})
+    assert "|  | x | gain | sd | steps | seeds |" in shown and "| bound | 34 | 2 | 1 | 20 | 3 |" in shown
+    assert tmp_path.name not in shown
 
 
 def test_both_adaptations_are_compared_with_each_alone_seed_by_seed(tmp_path):
@@ -71,5 +70,8 @@ def test_both_adaptations_are_compared_with_each_alone_seed_by_seed(tmp_path):
         for seed, psnr in enumerate(seeds):
             result = {"row": row, "figures": {"x": {"network alone": psnr}}, "steps": 9, "seed": seed}
             write_json(tmp_path / "results" / f"b {row} 9 {seed}.json", result)
-    found = adaptation.summary(tmp_path)
-    assert "| +1.50 ± 0.71 | +3.50 ± 2.12 |" in results.ahead({"adaptation": found})
+    (target,) = adaptation.summary(tmp_path)["targets"].values()
+    alone = {"image only": (1.5, 0.707), "features only": (3.5, 2.121)}
+    assert target["ahead"] == {
+        f"udean, {name}": {"mean": mean, "sd": sd, "seeds": 2} for name, (mean, sd) in alone.items()
+    }
