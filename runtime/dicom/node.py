@@ -33,9 +33,9 @@ from ..system.metrics import Metrics
 from .frame import Frame, require_pydicom
 from .jobs import dicom_jobs
 from .listen import Admission, is_bomb, listen
-from .send import SUCCESS, TIMEOUT, Commitments, Peer, Refused, Undelivered, send
+from .send import FOR_A_WHILE, SUCCESS, TIMEOUT, Commitments, Peer, Refused, Undelivered, instances, send
 from .series import find_series
-from .spool import NOTE, SENDING, Spool, folders, series_name
+from .spool import NOTE, SENDING, Journal, Spool, folders, series_name
 
 OUT_OF_RESOURCES, NO_MATCH = 0xA700, 0xA900
 FREE = 1 << 30  # bytes that stay free on the spool's disk
@@ -44,7 +44,7 @@ FAREWELL = 5.0  # seconds for senders to be told, at the end, that they are abor
 ATTEMPTS = 5  # permanent refusals of a slice before its series is set aside
 BACKOFF, LONGEST = 1.5, 600.0  # growth of the time between attempts; its maximum, seconds
 GROWTH = 50  # attempts until it is certainly reached: what grows for ever overflows after twelve days
-PATIENCE = 3600.0  # seconds for an archive to commit a series, before it is sent again
+PATIENCE = 3600.0  # seconds for an archive to commit a series, before it is asked again
 COUNTERS = {
     "slices": "Slices received, and SR slices sent.",
     "refused": "Slices refused, by status.",
@@ -118,13 +118,14 @@ class _Link:
 class Attempts:
     """The attempts made at a series. later: when it may be tried again.
 
-    asked: by which transaction the destination was asked to commit itself, and when.
+    asked: when the destination was last asked for storage commitment; awaited: of which instances.
     """
 
     count: int = 0
     refused: int = 0
     later: float = 0.0
-    asked: tuple[str, float] | None = None
+    asked: float | None = None
+    awaited: set[str] = field(default_factory=set)
 
 
 class Node:
@@ -194,9 +195,11 @@ class Node:
             wait = POLL
             try:
                 self._collect()
+                heard = self._commitments.heard()
                 for folder in folders(self.spool.work):
                     attempts = self._attempts.setdefault(folder.name, Attempts())
-                    if not self._stop.is_set() and time.monotonic() >= attempts.later:
+                    due = time.monotonic() >= attempts.later or not heard.isdisjoint(attempts.awaited)
+                    if due and not self._stop.is_set():
                         self._handle(folder, attempts)
             except OSError as error:  # the spool's disk, for a while
                 wait = self._settings.retry
@@ -352,7 +355,7 @@ class Node:
             if reasons:
                 raise RunError("\n".join(reasons))
             self.spool.done(folder)
-            self._attempts.pop(folder.name, None)
+            self._forget(folder)
         except Undelivered as error:
             self._wait(folder, attempts, "undelivered", str(error))
         except (DiskError, GpuError, OSError) as error:  # the series stays where it is
@@ -387,10 +390,15 @@ class Node:
         except (OSError, RunError) as error:
             self._wait(folder, attempts, "failed", str(error))
             return
-        self._attempts.pop(folder.name, None)
+        self._forget(folder)
         self.metrics.add("series", outcome="quarantined")
         log("quarantined", series=folder.name)
         self._bound()
+
+    def _forget(self, folder: Path) -> None:
+        attempts = self._attempts.pop(folder.name, None)
+        if attempts:
+            self._commitments.forget(attempts.awaited)
 
     def _bound(self) -> None:
         """Remove the oldest series set aside, if the operator has set a limit, and tell each."""
@@ -448,27 +456,31 @@ class Node:
         return self.spool.taken(str(head.get("StudyInstanceUID")), folder.name)
 
     def _deliver(self, folder: Path, slices: list[Path], attempts: Attempts) -> None:
-        """Send everything, and wait for storage commitment if the destination offers it.
+        """Send what the destination does not have, and wait for storage commitment if it offers that.
 
-        Raises Undelivered until it is committed: everything is sent again after a refusal or a long silence.
+        What it fails to commit is sent again. After a long silence, or a restart, it is only asked again.
+        Raises Undelivered until everything is committed, Refused if it will not be.
         """
-        if attempts.asked is None:
-            settings = self._settings
-            asked = send(
-                slices,
-                settings.me.title,
-                settings.destination,
-                self._tls_out,
-                self._commitments,
-                (folder / SENDING).touch,  # from then on late slices find a series that has gone out
-            )
-            self.metrics.add("slices", len(slices), direction="sent")
-            if asked is None:
+        images, there = instances(slices), self._settings.destination
+        journal = Journal(folder, str(there))
+        lacking, failed = self._commitments.take(set(images))
+        if attempts.asked is None or (not failed and time.monotonic() - attempts.asked > PATIENCE):
+            attempts.awaited = set(images)
+            missing = images.keys() - journal.stored()
+            me = self._settings.me.title
+            offered = send(images, lacking, me, there, self._tls_out, self._commitments, journal)
+            self.metrics.add("slices", len(missing), direction="sent")
+            if not offered:
                 return
-            attempts.asked, attempts.count = (asked, time.monotonic()), 1
-        transaction, since = attempts.asked
-        committed = self._commitments.of(transaction)
-        if committed is False or time.monotonic() - since > PATIENCE:
+            attempts.asked = time.monotonic()
+            lacking, failed = self._commitments.take(set(images))
+        reason = f"The destination has not committed {len(lacking)} of {len(images)} images"
+        if failed:
             attempts.asked = None
-        if not committed:
-            raise Undelivered("The destination has not committed the images.")
+            journal.remove(set(failed))
+            reason += (
+                f": {len(failed)} failed ({', '.join(f'{why:04X}' for why in sorted({*failed.values()}))})."
+            )
+            raise Undelivered(reason) if {*failed.values()} <= {*FOR_A_WHILE} else Refused(reason)
+        if lacking:
+            raise Undelivered(f"{reason} yet.")

@@ -2,7 +2,8 @@
 
     incoming/SERIES    slices while they arrive; `open-N` while the association N that they come by is open,
                        `refused-N` while a slice is missing that there was no room for
-    work/SERIES        finished: restored below `sr`, until the destination has every SR slice
+    work/SERIES        finished: restored below `sr`, until the destination has every SR slice; those that
+                       it has are lines of `sending`
     quarantine/SERIES-TIME   set aside, with `reason.txt`
     sent/SERIES.json   which slices a series had that has gone out: later ones make no series of their own
     studies/STUDY.json numbers of a study's series, so that a result's is free
@@ -44,6 +45,33 @@ class SetAside:
     slices: int
     size: int
     reason: str
+
+
+class Journal:
+    """Which SR slices of a series a destination has, by SOP instance: they are not sent there again."""
+
+    def __init__(self, folder: Path, destination: str) -> None:
+        self._file, self._end = folder / SENDING, f" {destination}"
+
+    def begin(self) -> None:
+        """From now on late slices find a series that has gone out. Raises OSError."""
+        self._file.touch()
+
+    def stored(self) -> set[str]:
+        """Those it has. Raises OSError."""
+        lines = self._file.read_text().splitlines() if self._file.exists() else ()
+        return {line.removesuffix(self._end) for line in lines if line.endswith(self._end)}
+
+    def add(self, instance: str) -> None:
+        """It has another one. Raises OSError."""
+        with open(self._file, "a") as file:
+            file.write(f"{instance}{self._end}\n")
+
+    def remove(self, instances: set[str]) -> None:
+        """It does not have these after all. Raises OSError or DiskError."""
+        kept = sorted(self.stored() - instances)
+        with atomic(self._file) as file:
+            file.write("".join(f"{instance}{self._end}\n" for instance in kept).encode())
 
 
 class Spool:
@@ -238,7 +266,8 @@ class Spool:
         """Move a set-aside series back to its previous place. Raises RunError if there is none."""
         folder = self._entry(name)
         shutil.rmtree(folder / "sr", ignore_errors=True)
-        (folder / REASON).unlink(missing_ok=True)
+        for name_ in (REASON, SENDING):
+            (folder / name_).unlink(missing_ok=True)
         target = self.incoming / name.rpartition("-")[0]
         try:
             os.replace(folder, target)

@@ -12,15 +12,9 @@ import pydicom
 import pytest
 
 from ...support.commands import here
-from ...support.fakes import card, onnx_model
 from .test_series import change, classic, enhanced, find_series
 
 COMMAND = [Path(sys.executable).with_name("udean-run"), "--precision", "fp32"]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return onnx_model(tmp_path_factory.mktemp("model") / "sr.onnx", card((2, 2, 2), 3, (16, 16)))
 
 
 def udean_run(*arguments):

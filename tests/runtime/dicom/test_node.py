@@ -22,36 +22,24 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from pynetdicom import AE, build_role, evt
+from pynetdicom import AE, evt
 from pynetdicom.sop_class import EnhancedMRImageStorage, MRImageStorage
 from udean.runtime import SuperResolver
 from udean.runtime.commands import dicom_node
 from udean.runtime.dicom import listen
 from udean.runtime.dicom.node import ATTEMPTS, Attempts, Node, NodeSettings
-from udean.runtime.dicom.send import COMMITMENT, Commitments, Peer, Undelivered
+from udean.runtime.dicom.send import Commitments, Peer, Undelivered
 from udean.runtime.dicom.send import send as deliver
-from udean.runtime.dicom.spool import series_name
+from udean.runtime.dicom.spool import Journal, series_name
 
-from ...support.fakes import card, onnx_model
 from .test_series import change, classic, ordered
 
 COMMAND = [Path(sys.executable).with_name("udean-dicom-node")]
 QUIET = 0.3  # seconds after which a series is finished
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return onnx_model(tmp_path_factory.mktemp("model") / "sr.onnx", card((2, 2, 2), 3, (16, 16)))
-
-
-@pytest.fixture
-def steady(monkeypatch):
-    """All attempts at the shortest wait: that waits grow is `test_attempts_go_on_for_ever`'s matter."""
-    monkeypatch.setattr("udean.runtime.dicom.node.BACKOFF", 1.0)
-
-
 @contextlib.contextmanager
-def archive(port=0, status=0x0000, tls=None, kind=MRImageStorage, syntax=None, commit=None):
+def archive(port=0, status=0x0000, tls=None, kind=MRImageStorage, syntax=None):
     """A storage node that keeps what it gets in a list."""
     got = []
 
@@ -62,12 +50,10 @@ def archive(port=0, status=0x0000, tls=None, kind=MRImageStorage, syntax=None, c
 
     entity = AE("ARCHIVE")
     entity.add_supported_context(kind, syntax)
-    handlers = [(evt.EVT_C_STORE, store)]
-    if commit:
-        entity.add_supported_context(COMMITMENT)
-        handlers.append((evt.EVT_N_ACTION, commit))
     entity.require_called_aet = True
-    server = entity.start_server(("127.0.0.1", port), block=False, evt_handlers=handlers, ssl_context=tls)
+    server = entity.start_server(
+        ("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, store)], ssl_context=tls
+    )
     try:
         yield server.server_address[1], got
     finally:
@@ -357,7 +343,8 @@ def test_an_archive_that_hangs_up_between_two_slices_is_tried_again(tmp_path, mo
     link.send_c_store = store
     monkeypatch.setattr(AE, "associate", lambda *_, **__: link)
     with pytest.raises(RuntimeError if established else Undelivered):
-        deliver([file], "UDEAN", Peer("ARCHIVE", "127.0.0.1", 1), None, Commitments(), lambda: None)
+        there = Peer("ARCHIVE", "127.0.0.1", 1)
+        deliver({"1": file}, {"1"}, "UDEAN", there, None, Commitments(), Journal(tmp_path, str(there)))
 
 
 def test_what_is_set_aside_is_bounded_on_request_and_each_removal_is_told(tmp_path, capsys):
@@ -767,42 +754,6 @@ def test_what_is_set_aside_is_listed_put_back_and_dropped(model, tmp_path):
         wait(lambda: "0 in work" in (text := udean("queue").stdout) and "0 in quarantine" in text)
         done = udean("drop", "../../in")
         assert done.returncode == 2 and "set aside" in done.stderr and files[0].exists()
-
-
-def test_sources_are_kept_until_the_archive_has_committed_itself(model, tmp_path):
-    files, spool, asked = classic(tmp_path / "in", shape=(3, 12, 10)), tmp_path / "spool", []
-
-    def commit(event):
-        asked.append(event.action_information)
-        return 0, None
-
-    def report(mine, kind):
-        entity = AE("ARCHIVE")
-        entity.add_requested_context(COMMITMENT)
-        role = build_role(COMMITMENT, scp_role=True)
-        link = entity.associate("127.0.0.1", mine, ae_title="UDEAN", ext_neg=[role])
-        said = pydicom.Dataset()
-        said.TransactionUID, said.ReferencedSOPSequence = (
-            asked[-1].TransactionUID,
-            asked[-1].ReferencedSOPSequence,
-        )
-        assert link.send_n_event_report(said, kind, COMMITMENT, f"{COMMITMENT}.1")[0].Status == 0
-        link.release()
-
-    with archive(commit=commit) as (port, got), serving(model, spool, port) as (node, mine):
-        assert send(mine, files) == [0] * 3
-        wait(lambda: asked)
-        assert {r.ReferencedSOPInstanceUID for r in asked[0].ReferencedSOPSequence} == {
-            d.SOPInstanceUID for d in got
-        }
-        wait(lambda: '"undelivered"' in node.stderr.readline())
-        assert len(list((spool / "work").iterdir())) == 1 and len(got) == 6
-        report(mine, 2)  # not all of it is there
-        wait(lambda: len(asked) == 2 and len(got) == 12)
-        assert len(list((spool / "work").iterdir())) == 1
-        report(mine, 1)
-        wait(lambda: not list((spool / "work").iterdir()))
-    assert len({d.SOPInstanceUID for d in got}) == 6 and len(got) == 12
 
 
 def test_only_what_can_be_decoded_is_offered(model, tmp_path):
