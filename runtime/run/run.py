@@ -404,8 +404,9 @@ def _slices(found: Findings, choice: Choice, scan: Scan) -> dict[str, Any]:
     spacing = scan.zooms[choice.axis]
     told = {"across": "ijk"[choice.axis], "spacing_mm": round(spacing, 6)}
     told |= {"gain": round(found.gain, 4), "texture": round(found.texture, 4)}
-    if found.empty:
-        told["empty"] = list(found.empty)
+    told |= {name: list(n) for name, n in (("empty", found.empty), ("odd", found.odd)) if n}
+    if found.continuity < 1:
+        told["continuity"] = round(found.continuity, 4)
     if found.deviation is None:
         return told | {"profile": "not told by the scan: taken for a box with gaps"}
     return told | {

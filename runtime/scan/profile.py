@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,8 +80,17 @@ def deviation(shape: ProfileShape, width: float) -> float:
 
 def blur_matrix(size: int, sd: float) -> NDArray[np.float32]:
     """A Gaussian blur of this standard deviation in voxels, (size, size); rows sum up to 1."""
-    away = np.arange(size)[:, None] - np.arange(size)
-    weights = np.exp(-0.5 * (away / max(sd, 0.05)) ** 2)
+    return sampled_gaussian(np.arange(size), size, max(sd, 0.05))
+
+
+def sampled_gaussian(centers: NDArray[Any], size: int, sd: float) -> NDArray[np.float32]:
+    """The matrix (slices, size) of a Gaussian read at the voxels; rows sum to 1.
+
+    Its standard deviation over voxels is `sd`, as `estimate_deviation` means it: a Gaussian integrated over
+    voxels (`profile_matrix`) has a variance that is a twelfth of a voxel larger.
+    """
+    away = centers[:, None] - np.arange(size)
+    weights = np.exp(-0.5 * (away / sd) ** 2)
     return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
 
 

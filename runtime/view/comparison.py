@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from ..errors import RunError
 from ..models.card import ModelCard
-from ..pipeline.through_plane import THINNEST, UNKNOWN
+from ..pipeline.through_plane import UNKNOWN, seen_through
 from ..scan import intensity
 from ..scan.geometry import Factors, Flips, fine_affine, flips_between
 from ..scan.interpolation import acquired_again, band_weights, cubic_weights, interpolated_plane
 from ..scan.orientation import Orientation
-from ..scan.profile import FWHM, profile_matrix
+from ..scan.profile import FWHM
 from ..scan.regrid import Grid, along
 from ..scan.scan import Scan
 
@@ -181,8 +181,8 @@ def _seen(
         if _is_coarser(grid, axis):
             yield None
         elif card.kind == "through-plane" and axis == across:
-            width = (profile_mm / scan.zooms[axis] if profile_mm else UNKNOWN * FWHM) / step
-            yield profile_matrix("gaussian", max(width, THINNEST), centers, size)
+            deviation = profile_mm / scan.zooms[axis] / float(FWHM) if profile_mm else UNKNOWN
+            yield seen_through(deviation / step, centers, size)
         else:
             yield band_weights(size, centers, 1 / step)
 

@@ -161,7 +161,7 @@ def test_strict_refuses_what_is_warned_about_otherwise():
 
 def test_thick_slices_bind_the_result_as_far_as_is_asked():
     random = np.random.default_rng(0)
-    volume = np.kron(random.random((6, 5, 8)), np.ones((4, 4, 1))).astype(np.float32)
+    volume = np.kron(random.random((6, 5, 4)), np.ones((4, 4, 2))).astype(np.float32)
     volume += 0.01 * random.standard_normal(volume.shape, np.float32)
     image = nib.Nifti1Image(volume, np.diag([1, 1, 4, 1]))
     given = {"off": 0.0, 0.5: 0.5, "auto": 1.0}

@@ -146,6 +146,32 @@ def test_a_slice_without_data_stays_so_and_does_not_distort_its_neighbours(stack
     )
 
 
+def test_around_a_slice_of_noise_nothing_is_restored_and_elsewhere_it_is(stack, truth):
+    slices = stack.slices.copy()
+    slices[:, :, 8] = np.random.default_rng(4).random(slices.shape[:2])
+    spoilt = ThickSlices(slices, stack.centers, STEP, 64)
+    volume, found = restore(spoilt, silent)
+    whole, usual = restore(stack, silent)
+    assert found.odd == (8,) and usual.odd == ()
+    near, far = slice(30, 38), [*range(24), *range(44, 64)]
+    np.testing.assert_allclose(volume[:, :, near], spoilt.interpolated()[:, :, near], atol=1e-6)
+    assert error(volume[:, :, far], truth[:, :, far]) < 1.05 * error(whole[:, :, far], truth[:, :, far])
+
+
+def test_if_every_other_slice_has_moved_it_is_no_worse_than_interpolation(truth):
+    centers = np.arange(16) * STEP + (STEP - 1) / 2
+    smooth = ndimage.gaussian_filter(truth, (1, 1, 4))
+    seen = profile_matrix("box", STEP, centers, 64).T
+    still, moved = (part.astype(np.float32) @ seen for part in (smooth, np.roll(smooth, 3, axis=0)))
+    slices = still.copy()
+    slices[:, :, 1::2] = moved[:, :, 1::2]
+    stack = ThickSlices(slices, centers, STEP, 64)
+    volume, found = restore(stack, silent)
+    _, usual = restore(ThickSlices(still, centers, STEP, 64), silent)
+    assert found.continuity < 0.5 and usual.continuity == 1
+    assert error(volume, smooth) < 1.002 * error(stack.interpolated(), smooth)
+
+
 def test_air_is_not_computed(stack):
     empty = np.zeros((80, 80, 16), np.float32)
     empty[20:60, 20:57] = stack.slices
