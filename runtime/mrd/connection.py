@@ -116,13 +116,15 @@ class Connection:
         self._whole = isinstance(message, mrd.Close)
         return message
 
-    def resynchronize(self, passed: bytes) -> None:
+    def resynchronize(self, passed: bytes, ahead: bytes) -> None:
         """Read on to the next image or the close message, however long it takes to come.
 
         passed: what was read of a message that goes back, and with it all that lies before the next one; of
-        other messages that is left out. Raises RunError if neither comes.
+        other messages that is left out. ahead: what was read beyond it. Raises RunError if neither comes.
         """
-        data = bytearray(self._ahead)
+        self.release(self._taken)
+        self._taken = 0
+        data = bytearray(ahead) + self._ahead
         self._ahead.clear()
         searched = 0
         if passed:
@@ -156,10 +158,15 @@ class Connection:
             self.send([bytes(data[:place])])
 
     def relay(self, head: bytes, size: int) -> None:
-        """Pass on a message that is not kept: the part that was read, and `size` more bytes."""
+        """Pass on a message that is not kept: the part that was read, and up to `size` more bytes."""
         self.send([head])
         while size:
-            chunk = self._read(min(size, CHUNK))
+            try:
+                chunk = self._read(min(size, CHUNK))
+            except RunError:  # it ends earlier
+                self.send([bytes(self._ahead)])
+                self._ahead.clear()
+                raise
             self.send([chunk])
             self.flush()  # so that no more than a chunk is ever held
             size -= len(chunk)
@@ -222,6 +229,7 @@ class Connection:
         self._budget.forget(self)
 
     def _read(self, size: int) -> bytearray:
+        """Exactly so many bytes. What came before a RunError is read again."""
         data = bytearray()
         while len(data) < size:
             self.check()
@@ -229,11 +237,13 @@ class Connection:
                 chunk = self._receive(size - len(data))
             except TimeoutError:
                 self.check()
+                self._ahead += data
                 raise RunError(f"Nothing was received for {self._limits.idle:g} s.") from None
             except OSError:
                 raise Gone from None
             if not chunk:
                 self.check()
+                self._ahead += data
                 raise mrd.EndOfStream("The stream ended without a close message: nothing was restored.")
             data += chunk
         self.received += size

@@ -98,11 +98,14 @@ class Close:
 
 
 class Unknown(RunError):
-    """A message of unknown length. passed: the part that was read, if it is an image and is sent back."""
+    """A message of unknown length. passed: the part that was read, if it is an image and is sent back.
 
-    def __init__(self, reason: str, passed: bytes = b"") -> None:
+    ahead: what was read after it, in which other messages may lie.
+    """
+
+    def __init__(self, reason: str, passed: bytes = b"", ahead: bytes = b"") -> None:
         super().__init__(reason)
-        self.passed = passed
+        self.passed, self.ahead = passed, ahead
 
 
 class LeftOut(RunError):
@@ -180,7 +183,9 @@ def read_message(read: Read, limit: int, claim: Claim) -> Message:
             return _acquisition(read, limit, claim)
     except EndOfStream:
         raise RunError("The stream ended inside a message.") from None
-    raise Unknown(f"Message {kind} is not one that this server knows (MRD 1.x): it is left out.")
+    raise Unknown(
+        f"Message {kind} is not one that this server knows (MRD 1.x)", ahead=struct.pack("<H", kind)
+    )
 
 
 def text(content: str) -> bytes:
@@ -259,7 +264,7 @@ def _image(read: Read, limit: int, claim: Claim) -> Image:
     dtype = DTYPES.get(int(header["data_type"]))
     if dtype is None:
         raise Unknown(
-            f"An image has data type {header['data_type']}, which MRD does not know: it is passed on.",
+            f"An image has data type {header['data_type']}, which MRD does not know",
             struct.pack("<H", IMAGE) + data,
         )
     x, y, z = map(int, header["matrix_size"])
@@ -268,16 +273,31 @@ def _image(read: Read, limit: int, claim: Claim) -> Image:
     lengths = read(8)
     length = _unpack("<Q", lengths)
     head = struct.pack("<H", IMAGE) + data + lengths
+    announced = int(header["attribute_string_len"])  # some writers leave it 0, some count characters
+    odd = f"The attributes of an image have {length} bytes, or {announced}"
+    if announced and not announced <= length <= 4 * announced:
+        raise Unknown(odd, head)
     _keep("image", size, length, limit, claim, head)
-    attributes = bytes(read(length))
+    try:
+        attributes = bytes(read(length))
+    except RunError as error:  # as long as the length says they are not
+        raise Unknown(f"{error} The attributes of an image lack bytes", head) from None
     fault = ""
     try:
         read_attributes(attributes)
     except RunError as error:
+        if announced != length:
+            raise Unknown(odd, head, attributes) from None
         fault = str(error)
+    try:
+        pixels = np.frombuffer(read(size), dtype).reshape(shape)
+    except RunError as error:
+        if not fault:
+            raise
+        raise Unknown(f"{error} {fault[:-1]}", head, attributes) from None
     if min(shape) < 1:
         fault = f"An image of {x} x {y} x {z} voxels and {shape[0]} channels holds nothing."
-    return Image(header, attributes, np.frombuffer(read(size), dtype).reshape(shape), fault)
+    return Image(header, attributes, pixels, fault)
 
 
 def _waveform(read: Read, limit: int, claim: Claim) -> Passed:

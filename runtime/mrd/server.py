@@ -208,6 +208,8 @@ class Session:
         self._connection, self._resolve, self._worker = connection, resolve, worker
         self._metrics, self._parameters = metrics, parameters
         self._limits: dict[str, int] = {}  # of the scan, as its header announces them
+        self._unread = 0  # images that were passed on because they cannot be read, or kept
+        self._doubted = False  # whether the message that came last may have been longer or shorter
         self._owed: list[Image] = []  # what came and has neither gone back nor been restored
 
     def run(self) -> None:
@@ -229,6 +231,8 @@ class Session:
                     source = stacks.stack(images, self._parameters.position)
                     grid = self._grid(source)
                     doubt = stacks.doubt(images, groups, self._limits)
+                    if not doubt and self._unread:
+                        doubt = f"Images that could not be read ({self._unread}): slices may be missing."
                     self._restore(source, grid, numbers.of(source, grid), doubt)
                     restored = set(map(id, images))
                     self._owed = [image for image in self._owed if id(image) not in restored]
@@ -272,6 +276,7 @@ class Session:
                 if message.fault and not faults[message.fault]:
                     self._say("ERROR", f"{message.fault} It is passed on unchanged and not restored.")
                 faults[message.fault] += 1
+                self._unread += bool(message.fault)
                 if self._parameters.originals or not resolvable:
                     self._connection.send(message.parts())
                 else:
@@ -286,13 +291,22 @@ class Session:
     def _next(self) -> mrd.Message | None:
         """The next message that can be kept; None after one that was skipped or passed on directly."""
         try:
-            return self._connection.receive()
+            message = self._connection.receive()
+            self._doubted = isinstance(message, Image) and bool(message.fault)
+            return message
         except mrd.LeftOut as error:
             self._say("ERROR", str(error))
         except mrd.Unknown as error:
-            self._say("ERROR", str(error))
-            self._connection.resynchronize(error.passed)
+            if (
+                self._doubted and not error.passed
+            ):  # what follows is the rest of that image: nothing comes between
+                self._connection.resynchronize(error.ahead, b"")
+            else:
+                self._unread += bool(error.passed)
+                self._say("ERROR", f"{error}: it is {'passed on' if error.passed else 'left out'}.")
+                self._connection.resynchronize(error.passed, error.ahead)
         except mrd.TooLarge as error:
+            self._unread += 1
             self._say("ERROR", f"{error} It is passed on unchanged and not restored.")
             self._connection.relay(error.head, error.size)
         return None

@@ -463,6 +463,14 @@ def test_what_cannot_be_read_is_left_out_and_all_images_come_back(address, bytes
     assert (word in errors) if word else not errors
 
 
+def test_a_volume_that_may_lack_an_image_that_cannot_be_read_says_so(address):
+    messages, _ = slices("spec")
+    got = talk(address, *messages[:5], pack_image(SMALL, attributes="<a"), pack_close())
+    assert any(t.startswith("WARN") and "slices may be missing" in t for t in texts(got))
+    results = [m for m in images(got) if m.header.image_series_index == 2]
+    assert len(results) == 10 and all("slices may be missing" in m.attributes for m in results)
+
+
 def test_an_image_of_an_unknown_type_goes_back_byte_by_byte(address):
     messages, _ = slices("spec")
     odd = pack_image(SMALL, data_type=9)
@@ -473,6 +481,28 @@ def test_an_image_of_an_unknown_type_goes_back_byte_by_byte(address):
             data += chunk
     assert odd in data and data.endswith(pack_close()) and b"data type 9" in data
     assert all(message in data for message in messages)
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["one length", "both lengths"])
+@pytest.mark.parametrize("place", [2, 5])
+@pytest.mark.parametrize("longer", [-1, 50, 5000, 1 << 20, 1 << 26, 1 << 40])
+def test_attributes_of_another_length_than_announced_cost_no_image(address, longer, place, both):
+    """The header says it twice: if only one is wrong, the others are restored, and the result says so."""
+    messages, _ = slices("spec")
+    odd = pack_image(np.arange(360, dtype=np.float32).reshape(1, 20, 18), "<ismrmrdMeta></ismrmrdMeta>")
+    length = 27 + longer
+    short = struct.pack("<I", length % (1 << 32)) if both else odd[196:200]
+    messages[place] = odd[:196] + short + struct.pack("<Q", length) + odd[208:]
+    with Client(address) as client:
+        client.send(*messages, pack_close())
+        client.socket.shutdown(socket.SHUT_WR)
+        data = b""
+        while chunk := client.socket.recv(1 << 20):
+            data += chunk
+    assert all(message in data for message in messages) and data.endswith(pack_close())
+    assert b"ERROR" in data
+    restored = place == 5 and not both
+    assert (b"could not be read" in data) >= restored and (data.count(b"UDEAN_SR") == 10) >= restored
 
 
 def test_an_unknown_message_before_the_close_message_ends_nothing(address):
