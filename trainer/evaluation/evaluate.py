@@ -213,11 +213,9 @@ def _matched(groups: Sequence[Path], names: Sequence[dict[str, Path]]) -> tuple[
     whole = set.intersection(*map(set, names))
     lonely = []
     for name in sorted(set().union(*names) - whole):
-        lacking = [group for group, own in zip(groups, names, strict=True) if name not in own]
+        lacking = {str(group) for group, own in zip(groups, names, strict=True) if name not in own}
         there = next(own[name] for own in names if name in own)
-        lonely.append(
-            f"{' and '.join(map(str, lacking))} contains no scan for {there} (a scan named {name})."
-        )
+        lonely.append(f"There is no scan named {name}, as {there} is, in {' nor in '.join(sorted(lacking))}.")
     return sorted(whole), lonely
 
 

@@ -89,7 +89,7 @@ def test_interpolation_is_evaluated_like_any_result(folders):
             with pytest.raises(RunError, match="do not lie on one grid"):
                 evaluate(way, folders / "hr" / "sub-0_T1w.nii", folders / "wrong.nii")
     (folders / "lr" / "sub-1_T1w.nii").unlink()
-    with pytest.raises(RunError, match=r"contains no scan for .*sub-1"):
+    with pytest.raises(RunError, match=r"no scan named sub-1_T1w, .* in .*lr"):
         evaluate(folders / "hr", folders / "hr", folders / "lr")
 
 
@@ -105,7 +105,7 @@ def test_scans_of_one_name_are_paired_by_their_folders(folders):
         evaluate("sinc", hr, lr)
     (lr / "0" / "T1w_lr.nii").unlink()
     (hr / "1" / "T1w.nii").rename(hr / "1" / "T2w.nii")
-    with pytest.raises(RunError, match=r"contains no scan for .*1/T1w"):
+    with pytest.raises(RunError, match="no scan named 1/T1w, "):
         evaluate("sinc", hr, lr)
 
 
