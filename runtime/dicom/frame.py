@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -288,6 +288,11 @@ def identity(dataset: Dataset) -> tuple[str, ...]:
     """Patient, study and space of an image, so that images of two are never combined."""
     name, *others = (_undecoded(dataset, key) for key in ("PatientName", *IDENTITY))
     return name.rstrip("^ ").upper(), *others
+
+
+def may_be(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether two identities are the same as far as both say them."""
+    return len(one) == len(other) and all(a == b or not (a and b) for a, b in zip(one, other, strict=True))
 
 
 def _undecoded(dataset: Dataset, key: str) -> str:

@@ -38,6 +38,7 @@ from .frame import (
     frames,
     integer,
     is_ours,
+    may_be,
     read,
 )
 from .place import by_place, near, shapes
@@ -359,7 +360,7 @@ def _kinds(found: list[tuple[_Group, list[Frame]]]) -> dict[Key, tuple[str, str]
 def _may_be(one: Key, other: Key) -> bool:
     """Whether two identities, stacks and sides are the same as far as both say them."""
     (who, *rest), (them, *others) = one, other
-    return all(a == b or not (a and b) for a, b in zip((*who, *rest), (*them, *others), strict=True))
+    return may_be((*who, *rest), (*them, *others))
 
 
 def _numbered(series: list[Series], taken: Collection[int]) -> list[Series]:

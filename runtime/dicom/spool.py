@@ -26,7 +26,7 @@ from typing import Any
 
 from ..errors import DiskError, RunError
 from ..system.files import atomic, lock, read_json, write_json
-from .frame import identity, integer
+from .frame import identity, integer, may_be, require_pydicom
 
 DONE = ".done-"  # begins the name of what was sent and only needs to be removed
 MARKER, REFUSED = "open-", "refused-"
@@ -176,19 +176,21 @@ class Spool:
             if not _slices(folder):  # all were refused
                 shutil.rmtree(folder)
                 return None
-            here, gone = _slices(folder), set(read_json(self._sent / f"{series}.json").get("slices", ()))
-            if gone and not gone <= here:
-                at = read_json(self._sent / f"{series}.json").get("time", "")
-                reason = (
-                    f"{len(here)} slices came after a series of {len(gone)} slices had gone out ({at}): "
-                    "send the whole series again to have it restored again."
-                )
-                self.set_aside(folder, series, reason)
-                return reason
+            here = _slices(folder)
+            mine = read_json(self._sent / f"{series}.json")
+            for note in (mine, *self._related(folder, series)):
+                gone = set(note.get("slices", ()))
+                if gone and not gone <= here:
+                    reason = (
+                        f"{len(here)} slices came after a series of {len(gone)} slices had gone out "
+                        f"({note.get('time', '')}): send the whole series again to have it restored again."
+                    )
+                    self.set_aside(folder, series, reason)
+                    return reason
             for earlier in self.quarantine.glob(f"{series}-*"):
                 if _slices(earlier) <= here:
                     shutil.rmtree(earlier)
-                elif not gone:
+                elif not mine:
                     _join(earlier, folder)
             if work.exists():
                 shutil.rmtree(work / "sr", ignore_errors=True)  # made of fewer slices
@@ -207,7 +209,14 @@ class Spool:
     def remember(self, folder: Path) -> None:
         """Record which slices of a series have been sent, perhaps in part. Raises DiskError."""
         now = time.strftime("%Y-%m-%d %H:%M:%S")
-        write_json(self._sent / f"{folder.name}.json", {"time": now, "slices": sorted(_slices(folder))})
+        note = {"time": now, "whose": _whose(folder), "slices": sorted(_slices(folder))}
+        write_json(self._sent / f"{folder.name}.json", note)
+
+    def _related(self, folder: Path, series: str) -> list[dict[str, Any]]:
+        """What has gone out of slices of the same UID that told less, or more, of whose they are."""
+        notes = [file for file in self._sent.glob(f"{series[:HALF]}*.json") if file.stem != series]
+        whose = _whose(folder) if notes else []
+        return [note for note in map(read_json, notes) if may_be(whose, note.get("whose", ()))]
 
     def set_aside(self, folder: Path, series: str, reason: str) -> None:
         """To quarantine, with the reason beside the slices. Raises OSError if the disk fails."""
@@ -302,6 +311,15 @@ def series_name(dataset: Any) -> str:
 def hashed(text: str) -> str:
     """A file name derived from a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _whose(folder: Path) -> list[str]:
+    """The identity that a folder's slices share, as hashes; "" for what they do not tell."""
+    try:
+        head = require_pydicom().dcmread(next(folder.glob("*.dcm")), stop_before_pixels=True, force=True)
+        return [hashed(text) if text else "" for text in identity(head)]
+    except Exception:  # a damaged file may raise anything
+        return []
 
 
 def _slices(folder: Path) -> set[str]:

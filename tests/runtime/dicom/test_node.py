@@ -852,3 +852,44 @@ def test_series_numbers_are_free_in_the_study(model, tmp_path):
         assert send(mine, other) == [0] * 3
         wait(lambda: len(got) == 12)
     assert len({d.SeriesNumber for d in got} | {3, 1003}) == 4
+
+
+def without(files, folder, keyword="PatientID"):
+    """Copies of files that do not say whose they are."""
+    folder.mkdir()
+    copies = [folder / file.name for file in files]
+    for file, copy in zip(files, copies, strict=True):
+        shutil.copy(file, copy)
+        change(copy, **{keyword: ""})
+    return copies
+
+
+def test_a_half_without_identity_is_set_aside_though_the_other_half_has_gone_out(model, tmp_path):
+    files, spool = ordered(classic(tmp_path / "in", shape=(8, 12, 10))), tmp_path / "spool"
+    with archive() as (port, got):
+        with serving(model, spool, port) as (_, mine):
+            assert send(mine, files[:4]) == [0] * 4
+            wait(lambda: len(got) == 8 and not list((spool / "work").iterdir()))
+        with serving(model, spool, port) as (_, mine):
+            assert send(mine, without(files[4:], tmp_path / "nobody's")) == [0] * 4
+            wait(lambda: list((spool / "quarantine").glob("*/reason.txt")))
+            other = classic(tmp_path / "other", shape=(4, 12, 10), PatientID="2", PatientName="Doe^John")
+            assert send(mine, other) == [0] * 4  # under the same UID: a poor anonymiser's
+            wait(lambda: len(got) == 16)
+            assert send(mine, files) == [0] * 8
+            wait(lambda: len(got) == 32)
+    assert len(list((spool / "quarantine").iterdir())) == 1
+    (reason,) = (spool / "quarantine").glob("*/reason.txt")
+    assert "had gone out" in reason.read_text()
+
+
+def test_a_half_that_came_without_identity_is_completed_in_a_later_association(model, tmp_path):
+    files, spool = ordered(classic(tmp_path / "in", shape=(8, 12, 10))), tmp_path / "spool"
+    with archive() as (port, got), serving(model, spool, port, "--quiet", 2) as (_, mine):
+        assert send(mine, files[:4]) == [0] * 4
+        assert send(mine, without(files[4:], tmp_path / "nobody's")) == [0] * 4
+        wait(lambda: len(list((spool / "quarantine").glob("*/reason.txt"))) == 2)
+        assert not got
+        assert send(mine, files[4:]) == [0] * 4
+        wait(lambda: len(got) == 16)
+    assert sizes(got) == [16] and {d.PatientID for d in got} == {str(pydicom.dcmread(files[0]).PatientID)}
