@@ -143,8 +143,16 @@ def _train(
         if not STDERR.is_terminal:
             lines.tell(step, total, f"{name} {value:.4f} {shown}")
 
+    preparing = Lines("Preparing scans", brief=True)
+
+    def prepared(done: int, total: int) -> None:
+        nonlocal preparing
+        if done == 1:  # of each group
+            preparing = Lines("Preparing scans", brief=True)
+        preparing.tell(done, total)
+
     try:
-        final = fit(chosen, out, resume, report)
+        final = fit(chosen, out, resume, report, prepared)
     finally:
         progress.stop()
     if distributed.rank() == 0:
@@ -165,16 +173,20 @@ def _preset(config: Path | None) -> str:
 
 
 class Lines:
-    """Progress without a terminal: a line at the first step, then one a minute."""
+    """Progress without a terminal: a line at the first step, then one a minute.
 
-    def __init__(self, what: str, every: float = 60) -> None:
-        self._what, self._every = what, every
-        self._start, self._first, self._said = time.monotonic(), 0, -math.inf
+    brief: no word of what takes less than that.
+    """
 
-    def tell(self, step: int, total: int, losses: str) -> None:
+    def __init__(self, what: str, every: float = 60, brief: bool = False) -> None:
+        self._what, self._every, self._brief = what, every, brief
+        self._start, self._first = time.monotonic(), 0
+        self._said = self._start if brief else -math.inf
+
+    def tell(self, step: int, total: int, losses: str = "") -> None:
         """Called after each step; prints a line if one is due or if the step is the last."""
         now = time.monotonic()
-        if now - self._said < self._every and step < total:
+        if now - self._said < self._every and (step < total or self._brief):
             return
         left = ""
         if self._said == -math.inf:
@@ -182,7 +194,8 @@ class Lines:
         elif step < total:
             left = f", {(now - self._start) / (step - self._first) * (total - step) / 60:.0f} minutes left"
         self._said = now
-        typer.echo(f"{self._what}: step {step} of {total}, {losses.strip()}{left}", err=True)
+        shown = f", {losses.strip()}" if losses else ""
+        typer.echo(f"{self._what}: {'' if self._brief else 'step '}{step} of {total}{shown}{left}", err=True)
 
 
 def _simulate(

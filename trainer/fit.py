@@ -32,6 +32,7 @@ from . import checkpoint, distributed
 from .averaging import Average
 from .config import ROUNDING, Config, ConfigError, changed, is_untouched
 from .data import batches
+from .data.preparation import Prepared
 from .methods import METHODS, Method, create
 from .methods.method import Batch, Made, Turn
 from .methods.parametric import Parametric
@@ -57,7 +58,13 @@ class DivergenceError(RunError):
     """The losses or their gradients are no longer finite."""
 
 
-def fit(config: Config, run: Path, resume: bool = False, report: Report | None = None) -> Path:
+def fit(
+    config: Config,
+    run: Path,
+    resume: bool = False,
+    report: Report | None = None,
+    prepared: Prepared | None = None,
+) -> Path:
     """Train a network.
 
     Parameters
@@ -73,6 +80,8 @@ def fit(config: Config, run: Path, resume: bool = False, report: Report | None =
         save and validate, and the steps of a method of one stage may be others.
     report
         report(step, of how many, losses) is called after every step, in the first process.
+    prepared
+        prepared(done, of how many) is called for each scan of a group before the training, likewise.
 
     Returns
     -------
@@ -95,7 +104,7 @@ def fit(config: Config, run: Path, resume: bool = False, report: Report | None =
     first = distributed.rank() == 0
     _check_folder(run, config, resume)  # before the first process may write into it
     with fabric.rank_zero_first():
-        material = batches.gather(config)
+        material = batches.gather(config, prepared if first else None)
 
     method = create(config.method, arch, schedule.patch, config.weights).to(fabric.device)
     if config.init and not resume:

@@ -214,6 +214,29 @@ def test_simulate_never_writes_among_its_inputs(cohort):
         assert done.returncode == 2 and "another folder" in done.stderr
 
 
+def test_progress_without_a_terminal_is_a_line_a_minute(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(cli.time, "monotonic", lambda: now[0])
+    training, preparing, short = cli.Lines("Training"), *(cli.Lines("Scans", brief=True) for _ in "ab")
+    for step in range(1, 301):
+        now[0] += 0.5
+        training.tell(step, 300, "l1 0.1")
+        preparing.tell(step, 300)
+        if step < 100:
+            short.tell(step, 99)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if line.startswith("Training")] == [
+        "Training: step 1 of 300, l1 0.1",
+        "Training: step 121 of 300, l1 0.1, 1 minutes left",
+        "Training: step 241 of 300, l1 0.1, 0 minutes left",
+        "Training: step 300 of 300, l1 0.1",
+    ]
+    assert [line for line in lines if line.startswith("Scans")] == [
+        "Scans: 120 of 300, 2 minutes left",
+        "Scans: 240 of 300, 0 minutes left",
+    ]
+
+
 def test_resume_needs_no_argument_again(trained):
     shutil.copytree(trained / "run", trained / "bare")
     done = run("udean-train", "--resume", "--out", "bare", "--steps", "8", cwd=trained)

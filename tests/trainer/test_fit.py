@@ -128,8 +128,8 @@ def test_best_weights_of_an_unpaired_training_are_chosen_without_truth(scans, tm
             if truth == "another":
                 gather = fit.batches.gather
 
-                def changed(config, gather=gather):
-                    material = gather(config)
+                def changed(*arguments, gather=gather):
+                    material = gather(*arguments)
                     return dataclasses.replace(material, watched_hr=material.watched_hr.flip(0))
 
                 patch.setattr(fit.batches, "gather", changed)
@@ -199,6 +199,16 @@ def test_explaining_a_scan_better_than_to_its_noise_is_no_merit():
     assert score(0.001, 0.0) > score(0.02, 0.0) + 20
     assert score(0.001, 0.02) == pytest.approx(score(0.02, 0.02), abs=0.01)
     assert score(0.001, 0.02) > score(0.06, 0.02) + 6
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns_slices_alone(method, scans, tmp_path):
+    once = {"steps": 1, "validate_every": 1, "checkpoint_every": 1}
+    model = fit.fit(config(scans, method, network={"scale": (1, 1, 3)}, schedule=once), tmp_path / "run")
+    network, card = checkpoint.load_generator(model)
+    assert card.scale == (1, 1, 3) and network(torch.rand(1, 3, 16, 16)).shape == (1, 9, 16, 16)
+    people = "2 HR scans of 2 people (1 x 1 x 1 mm)"
+    assert card.trained_on.startswith("2 simulated LR scans" if method == "zssr" else people)
 
 
 def test_a_training_killed_after_its_first_best_weights_resumes(scans, whole, tmp_path, monkeypatch):

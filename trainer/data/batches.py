@@ -20,7 +20,8 @@ from ..config import Config, ConfigError
 from ..methods import METHODS
 from ..simulation.estimate import Estimate
 from ..simulation.random_degradation import Variation
-from .preparation import Preparation, slab_axes, told
+from .cache import make_room
+from .preparation import Preparation, Prepared, nobody, slab_axes, told
 from .sampling import Group
 from .scans import find, keep_apart
 
@@ -48,11 +49,12 @@ class Material:
     noise: float = 0.0
 
 
-def gather(config: Config) -> Material:
-    """Find, check, prepare and cache the scans of a run.
+def gather(config: Config, prepared: Prepared | None = None) -> Material:
+    """Find, check, prepare and cache the scans of a run; prepared(done, of how many) hears of each.
 
     Raises CohortError for scans or groups that cannot be used, ConfigError if a group is missing.
     """
+    make_room(0)
     data, scale, slab = config.data, config.network.scale, _slab(config)
     draws = METHODS[config.method].draws
     for group in ("source", "target"):
@@ -87,6 +89,7 @@ def gather(config: Config) -> Material:
         data.any_voxel_size,
         data.pairing == "aligned",
         data.coarse,
+        prepared or nobody,
     )
     target, found = None, None
     if draws == "estimated":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from ...runtime.errors import RunError
 from ...runtime.scan import intensity
 from ...runtime.scan.geometry import voxel_factors
 from ...runtime.scan.voxels import Volume
-from ...runtime.system.files import atomic, cache_folder
+from ...runtime.system.files import atomic, cache_folder, sweep
 from ..simulation import kspace
 from ..simulation.kspace import Acquisition
 from .orientation import AlongWorld, open_along_world
@@ -99,6 +100,7 @@ class Recipe:
                     f"{self.path} has voxels over {HIGHEST} times as bright as its tissue: clip or mask them."
                 )
             make_room(stored.nbytes)
+            sweep(file.parent, {file.name, note.name})
             with atomic(note) as stream:
                 stream.write(float(unit).hex().encode())
             with atomic(file) as stream:
@@ -131,7 +133,9 @@ def make_room(size: int) -> None:
     try:
         left = float(bound) * 1e9 - size
     except ValueError:
-        raise RunError(f"UDEAN_CACHE_GB is the cache's limit in gigabytes, not '{bound}'.") from None
+        left = math.nan
+    if math.isnan(left):
+        raise RunError(f"UDEAN_CACHE_GB is the cache's limit in gigabytes, not '{bound}'.")
     kept: list[tuple[float, int, Path]] = []
     for file in (cache_folder() / "volumes").glob("*.npy"):
         with contextlib.suppress(FileNotFoundError):  # another training made room meanwhile

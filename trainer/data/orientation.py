@@ -54,7 +54,8 @@ class AlongWorld:
         try:
             check_voxels(self.scan, voxels)
         except RunError as error:
-            LOG.warning("Training on a scan that may be unsuitable: %s", error)
+            why = str(error).partition(", so it is left")[0]  # it is not: maps may be what somebody trains on
+            LOG.warning("Training on a scan that may be unsuitable: %s.", why)
         turned: Any = nib.apply_orientation(self.scan.in_units(voxels), self.turn)
         return turned
 

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -22,10 +23,11 @@ from .cache import Acquire, Recipe
 from .misalignment import Misalign, Register
 from .orientation import open_along_world
 from .sampling import Aligned, Group, needed
-from .scans import CohortError, Entry
+from .scans import CohortError, Entry, bare_name
 
 LOG = logging.getLogger(__name__)
 T = TypeVar("T")
+Prepared = Callable[[int, int], None]
 Coarse = Literal["truncation", "bicubic"]
 SCALE_TOLERANCE = 1.25  # factor by which real LR scans may be coarser or finer than the scale says
 SCALE_NOTED = 1.05  # factor from which on the user is warned
@@ -34,6 +36,10 @@ OFF_GRID = (
     0.25  # HR voxels that an LR voxel may lie off one: headers round, and a "center" grid of 2 is 0.5 off
 )
 SIZE_TOLERANCE = 0.1  # by which voxel sizes within a group may differ from their median
+
+
+def nobody(done: int, total: int) -> None:
+    """Nobody hears how far it is."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,7 @@ class Preparation:
     any_voxel_size: scans of a group may differ in their voxel sizes.
     aligned: the scans of a pair show the same anatomy at the positions that their headers give.
     coarse: how the LR slabs under HR ones are made, which methods treat as ideal LR scans.
+    prepared: hears after each scan how many of a group are done, and of how many.
     """
 
     scale: Scale
@@ -64,6 +71,7 @@ class Preparation:
     any_voxel_size: bool = False
     aligned: bool = True
     coarse: Coarse = "truncation"
+    prepared: Prepared = nobody
 
     def source(self, entries: Sequence[Entry]) -> Group:
         """HR scans, each brought to the LR grid as `coarse` says: (coarse, hr)."""
@@ -83,19 +91,27 @@ class Preparation:
         return self._group(entries, lambda entry, axis: self._with_coarse(self.lr(entry, axis), axis))
 
     def pairs(self, hr: Sequence[Entry], lr: Sequence[Entry]) -> Group:
-        """LR and HR scans of the same participants, in units of the LR scan: (lr, hr).
+        """LR and HR scans of the same participants, in units of the LR scan: (lr, hr). If there are several
+        scans of one, those of the same name are a pair.
 
         Aligned pairs are cropped so that LR voxel i lies on HR voxel s·i along the world's axes; scans stored
         the other way round are a few voxels off before that. Raises CohortError for pairs that do not fit.
         """
-        by_name = {entry.participant: entry for entry in lr}
-        if len(by_name) != len(lr) or {e.participant for e in hr} != set(by_name) or len(hr) != len(lr):
-            lonely = {e.participant for e in hr} ^ set(by_name)
+        people = [Counter(entry.participant for entry in group) for group in (hr, lr)]
+        several = {who for counts in people for who, count in counts.items() if count > 1}
+
+        def name(entry: Entry) -> str:
+            who = entry.participant
+            return f"{bare_name(entry.path)} of {who}" if who in several else who
+
+        by_name, names = {name(entry): entry for entry in lr}, set(map(name, hr))
+        if names != set(by_name) or not len(names) == len(hr) == len(lr):
+            lonely = names ^ set(by_name)
             who = f": {min(lonely)} is in one only" if lonely else ""
             raise CohortError(f"Pairs need one HR and one LR scan of each participant{who}.")
 
         def member(entry: Entry, axis: int) -> Aligned:
-            partner = by_name[entry.participant]
+            partner = by_name[name(entry)]
             factors = voxel_factors(self.scale, axis)
             low_recipe, high_recipe = self.lr(partner, axis), self.hr(entry)
             if self.registered:
@@ -206,10 +222,11 @@ class Preparation:
                 )
             made = [member(entry, axis) for axis in self.axes]
             for shape in (m.volumes[0].shape for m in made):
-                if np.any(shape < needed(self.slab)):
+                if np.any(lacking := shape < needed(self.slab)):
+                    smaller = ": a smaller schedule.patch may do" if lacking[:2].any() else ""
                     raise CohortError(
                         f"{entry.path} has {_by(shape)} LR voxels, slices last; a training patch takes "
-                        f"{_by(needed(self.slab))}: a smaller schedule.patch may do."
+                        f"{_by(needed(self.slab))}{smaller}."
                     )
             return made
 
@@ -218,9 +235,10 @@ class Preparation:
     def _each(self, entries: Sequence[Entry], action: Callable[[Entry], T]) -> dict[Entry, T]:
         """The action's results; if it fails, stop or leave the scan out."""
         results: dict[Entry, T] = {}
-        for entry in entries:
+        for done, entry in enumerate(entries, start=1):
             try:
                 results[entry] = action(entry)
+                self.prepared(done, len(entries))
             except RunError as error:
                 if not self.skip_bad:
                     raise CohortError(f"{error} (--bad-scans skip leaves such scans out.)") from None

@@ -33,13 +33,21 @@ LAYOUTS = {
     "brats2020": ("BraTS20_Training_*/*_t1ce.nii.gz", "BraTS20_Training_*/*_t1ce.nii"),
 }
 # A file's participant, for any contrast: the path component with this prefix, or a tree's first folder.
-SUBJECTS = (re.compile(r"sub-[A-Za-z0-9]+"), re.compile(r"BraTS\w*?_\d+(?![A-Za-z0-9])"))
-TREES = ("*/T1w/T[12]w_*.nii*", "*/unprocessed/*/*/*.nii*")  # HCP
-GENERIC = re.compile(  # a word that says what a scan shows or is, not whom it shows
-    "t1|t1w|t1ce|t1c|t1gd|mprage|spgr|t2|t2w|flair|pd|pdw|dwi|adc|swi|gre|brain|head|anat|mri|mr|nifti|nii|scans?|"
-    "images?|img|volume|vol|orig|norm|nu|data|raw|hr|lr|sr|ses|session|visit|baseline|low|high"
+SUBJECTS = (re.compile(r"sub-[A-Za-z0-9]+"), re.compile(r"BraTS[\w-]*?[_-]\d+(?![A-Za-z0-9])"))
+TREES = ("*/T1w/T[12]w_*.nii*", "*/unprocessed/*/*/*.nii*", "*/mri/orig/*.mg[hz]")  # HCP, FreeSurfer
+GENERIC = (  # words that say what a scan shows or is, not whom it shows
+    "t1|t1w|t1ce|t1c|t1n|t1gd|t1post|mprage|mpr|spgr|bravo|t2|t2w|t2f|flair|pd|pdw|dwi|adc|swi|gre|tse|fse|ax|axial|"
+    "cor|coronal|sag|sagittal|tra|3d|2d|pre|post|gd|brain|head|anat|mri|mr|nifti|nii|dicom|dcm|scans?|images?|img|"
+    "volume|vol|orig|norm|nu|data|raw|hr|lr|sr|baseline|low|high"
 )
-DIGITS = "-_0123456789"  # that number sessions and so on
+ABOUT = re.compile(rf"(?:{GENERIC})(?:[-_. ]+(?:{GENERIC}))*", re.IGNORECASE)  # a name of such words only
+CONTRAST = re.compile(rf"(?:[-_. ]+(?:{GENERIC}))+$", re.IGNORECASE)  # such words behind a name
+VISIT = re.compile(  # which visit of a person a folder or a file is of
+    r"(?:ses|session|visit|timepoint|tp|followup|day|week|month|series|run)[-_. ]*\d*|ses[-_]\w+|"
+    r"(?:19|20)\d\d[-_.]?(?:0[1-9]|1[0-2])[-_.]?(?:0[1-9]|[12]\d|3[01])",
+    re.IGNORECASE,
+)
+DIGITS = "-_0123456789"  # that number scans and so on
 MARKS = ("_sr", "_lr", "_hr", "_res-hi", "_desc-sr")  # what commands and people add to a scan's name
 
 
@@ -83,10 +91,11 @@ def find(entries: Sequence[str | Path]) -> list[Entry]:
             raise CohortError(f"{entry} contains no .nii, .nii.gz or .mgz scan.")
         found |= {path: participant(path) for path in map(Path, map(os.path.abspath, paths))}
     # A file name that recurs in several folders denotes the kind of scan; the folders denote people.
-    often = Counter(who for path, who in found.items() if who == bare_name(path))
+    often = Counter(who for path, who in found.items() if who == _own_name(path))
     for path, who in found.items():
-        if often[who] > 1 and not _is_generic(path.parent.name.strip(DIGITS)):
-            found[path] = path.parent.name
+        folder = next((part for part in _folders(path) if not VISIT.fullmatch(part)), "")
+        if often[who] > 1 and folder and not _is_generic(folder.strip(DIGITS)):
+            found[path] = folder
     return sorted(Entry(path, who) for path, who in found.items())
 
 
@@ -99,11 +108,12 @@ def participant(path: Path) -> str:
     """The participant that a file belongs to.
 
     The subject of BIDS or BraTS, in the name of the file or of the nearest folder (a folder such as sub-dcm_a
-    counts in full); the subject folder of HCP; if the file's name has only words of `GENERIC`, such as
-    t1.nii, the nearest folder that is not such a word; else the file's bare name.
+    counts in full); the subject folder of HCP or FreeSurfer; if the file's name has only words of `GENERIC`,
+    such as t1.nii, or names a visit, the nearest folder of which neither is true; else the file's bare name
+    without such words behind it: ann_t1.nii and ann_flair.nii show ann.
     """
     subject = _subject(path.name)
-    for folder in reversed(path.parts[:-1]):
+    for folder in _folders(path):
         if own := _subject(folder):
             longer = folder.startswith(f"{own}_") and own.startswith("sub-")
             return folder if longer and subject in (None, own) else subject or own
@@ -112,9 +122,19 @@ def participant(path: Path) -> str:
     for tree in TREES:
         if path.match(tree):
             return path.parts[-len(Path(tree).parts)]
-    if _is_generic(bare_name(path)):
-        return next((part for part in reversed(path.parts[1:-1]) if not _is_generic(part)), bare_name(path))
-    return bare_name(path)
+    if _is_generic(name := _own_name(path)):
+        return next((part for part in _folders(path) if not _is_generic(part)), name)
+    return name
+
+
+def _own_name(path: Path) -> str:
+    """A file's bare name without what it shows: ann_t1.nii gives ann."""
+    return CONTRAST.sub("", bare_name(path))
+
+
+def _folders(path: Path) -> list[str]:
+    """The names of a file's folders, the nearest first, without the root."""
+    return [*reversed(path.parts[1:-1])] if path.is_absolute() else [*reversed(path.parts[:-1])]
 
 
 def _subject(part: str) -> str | None:
@@ -122,8 +142,8 @@ def _subject(part: str) -> str | None:
 
 
 def _is_generic(name: str) -> bool:
-    """Whether a name says what a scan shows, not whom."""
-    return all(GENERIC.fullmatch(word) for word in re.split(r"[-_. ]+", name.lower()))
+    """Whether a name says what a scan shows, or when it was made, not whom it shows."""
+    return bool(ABOUT.fullmatch(name) or VISIT.fullmatch(name))
 
 
 def bare_name(path: Path) -> str:
@@ -145,7 +165,8 @@ def keep_apart(groups: Mapping[str, Sequence[Entry]], may_share: frozenset[str] 
             if shared:
                 raise CohortError(
                     f"Participant {min(shared)} is in the {first} and in the {second} group: groups must "
-                    "not share participants."
+                    "not share participants. Different people are told apart in a list.csv with columns path "
+                    "and participant."
                     + (
                         " If this is intended, set data.pairing to 'misaligned' or 'aligned'."
                         if {first, second} == {"source", "target"}

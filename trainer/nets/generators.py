@@ -52,10 +52,11 @@ class Architecture:
     homogeneous: bool = False
 
     def __post_init__(self) -> None:
-        if self.scale[0] != self.scale[1] or not 1 <= self.scale[0] <= 4 or not 1 <= self.scale[2] <= 4:
+        rows, columns, slices = self.scale
+        if rows != columns or not 1 <= rows <= 4 or not 1 <= slices <= 4 or rows == slices == 1:
             raise ArchitectureError(
                 f"Scale {'x'.join(map(str, self.scale))} is not supported: rows and columns take the same "
-                "factor, 1 to 4, and slices 1 to 4."
+                "factor, 1 to 4, and slices 1 to 4, not all of them 1."
             )
         if min(self.groups, self.blocks, self.discriminator) < 1 or self.channels < 2 * SLAB:
             raise ArchitectureError("Networks need at least 6 channels, 1 group, 1 block and 1 filter.")

@@ -41,10 +41,20 @@ def test_a_bound_smaller_than_a_volume_still_trains(scans, monkeypatch):
     assert all(v.max() >= 1 for v in volumes)
 
 
-def test_a_bound_that_is_no_number_is_said(scans, monkeypatch):
-    monkeypatch.setenv("UDEAN_CACHE_GB", "much")
+@pytest.mark.parametrize("bound", ["much", "nan", ""])
+def test_a_bound_that_is_not_a_number_is_said(scans, monkeypatch, bound):
+    monkeypatch.setenv("UDEAN_CACHE_GB", bound)
     with pytest.raises(RunError, match="UDEAN_CACHE_GB"):
         Recipe(scans[0]).prepared()
+
+
+def test_what_a_killed_training_left_unfinished_goes(scans):
+    Recipe(scans[0]).prepared()
+    (file,) = (cache_folder() / "volumes").glob("*.npy")
+    left = file.with_name(f".{file.name}.1234.part")
+    file.rename(left)
+    Recipe(scans[0]).prepared()
+    assert file.exists() and not left.exists()
 
 
 def test_a_name_that_is_not_text_has_its_place_too(scans):

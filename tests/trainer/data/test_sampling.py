@@ -8,7 +8,7 @@ import pytest
 from udean.runtime.errors import RunError
 from udean.trainer.data import sampling
 from udean.trainer.data.cache import Recipe
-from udean.trainer.data.preparation import Preparation
+from udean.trainer.data.preparation import Preparation, slab_axes
 from udean.trainer.data.scans import CohortError, Entry, find
 from udean.trainer.simulation import kspace
 from udean.trainer.simulation.kspace import Acquisition, Degradation
@@ -142,6 +142,22 @@ def test_a_source_folder_that_is_lr_and_a_wrong_scale_are_noticed(tmp_path, head
     Preparation((1, 1, 4), axes=(0,)).check_scale(fine, thick)
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slabs_lie_along_the_axis_that_is_coarser_by_the_scale(tmp_path, head, axis):
+    fine = find([save(tmp_path / "hr" / "a.nii", head(0), 1.0)])
+    for scale, thick in (((1, 1, 4), 4.0), ((2, 2, 1), 1.0)):
+        zooms = [2.0 if scale[0] == 2 else 1.0] * 3
+        zooms[axis] = thick
+        coarse = find([save(tmp_path / f"{thick}" / "b.nii", head(1)[::2, ::2, ::2], tuple(zooms))])
+        assert slab_axes(scale, fine, coarse) == (axis,)
+
+
+def test_what_looks_like_labels_is_trained_on_with_a_warning_of_that(tmp_path, caplog):
+    labels = np.kron(np.random.default_rng(0).integers(0, 9, (8, 8, 8)), np.ones((6, 6, 6))).astype(np.int16)
+    Preparation((2, 2, 2)).source(find([save(tmp_path / "a.nii", labels)]))
+    assert "looks like a map of 9 labels" in caplog.text and "left" not in caplog.text
+
+
 def test_scans_smaller_than_a_patch_are_named_before_training(tmp_path, head):
     small, usual = (save(tmp_path / f"{n}.nii", head(0)[:n, :n, :n]) for n in (32, 48))
     with pytest.raises(CohortError, match=r"32\.nii has 32 x 32 x 32 LR voxels, .* takes 41 x 41 x 3"):
@@ -165,6 +181,18 @@ def test_pairs_need_both_scans_of_every_participant(tmp_path, head):
     lr = find([save(tmp_path / "lr" / f"{name}.nii", head(0)) for name in "bc"])
     with pytest.raises(CohortError, match="a is in one only"):
         Preparation((2, 2, 2)).pairs(hr, lr)
+
+
+def test_scans_of_one_participant_are_paired_by_name(tmp_path, head):
+    for i, name in enumerate(("ann_t1", "ann_t2", "bob_t1")):
+        save(tmp_path / "hr" / f"{name}.nii", head(i))
+        save(tmp_path / "lr" / f"{name}_lr.nii", head(i)[::2, ::2, ::2], 2.0)
+    hr, lr = find([tmp_path / "hr"]), find([tmp_path / "lr"])
+    for member in Preparation((2, 2, 2)).pairs(hr, lr).members:
+        coarse, fine = member.volumes
+        np.testing.assert_allclose(fine[::2, ::2, ::2], coarse, rtol=2e-3)
+    with pytest.raises(CohortError, match="ann_t2 of ann is in one only"):
+        Preparation((2, 2, 2)).pairs(hr, [entry for entry in lr if "t2" not in entry.path.name])
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "ALI"])

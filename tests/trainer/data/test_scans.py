@@ -89,6 +89,38 @@ def test_participants_are_told_from_names():
     assert bare_name(Path("sub-01_res-hi_desc-sr_T1w.nii.gz")) == "sub-01_T1w"
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "ann/t1.nii", "ann/T1w.nii.gz", "ann/t1_mprage_sag.nii", "ann/ses-1/t1.nii", "ann/ses-a/anat/t1.nii",
+        "ann/session_2/t1.nii", "ann/visit1/brain.nii.gz", "ann/2021-03-04/t1.nii", "ann/20210304/nii/T1.nii",
+        "ann/series_003/t1.nii", "ann/dicom/t1.nii", "ann/mri/orig.mgz", "ann/mri/orig/001.mgz",
+        "hr/ann.nii", "hr/ann_lr.nii", "hr/ann_t1.nii", "hr/ann_FLAIR.nii.gz", "hr/ann-T2-TSE.nii",
+        "ann/ses1.nii",
+    ],
+)  # fmt: skip
+def test_a_person_is_the_same_in_every_visit_and_contrast(path):
+    assert participant(Path("/data/study") / path) == participant(Path(path)) == "ann"
+
+
+@pytest.mark.parametrize(
+    ("paths", "people"),
+    [
+        (("a1/t1.nii", "a2/t1.nii"), {"a1", "a2"}),
+        (("a1/ses-1/x.nii", "a2/ses-1/x.nii"), {"a1", "a2"}),
+        (("a1/study_t1.nii", "a2/study_t1.nii"), {"a1", "a2"}),
+        (("sub-dcm_a/t1.nii", "sub-dcm_b/t1.nii"), {"sub-dcm_a", "sub-dcm_b"}),
+        (("BraTS-GLI-07-000-t1c.nii", "BraTS-GLI-08-000-t1c.nii"), {"BraTS-GLI-07", "BraTS-GLI-08"}),
+        (("head-0001.nii", "head-0002.nii", "scan3.nii"), {"head-0001", "head-0002", "scan3"}),
+        (("hr/x.nii", "lr/x.nii"), {"x"}),
+    ],
+)
+def test_people_are_told_apart_by_folder_or_name(tmp_path, paths, people):
+    for path in paths:
+        touch(tmp_path / path)
+    assert {entry.participant for entry in find([tmp_path])} == people
+
+
 def test_a_scan_that_is_named_in_two_ways_counts_once(tmp_path, monkeypatch):
     touch(tmp_path / "hr" / "a.nii")
     (tmp_path / "list.csv").write_text("path\nhr/a.nii\n")

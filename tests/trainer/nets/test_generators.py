@@ -90,7 +90,7 @@ def test_receptive_field_of_an_encoder_is_thirteen_pixels():
     assert touched.min(0).tolist() == [9, 9] and touched.max(0).tolist() == [21, 21]
 
 
-@pytest.mark.parametrize("scale", [(2, 3, 1), (5, 5, 1), (2, 2, 0)])
+@pytest.mark.parametrize("scale", [(2, 3, 1), (5, 5, 1), (2, 2, 0), (1, 1, 5), (1, 1, 1)])
 def test_impossible_scales_are_refused(scale):
     with pytest.raises(ArchitectureError, match="not supported"):
         Architecture(scale=scale)
