@@ -52,6 +52,10 @@ def adapt(
     labels: Annotated[
         list[str] | None, typer.Option(help="Label maps that heads are drawn from, instead of ICBM152's.")
     ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(help="Tune the model for thick slices to one scan, for this spacing, as in udean-run."),
+    ] = None,
     minutes: Annotated[float, typer.Option(min=0.1, help="Time limit.")] = 25.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback for errors.")] = False,
@@ -65,6 +69,13 @@ def adapt(
         raise RunError(f"The output must be an .onnx file, not {out}.")
     if os.path.lexists(out):
         raise RunError(f"{out} already exists: give another name with -o.")
+    if to is not None:
+        if source or labels:
+            raise RunError("--to trains on the scan's own planes: --source and --labels are for other scans.")
+        from .adapt_thick import adapt_thick
+
+        make_folder(out.parent)
+        return adapt_thick(scans, to, out, minutes, seed)
     page, work = out.with_suffix(".html"), out.with_name(out.stem + ".adapting")
     refuse_foreign(page, f"<title>{TITLE}")
     make_folder(out.parent)
@@ -293,6 +304,7 @@ main = command(
     adapt,
     "udean-adapt",
     "udean-adapt scans/ -o mine.onnx",
+    "udean-adapt thick.nii.gz --to 1mm -o thick.onnx",
     "udean-adapt scan.nii.gz --source hr-scans/ --minutes 10 -o mine.onnx",
     extra="train",
 )

@@ -121,15 +121,12 @@ def restore(
     """
     watch = watch or Stopwatch()
     with watch.time("gather"):
-        measured, empty = stack.slices, _empty(stack.slices)
-        whole = _without(stack.slices, empty)
-        odd = _odd(whole)
-        plain = dataclasses.replace(stack, slices=whole).interpolated() if odd else None
-        stack = dataclasses.replace(stack, slices=_without(whole, odd))
-        told = estimate_deviation(stack.slices, stack.step)
-        # Spectra go with a profile's variance, so the thinner it is, the less they tell its deviation.
-        believed = UNKNOWN if told is None else math.sqrt(USUAL**2 + BELIEVED * (told**2 - USUAL**2))
-        deviation = believed * stack.step
+        measured = stack.slices
+        stack, empty, odd = sound(stack)
+        plain = None
+        if odd:
+            plain = dataclasses.replace(stack, slices=_without(measured, empty)).interpolated()
+        told, deviation = profile_of(stack)
         tissue = tissue_of(stack.slices)
         noise = noise_of(stack.slices) if stack.noise is None else stack.noise
         longest = max(*stack.slices.shape[:2], stack.size) + 2 * math.ceil(stack.step)
@@ -155,7 +152,25 @@ def restore(
         nearest = np.floor(stack.places + 0.5)
         for number in empty:
             volume[:, :, nearest == number] = measured[0, 0, number]
-    return volume, Findings(None if told is None else believed, gain, linear, noise, empty, odd, kept)
+    return volume, Findings(told, gain, linear, noise, empty, odd, kept)
+
+
+def sound(stack: ThickSlices) -> tuple[ThickSlices, tuple[int, ...], tuple[int, ...]]:
+    """The stack with empty and odd slices (see `Findings`) interpolated, and their numbers."""
+    empty = _empty(stack.slices)
+    whole = _without(stack.slices, empty)
+    odd = _odd(whole)
+    return dataclasses.replace(stack, slices=_without(whole, odd)), empty, odd
+
+
+def profile_of(stack: ThickSlices) -> tuple[float | None, float]:
+    """The deviation of the slice profile: in spacings, None if the scan does not tell, and in fine voxels."""
+    told = estimate_deviation(stack.slices, stack.step)
+    if told is None:
+        return None, UNKNOWN * stack.step
+    # Spectra go with a profile's variance, so the thinner it is, the less they tell its deviation.
+    believed = math.sqrt(USUAL**2 + BELIEVED * (told**2 - USUAL**2))
+    return believed, believed * stack.step
 
 
 def _empty(slices: Volume) -> tuple[int, ...]:
@@ -340,7 +355,7 @@ def _detail(
     progress: Progress | None,
 ) -> Volume:
     """The mean of the network's detail in planes along the rows and along the columns."""
-    box = _content(volume)
+    box = content(volume)
     inner = volume[box]
     detail = np.zeros_like(volume)
     target = detail[box]
@@ -360,7 +375,7 @@ def _detail(
     return detail
 
 
-def _content(volume: Volume) -> tuple[slice, slice, slice]:
+def content(volume: Volume) -> tuple[slice, slice, slice]:
     """The rows and columns that show anything, and all target planes."""
     shown = volume.max(2) > AIR
     box = []

@@ -62,21 +62,25 @@ def _between_slices(
     stages: VolumeStages, task: Task, grid: Grid
 ) -> tuple[NDArray[np.float32], through_plane.Findings]:
     """By interpolation within the slices, and by the through-plane model between them; likewise."""
-    lr = task.volume.in_range()
-    noise = through_plane.noise_of(lr)
-    for axis in (0, 1):
-        weights = grid.weights(axis, lr.shape[axis])
-        noise *= float(np.sqrt((weights**2).sum(1).mean()))
-        lr = along(weights, lr, axis)
-    step, count = 1 / grid.step[2], task.lr.shape[2]
-    centers = (np.arange(count) - grid.start[2]) * step
-    stack = through_plane.ThickSlices(np.ascontiguousarray(lr), centers, step, grid.shape[2], noise)
+    stack = stack_of(task.volume.in_range(), grid)
     engine = stages.network.through_plane
     assert callable(engine)  # through-plane models are opened for the processor
     share = stages.holding.of_slices
     return stages.network.in_turn(
         lambda: through_plane.restore(stack, engine, task.watch, task.progress, share)
     )
+
+
+def stack_of(lr: NDArray[np.float32], grid: Grid) -> through_plane.ThickSlices:
+    """A scan in the network's range as thick slices on a grid, both in (row, column, slice)."""
+    noise = through_plane.noise_of(lr)
+    for axis in (0, 1):
+        weights = grid.weights(axis, lr.shape[axis])
+        noise *= float(np.sqrt((weights**2).sum(1).mean()))
+        lr = along(weights, lr, axis)
+    step, count = 1 / grid.step[2], lr.shape[2]
+    centers = (np.arange(count) - grid.start[2]) * step
+    return through_plane.ThickSlices(np.ascontiguousarray(lr), centers, step, grid.shape[2], noise)
 
 
 def place_labels(scan: Scan, grid: Grid, sr: NDArray[Any]) -> None:

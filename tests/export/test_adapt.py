@@ -7,8 +7,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import typer
 from scipy import ndimage
-from udean.export import judge
+from udean.export import adapt_thick, judge
 from udean.export.graph import read
 from udean.trainer.simulation.kspace import Acquisition, acquire
 
@@ -63,6 +64,26 @@ def test_one_scan_and_two_hr_scans_give_a_model_that_knows_the_blur(scans):
     assert again.returncode == 2 and "already exists" in again.stderr
 
 
+def test_a_thick_scan_tunes_the_through_plane_model_by_its_own_planes_or_nothing_is_written(
+    tmp_path, monkeypatch, capsys
+):
+    body = person(3, (80, 76, 60))
+    thick = body.reshape(80, 76, 15, 4).mean(3)
+    volume = np.rint(1000 * thick).astype(np.int16)
+    nib.save(nib.Nifti1Image(volume, np.diag([1.0, 1, 4, 1])), tmp_path / "thick.nii.gz")
+    done = adapt(tmp_path, "thick.nii.gz", "--to", "1mm", "-o", "mine.onnx", "--minutes", "1")
+    assert done.returncode == 0 and " dB in planes" in done.stdout, done.stdout + done.stderr
+    card = read(tmp_path / "mine.onnx")[1]
+    assert card.kind == "through-plane" and card.method == "self-training"
+    ran = here("udean-run", "thick.nii.gz", "--to", "1mm", "--engine", "mine.onnx", "-o", "sr", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert nib.load(next((tmp_path / "sr").glob("*.nii.gz"))).shape == (80, 76, 60)
+    monkeypatch.setattr(adapt_thick, "LEAST", 99.0)
+    with pytest.raises(typer.Exit):
+        adapt_thick.adapt_thick([str(tmp_path / "thick.nii.gz")], "1mm", tmp_path / "no.onnx", 0.01, 0)
+    assert "Not written" in capsys.readouterr().out and not (tmp_path / "no.onnx").exists()
+
+
 def test_mistakes_are_said_in_one_sentence(scans):
     turned = nib.load(scans / "lr" / "mine.nii.gz")
     flat = nib.Nifti1Image(np.asarray(turned.dataobj)[:, ::2], np.diag([2.0, 4.0, 2.0, 1.0]))
@@ -74,6 +95,9 @@ def test_mistakes_are_said_in_one_sentence(scans):
         (["lr", "-o", "mine.plan"], "must be an .onnx file"),
         (["mixed", "--source", "hr"], "different slice directions"),
         (["lr", "--source", "lr"], "are no finer than the target scans"),
+        (["lr", "--to", "1mm"], "has no thick slices"),
+        (["lr", "--to", "1mm", "--source", "hr"], "own planes"),
+        (["mixed", "--to", "1mm"], "give one"),
     ):
         done = here("udean-adapt", *arguments, cwd=scans, XDG_CACHE_HOME=scans / "cache")
         assert done.returncode == 2 and sentence in done.stderr, done.stderr
