@@ -87,8 +87,23 @@ class Preparation:
         return self._group(entries, member)
 
     def target_again(self, entries: Sequence[Entry]) -> Group:
-        """LR scans, each made coarser by the same factors, as `coarse` says: (coarse, lr)."""
-        return self._group(entries, lambda entry, axis: self._with_coarse(self.lr(entry, axis), axis))
+        """LR scans, each made coarser by the same factors, as `coarse` says: (coarse, lr).
+
+        BraTS and HCP scans are then smaller than the paper's patches: their far edges are repeated.
+        """
+
+        def member(entry: Entry, axis: int) -> Aligned:
+            made = self._with_coarse(self.lr(entry, axis), axis)
+            rows, columns, _ = np.maximum(needed(self.slab) - made.volumes[0].shape, 0).tolist()
+            if not rows + columns:
+                return made  # still a memory map
+            volumes = [
+                np.pad(volume, ((0, rows * s[0]), (0, columns * s[1]), (0, 0)), "edge")
+                for volume, s in zip(made.volumes, made.factors, strict=True)
+            ]
+            return Aligned(tuple(volumes), made.factors)
+
+        return self._group(entries, member)
 
     def pairs(self, hr: Sequence[Entry], lr: Sequence[Entry]) -> Group:
         """LR and HR scans of the same participants, in units of the LR scan: (lr, hr). If there are several

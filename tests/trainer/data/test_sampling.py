@@ -142,6 +142,19 @@ def test_a_source_folder_that_is_lr_and_a_wrong_scale_are_noticed(tmp_path, head
     Preparation((1, 1, 4), axes=(0,)).check_scale(fine, thick)
 
 
+def test_scans_made_coarser_twice_hold_a_patch_of_any_size(tmp_path, head):
+    """ZSSR's LR slabs of BraTS and HCP scans have 60 and 64 rows, the paper's patches 64 and one more."""
+    scans = find([save(tmp_path / "a.nii", head(0))])
+    plain, filled = (Preparation((2, 2, 2), slab=(n, n, 3)).target_again(scans) for n in (16, 30))
+    for before, after, s in zip(plain.members[0].volumes, filled.members[0].volumes, (1, 2), strict=True):
+        n = len(before)
+        assert after.shape == (31 * s, 31 * s, before.shape[2])
+        np.testing.assert_array_equal(after[:n, :n], before)
+        np.testing.assert_array_equal(after[n:, :n], np.repeat(before[-1:], 31 * s - n, 0))
+    with pytest.raises(CohortError, match=r"a training patch takes 17 x 17 x 99\."):
+        Preparation((2, 2, 2), slab=(16, 16, 99)).target_again(scans)
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_slabs_lie_along_the_axis_that_is_coarser_by_the_scale(tmp_path, head, axis):
     fine = find([save(tmp_path / "hr" / "a.nii", head(0), 1.0)])
