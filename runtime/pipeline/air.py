@@ -24,6 +24,7 @@ MARGIN = 8  # voxels around everything above the level: the skin's partial volum
 STEP = 8  # spans begin and end at multiples of it, so that a scan has few window shapes
 SHARE = 0.05  # of the volume: with less air, skipping it is not worth the effort
 ENOUGH = 1000  # local means of air that are needed to estimate its spread
+FEW = 16  # bins from the lowest local mean to the peak, of which its deviation is then a few
 BRIGHT = 0.15  # of the 99.9th percentile: a higher peak is that of tissue
 # Standard deviation over mean of single voxels: 0.52 for Rayleigh noise of one channel, 0.25 for the sum of
 # squares of four; tissue of a signal-to-noise ratio of 3 has 0.33.
@@ -65,6 +66,10 @@ def find_air(volume: NDArray[Any], slices: Axis) -> Air | None:
     low = counts[: max(2, int(BRIGHT * len(counts)))]
     peak = int(low.argmax())
     mode = float(edges[peak] + edges[peak + 1]) / 2
+    if peak < FEW:  # the air of a scan with little noise fills a few bins: its peak lies somewhere in them
+        finer, edges = np.histogram(local, 3 * FEW, (lowest, float(edges[2 * peak + 2])))
+        at = int(finer.argmax())
+        mode = float(edges[at] + edges[at + 1]) / 2
     # The peak's lower half is air only; its upper half may run into tissue.
     below = local[local <= mode] - mode
     spread = float(np.sqrt(np.mean(below.astype(np.float64) ** 2)))

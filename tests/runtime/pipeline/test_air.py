@@ -78,7 +78,7 @@ def shown(volume, tiling, air):
     return seen
 
 
-@pytest.mark.parametrize("sigma", [4.0, 20.0, 50.0])
+@pytest.mark.parametrize("sigma", [1.0, 3.0, 4.0, 20.0, 50.0])
 @pytest.mark.parametrize("anatomy", [head, arms, wrapped, spots, knee], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("window", ["plane", (32, 32)], ids=str)
 def test_no_anatomy_is_taken_for_air(anatomy, sigma, window):
