@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..errors import RunError
 from ..models.card import ModelCard
 from ..pipeline.engine import EngineInfo, EngineRequest
-from ..system.threads import cores, quota
+from ..system.threads import cores
 from .checkpoint import load_network
 
 
@@ -34,8 +34,8 @@ class TorchEngine:
     def _open(self, request: EngineRequest) -> None:
         self._torch, network, self.card = load_network(request.file)
         precision = "fp32" if request.precision == "auto" else request.precision
-        if request.threads or quota():  # it counts cores but not a container's share of their time
-            self._torch.set_num_threads(request.threads or cores())
+        # It counts hyper-threads, and not a container's share of their time.
+        self._torch.set_num_threads(request.threads or min(cores(), self._torch.get_num_threads()))
         self._dtype = self._torch.bfloat16 if precision == "bf16" else self._torch.float32
         self._network = network.eval().to(self._dtype, memory_format=self._torch.channels_last)
         self.info = request.info("torch", self._torch.__version__, "cpu", precision)

@@ -15,12 +15,23 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def cores() -> int:
+def cores(root: Path = Path("/")) -> int:
     """The number of cores that this process may use: those of its affinity, but no more than a container's
-    share of processor time corresponds to. Additional threads would be throttled most of the time."""
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share of processor time corresponds to. Additional threads would be throttled most of the time, and a
+    core's second hyper-thread would wait for its first, since both share the units that multiply."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    here = len({_threads_beside(number, root) for number in os.sched_getaffinity(0)})
     share = quota()
     return here if share is None else max(1, min(here, math.ceil(share)))
+
+
+def _threads_beside(number: int, root: Path) -> str:
+    """Processors that share this one's core, itself included. Source: Linux's documentation, cputopology."""
+    try:
+        return (root / f"sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list").read_text()
+    except OSError:  # not Linux, or hidden
+        return str(number)
 
 
 @functools.cache  # a share that changes during a run is not followed

@@ -1,6 +1,7 @@
 """How many threads are worth starting: affinity, and a container's share of processor time."""
 
 import os
+from pathlib import Path
 
 import pytest
 from udean.runtime.system import threads
@@ -54,8 +55,20 @@ def test_the_share_is_what_the_control_groups_say(tmp_path, files, share):
     assert threads.quota(tree(tmp_path, files)) == share
 
 
+@pytest.mark.parametrize(("allowed", "wanted"), [({0, 1, 2, 3}, 2), ({0, 2}, 1), ({1, 2}, 2), ({3, 9}, 2)])
+def test_hyper_threads_of_a_core_count_once(monkeypatch, tmp_path, allowed, wanted):
+    """Processors 0 and 2 share a core, 1 and 3 another; of 9 nothing is known."""
+    beside = {
+        f"sys/devices/system/cpu/cpu{n}/topology/thread_siblings_list": f"{n % 2},{n % 2 + 2}\n"
+        for n in range(4)
+    }
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: allowed, raising=False)
+    monkeypatch.setattr(threads, "quota", lambda: None)
+    assert threads.cores(tree(tmp_path, beside)) == wanted
+
+
 @pytest.mark.parametrize(("share", "wanted"), [(None, 4), (0.5, 1), (1.5, 2), (2.0, 2), (64.0, 4)])
 def test_no_more_threads_than_the_share_is_worth(monkeypatch, share, wanted):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
     monkeypatch.setattr(threads, "quota", lambda: share)
-    assert threads.cores() == wanted
+    assert threads.cores(Path("nowhere")) == wanted
