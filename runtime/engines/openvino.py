@@ -22,12 +22,15 @@ from .fixed import InputSize
 
 
 class OpenVinoEngine:
-    """An ONNX model compiled for this processor, or another device of OpenVINO's, "GPU" or "NPU"."""
+    """An ONNX model compiled for this processor, or another device of OpenVINO's, "GPU" or "NPU".
+
+    fixed: for single windows of the training's size only, as an NPU wants it.
+    """
 
     card: ModelCard
     info: EngineInfo
 
-    def __init__(self, request: EngineRequest, device: str = "CPU") -> None:
+    def __init__(self, request: EngineRequest, device: str = "CPU", fixed: bool = False) -> None:
         ov: Any = require("openvino", "cpu")
         file, precision = request.file, request.precision
         core = _core()
@@ -48,6 +51,8 @@ class OpenVinoEngine:
         except RuntimeError as error:
             raise RunError(f"OpenVINO cannot read {file}: it is damaged or not an ONNX model.") from error
         self.card = ModelCard.from_json(_metadata(model), str(file))
+        if fixed:
+            model.reshape([1, self.card.slab[0], *self.card.window])
         shape = model.input().partial_shape
         self._size = InputSize.of([n.get_length() if n.is_static else None for n in shape])
         self.window = self._size.window

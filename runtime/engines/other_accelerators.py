@@ -29,9 +29,11 @@ log = logging.getLogger("udean")
 
 def open_accelerated(request: EngineRequest, device: str) -> Engine:
     """An `.onnx` model on an accelerator. Raises RunError if it is missing or computes something else."""
-    kind = OpenVinoEngine if device in OPENVINO else OnnxRuntimeEngine
-    engine = kind(request, (OPENVINO | ONNX_RUNTIME)[device])
-    exact = kind(dataclasses.replace(request, precision="fp32" if device in OPENVINO else "auto"))
+    if device in OPENVINO:
+        engine = OpenVinoEngine(request, OPENVINO[device], fixed=device == "npu")
+        exact = OpenVinoEngine(dataclasses.replace(request, precision="fp32"))
+    else:
+        engine, exact = OnnxRuntimeEngine(request, ONNX_RUNTIME[device]), OnnxRuntimeEngine(request)
     hold(engine, exact)
     return engine
 
@@ -39,7 +41,7 @@ def open_accelerated(request: EngineRequest, device: str) -> Engine:
 def hold(engine: Engine, exact: Engine) -> None:
     """Report how well an engine agrees with an exact one. Raises RunError if it computes something else."""
     decibels = agreement(engine, exact)
-    if decibels < LEAST:
+    if not decibels >= LEAST:  # or it is no number
         raise RunError(f"{engine.info} and {exact.info} agree only to {decibels:.0f} dB: leave out --device.")
     log.warning("%s agrees with %s to %.0f dB, on noise.", engine.info, exact.info, decibels)
 

@@ -23,7 +23,7 @@ from udean.runtime.engines import other_accelerators
 from udean.trainer import checkpoint
 from udean.trainer.nets import generators
 
-from ...support.fakes import card, nearest, onnx_model
+from ...support.fakes import FakeEngine, card, nearest, onnx_model
 
 CARD = dataclasses.replace(card((2, 2, 2), 3, (16, 16)), name="little")
 WINDOWS = np.random.default_rng(1).uniform(0, 1, (2, 3, 17, 20)).astype(np.float32)
@@ -339,11 +339,18 @@ def test_an_accelerator_is_held_to_the_processor(folder, monkeypatch, caplog):
     monkeypatch.setitem(other_accelerators.OPENVINO, "npu", "CPU")
     with SuperResolver(folder / "conv.onnx", device="npu", precision="fp32") as resolve:
         assert resolve.info().engine.library == "openvino"
+        volume = np.random.default_rng(0).uniform(0, 900, (40, 45, 6)).astype(np.float32)
+        found = resolve(volume)  # by windows of one size: an NPU takes no others
+    wanted = SuperResolver(folder / "conv.onnx", precision="fp32", window=CARD.window)(volume)
+    assert relative(found, wanted) < 1e-5
     assert "agrees with" in caplog.text
     exact = open_engine(folder / "conv.onnx", library="onnxruntime")
     assert other_accelerators.agreement(open_engine(folder / "conv.onnx", library="openvino"), exact) > 50
     with pytest.raises(RunError, match=r"agree only to -?[0-9]+ dB"):
         other_accelerators.hold(open_engine(folder / "nearest.onnx"), exact)
+    broken = FakeEngine(lambda windows: np.full_like(exact(windows), np.nan), exact.card)
+    with pytest.raises(RunError, match="agree only to nan dB"):
+        other_accelerators.hold(broken, exact)
 
 
 @pytest.mark.parametrize("library", ["onnxruntime", "openvino"])
