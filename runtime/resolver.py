@@ -599,14 +599,15 @@ class SuperResolver:
 
     def seconds_per_window(self, tiling: Tiling) -> float:
         """How long the network takes for one of a tiling's windows, measured on a batch of noise."""
-        self._stages.run_on_noise(tiling)  # what a library does once for windows of a new size
-        return self._stages.run_on_noise(tiling).seconds["network"] / batch_size(tiling)
+        count = batch_size(tiling)
+        self._stages.run_on_noise(tiling, count)  # what a library does once for windows of a new size
+        return self._stages.run_on_noise(tiling, count).seconds["network"] / count
 
     def _warm_up(self) -> None:
-        """Run the network once, so that one-time initialisation does not slow down the first volume."""
+        """Run the network on a window, so that initialisation does not slow down the first volume."""
         window = self.options.window
         rows, columns = window if isinstance(window, tuple) else self.card.window
-        self._stages.run_on_noise(self.tiling((rows, columns, self.card.slab[0])))
+        self._stages.run_on_noise(self.tiling((rows, columns, self.card.slab[0])), 1)
 
     def _needs_slabs(self) -> None:
         """Raise RunError if what was asked for depends on voxel sizes, which an array alone does not have."""

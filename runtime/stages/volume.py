@@ -22,7 +22,7 @@ from ..models.card import ModelCard
 from ..pipeline import error_map
 from ..pipeline.air import find_air
 from ..pipeline.content import Content, survey
-from ..pipeline.host import LrVolume, Pass, batch_size
+from ..pipeline.host import LrVolume, Pass
 from ..pipeline.mean_over_axes import along_other_axes, lost_detail, mean_with
 from ..pipeline.tiling import Box, Tiling, Window, tile_windows
 from ..scan import intensity
@@ -115,9 +115,9 @@ class VolumeStages:
             )
         )
 
-    def run_on_noise(self, tiling: Tiling) -> Stopwatch:
-        """Run a batch of a tiling's windows; returns how long it took."""
-        shape = tiling.rows.window, tiling.columns.window, tiling.slices.window * batch_size(tiling)
+    def run_on_noise(self, tiling: Tiling, count: int) -> Stopwatch:
+        """Run that many of a tiling's windows; returns how long it took."""
+        shape = tiling.rows.window, tiling.columns.window, tiling.slices.window * count
         volume = LrVolume(np.random.default_rng(0).random(shape, np.float32))
         windows, watch = tile_windows(shape, self.card, 0.0, shape[:2]), Stopwatch()
         self.run(np.empty(windows.fine_shape, np.float32), volume, windows, watch=watch)
