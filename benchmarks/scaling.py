@@ -1,6 +1,7 @@
 """What does skipping the background save, and what memory does a volume take?
 
     python -m udean.benchmarks.scaling background      # what leaving out a constant background saves
+    python -m udean.benchmarks.scaling air [HEAD]      # what leaving noise in air to interpolation saves
     python -m udean.benchmarks.scaling memory [--shape 160,160,128] [--suffix .nii.gz]
 
 What size, overlap, windows and threads cost, `udean-bench --shape --overlap --window --threads` measures.
@@ -8,6 +9,7 @@ What size, overlap, windows and threads cost, `udean-bench --shape --overlap --w
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -21,8 +23,9 @@ from ..runtime.resolver import SuperResolver
 from ..runtime.run.find import find_scans
 from ..runtime.run.run import prepare, run_all
 from ..runtime.scan.voxels import Volume
-from ..trainer.simulation import icbm152
-from . import child, common
+from ..trainer.evaluation.tissue import in_tissue
+from ..trainer.simulation import icbm152, kspace
+from . import child, common, tissue
 from .common import run_script
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -66,6 +69,39 @@ def background(
             rows[way] |= {"times faster": faster, **error}
     about = {"zero": round(float(np.mean(volume == 0)), 4), "model": opened.card.name}
     common.record("background", about | {"engine": str(opened.info), "by window": found})
+
+
+@app.command()
+def air(
+    head: Annotated[Path | None, typer.Argument(help="HR scan of a whole head. (default: Colin27)")] = None,
+    field: Annotated[
+        str, typer.Option(help="HR voxels that the scan covers; beyond the head is air.")
+    ] = "256,256,192",
+    noise: Annotated[float, typer.Option(help="Rician, of the 99.9th percentile.")] = 0.02,
+    device: str = "cpu",
+    times: Annotated[int, typer.Option(min=1, help="Runs of each.")] = 5,
+    out: Path = common.RESULTS,
+) -> None:
+    """The saving from leaving noisy air to interpolation, and its effect in tissue. Writes air.json."""
+    found = tissue.read_head(head) if head else next(tissue.heads())[1]()
+    beyond = [max(0, size - n) for size, n in zip(common.numbers(field), found.shape, strict=True)]
+    hr = np.pad(found, [(n // 2, n - n // 2) for n in beyond])
+    lr = np.rint(kspace.acquire(hr, kspace.Acquisition(tissue.SCALE, noise=noise))).astype(np.int16)
+    opened, decibels = choose_engine(None, device, "auto", None, "auto"), {}
+
+    def run(way: str) -> dict[str, float]:
+        sr, taken = common.timed(SuperResolver(opened, crop=way == "air interpolated"), lr)
+        decibels[way] = round(in_tissue(sr, hr).psnr_tissue or 0.0, 3)
+        return taken
+
+    ways = "every voxel", "air interpolated"
+    figures = common.alternate({way: lambda way=way: run(way) for way in ways}, times)
+    rows = {way: {**kinds, "tissue dB": decibels[way]} for way, kinds in common.medians(figures).items()}
+    ratios = [a / b for a, b in zip(*(figures[way]["seconds"] for way in ways), strict=True)]
+    faster = {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+    about = {"shape": list(lr.shape), "noise": noise, "head": round(float(np.mean(hr > 0)), 3)}
+    about["engine"] = str(opened.info)
+    common.record("air", about | {"ways": rows, "times faster": faster}, out)
 
 
 @app.command()
