@@ -23,13 +23,14 @@ import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..runtime.dicom.frame import CLASSIC, require_pydicom
 from ..runtime.dicom.jobs import dicom_jobs
@@ -168,21 +169,18 @@ def phantoms(studies: int, folder: Path, seed: int) -> dict[str, list[Path]]:
 
 
 def _slice(folder: Path, study: int, series: int, uid: int, time_point: int, place: int, seed: int) -> Path:
-    pydicom = require_pydicom()
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng([seed, study, series, time_point, place])
     y, x = np.mgrid[:24, :20]
     waves = np.sin(x / rng.uniform(2, 5) + place) + np.cos(y / rng.uniform(2, 5))
     voxels = (800 + 200 * waves + rng.normal(0, 20, waves.shape)).clip(0, 4095).astype("<u2")
-    dataset = pydicom.Dataset()
     root = f"1.2.3.{seed}"
+    path = folder / f"{time_point}-{place:03}.dcm"
     tags = {
-        "SOPClassUID": CLASSIC,
         "SOPInstanceUID": f"{root}.{study}.{series}.{time_point}.{place + 1}",
         "SeriesInstanceUID": f"{root}.{uid}.{series}",
         "StudyInstanceUID": f"{root}.{study}",
         "FrameOfReferenceUID": f"{root}.{study}.9",
-        "Modality": "MR",
         "PatientID": f"P{study}",
         "PatientName": f"Soak^{study}",
         "SeriesNumber": series + 1,
@@ -197,24 +195,34 @@ def _slice(folder: Path, study: int, series: int, uid: int, time_point: int, pla
         "SpacingBetweenSlices": 2,
         "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
         "ImagePositionPatient": [-10, -12, 2 * place],
-        "Rows": 24,
-        "Columns": 20,
+    }
+    write_slice(path, voxels, tags)
+    return path
+
+
+def write_slice(path: Path, voxels: NDArray[np.uint16], tags: Mapping[str, Any]) -> None:
+    """Write a classic MR slice of 12 bits. tags: all that does not follow from its voxels (rows, columns)."""
+    pydicom = require_pydicom()
+    dataset = pydicom.Dataset()
+    follows = {
+        "SOPClassUID": CLASSIC,
+        "Modality": "MR",
+        "Rows": voxels.shape[0],
+        "Columns": voxels.shape[1],
         "SamplesPerPixel": 1,
         "PhotometricInterpretation": "MONOCHROME2",
         "PixelRepresentation": 0,
         "BitsAllocated": 16,
         "BitsStored": 12,
         "HighBit": 11,
-        "PixelData": voxels.tobytes(),
+        "PixelData": voxels.astype("<u2").tobytes(),
     }
-    for name, value in tags.items():
+    for name, value in {**follows, **tags}.items():
         setattr(dataset, name, value)
     meta = dataset.file_meta = pydicom.dataset.FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CLASSIC, dataset.SOPInstanceUID
     meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    path = folder / f"{time_point}-{place:03}.dcm"
     dataset.save_as(path, enforce_file_format=True)
-    return path
 
 
 def undisturbed(folder: Path, out: Path) -> dict[str, str]:
