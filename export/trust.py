@@ -6,10 +6,11 @@ from pathlib import Path
 
 from ..runtime.engines.checkpoint import load_network
 from ..runtime.models.card import ModelCard
-from ..runtime.pipeline.engine import Library
+from ..runtime.pipeline.engine import Library, Precision
 from ..runtime.resolver import SuperResolver
 from ..runtime.trust.examine import against
 from ..runtime.trust.summary import figures, prove
+from ..trainer.precision import processor_has_bf16
 from .errors import ExportError
 
 EXAMINED = (2, 2, 2)  # the factors for which results of good and bad models are known
@@ -24,7 +25,10 @@ def examined(checkpoint: Path, allow_untrusted: bool = False) -> tuple[dict[str,
     _, _, card = load_network(checkpoint)
     if not is_examined(card):
         return {}, "not examined for trust: only 2x2x2 models are"
-    found, worse = _judged(checkpoint, card, "auto")
+    found, worse = _judged(checkpoint, card)
+    if not worse and processor_has_bf16():  # in which the runtime then computes, unless told otherwise
+        rounded = _judged(checkpoint, card, "bf16")[1]
+        worse = rounded and f"in bf16, {rounded}"
     if worse and not allow_untrusted:
         raise ExportError(
             f"{checkpoint} is not exported: {worse} udean-trust shows more; --allow-untrusted exports it "
@@ -37,7 +41,7 @@ def examined_again(model: Path, card: ModelCard, allow_untrusted: bool = False) 
     """Figures of an ONNX model that computes otherwise than its checkpoint, in int8; ExportError as above."""
     if not is_examined(card):
         return {}
-    found, worse = _judged(model, card, "onnxruntime")
+    found, worse = _judged(model, card, "auto", "onnxruntime")
     if worse and not allow_untrusted:
         raise ExportError(f"in {card.precision}, {worse} --allow-untrusted writes it all the same.")
     return found
@@ -47,9 +51,10 @@ def is_examined(card: ModelCard) -> bool:
     return card.kind == "slab" and card.scale == EXAMINED
 
 
-def _judged(model: Path, card: ModelCard, library: Library) -> tuple[dict[str, float], str]:
-    """Figures, and objections; in the model's own precision."""
-    precision = "auto" if card.precision == "int8" else "fp32"
+def _judged(
+    model: Path, card: ModelCard, precision: Precision = "fp32", library: Library = "auto"
+) -> tuple[dict[str, float], str]:
+    """Figures, and objections."""
     with SuperResolver(model, "cpu", precision, library=library) as resolve:
         tests = prove(resolve, card.scale, card.grid)
     return figures(tests), " ".join(against(tests))

@@ -44,9 +44,12 @@ def test_an_int8_model_is_examined_itself_and_refused_by_itself(
 ) -> None:
     """It computes otherwise than its checkpoint, whose figures say nothing of it."""
 
-    def judged(model: Path, card: ModelCard, library: str) -> tuple[dict[str, float], str]:
+    def judged(
+        model: Path, card: ModelCard, precision: str = "fp32", library: str = "auto"
+    ) -> tuple[dict[str, float], str]:
         small = card.precision == "int8"
         assert model.is_file() and library == ("onnxruntime" if small else "auto")
+        assert precision == "auto" if small else precision in ("fp32", "bf16")
         return {"trust.lesions.1": 0.2 if small else 0.6}, "Lesions of radius 1 keep 0.2." if small else ""
 
     def export(*options: str) -> tuple[int, str]:
@@ -69,6 +72,22 @@ def test_an_int8_model_is_examined_itself_and_refused_by_itself(
         monkeypatch.setattr(trust, "_judged", lambda *_: ({}, "Lesions of radius 1 keep 0.2."))
         trust.examined_again(tmp_path / "tiny.fp16.onnx", read(tmp_path / "tiny.fp16.onnx")[1])
     assert read(tmp_path / "tiny.onnx")[1].quality["trust.lesions.1"] == 0.6
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_a_processor_that_would_compute_in_bf16_holds_the_model_to_its_limits_in_that_too(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, able: bool
+) -> None:
+    def judged(model: Path, card: ModelCard, precision: str = "fp32") -> tuple[dict[str, float], str]:
+        return {}, "Lesions of radius 1 keep 0.2." if precision == "bf16" else ""
+
+    monkeypatch.setattr(trust, "_judged", judged)
+    monkeypatch.setattr(trust, "processor_has_bf16", lambda: able)
+    if not able:
+        assert examined(checkpoint)[1] == "examined for trust: see its card"
+        return
+    with pytest.raises(ExportError, match="is not exported: in bf16, Lesions of radius 1 keep"):
+        examined(checkpoint)
 
 
 def test_other_factors_are_not_examined_and_it_is_said(
