@@ -97,9 +97,9 @@ vendor:
 	npm ci --prefix runtime/view/vendor --omit=optional --ignore-scripts --no-audit --no-fund
 	node runtime/view/vendor/vendor.mjs
 
-# All that needs a GPU, in one call of at most 14 minutes: a limit for each step, and results after each, with the
+# All that needs a GPU, in one call of at most 9 minutes (--minutes): a limit for each step, and results after each, with the
 # device's name. It needs no installation: for any Python that has what benchmarks/gpu_check.py names.
-# GPU_CHECK="--device cpu --out bench" rehearses it on a processor.
+# GPU_CHECK="--device cpu --minutes 60 --out bench" rehearses it on a processor.
 GPU_PYTHON ?= python3
 gpu-check:
 	$(GPU_PYTHON) benchmarks/gpu_check.py $(GPU_CHECK)

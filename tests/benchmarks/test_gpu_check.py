@@ -41,6 +41,12 @@ def test_a_step_that_fails_or_hangs_keeps_no_other_from_running(check):
         assert text in said or text in found
 
 
+def test_what_a_bare_machine_lacks_is_named(check, monkeypatch):
+    monkeypatch.setattr(gpu_check, "NEEDED", "numpy no_such_module")
+    _, found, said = check(step("one", "print(1)"))
+    assert found["missing"] == ["no_such_module"] and "Missing here" in said
+
+
 def test_what_does_not_fit_into_the_time_is_not_begun(check):
     code, found, _ = check(step("late", "print(1)"), minutes=0.02)
     assert code == 1 and found["steps"][0]["state"].startswith("not begun")
@@ -108,7 +114,8 @@ def test_the_summary_is_short_whatever_was_printed():
 def test_the_real_steps_are_commands_that_there_are(tmp_path):
     for device in ("cuda", "cpu"):
         steps = gpu_check.steps(device, tmp_path)
-        assert sum(s.limit for s in steps) < 20 * 60 and len({s.name for s in steps}) == len(steps)
+        assert device == "cpu" or sum(s.limit for s in steps) < 20 * 60
+        assert len({s.name for s in steps}) == len(steps)
         written = [
             b for s in steps for a, b in zip(s.arguments, s.arguments[1:], strict=False) if a == "--json"
         ]
