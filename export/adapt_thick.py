@@ -28,8 +28,10 @@ from ..trainer.own_planes import Tell, error, own_planes, tune
 from .graph import read, serialize, to_onnx, write
 
 EMBEDDED = Path(str(files("udean.runtime") / "models" / "through-plane.onnx"))
-STEPS = 150  # more gained less than it took
-LEAST = 0.1  # dB on planes that were held out, at which a model is better: a seed moves it less
+STEPS = 150  # two to four minutes of a processor; other numbers were not tried
+LEAST = (
+    0.1  # dB on planes that were held out, from which a model counts as better: a choice, not a measurement
+)
 
 
 @dataclasses.dataclass(frozen=True)
