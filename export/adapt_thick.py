@@ -29,9 +29,8 @@ from .graph import read, serialize, to_onnx, write
 
 EMBEDDED = Path(str(files("udean.runtime") / "models" / "through-plane.onnx"))
 STEPS = 150  # two to four minutes of a processor; other numbers were not tried
-LEAST = (
-    0.1  # dB on planes that were held out, from which a model counts as better: a choice, not a measurement
-)
+# dB on planes that were held out, from which a model counts as better: a choice, not a measurement.
+LEAST = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
