@@ -74,13 +74,19 @@ def export_onnx(
         If nothing can start.
     """
     from ..trainer.checkpoint import load_generator
+    from ..trainer.nets.generators import flop_per_voxel
     from ..trainer.nets.merging import merged
 
     for precision, suffix in SUFFIXES.items():  # now, not after the minutes of an export
         if precision != "int8" or scans:
             refuse_foreign(folder / (checkpoint.stem + suffix), METADATA_KEY)
     network, card = load_generator(checkpoint)
-    card = card.replace(checkpoint=sha256(checkpoint), quality={**card.quality, **(quality or {})})
+    deployed = merged(network)
+    card = card.replace(
+        checkpoint=sha256(checkpoint),
+        flop=flop_per_voxel(deployed, card.slab[0]),
+        quality={**card.quality, **(quality or {})},
+    )
     calibration = quantize.scan_windows(scans, card) if scans else None
     windows = parity.probe_windows(card)
     expected, largest = reference(network, windows)
@@ -100,7 +106,6 @@ def export_onnx(
         written.append(Artefact(path, own, found, remark))
         tell(written[-1])
 
-    deployed = merged(network)
     full = graph.to_onnx(deployed, card.slab[0], half=False)
 
     def fp16() -> tuple[onnx.ModelProto, str]:

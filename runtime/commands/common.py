@@ -18,6 +18,7 @@ from shutil import get_terminal_size
 from typing import Any
 
 import typer
+from typer.core import TyperCommand
 
 from ... import __version__
 from ..errors import RunError, first_line
@@ -28,6 +29,20 @@ from .streams import guard_streams, say
 
 WIDE = 120  # columns of a terminal that holds the panels of --help, whatever an option is called
 TAKEN = {str: "TEXT", Path: "PATH", int: "NUMBER", float: "NUMBER"}
+
+
+class Sections(TyperCommand):
+    """A command whose --help has sections for its panels in a narrow terminal, too."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            kind = "Arguments" if parameter.param_type_name == "argument" else "Options"
+            if record := parameter.get_help_record(ctx):
+                sections.setdefault(getattr(parameter, "rich_help_panel", None) or kind, []).append(record)
+        for name, records in sections.items():
+            with formatter.section(name):
+                formatter.write_dl(records)
 
 
 def command(
@@ -48,7 +63,7 @@ def command(
             plain: dict[str, Any] = {"rich_markup_mode": None} if get_terminal_size().columns < WIDE else {}
             app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, **plain)
             settings = {"token_normalize_func": _dashed}
-            app.command(name, epilog="\n\n".join(lines), context_settings=settings)(function)
+            app.command(name, cls=Sections, epilog="\n\n".join(lines), context_settings=settings)(function)
             built = typer.main.get_command(app)
             built.params.append(_version_option(name))
             for parameter in built.params:

@@ -362,7 +362,7 @@ def _told(job: Job, resolve: SuperResolver, settings: Settings, estimate: Estima
     cost = estimate(plans, scan.volumes, coarse, math.prod(shape) * header.get_data_dtype().itemsize)
     sizes = " x ".join(map(str, scan.shape)) + " to " + " x ".join(map(str, shape))
     if scan.labels:
-        return f"{sizes}, {scan.labels}, by nearest neighbours", Cost(0, 0.0, cost.nbytes, 0.0)
+        return f"{sizes}, {scan.labels}, by nearest neighbours", Cost(0, 0, cost.nbytes, 0.0)
     return f"{sizes}, slices along {'ijk'[turn.axis]}", cost
 
 

@@ -24,3 +24,11 @@ def load_network(file: Path) -> tuple[Any, Any, ModelCard]:
 
     network, card = load_generator(file)
     return torch, merged(network), card
+
+
+def flop_per_voxel(file: Path) -> int:
+    """What an exported model's card says: the operations of a checkpoint's network for an LR voxel."""
+    _, network, card = load_network(file)
+    from ...trainer.nets import generators
+
+    return generators.flop_per_voxel(network, card.slab[0])

@@ -62,6 +62,8 @@ class ModelCard:
         Of weights and activations in the graph.
     parameters
         Number of learned values in LR encoder and SR decoder.
+    flop
+        Operations for an LR voxel of a slab's plane, multiplication and addition apart; 0: not known.
     checkpoint
         SHA-256 (hex) of the checkpoint file from which the model was exported; "" inside the checkpoint
         itself.
@@ -103,6 +105,7 @@ class ModelCard:
     toolkit: str
     trained_on: str
     kind: ModelKind = "slab"
+    flop: int = 0
     checkpoint: str = ""
     consistency: Relation = "off"
     transfer: Transfer = ()

@@ -7,6 +7,7 @@ Spatial scale is the same along rows and columns.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -278,3 +279,16 @@ def lr_mapping(arch: Architecture, extra: int = 0) -> Mapping:
 def parameter_count(*modules: nn.Module) -> int:
     """Number of learned values."""
     return sum(p.numel() for module in modules for p in module.parameters())
+
+
+def flop_per_voxel(network: nn.Module, slab: int) -> int:
+    """Operations of a network (a multiplication and an addition are two) for an LR voxel of a slab's plane.
+
+    PyTorch counts those of convolutions and products, here for planes so large that rims do not matter.
+    """
+    from torch.utils.flop_counter import FlopCounterMode  # takes half a second
+
+    side = 512
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        copy.deepcopy(network).to("meta")(torch.zeros(1, slab, side, side, device="meta"))
+    return round(counter.get_total_flops() / side**2)

@@ -152,8 +152,7 @@ def test_dry_run_says_what_would_be_done_and_does_nothing(model, tmp_path):
     done = udean_run("--engine", model, "--dry-run", source)
     assert done.returncode == 0
     assert "20 x 18 x 7 to 40 x 36 x 14, slices along k, at most 3 windows" in done.stdout
-    flop = 2 * 3 * 24 * 20 * 18 * 3  # one convolution, 1 × 1, of 3 to 24 channels
-    assert f"{flop / 1e9:.0f} GFLOP" in done.stdout and " MB and " in done.stdout
+    assert "unknown GFLOP" in done.stdout and " MB and " in done.stdout  # this model's card does not say
     assert os.listdir(tmp_path) == ["a.nii"]
 
 

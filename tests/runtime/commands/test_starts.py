@@ -79,6 +79,15 @@ def test_every_help_has_examples(name):
     assert not re.search(r"<(list|str|path|int|float|bool)\b", done.stdout), "no Python in the user's words"
 
 
+@pytest.mark.parametrize("columns", [80, 140])
+def test_the_options_of_a_run_have_sections_and_the_common_ones_come_first(columns):
+    done = here("udean", "run", "--help", COLUMNS=columns)
+    words = "Options", "--out", "--report", "Network", "--library", "Windows", "--overlap", "Scans", "--to"
+    words += "BIDS", "--suffix", "Cohort", "--ray"
+    places = [re.search(rf"^\W*{word}\b", done.stdout, re.MULTILINE).start() for word in words]
+    assert places == sorted(places)
+
+
 def test_a_run_loads_no_library_that_it_does_not_use(scans):
     """Each would make every start longer: nibabel loads pydicom, and OpenVINO its converter of models."""
     code = """if True:

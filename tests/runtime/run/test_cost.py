@@ -1,40 +1,42 @@
-"""The cost said beforehand is that of the model's own graph."""
-
-import math
+"""The cost told beforehand is that of the model's own graph."""
 
 import pytest
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-from udean.export.graph import serialize, to_onnx
-from udean.runtime import RunError
-from udean.runtime.run.cost import flop_per_voxel
-from udean.trainer.nets.merging import merged
+from udean.benchmarks.engines.roofline import convolutions
+from udean.export.artefacts import export_onnx
+from udean.export.graph import read
+from udean.runtime import SuperResolver
+from udean.runtime.engines.checkpoint import flop_per_voxel
+from udean.runtime.engines.choose import model_file
+from udean.runtime.run.cost import Estimator
 
-from ...support.fakes import card, onnx_model
-from ..engines import test_choose as test_engines
+from ...support.fakes import FakeEngine, card, nearest
 from ..engines.test_choose import tiny_checkpoint
 
-CARD = card((2, 2, 2), 3, (16, 16))
+SCALE = (2, 2, 2)
 
 
-def test_convolutions_of_a_graph_are_counted(tmp_path):
-    model = onnx_model(tmp_path / "sr.onnx", CARD, "conv")
-    assert flop_per_voxel(model) == 2 * 9 * (3 * 16 + 16 * 24)
+def told(flop):
+    plan = card(SCALE, 3, (16, 16)).replace(flop=flop)
+    resolve = SuperResolver(FakeEngine(lambda x: nearest(x, SCALE), plan), window=(16, 16))
+    tiling = resolve.tiling((40, 40, 9))
+    return len(tiling), Estimator(resolve, None)([tiling], volumes=3, coarse=1, fine=8)
 
 
-def test_an_exported_model_and_its_checkpoint_cost_the_same(tmp_path):
-    checkpoint, network = tiny_checkpoint(tmp_path / "tiny.pt")
-    exported = tmp_path / "tiny.fp16.onnx"
-    deployed = merged(network)
-    exported.write_bytes(serialize(to_onnx(deployed, 3, half=True), CARD))
-    # In a checkpoint's own, small window attention and rims weigh more than in the graph's count.
-    for model, window in ((checkpoint, test_engines.CARD.window), (exported, (512, 512))):
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            deployed(torch.zeros(1, 3, *window))
-        wanted = counter.get_total_flops() / math.prod(window)
-        assert flop_per_voxel(model) == pytest.approx(wanted, rel=5e-3)
+def test_operations_are_those_of_all_windows_of_all_volumes():
+    windows, cost = told(flop=1000)
+    assert cost.windows == 3 * windows and cost.flop == 3 * windows * 16 * 16 * 1000
+    assert "GFLOP" in str(cost)
+    assert "unknown GFLOP" in str(told(flop=0)[1])  # the card of an older model
 
 
-def test_a_missing_model_is_a_sentence(tmp_path):
-    with pytest.raises(RunError, match="does not exist"):
-        flop_per_voxel(tmp_path / "none.onnx")
+@pytest.mark.parametrize("embedded", [True, False])
+def test_a_model_says_how_many_operations_its_convolutions_take(tmp_path, embedded):
+    """ONNX's own shapes of the graph agree with PyTorch's count; attention and rims are the rest."""
+    with model_file(None) as (model, _):
+        if not embedded:
+            model = export_onnx(tiny_checkpoint(tmp_path / "tiny.pt")[0], tmp_path)[0].path
+        graph, found = read(model)
+    whole = sum(layer.flop for layer in convolutions(graph, 512, 512))
+    assert found.flop == pytest.approx(whole / 512**2, rel=5e-3)
+    if not embedded:
+        assert flop_per_voxel(tmp_path / "tiny.pt") == found.flop
