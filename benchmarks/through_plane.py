@@ -138,8 +138,8 @@ def case(head: tuple[Volume, Lesions], thick: Thick, resolve: SuperResolver) -> 
         for what, measure in (("steps", steps), ("edges", edges)):
             out[f"{name} {what}"] = measure(result, near, inside) / measure(truth, near, inside)
     out["gain dB"] = out["sr dB"] - out["b-spline dB"]
-    if resolve.found:
-        found = resolve.found[0]
+    if resolve.slice_estimates:
+        found = resolve.slice_estimates[0]
         out["told deviation"], out["told gain"] = found.deviation, found.gain
     return out
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,37 +15,23 @@ from .models.card import ModelCard
 from .pipeline import error_map
 from .scan.intensity import Intensities
 from .scan.scan import Scan
-from .system.trace import Trace
 from .system.typed import Mismatch, typed
-from .task import Fallback, Options, Output
+from .task import Options, Setup
 
-OPTIONS = typing.get_type_hints(Options)
-OTHERS: dict[str, Any] = {
-    "device": str,
-    "fallback": Fallback,
-    "strict": bool,
-    "threads": int | None,
-    "trace": Trace | None,
-}
+Given = TypeVar("Given", Setup, Options)
 
 
-def typed_options(given: Options) -> Options:
-    """Options, each as its declared type. Raises RunError if one is of another."""
-    options = Options(**{name: _typed(name, hint, getattr(given, name)) for name, hint in OPTIONS.items()})
-    # Expected errors are made of the spread over three slab axes.
-    return dataclasses.replace(options, best=True) if options.error_map else options
-
-
-def typed_others(**given: Any) -> Iterator[Any]:
-    """The values of arguments that are not options, likewise."""
-    return (_typed(name, OTHERS[name], value) for name, value in given.items())
-
-
-def _typed(name: str, hint: Any, value: Any) -> Any:
-    try:
-        return typed(hint, value.item() if isinstance(value, np.generic) else value)
-    except Mismatch as error:
-        raise RunError(f"{name} {error}.") from None
+def checked(given: Given) -> Given:
+    """The same with each value as its declared type. Raises RunError if one is of another."""
+    values = {}
+    for name, hint in typing.get_type_hints(type(given)).items():
+        value = getattr(given, name)
+        try:
+            value = value.item() if isinstance(value, np.generic) else value
+            values[name] = value if hint is Any else typed(hint, value)
+        except Mismatch as error:
+            raise RunError(f"{name} {error}.") from None
+    return dataclasses.replace(given, **values)
 
 
 def check_options(options: Options, card: ModelCard) -> None:
@@ -123,10 +109,3 @@ def check_stream(slices: object, count: object, intensities: object, best: bool)
         raise RunError(f"A stream has a whole number of slices, at least one, not {count}.")
     if not isinstance(intensities, Intensities):
         raise RunError(f"A stream needs Intensities, such as Intensities(700.0), not {intensities!r}.")
-
-
-def stored_dtype(dtype: np.dtype[Any], output: Output) -> np.dtype[Any]:
-    """The dtype of SR voxels for LR voxels of this one. Raises RunError for an unknown output."""
-    if not isinstance(output, str) or output not in ("input", "float32"):
-        raise RunError(f"The output's dtype is 'input' or 'float32', not '{output}'.")
-    return np.dtype(np.float32) if output == "float32" else dtype.newbyteorder("=")

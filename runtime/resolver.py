@@ -29,44 +29,39 @@ from .arguments import (
     check_stream,
     check_volume,
     check_zooms,
-    stored_dtype,
-    typed_options,
-    typed_others,
+    checked,
 )
 from .cuda import CudaEngine
 from .errors import RunError
 from .pipeline.engine import Engine, Library, Precision
-from .pipeline.host import batch_size
 from .pipeline.stream import resolve_stream
 from .pipeline.through_plane import Findings
-from .pipeline.tiling import Tiling, Weighting, Window
-from .scan.geometry import Factors
+from .pipeline.tiling import Weighting, Window
 from .scan.intensity import Intensities
-from .scan.kinds import check_layout, doubt_of_sign, with_labels
-from .scan.model_choice import Choice, choose, why_one_axis
+from .scan.kinds import doubt_of_sign
+from .scan.model_choice import why_one_axis
 from .scan.nifti import Header
-from .scan.orientation import Orientation
 from .scan.other_libraries import ItkImage, from_itk, from_tensor, is_itk, is_tensor, to_itk, to_tensor
 from .scan.output import Room, in_memory
-from .scan.regrid import Asked, Grid
-from .scan.scan import Scan, fine_image, image_scan, tell_remarks, volumes
-from .stages import scan as whole_scan
-from .stages import to_spacing
+from .scan.regrid import Asked
+from .scan.scan import Scan, fine_image, image_scan, tell_remarks
 from .stages.network import Network
+from .stages.scan import ScanStages
 from .stages.volume import VolumeStages
 from .system.trace import Stopwatch, Trace, span
 from .task import (
     Consistency,
     Fallback,
-    HeldBand,
     Info,
     Labels,
     Look,
     Options,
     Output,
     Progress,
+    Setup,
     Task,
     Timings,
+    stored_dtype,
 )
 
 if TYPE_CHECKING:
@@ -95,7 +90,7 @@ class SuperResolver:
         The spacing wanted: "1mm", "1x1x2mm", "iso", or mm. Thick slices then go through the embedded
         through-plane model, on the processor.
     strict
-        Refuse scans outside the model's range, which are warned about otherwise; see `choice`.
+        Refuse scans outside the model's range, which are warned about otherwise; see `scan.model_choice`.
     best
         The mean over slabs along each of the three axes: better, at three times the cost, for models of one
         factor along all axes.
@@ -136,35 +131,22 @@ class SuperResolver:
         error_map: bool = False,
         labels: Labels = "leave",
     ) -> None:
-        device, threads, fallback, strict, trace = typed_others(
-            device=device, threads=threads, fallback=fallback, strict=strict, trace=trace
-        )
-        self.trace, self._strict, self._last = trace, strict, threading.local()
+        self._setup = checked(Setup(engine, device, precision, threads, library, fallback, strict, trace))
+        self.trace, self._last = trace, threading.local()
         self._asked = None if to is None else Asked.parse(to)
-        asked = self._asked and str(self._asked)
-        self.options = typed_options(
-            Options(overlap, window, weighting, crop, consistency, asked, best, error_map, labels)
-        )
-        is_file = engine is None or isinstance(engine, str | Path)
-        if not (is_file or hasattr(engine, "card")):
-            raise RunError(f"A model is a file's path or an open engine, not {type(engine).__name__}.")
-        self._opened = {
-            "engine": engine,
-            "device": device,
-            "precision": precision,
-            "threads": threads,
-            "library": library,
-            "fallback": fallback,
-            "strict": strict,
-        }
-        self._network = Network(engine, device, precision, threads, library, fallback, trace)
+        spacing = self._asked and str(self._asked)
+        given = Options(overlap, window, weighting, crop, consistency, spacing, best, error_map, labels)
+        options = checked(given)
+        # Expected errors are made of the spread over three slab axes.
+        self.options = dataclasses.replace(options, best=options.best or options.error_map)
+        self._network = Network(self._setup)
         self.card = self._network.card
         check_options(self.options, self.card)
         try:
-            self.tiling((1, 1, 1))  # options out of range are refused now
-            if is_file and self.card.kind != "through-plane":
+            self.stages.tiling((1, 1, 1))  # options out of range are refused now
+            if self._setup.is_file and self.card.kind != "through-plane":
                 with span(trace, "warm-up"):
-                    self._warm_up()
+                    self.stages.warm_up()
         except MemoryError as error:
             raise RunError("Windows of this size do not fit into memory: take smaller ones.") from error
 
@@ -173,13 +155,13 @@ class SuperResolver:
 
         A trace is left behind. Raises RunError if this is closed, or was given an open engine.
         """
-        opened = {**self._opened, **dataclasses.asdict(self.options)}
-        if self.engine is opened["engine"] or hasattr(opened["engine"], "card"):
+        if self.engine and not self._setup.is_file:
             raise RunError(
                 "A SuperResolver with an engine that was given to it cannot be copied, or sent to another "
                 "process: open one there, with a model file."
             )
-        return partial(type(self), **opened), ()
+        given = {**vars(self._setup), **dataclasses.asdict(self.options), "trace": None}
+        return partial(type(self), **given), ()
 
     def __enter__(self) -> Self:
         return self
@@ -188,7 +170,7 @@ class SuperResolver:
         self.close()
 
     def close(self) -> None:
-        """Let go of the engine, once the volume in hand is done."""
+        """Let go of the engine and its memory, once the volume in hand is done; no volume follows."""
         self._network.close()
 
     def __repr__(self) -> str:
@@ -225,8 +207,38 @@ class SuperResolver:
         return other
 
     def info(self) -> Info:
-        """The model, what runs it and how. Raises RunError if this is closed."""
+        """The model, what runs it and how.
+
+        Returns
+        -------
+        Info
+            Card, engine and options; as text, a line for each.
+
+        Raises
+        ------
+        RunError
+            If this is closed.
+        """
         return Info(self.card, self.engine.info, self.options)
+
+    def describe(self) -> str:
+        """The model and what runs it, in one line.
+
+        Returns
+        -------
+        str
+            Such as "udean-2x2x2 (supervised, 2x2x2): openvino 2026.4 on cpu, bf16".
+
+        Raises
+        ------
+        RunError
+            If this is closed.
+        """
+        scale = "x".join(map(str, self.card.scale))
+        held = "" if self.stages.holding.wanted else ", measured band left to the network"
+        best = ", mean over three slab axes at three times the cost" if self.options.best else ""
+        best += ", with expected errors" if self.options.error_map else ""
+        return f"{self.card.name} ({self.card.method}, {scale}): {self.engine.info}{held}{best}"
 
     @property
     def engine(self) -> Engine | CudaEngine:
@@ -234,8 +246,14 @@ class SuperResolver:
         return self._network.engine
 
     @property
-    def _stages(self) -> VolumeStages:
+    def stages(self) -> VolumeStages:
+        """The stages that a volume goes through."""
         return VolumeStages(self._network, self.options)
+
+    @property
+    def scans(self) -> ScanStages:
+        """What is decided about a scan before its volumes go through the stages."""
+        return ScanStages(self.stages, self._asked, self._setup.strict)
 
     @property
     def error_map(self) -> NDArray[np.float32] | None:
@@ -245,6 +263,11 @@ class SuperResolver:
         was not asked for, has gone into a room of its own, or the voxels are too uneven for three slab axes.
         """
         return getattr(self._last, "errors", None)
+
+    @property
+    def slice_estimates(self) -> list[Findings]:
+        """What the last scan of this thread told about its thick slices, one for each volume; else empty."""
+        return getattr(self._last, "slice_estimates", [])
 
     @property
     def timings(self) -> Timings | None:
@@ -313,13 +336,13 @@ class SuperResolver:
         check_progress(progress)
         start, watch = time.perf_counter(), Stopwatch(self.trace)
         rows, columns, slices = volume.shape
-        fine_shape = self.tiling((rows, columns, slices)).fine_shape
+        fine_shape = self.stages.tiling((rows, columns, slices)).fine_shape
         sr = np.empty(fine_shape, stored_dtype(volume.dtype, dtype), "F")
         best = self.options.best and self.why_one_axis(zooms) is None
         errors = np.empty(sr.shape, np.float32, "F") if best and self.options.error_map else None
-        look = self._stages.look(volume)
-        self._heed(doubt_of_sign("The volume", volume))
-        self._stages.restore(Task(volume, sr, look, watch, progress=progress, best=best, errors=errors))
+        look = self.stages.look(volume)
+        self.scans.heed(doubt_of_sign("The volume", volume))
+        self.stages.restore(Task(volume, sr, look, watch, progress=progress, best=best, errors=errors))
         self._note(start, watch)
         self._last.errors = errors
         return sr
@@ -370,12 +393,12 @@ class SuperResolver:
         self, slices: Iterable[NDArray[Any]], count: int, intensities: Intensities, dtype: Output
     ) -> Generator[NDArray[Any]]:
         start, watch = time.perf_counter(), Stopwatch(self.trace, "stream")
-        stages = self._stages
+        stages = self.stages
         yield from resolve_stream(
             slices,
             count,
             intensities,
-            self.tiling,
+            stages.tiling,
             lambda given: stored_dtype(given, dtype),
             stages.run,
             stages.holding.of_stream(intensities),
@@ -397,7 +420,7 @@ class SuperResolver:
             For other shapes and dtypes, NaN or Inf, and for a constant volume, which says nothing.
         """
         check_volume(volume)
-        look = self._stages.look(volume)
+        look = self.stages.look(volume)
         if look.content.low == look.content.high:
             raise RunError("A constant volume says nothing about intensities: take one that shows something.")
         low, high = look.content.low.item(), look.content.high.item()
@@ -462,7 +485,7 @@ class SuperResolver:
         room
             Where the SR voxels go, by default into memory.
         looks
-            What `look` has found in the scan, if it was asked before.
+            What `scans.look` has found in the scan, if it was asked before.
         error_room
             Where expected errors go, if they were asked for; by default into memory, see `error_map`.
 
@@ -480,134 +503,38 @@ class SuperResolver:
         """
         check_scan(scan)
         check_progress(progress)
-        start, watch = time.perf_counter(), Stopwatch(self.trace, Path(scan.name).name)
-        scan = self.prepared(scan)
-        choice = self.choice(scan, axis)
-        header = self.header(scan, dtype, axis)
+        start, watch, stages = time.perf_counter(), Stopwatch(self.trace, Path(scan.name).name), self.scans
+        scan = stages.prepared(scan)
+        choice = stages.choice(scan, axis)
+        header = stages.header(scan, dtype, axis)
         sr = (room or in_memory(scan.name))(header)
         errors = None
         if self.options.error_map and choice.best:
-            errors = (error_room or in_memory(scan.name))(self.header(scan, "float32", axis))
+            errors = (error_room or in_memory(scan.name))(stages.header(scan, "float32", axis))
         self._last.errors = None if error_room else errors
         with watch.time("read"):
             scan = scan.loaded()
-            looks = looks or self.look(scan, axis)
-        if scan.labels:
-            grid = choice.grid or Grid.of(scan.shape, self.layout(scan, axis)[1], self.card.grid)
-            with watch.time("blend"):
-                to_spacing.place_labels(scan, grid, sr)
-            self._last.found = []
-        else:
-            self._last.found = whole_scan.restore(
-                self._stages, scan, choice, looks, sr, errors, watch, progress
-            )
+            looks = looks or stages.look(scan, axis)
+        self._last.slice_estimates = stages.restore(scan, choice, looks, sr, errors, watch, progress)
         self._note(start, watch)
         return header, sr
 
-    def prepared(self, scan: Scan) -> Scan:
-        """The scan, read and looked at for labels if these are not refused."""
-        return with_labels(scan) if self.options.labels == "nearest" and scan.labels is None else scan
-
-    def look(self, scan: Scan, axis: int | None = None) -> list[Look]:
-        """Look through the volumes of a scan, none of a label map's: content, unit, noise.
-
-        Can be done ahead, in any thread.
-
-        Raises
-        ------
-        RunError
-            For NaN and Inf, labels and CT.
-        """
-        if scan.labels:
-            return []
-        looks = whole_scan.look(self._stages, scan, self.choice(scan, axis).axis)
-        self._heed(doubt_of_sign(scan.name, volumes(scan.voxels())[0], scan.slope, scan.inter))
-        return looks
-
-    def _heed(self, doubt: str) -> None:
-        """Tell a doubt about a volume that was read, if there is one. Raises RunError if `strict`."""
-        if doubt and self._strict:
-            raise RunError(f"Refused by --strict: {doubt}")
-        if doubt:
-            log.warning("%s", doubt)
-
-    def header(self, scan: Scan, dtype: Output = "input", axis: int | None = None) -> Header:
-        """The header that the SR scan will have. Raises RunError for what `strict` refuses."""
-        choice = self.choice(scan, axis)
-        if self._strict and choice.warnings:
-            raise RunError(f"{scan.name} is refused by --strict: {'; '.join(choice.warnings)}.")
-        if choice.grid is not None:
-            return scan.header_on(choice.grid, stored_dtype(scan.dtype, dtype))
-        _, factors, _ = self.layout(scan, axis)
-        return scan.fine_header(factors, self.card.grid, stored_dtype(scan.dtype, dtype))
-
-    def choice(self, scan: Scan, axis: int | None = None) -> Choice:
-        """The model and the grid for a scan, with warnings if it is outside the model's range."""
-        turn, _, _ = self.layout(scan, axis)
-        choice = choose(scan.name, scan.shape, scan.zooms, turn.axes, self.card, self._asked)
-        if scan.labels:  # nothing is restored, so nothing is said against it
-            return dataclasses.replace(choice, warnings=())
-        return choice.along_each_axis(scan.zooms, self.options.error_map) if self.options.best else choice
-
     @staticmethod
     def why_one_axis(zooms: Sequence[float] | None) -> str | None:
-        """Why a volume of these voxel sizes gets no mean over three slab axes; None if it may have it."""
+        """Why a volume of these voxel sizes gets no mean over three slab axes.
+
+        Parameters
+        ----------
+        zooms
+            Voxel sizes along the three axes, in one unit; None: as equal as that mean needs them.
+
+        Returns
+        -------
+        str or None
+            A clause, such as "voxels of 0.5 x 0.5 x 2 mm are longer along one than 1.5 times another"; None
+            if it may have the mean.
+        """
         return None if zooms is None else why_one_axis(zooms)
-
-    def model_for(self, scan: Scan, axis: int | None = None) -> Engine | CudaEngine:
-        """The engine that restores a scan: the embedded through-plane model's for thick slices."""
-        kind = self.choice(scan, axis).kind
-        return self.engine if kind == self.card.kind else self._network.through_plane
-
-    @property
-    def found(self) -> list[Findings]:
-        """Estimates from the last scan of this thread, one per volume if its slices are thick, else none."""
-        return getattr(self._last, "found", [])
-
-    def describe(self) -> str:
-        """The model and what runs it, in one line."""
-        scale = "x".join(map(str, self.card.scale))
-        held = "" if self._stages.holding.wanted else ", measured band left to the network"
-        best = ", mean over three slab axes at three times the cost" if self.options.best else ""
-        best += ", with expected errors" if self.options.error_map else ""
-        return f"{self.card.name} ({self.card.method}, {scale}): {self.engine.info}{held}{best}"
-
-    def tiling(self, shape: tuple[int, int, int]) -> Tiling:
-        """The windows of an LR volume (rows, columns, slices) that is all content."""
-        return self._stages.tiling(shape)
-
-    def tilings(self, shape: tuple[int, int, int]) -> list[Tiling]:
-        """The windows of an LR volume (rows, columns, slices) along each slab axis of a mean over three."""
-        return self._stages.tilings(shape)
-
-    def layout(self, scan: Scan, axis: int | None = None) -> tuple[Orientation, Factors, Tiling]:
-        """How a scan will be resolved: turned how, HR voxels per LR voxel along (i, j, k), windows."""
-        turn = Orientation.of(scan.affine, axis)
-        factors = turn.by_stored(self.card.scale)
-        check_layout(scan, factors, self.options.labels == "nearest")
-        rows, columns, slices = (scan.shape[n] for n in turn.axes)
-        return turn, factors, self.tiling((rows, columns, slices))
-
-    def measured_band(self, scan: Scan, looks: Sequence[Look]) -> list[HeldBand]:
-        """How the measured band of a scan that was looked through is held, by volume; empty if it is not."""
-        return self._stages.holding.record(scan, looks)
-
-    @property
-    def why_unheld(self) -> str:
-        """Why the measured band is left to the network, if it is."""
-        return self._stages.holding.why_not
-
-    def seconds_per_window(self, tiling: Tiling) -> float:
-        """How long the network takes for one of a tiling's windows, measured on a batch of noise."""
-        count = batch_size(tiling)
-        self._stages.run_on_noise(tiling, count)  # what a library does once for windows of a new size
-        return self._stages.run_on_noise(tiling, count).seconds["network"] / count
-
-    def _warm_up(self) -> None:
-        """Run the network on a window, so that initialisation does not slow down the first volume."""
-        window = self.options.window
-        rows, columns = window if isinstance(window, tuple) else self.card.window
-        self._stages.run_on_noise(self.tiling((rows, columns, self.card.slab[0])), 1)
 
     def _needs_slabs(self) -> None:
         """Raise RunError if what was asked for depends on voxel sizes, which an array alone does not have."""

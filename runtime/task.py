@@ -5,22 +5,24 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import RunError
 from .models.card import ModelCard
 from .pipeline import measured_band
 from .pipeline.air import Air
 from .pipeline.content import Content
-from .pipeline.engine import EngineInfo
+from .pipeline.engine import EngineInfo, Library, Precision
 from .pipeline.host import LrVolume
 from .pipeline.tiling import Tiling, Weighting, Window
 from .scan import intensity
 from .scan.noise import Noise
 from .system.progress import Progress
-from .system.trace import Stopwatch
+from .system.trace import Stopwatch, Trace
 
 Output = Literal["input", "float32"]
 Fallback = Literal["none", "cpu"]
@@ -32,6 +34,29 @@ MEASURES = {  # relation of the scan to the result, by the card's `consistency`
     "truncation": "the truncated k-space",
     "transfer": "the truncated k-space, through the scanner's point spread,",
 }
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a SuperResolver opens its network: its parameters of these names."""
+
+    engine: Any  # a path as str or Path, an open engine, or None for the embedded model
+    device: str
+    precision: Precision
+    threads: int | None
+    library: Library
+    fallback: Fallback
+    strict: bool
+    trace: Trace | None
+
+    def __post_init__(self) -> None:
+        if not (self.is_file or hasattr(self.engine, "card")):
+            raise RunError(f"A model is a file's path or an open engine, not {type(self.engine).__name__}.")
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the engine is opened here, and not given."""
+        return self.engine is None or isinstance(self.engine, str | Path)
 
 
 @dataclass(frozen=True)
@@ -181,3 +206,10 @@ class Task:
 
     def replace(self, **changes: Any) -> Task:
         return dataclasses.replace(self, **changes)
+
+
+def stored_dtype(dtype: np.dtype[Any], output: Output) -> np.dtype[Any]:
+    """The dtype of SR voxels for LR voxels of this one. Raises RunError for an unknown output."""
+    if not isinstance(output, str) or output not in ("input", "float32"):
+        raise RunError(f"The output's dtype is 'input' or 'float32', not '{output}'.")
+    return np.dtype(np.float32) if output == "float32" else dtype.newbyteorder("=")

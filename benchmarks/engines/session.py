@@ -79,7 +79,7 @@ class ContenderSession:
         engine = choose_engine(Path(who.model), who.device, *options)
         equal: Any = {"window": who.window or engine.card.window, "consistency": "off"}
         resolver = SuperResolver(engine, overlap=who.overlap, **({} if who.as_run else equal))
-        tiling = resolver.tiling(self._volume.shape)
+        tiling = resolver.stages.tiling(self._volume.shape)
         self._resolve = lambda volume: resolver(volume, dtype="float32")
 
         def report() -> dict[str, float]:

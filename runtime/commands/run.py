@@ -353,12 +353,13 @@ def _describe(found: list[Job], resolve: SuperResolver, settings: Settings, esti
 
 def _told(job: Job, resolve: SuperResolver, settings: Settings, estimate: Estimator) -> tuple[str, Cost]:
     """Describe the result that a scan would have, and its cost."""
-    scan = resolve.prepared(job.open(settings.series))
-    header = resolve.header(scan, settings.dtype, settings.axis)
-    turn, _, plan = resolve.layout(scan, settings.axis)
+    stages = resolve.scans
+    scan = stages.prepared(job.open(settings.series))
+    header = stages.header(scan, settings.dtype, settings.axis)
+    turn, _, plan = stages.layout(scan, settings.axis)
     shape = header.get_data_shape()
     coarse = math.prod(scan.shape) * scan.volumes * scan.dtype.itemsize
-    plans = resolve.tilings(plan.shape) if resolve.choice(scan, settings.axis).best else [plan]
+    plans = resolve.stages.tilings(plan.shape) if stages.choice(scan, settings.axis).best else [plan]
     cost = estimate(plans, scan.volumes, coarse, math.prod(shape) * header.get_data_dtype().itemsize)
     sizes = " x ".join(map(str, scan.shape)) + " to " + " x ".join(map(str, shape))
     if scan.labels:

@@ -315,9 +315,9 @@ class Session:
         """The grid of a volume's SR voxels. Raises RunError for an impossible spacing."""
         if not self._parameters.to:
             return source.fine_grid(self._resolve.card)
-        for warning in self._resolve.choice(source.scan).warnings:
+        for warning in self._resolve.scans.choice(source.scan).warnings:
             self._say("WARN", f"{warning[0].upper()}{warning[1:]}.")
-        return source.grid_of(self._resolve.header(source.scan, self._parameters.dtype))
+        return source.grid_of(self._resolve.scans.header(source.scan, self._parameters.dtype))
 
     def _restore(self, source: Stack, grid: FineGrid, place: Place, doubt: str) -> None:
         """Restore one volume, in its turn, and send its SR images. doubt: a sentence that goes with them."""
@@ -331,7 +331,7 @@ class Session:
         try:
             start = time.perf_counter()
             sr, network = self._worker.submit(self._network, source).result()
-            card = self._resolve.model_for(source.scan).card if parameters.to else self._resolve.card
+            card = self._resolve.scans.model(source.scan).card if parameters.to else self._resolve.card
             images = stacks.fine_images(
                 source, sr, grid, card, parameters.position, place, __version__, doubt
             )

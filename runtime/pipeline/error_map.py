@@ -43,7 +43,7 @@ def figures(card: ModelCard) -> dict[str, float]:
     if len(found) < len(NAMES):
         raise RunError(
             f"The errors of {card.name} are not measured, so none can be predicted: measure them with "
-            "`python -m udean.benchmarks.error_map calibrate`, or leave out --error-map."
+            "`python -m udean.recipes.error_map`, or leave out --error-map."
         )
     return found
 

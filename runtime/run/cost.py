@@ -48,7 +48,7 @@ class Estimator:
         for plan in plans:
             size = plan.rows.window, plan.columns.window
             if size not in self._seconds:
-                self._seconds[size] = self._resolve.seconds_per_window(plan)
+                self._seconds[size] = self._resolve.stages.seconds_per_window(plan)
             voxels += math.prod(size) * len(plan) * volumes
             seconds += self._seconds[size] * len(plan) * volumes
         held = 4 * math.prod(plans[0].fine_shape) * (len(plans) - 1)  # float32 along the other axes

@@ -90,14 +90,14 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A scan that waits to be written. errors: the map of its expected errors. found: what thick slices
+    """A scan that waits to be written. errors: the map of its expected errors. estimates: what thick slices
     have told, volume by volume."""
 
     loaded: Loaded
     draft: Draft
     errors: FileDraft | None
     timings: Timings
-    found: list[Findings]
+    estimates: list[Findings]
 
 
 def run_all(
@@ -220,7 +220,8 @@ def _load(job: Job, resolve: SuperResolver, settings: Settings, known: Known) ->
             return Outcome(job, "failed", known.aside, input=known.input, aside=True)
         scan = tell_remarks(job.open(settings.series))
         digest = _digest(before, known.input) or job.digest()
-        choice, engine = resolve.choice(scan, settings.axis), resolve.model_for(scan, settings.axis)
+        stages = resolve.scans
+        choice, engine = stages.choice(scan, settings.axis), stages.model(scan, settings.axis)
         request = Request.of(digest, resolve, engine.info, settings.dtype, settings.axis, settings.series)
         there = Sidecar.read(job.sidecar)
         made = None if settings.overwrite or there.lacks_error_map(job.target) else there.output_of(request)
@@ -242,13 +243,13 @@ def _load(job: Job, resolve: SuperResolver, settings: Settings, known: Known) ->
                 f"{job.target} would replace the result of {other}, for {job.source}: choose another folder "
                 "with -o, or --overwrite."
             )
-        scan = resolve.prepared(scan)
-        choice = resolve.choice(scan, settings.axis)
-        header = resolve.header(scan, settings.dtype, settings.axis)
+        scan = stages.prepared(scan)
+        choice = stages.choice(scan, settings.axis)
+        header = stages.header(scan, settings.dtype, settings.axis)
         if not job.draft(resolve.card, resolve.engine.info.sha256).mapped:
             check_memory(scan.name, header)
         scan = scan.loaded()
-        looks = resolve.look(scan, settings.axis)
+        looks = stages.look(scan, settings.axis)
     return Loaded(
         job, request, before, scan, header, looks, choice, engine, start, time.perf_counter() - start
     )
@@ -293,7 +294,7 @@ def _resolve(
         raise
     assert resolve.timings is not None
     timings = dataclasses.replace(resolve.timings, read=loaded.seconds)
-    return Resolved(loaded, draft, errors, timings, resolve.found)
+    return Resolved(loaded, draft, errors, timings, resolve.slice_estimates)
 
 
 def _write(resolved: Resolved, resolve: SuperResolver) -> Outcome:
@@ -315,9 +316,9 @@ def _write(resolved: Resolved, resolve: SuperResolver) -> Outcome:
         stamp = job.stamps()[1]
         digest = job.result_digest()
         choice, scan = loaded.choice, loaded.scan
-        held = [] if resolved.found else resolve.measured_band(scan, loaded.looks)
+        held = [] if resolved.estimates else resolve.stages.holding.record(scan, loaded.looks)
         told: dict[str, Any] = {
-            "measured_band": [dataclasses.asdict(band) for band in held] or resolve.why_unheld
+            "measured_band": [dataclasses.asdict(band) for band in held] or resolve.stages.holding.why_not
         }
         if scan.labels:
             told = {"labels": f"{scan.labels}, resampled by nearest neighbours"}
@@ -327,10 +328,10 @@ def _write(resolved: Resolved, resolve: SuperResolver) -> Outcome:
             told |= write_error_map_sidecar(resolved.errors.path, job, loaded.engine.card)
         if choice.warnings:
             told["warnings"] = list(choice.warnings)
-        if resolved.found:
+        if resolved.estimates:
             if resolve.options.consistency != "off":
                 told["measured_band"] = "of thick slices: see slices"
-            told["slices"] = [_slices(found, choice, scan) for found in resolved.found]
+            told["slices"] = [_slices(found, choice, scan) for found in resolved.estimates]
         write_sidecar(job, loaded.request, digest, loaded.engine, timings, choice.asked, told)
     coarse, fine = loaded.scan.shape, loaded.header.get_data_shape()
     size = " x ".join(map(str, coarse)) + " to " + " x ".join(map(str, fine))

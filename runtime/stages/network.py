@@ -12,11 +12,11 @@ from ..cuda import CudaEngine, CudaPipeline
 from ..cuda.device import GpuError
 from ..engines.choose import choose_engine, cpu_model, open_engine
 from ..errors import RunError
-from ..pipeline.engine import Engine, Library, Precision
+from ..pipeline.engine import Engine
 from ..pipeline.host import HostPipeline
 from ..pipeline.tiling import Window
-from ..system.trace import Trace, span
-from ..task import Fallback
+from ..system.trace import span
+from ..task import Setup
 
 log = logging.getLogger("udean")
 T = TypeVar("T")
@@ -25,29 +25,20 @@ T = TypeVar("T")
 class Network:
     """One engine for any number of threads, which take turns at it.
 
-    engine: a model file, None for the embedded model, or an open engine. The other parameters are those of
-    `SuperResolver`. Raises RunError if the engine cannot be opened.
+    Raises RunError if the engine cannot be opened.
     """
 
-    def __init__(
-        self,
-        engine: str | Path | Engine | CudaEngine | None,
-        device: str,
-        precision: Precision,
-        threads: int | None,
-        library: Library,
-        fallback: Fallback,
-        trace: Trace | None,
-    ) -> None:
-        self._trace, self._turn = trace, threading.Lock()
+    def __init__(self, setup: Setup) -> None:
+        engine, threads, library = setup.engine, setup.threads, setup.library
+        self._trace, self._turn = setup.trace, threading.Lock()
         self._fallback: Callable[[], Engine] | None = None
-        if engine is None or isinstance(engine, str | Path):
+        if setup.is_file:
             path = None if engine is None else Path(engine)
-            if fallback == "cpu":
+            if setup.fallback == "cpu":
                 self._fallback = lambda: open_engine(cpu_model(path), "cpu", "auto", threads, library)
             try:
-                with span(trace, "load"):
-                    engine = choose_engine(path, device, precision, threads, library)
+                with span(setup.trace, "load"):
+                    engine = choose_engine(path, setup.device, setup.precision, threads, library)
             except GpuError as error:
                 engine = self._without_gpu(error)
         self.card = engine.card

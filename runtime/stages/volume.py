@@ -22,7 +22,7 @@ from ..models.card import ModelCard
 from ..pipeline import error_map
 from ..pipeline.air import find_air
 from ..pipeline.content import Content, survey
-from ..pipeline.host import LrVolume, Pass
+from ..pipeline.host import LrVolume, Pass, batch_size
 from ..pipeline.mean_over_axes import along_other_axes, lost_detail, mean_with
 from ..pipeline.tiling import Box, Tiling, Window, tile_windows
 from ..scan import intensity
@@ -122,6 +122,18 @@ class VolumeStages:
         windows, watch = tile_windows(shape, self.card, 0.0, shape[:2]), Stopwatch()
         self.run(np.empty(windows.fine_shape, np.float32), volume, windows, watch=watch)
         return watch
+
+    def warm_up(self) -> None:
+        """Run the network once, so that one-time initialisation does not slow down the first volume."""
+        window = self.options.window
+        rows, columns = window if isinstance(window, tuple) else self.card.window
+        self.run_on_noise(self.tiling((rows, columns, self.card.slab[0])), 1)
+
+    def seconds_per_window(self, tiling: Tiling) -> float:
+        """How long the network takes for one of a tiling's windows, measured on a batch of noise."""
+        count = batch_size(tiling)
+        self.run_on_noise(tiling, count)  # what a library does once for windows of a new size
+        return self.run_on_noise(tiling, count).seconds["network"] / count
 
     def _with_engine(self, task: Task) -> None:
         self.network.in_turn(lambda: self._pass_slabs(task))

@@ -140,7 +140,7 @@ def test_background_around_the_content_is_not_computed_and_stays(dtype, backgrou
         resolve = SuperResolver(network, crop=crop)
         found = resolve(volume)
         np.testing.assert_allclose(found, wanted, rtol=1e-6)
-        assert (resolve.timings.windows < len(resolve.tiling(volume.shape)) / 4) == crop
+        assert (resolve.timings.windows < len(resolve.stages.tiling(volume.shape)) / 4) == crop
         image = resolve.image(nib.Nifti1Image(volume, np.diag([3, 1, 1, 1])))  # slices along i
         np.testing.assert_allclose(image.get_fdata(), wanted, rtol=1e-6)
 
@@ -175,7 +175,7 @@ def test_threads_share_a_resolver_and_closing_lets_the_engine_go(resolve):
         results = list(pool.map(lambda v: (resolve(v), resolve.timings), volumes))
     for volume, (sr, timings) in zip(volumes, results, strict=True):
         np.testing.assert_allclose(sr, nearest(volume, CARD.scale), rtol=1e-6)
-        assert timings.windows == len(resolve.tiling(volume.shape))
+        assert timings.windows == len(resolve.stages.tiling(volume.shape))
     with pytest.raises(RunError, match="closed"):
         resolve(volumes[0])
 

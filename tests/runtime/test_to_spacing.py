@@ -132,7 +132,7 @@ def test_axes_that_have_the_spacing_already_keep_their_detail():
     volume = np.broadcast_to(wave[:, None, None], (24, 24, 24)).astype(np.float32)
     resolve = resolver("1mm", consistency=1.0)
     fine = resolve.image(nib.Nifti1Image(volume, np.diag([1, 1, 1.3, 1])))
-    assert fine.shape == (24, 24, 32) and resolve.found == []
+    assert fine.shape == (24, 24, 32) and resolve.slice_estimates == []
     assert np.abs(fine.get_fdata() - wave[:, None, None])[4:-4, 4:-4, 4:-4].max() < 0.1 * 200
 
 
@@ -153,7 +153,7 @@ def test_an_array_alone_has_no_spacing():
 
 def test_strict_refuses_what_is_warned_about_otherwise():
     image = nib.Nifti1Image(np.random.default_rng(0).random((9, 9, 5), np.float32), np.diag([1, 1, 5, 1]))
-    assert "5 times as thick" in resolver(None).choice(_scan(image)).warnings[0]
+    assert "5 times as thick" in resolver(None).scans.choice(_scan(image)).warnings[0]
     with pytest.raises(RunError, match=r"--strict.*5 times as thick"):
         resolver(None, strict=True).image(image)
     assert resolver("1mm", strict=True).image(image).shape == (9, 9, 25)
@@ -177,7 +177,7 @@ def test_noise_is_read_off_the_slices_before_they_are_interpolated_in_plane():
     for to in ("1mm", "0.5mm", "2x2x1mm"):
         resolve = resolver(to)
         resolve.image(image)
-        told[to] = resolve.found[0].noise
+        told[to] = resolve.slice_estimates[0].noise
     assert 0.7 < told["0.5mm"] / told["1mm"] < 0.95  # interpolation is a mean of some voxels
     assert 0.4 < told["2x2x1mm"] / told["1mm"] < 0.7
 
@@ -225,7 +225,7 @@ def test_a_label_map_is_brought_to_the_grid_of_its_scan_by_nearest_neighbours(to
         resolver(to).image(labels)
     resolve = resolver(to, labels="nearest", strict=True)
     fine = resolve.image(labels)
-    assert fine.get_data_dtype() == np.int16 and resolve.found == []
+    assert fine.get_data_dtype() == np.int16 and resolve.slice_estimates == []
     beside = resolve.image(scan)
     assert fine.shape == beside.shape and np.array_equal(fine.affine, beside.affine)
     index = np.stack(np.meshgrid(*map(np.arange, fine.shape), indexing="ij"), -1)

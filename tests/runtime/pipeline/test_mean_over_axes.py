@@ -48,7 +48,7 @@ def test_it_is_the_mean_of_three_turned_volumes(dtype, shape):
     if dtype == "int16":
         wanted = np.clip(wanted, volume.min(), volume.max())
     np.testing.assert_allclose(sr, wanted, atol=0.51 if dtype == "int16" else 1e-2)
-    windows = sum(map(len, resolve.tilings(volume.shape)))
+    windows = sum(map(len, resolve.stages.tilings(volume.shape)))
     assert told == [(n, windows) for n in range(1, windows + 1)]
     assert resolve.timings.windows == windows
     np.testing.assert_array_equal(resolve(volume), sr)

@@ -102,7 +102,7 @@ def test_pytorch_which_rounds_as_its_batches_are_agrees_to_rounding(tmp_path):
 def test_a_slice_goes_out_as_soon_as_its_windows_are_complete(slab, overlap, count):
     resolve = resolver(card((2, 2, 2), slab, (8, 8)), overlap=overlap)
     volume, came = VOLUME[:, :, :count], []
-    starts = resolve.tiling(volume.shape).slices.starts
+    starts = resolve.stages.tiling(volume.shape).slices.starts
     stream = resolve.stream(arriving(volume, came), count, resolve.intensities(volume))
     assert not came  # nobody has asked yet
     for z, _ in enumerate(stream):
@@ -176,7 +176,7 @@ def test_streams_and_volumes_share_a_resolver_between_threads():
     with ThreadPoolExecutor(6) as pool:
         for sr, timings in pool.map(work, range(12)):
             np.testing.assert_array_equal(sr, whole)
-            assert timings.windows == timings.computed == len(resolve.tiling(VOLUME.shape))
+            assert timings.windows == timings.computed == len(resolve.stages.tiling(VOLUME.shape))
     assert known == resolve.intensities(VOLUME)
 
 

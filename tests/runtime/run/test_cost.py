@@ -18,7 +18,7 @@ SCALE = (2, 2, 2)
 def told(flop):
     plan = card(SCALE, 3, (16, 16)).replace(flop=flop)
     resolve = SuperResolver(FakeEngine(lambda x: nearest(x, SCALE), plan), window=(16, 16))
-    tiling = resolve.tiling((40, 40, 9))
+    tiling = resolve.stages.tiling((40, 40, 9))
     return len(tiling), Estimator(resolve, None)([tiling], volumes=3, coarse=1, fine=8)
 
 
