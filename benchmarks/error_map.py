@@ -29,7 +29,7 @@ def main(
 ) -> None:
     """Count in how many voxels of tissue the interval holds; writes benchmarks/results/error-map.json."""
     with SuperResolver(model or common.EMBEDDED, "cpu", error_map=True) as resolve:
-        interval = error_map.figures(resolve.card)["interval"]
+        interval = error_map.calibration(resolve.card)["interval"]
         table = {}
         for name, read in tissue.heads():
             hr = read()
@@ -40,7 +40,7 @@ def main(
             "model": resolve.card.name,
             "interval, times the map": round(interval, 3),
             "share of tissue it is made to hold": error_map.SHARE,
-            "weights": {k: round(v, 5) for k, v in error_map.figures(resolve.card).items()},
+            "weights": {k: round(v, 5) for k, v in error_map.calibration(resolve.card).items()},
             "whole heads, in tissue": table,
         }
     common.record("error-map", result)

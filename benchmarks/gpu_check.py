@@ -104,7 +104,7 @@ def steps(device: str, out: Path) -> list[Check]:
 def run(step: Check, left: float, environment: dict[str, str]) -> CheckOutcome:
     """Run a step; left: seconds that the whole call has."""
     if step.needs and not any(map(_version, step.needs)):
-        return CheckOutcome(step.name, f"left out: there is no {' and no '.join(step.needs)}")
+        return CheckOutcome(step.name, f"left out: {' and '.join(step.needs)} not installed")
     limit = min(step.limit, left)
     if limit < LEAST:
         return CheckOutcome(step.name, "not begun: no time left")

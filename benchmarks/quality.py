@@ -72,7 +72,7 @@ def main(
         restorers: dict[str, Restore] = {"sr": resolve}
         if resolve.card.kind == "slab" and len(set(resolve.card.scale)) == 1:
             restorers[BEST] = SuperResolver(files.full, "cpu", best=True)
-        by_head = {head: tissue.measure(read(), restorers) for head, read in wholes.items()}
+        by_head = {head: tissue.compare(read(), restorers) for head, read in wholes.items()}
         subjects: dict[str, Callable[[], Volume]] = {"ICBM152 T1": lambda: brain}
         for number in range(FIRST, FIRST + heads):
             subjects[f"synthetic head {number}"] = lambda number=number: unseen(number)

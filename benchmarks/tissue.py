@@ -53,7 +53,7 @@ def heads(more: Path | None = None) -> Iterator[tuple[str, Callable[[], Volume]]
         yield path.name.partition(".")[0], lambda path=path: read_head(path)
 
 
-def measure(hr: Volume, restorers: Mapping[str, Restore]) -> dict[str, dict[str, dict[str, float]]]:
+def compare(hr: Volume, restorers: Mapping[str, Restore]) -> dict[str, dict[str, dict[str, float]]]:
     """Figures by noise and method, lesions' transfer by radius among them. restorers: by name."""
     added, found = lesions.put_lesions(hr)
     methods: dict[str, Restore] = {
@@ -72,7 +72,7 @@ def measure(hr: Volume, restorers: Mapping[str, Restore]) -> dict[str, dict[str,
             sr = restore(lr)
             row = _row(in_tissue(sr, hr, lr.shape))
             row["SSIM 3-D"] = round(ssim(sr, hr, float(np.percentile(hr, PEAK))), 3)
-            kept = lesions.transfer(added, found, restore(ill), sr) if found else {}
+            kept = lesions.contrast_kept(added, found, restore(ill), sr) if found else {}
             row |= {f"lesions r = {radius}": round(share["all"], 2) for radius, share in kept.items()}
             table[condition][name] = row
     return table

@@ -45,7 +45,7 @@ def main(
     found: list[dict[str, Any]] = []
     for variant in VARIANTS:
         if compiled or not variant[2]:
-            here = f"{__package__}.training_speed:measure"
+            here = f"{__package__}.training_speed:time_variant"
             found.append(in_child(here, variant, preset, method, batch, steps, warmup))
             rate, loss = found[-1]["patches_per_second"], found[-1]["loss, last steps"]
             times = rate / found[0]["patches_per_second"]
@@ -59,7 +59,7 @@ def main(
     common.record(common.slug(f"training-speed {preset} {place}"), about | {"variants": found}, out)
 
 
-def measure(
+def time_variant(
     variant: tuple[str, bool, bool], preset: str, method_name: str, batch: int | None, steps: int, warmup: int
 ) -> dict[str, Any]:
     """Time one variant in this process.

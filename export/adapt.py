@@ -85,7 +85,7 @@ def adapt(
     from ..runtime.resolver import SuperResolver
     from ..runtime.scan.scan import open_scan, write_scan
     from ..trainer.cli import Lines
-    from ..trainer.data.batches import gather
+    from ..trainer.data.batches import material_of
     from ..trainer.data.orientation import open_along_world
     from ..trainer.data.scans import find
     from ..trainer.fit import fit, transfers
@@ -93,7 +93,7 @@ def adapt(
     from .artefacts import Artefact, export_onnx
     from .before_after import write_page
     from .errors import ExportError
-    from .judge import figures, worse
+    from .judge import model_figures, worse
 
     start = time.monotonic()
     entries = find(scans)
@@ -114,7 +114,7 @@ def adapt(
         lines.tell(step, total, f"{name} {value:.4f}")
 
     final = fit(config, run, resumed, report)
-    estimate = gather(config).estimate
+    estimate = material_of(config).estimate
     assert estimate is not None
     degradation = estimate.degradation
     say(f"Read off your scans: {degradation.told()}")
@@ -133,7 +133,7 @@ def adapt(
     for name, resolve, model in (("before", before, None), ("after", after, exported.path)):
         typer.echo(f"Judging the model {name}", err=True)
         with SuperResolver(model, consistency="off") as alone:
-            told.append(figures(resolve, alone, head, acquisition, lr, spread))
+            told.append(model_figures(resolve, alone, head, acquisition, lr, spread))
         header, voxels = resolve.scan(own_scan)
         results.append(work / f"{name}.nii.gz")
         write_scan(results[-1], header, voxels)

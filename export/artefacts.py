@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..runtime.models.card import METADATA_KEY, ModelCard, ModelPrecision
+from ..runtime.pipeline.engine import Windows
 from ..runtime.system.files import refuse_foreign, sha256
 from . import graph, parity, quantize
 from .errors import ExportError
@@ -89,7 +90,7 @@ def export_onnx(
     )
     calibration = quantize.scan_windows(scans, card) if scans else None
     windows = parity.probe_windows(card)
-    expected, largest = reference(network, windows)
+    expected, largest = float32_outputs(network, windows)
     written: list[Artefact] = []
 
     def finish(precision: ModelPrecision, make: Callable[[], tuple[onnx.ModelProto, str]]) -> None:
@@ -101,7 +102,7 @@ def export_onnx(
         except ExportError as refusal:
             tell(ExportError(f"{path} is not written: {refusal}"))
             return
-        own = own.replace(parity=parity.figures(found), quality={**own.quality, **figures})
+        own = own.replace(parity=parity.card_entries(found), quality={**own.quality, **figures})
         graph.write(graph.serialize(model, own), path)
         written.append(Artefact(path, own, found, remark))
         tell(written[-1])
@@ -112,7 +113,7 @@ def export_onnx(
         refuse_overflow(largest)
         return graph.to_onnx(deployed, card.slab[0], half=True), ""
 
-    def int8(calibration: parity.Windows) -> tuple[onnx.ModelProto, str]:
+    def int8(calibration: Windows) -> tuple[onnx.ModelProto, str]:
         small = quantize.quantize(full, calibration)
         return small, quantize.speed(full, small, card, windows["brain"][0])
 
@@ -132,12 +133,14 @@ def _measure(
         path = Path(folder) / "model.onnx"
         path.write_bytes(graph.serialize(model, card))
         for engine, network in parity.engines(path):
-            found[engine] = parity.measure(network, windows, expected)
+            found[engine] = parity.deviations(network, windows, expected)
             parity.enforce(found[engine], card.precision, engine)
         return found, judge(path, card) if card.precision == "int8" else {}
 
 
-def reference(network: SuperResolution, windows: parity.Probes) -> tuple[parity.Probes, dict[str, float]]:
+def float32_outputs(
+    network: SuperResolution, windows: parity.Probes
+) -> tuple[parity.Probes, dict[str, float]]:
     """Outputs of the float32 PyTorch network for the windows, and each layer's largest activation."""
     import torch
 
@@ -149,7 +152,7 @@ def reference(network: SuperResolution, windows: parity.Probes) -> tuple[parity.
 
         return hook
 
-    def run(lr: parity.Windows) -> parity.Windows:
+    def run(lr: Windows) -> Windows:
         with torch.inference_mode():
             return network(torch.from_numpy(lr)).numpy()
 

@@ -158,9 +158,9 @@ def inspect(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Show what a model is: its card, inputs, profiles, sizes and operators."""
-    from .inspect import describe
+    from .inspect import model_lines
 
-    lines = list(describe(file))
+    lines = list(model_lines(file))
     width = max(len(name) for name, _ in lines)
     for name, value in lines:
         print(f"{name:<{width}}  {value}")

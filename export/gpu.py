@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..runtime.cuda import CudaEngine, Slot
 from ..runtime.cuda.device import Gpu, GpuError, OutOfMemory
 from ..runtime.engines.choose import choose_engine
+from ..runtime.pipeline.engine import Windows
 from .errors import ExportError
-
-Windows = NDArray[np.float32]
 
 
 def builder_gpu() -> Gpu:

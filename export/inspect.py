@@ -17,7 +17,7 @@ from .errors import ExportError
 Line = tuple[str, str]
 
 
-def describe(path: Path) -> Iterator[Line]:
+def model_lines(path: Path) -> Iterator[Line]:
     """(name, value) lines about a checkpoint, an .onnx or a .plan; no GPU and no TensorRT is needed.
 
     Raises ExportError, RunError or CheckpointError if the file is not one of these.

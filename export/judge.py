@@ -13,7 +13,7 @@ import numpy as np
 from ..runtime.models.card import Transfer
 from ..runtime.scan.interpolation import acquired_again
 from ..runtime.scan.voxels import Restore, Volume
-from ..runtime.trust.lesions import put_lesions, transfer
+from ..runtime.trust.lesions import contrast_kept, put_lesions
 from ..trainer.evaluation.tissue import PEAK, in_tissue, tissue_mask
 from ..trainer.simulation.kspace import Acquisition, acquire
 
@@ -34,7 +34,7 @@ class ModelFigures:
     noise: float
 
 
-def figures(
+def model_figures(
     restore: Restore, alone: Restore, hr: Volume, acquisition: Acquisition, scan: Volume, lines: Transfer
 ) -> ModelFigures:
     """Measure a model. restore: LR to SR volume as the runtime does it; alone: by the network only, without
@@ -50,7 +50,7 @@ def figures(
     ill[box] = truth + added
     well = restore(acquire(hr, acquisition)[low])
     sick = restore(acquire(np.maximum(ill, 0), acquisition)[low])
-    kept = {radius: shares["all"] for radius, shares in transfer(added, found, sick, well).items()}
+    kept = {radius: shares["all"] for radius, shares in contrast_kept(added, found, sick, well).items()}
     psnr = in_tissue(well, truth, mask=tissue_mask(hr)[box]).psnr_tissue or 0.0
 
     again = acquired_again(alone(scan), factors, "fft", lines)

@@ -9,24 +9,22 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..runtime.cuda.device import is_reachable
 from ..runtime.engines.choose import open_engine
 from ..runtime.models.card import ModelCard, ModelPrecision
 from ..runtime.models.kind import model_kind
+from ..runtime.pipeline.engine import Inference, Windows
 from ..runtime.scan import intensity
 from .errors import ExportError
 
-Windows = NDArray[np.float32]
 Probes = dict[str, list[Windows]]  # batches by the name of their set
 Size = tuple[int, int, int]  # windows, rows, columns
-Network = Callable[[Windows], Windows]
 
 SEED = 0
 
@@ -126,12 +124,12 @@ def _brain(scale: tuple[int, int, int], rule: str) -> Windows:
     return brain / np.float32(intensity.unit(brain, rule))
 
 
-def run(network: Network, windows: Probes) -> Probes:
+def run(network: Inference, windows: Probes) -> Probes:
     """The network's outputs for the windows."""
     return {name: [network(batch) for batch in batches] for name, batches in windows.items()}
 
 
-def measure(network: Network, windows: Probes, expected: Probes) -> dict[str, Deviation]:
+def deviations(network: Inference, windows: Probes, expected: Probes) -> dict[str, Deviation]:
     """The worst deviation from the expected output on each set of windows."""
     found: dict[str, Deviation] = {}
     for name, outputs in run(network, windows).items():
@@ -160,7 +158,7 @@ def enforce(found: dict[str, Deviation], precision: ModelPrecision, engine: str)
             )
 
 
-def engines(path: Path) -> Iterator[tuple[str, Network]]:
+def engines(path: Path) -> Iterator[tuple[str, Inference]]:
     """Every engine of this machine that runs an artefact, by name, opened one after another by the runtime.
 
     OpenVINO is made to compute in float32: using bfloat16 is the runtime's choice, not the model's.
@@ -177,13 +175,13 @@ def engines(path: Path) -> Iterator[tuple[str, Network]]:
         yield "onnxruntime-cuda", _cuda_network(path)
 
 
-def _cuda_network(path: Path) -> Network:
+def _cuda_network(path: Path) -> Inference:
     from .gpu import CudaNetwork, cuda_engine
 
     return CudaNetwork(cuda_engine(path))
 
 
-def figures(found: dict[str, dict[str, Deviation]]) -> dict[str, dict[str, float]]:
+def card_entries(found: dict[str, dict[str, Deviation]]) -> dict[str, dict[str, float]]:
     """Deviations by engine and windows as the card holds them, with keys such as "onnxruntime-cpu/brain"."""
     return {f"{engine}/{name}": d.rounded() for engine, sets in found.items() for name, d in sets.items()}
 

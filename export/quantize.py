@@ -25,6 +25,7 @@ from onnxruntime.quantization import (
 )
 
 from ..runtime.models.card import ModelCard
+from ..runtime.pipeline.engine import Inference, Windows
 from ..runtime.scan import intensity
 from ..runtime.scan.orientation import Orientation
 from ..runtime.scan.scan import SUFFIXES, open_scan
@@ -35,7 +36,7 @@ CALIBRATION_WINDOWS = 64
 REPEATS = 7
 
 
-def scan_windows(paths: Sequence[Path], card: ModelCard, seed: int = 0) -> parity.Windows:
+def scan_windows(paths: Sequence[Path], card: ModelCard, seed: int = 0) -> Windows:
     """Windows (64, slab, rows, columns) of LR scans in the network's range, drawn from tissue.
 
     paths: NIfTI files and folders of them. Raises ExportError or RunError if no window can be drawn.
@@ -45,7 +46,7 @@ def scan_windows(paths: Sequence[Path], card: ModelCard, seed: int = 0) -> parit
         raise ExportError(f"There is no NIfTI scan in {', '.join(map(str, paths))} to calibrate int8 on.")
     rng = np.random.default_rng(seed)
     sizes = (*card.window, card.slab[0])
-    drawn: list[parity.Windows] = []
+    drawn: list[Windows] = []
     for index, file in enumerate(files):
         scan = open_scan(file)
         lr = Orientation.of(scan.affine).turned(scan.voxels_in_units())
@@ -69,7 +70,7 @@ def scan_windows(paths: Sequence[Path], card: ModelCard, seed: int = 0) -> parit
     return np.ascontiguousarray(np.stack(drawn), np.float32)
 
 
-def quantize(model: onnx.ModelProto, windows: parity.Windows) -> onnx.ModelProto:
+def quantize(model: onnx.ModelProto, windows: Windows) -> onnx.ModelProto:
     """The model with its body in int8; activation ranges are those observed on the windows."""
     batches = [windows[n : n + 1] for n in range(len(windows))]
     with tempfile.TemporaryDirectory(prefix="udean-") as folder:
@@ -96,7 +97,7 @@ def quantize(model: onnx.ModelProto, windows: parity.Windows) -> onnx.ModelProto
     return small
 
 
-def speed(full: onnx.ModelProto, small: onnx.ModelProto, card: ModelCard, windows: parity.Windows) -> str:
+def speed(full: onnx.ModelProto, small: onnx.ModelProto, card: ModelCard, windows: Windows) -> str:
     """How many times faster the small model is on these windows, by engine; medians of alternating runs."""
     with tempfile.TemporaryDirectory(prefix="udean-") as folder:
         paths = Path(folder) / "full.onnx", Path(folder) / "small.onnx"
@@ -110,7 +111,7 @@ def speed(full: onnx.ModelProto, small: onnx.ModelProto, card: ModelCard, window
     return ", ".join(remarks)
 
 
-def _seconds(network: parity.Network, windows: parity.Windows) -> float:
+def _seconds(network: Inference, windows: Windows) -> float:
     start = time.perf_counter()
     network(windows)
     return time.perf_counter() - start
@@ -125,10 +126,10 @@ def _float_nodes(body: onnx.GraphProto) -> list[str]:
 
 
 class _Reader(CalibrationDataReader):
-    def __init__(self, batches: list[parity.Windows]) -> None:
+    def __init__(self, batches: list[Windows]) -> None:
         self.rest = iter(batches)
 
-    def get_next(self) -> dict[str, parity.Windows] | None:  # type: ignore[override]
+    def get_next(self) -> dict[str, Windows] | None:  # type: ignore[override]
         batch = next(self.rest, None)
         return None if batch is None else {"lr": batch}
 

@@ -125,9 +125,9 @@ def build_plan(
         return Artefact(
             target, card.card, {}, f"{card.remark}; for compute capability {', '.join(RTX_CARDS)}"
         )
-    model = verify.reference(path, builder.source.card, against, last=path)
+    model = verify.float32_source(path, builder.source.card, against, last=path)
     found = {"tensorrt": _measure(contents, card, model, target)}
-    own = card.card.replace(parity=card.card.parity | parity.figures(found))
+    own = card.card.replace(parity=card.card.parity | parity.card_entries(found))
     write_plan(target, contents, dataclasses.replace(card, card=own))
     how = "new weights in the existing plan" if renewed else "built"
     return Artefact(target, own, found, f"{how} for {builder.gpu.name}, compared with {model.file.name}")
@@ -237,7 +237,7 @@ def _measure(
         trial = Path(scratch) / target.name
         write_plan(trial, contents, card)
         try:
-            found = parity.measure(CudaNetwork(cuda_engine(trial)), windows, expected)
+            found = parity.deviations(CudaNetwork(cuda_engine(trial)), windows, expected)
         except RunError as error:
             raise ExportError(str(error).replace(str(trial), str(target))) from None
     parity.enforce(found, card.card.precision, "TensorRT")

@@ -9,7 +9,7 @@ from ..runtime.models.card import ModelCard
 from ..runtime.pipeline.engine import Library, Precision
 from ..runtime.resolver import SuperResolver
 from ..runtime.trust.examine import against
-from ..runtime.trust.summary import figures, prove
+from ..runtime.trust.summary import card_figures, prove
 from ..trainer.precision import processor_has_bf16
 from .errors import ExportError
 
@@ -57,4 +57,4 @@ def _judged(
     """Figures, and objections."""
     with SuperResolver(model, "cpu", precision, library=library) as resolve:
         tests = prove(resolve, card.scale, card.grid)
-    return figures(tests), " ".join(against(tests))
+    return card_figures(tests), " ".join(against(tests))

@@ -10,6 +10,7 @@ from ..runtime.engines.choose import open_engine
 from ..runtime.models.card import CardError, ModelCard
 from ..runtime.models.kind import CHECKPOINTS, model_kind
 from ..runtime.models.trt_plan import Profile, read_card
+from ..runtime.pipeline.engine import Inference
 from ..runtime.system.files import sha256
 from . import graph, parity
 from .errors import ExportError
@@ -20,7 +21,7 @@ class Reference:
     """The model that an artefact is compared with. file: the model's file."""
 
     file: Path
-    network: parity.Network
+    network: Inference
 
 
 ENDINGS = (".rtx.plan", ".plan", ".fp16.onnx", ".int8.onnx", ".onnx", *CHECKPOINTS)
@@ -57,9 +58,9 @@ def verify(path: Path, against: Path | None = None) -> Iterator[tuple[str, dict[
     """
     card, probed, last = _contract(path)
     windows = parity.probe_windows(card, probed)
-    expected = parity.run(reference(path, card, against, last).network, windows)
+    expected = parity.run(float32_source(path, card, against, last).network, windows)
     for engine, network in parity.engines(path):
-        found = parity.measure(network, windows, expected)
+        found = parity.deviations(network, windows, expected)
         yield engine, found
         parity.enforce(found, card.precision, engine)
 
@@ -80,7 +81,7 @@ def sizes(profile: Profile) -> list[parity.Size]:
     return list(dict.fromkeys((profile.opt, profile.max)))
 
 
-def reference(
+def float32_source(
     path: Path, card: ModelCard, against: Path | None = None, last: Path | None = None
 ) -> Reference:
     """The float32 model of the same checkpoint, on the CPU.
@@ -130,5 +131,5 @@ def _same_source(file: Path, card: ModelCard) -> bool:
     return other.precision == "fp32" and other.checkpoint == card.checkpoint
 
 
-def _open(file: Path) -> parity.Network:
+def _open(file: Path) -> Inference:
     return open_engine(file, library="onnxruntime")

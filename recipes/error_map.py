@@ -53,7 +53,7 @@ def main(
                     print(f"{entry.path.name}, noise {noise:.0%}", flush=True)
     weights = fitted(found)
     path.write_bytes(graph.serialize(network, with_figures(card, **weights)))
-    print(f"{path}: {error_map.figures(graph.read(path)[1])}")
+    print(f"{path}: {error_map.calibration(graph.read(path)[1])}")
 
 
 def samples(hr: NDArray[Any], noise: float, resolve: SuperResolver) -> NDArray[np.float64]:

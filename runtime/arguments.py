@@ -53,7 +53,7 @@ def check_options(options: Options, card: ModelCard) -> None:
         raise RunError(
             "Expected errors are known for --consistency auto: leave out --consistency, or --error-map."
         )
-    error_map.figures(card)
+    error_map.calibration(card)
 
 
 def check_volume(volume: NDArray[Any]) -> None:

@@ -11,16 +11,16 @@ from typing import Generic, TypeVar
 
 import torch
 
-Network = TypeVar("Network", bound=torch.nn.Module)
+Module = TypeVar("Module", bound=torch.nn.Module)
 
 
-class Average(Generic[Network]):
+class Average(Generic[Module]):
     """decay: share of the average that a step keeps, 0 <= decay < 1; 0: the network itself, no average.
 
     Early steps keep less, (1 + step) / (10 + step), so that the initial weights fade quickly.
     """
 
-    def __init__(self, network: Network, decay: float) -> None:
+    def __init__(self, network: Module, decay: float) -> None:
         self.decay = decay
         self.trained = network
         self.network = copy.deepcopy(network).requires_grad_(False) if decay else network

@@ -104,7 +104,7 @@ def fit(
     first = distributed.rank() == 0
     _check_folder(run, config, resume)  # before the first process may write into it
     with fabric.rank_zero_first():
-        material = batches.gather(config, prepared if first else None)
+        material = batches.material_of(config, prepared if first else None)
 
     method = create(config.method, arch, schedule.patch, config.weights).to(fabric.device)
     if config.init and not resume:
@@ -174,7 +174,7 @@ def fit(
         if improved:
             best = values[figure]
         if improved or done % schedule.checkpoint_every == 0 or done == total:
-            card = describe(config, average.network, values, material.described_as, found)
+            card = card_of(config, average.network, values, material.described_as, found)
             state = {
                 "step": done,
                 "best": best,
@@ -405,7 +405,7 @@ def initial(name: str) -> AbstractContextManager[Path]:
     return nullcontext(Path(name))
 
 
-def describe(
+def card_of(
     config: Config,
     network: SuperResolution,
     values: dict[str, float],

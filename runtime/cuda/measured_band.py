@@ -22,7 +22,7 @@ WHOLE = (
 )  # HR voxels of a ring of slices, none of which is ready before the last; else the host does it
 LINE = (128, 1, 1)  # threads
 ROWS_OF_A_THREAD = 4  # of a product of matrices, as in kernels.cu
-Room = Callable[[int], Any]  # bytes to device memory
+Allocate = Callable[[int], Any]  # bytes to device memory
 Put = Callable[[NDArray[Any]], Any]  # an array to device memory
 
 
@@ -97,7 +97,7 @@ class MeasuredBand:
     def __init__(
         self,
         kernel: Callable[[str], Any],
-        empty: Room,
+        empty: Allocate,
         put: Put,
         operators: Operators,
         source: str,

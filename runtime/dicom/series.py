@@ -138,7 +138,7 @@ class Series:
         if "MOSAIC" in kind:
             raise RunError(f"{self.name} has many slices in one image (mosaic): convert it to NIfTI first.")
         if what := no_signal(kind[:-1]):
-            raise RunError(f"{self.name} is {what}, by its image type, and no scan's signal: it is left.")
+            raise RunError(f"{self.name} is {what}, by its image type, not a scan's signal: it is left.")
         if kind[-1] not in ("", "MAGNITUDE") or is_no_magnitude(kind[2:-1]):
             raise RunError(f"{self.name} is phase, real or imaginary: only magnitude images are restored.")
         scales = {(frame.slope, frame.inter) for frame in self.frames}

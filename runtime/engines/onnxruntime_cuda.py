@@ -12,7 +12,7 @@ from ..errors import RunError, first_line
 from ..models.card import ModelCard
 from ..pipeline.engine import EngineInfo, EngineRequest
 from ..system.extras import require
-from .fixed import InputSize
+from .input_size import InputSize
 from .onnxruntime import card_of
 
 PROVIDER = "CUDAExecutionProvider"

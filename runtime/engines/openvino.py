@@ -18,7 +18,7 @@ from ..models.card import METADATA_KEY, ModelCard
 from ..pipeline.engine import EngineInfo, EngineRequest
 from ..system.extras import require
 from ..system.threads import cores, quota
-from .fixed import InputSize
+from .input_size import InputSize
 
 
 class OpenVinoEngine:

@@ -19,12 +19,12 @@ FORMAT = 1
 METADATA_KEY = "udean.card"
 INTENDED_USE = "research only, not for diagnosis"
 
-Grid = Literal["fft", "center"]
+GridKind = Literal["fft", "center"]
 ModelPrecision = Literal["fp32", "fp16", "int8"]
 Relation = Literal["off", "truncation", "transfer"]
 Transfer = tuple[tuple[float, ...], ...]
 ModelKind = Literal["slab", "through-plane"]
-Selection = Literal["last", "consistency", "truth"]
+SelectedBy = Literal["last", "consistency", "truth"]
 
 
 class CardError(RunError, ValueError):
@@ -97,7 +97,7 @@ class ModelCard:
     scale: tuple[int, int, int]
     slab: tuple[int, int]
     window: tuple[int, int]
-    grid: Grid
+    grid: GridKind
     intensity: str
     skip: Literal["none", "cubic"]
     precision: ModelPrecision
@@ -110,7 +110,7 @@ class ModelCard:
     consistency: Relation = "off"
     transfer: Transfer = ()
     overlap: tuple[float, float, float] = (0.25, 0.25, 0.25)
-    selection: Selection = "last"
+    selection: SelectedBy = "last"
     quality: dict[str, float] = field(default_factory=dict)
     parity: dict[str, dict[str, float]] = field(default_factory=dict)
     intended_use: str = INTENDED_USE

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..models.card import ModelCard
 
+Windows: TypeAlias = NDArray[np.float32]  # (N, slices, rows, columns) in the network's range
+Inference: TypeAlias = Callable[[Windows], Windows]  # LR to HR
 Library = Literal["auto", "openvino", "onnxruntime"]
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 

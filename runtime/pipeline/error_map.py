@@ -23,9 +23,8 @@ from numpy.typing import NDArray
 
 from ..errors import RunError
 from ..models.card import ModelCard
+from ..scan.voxels import Planes
 from .measured_band import binomial
-
-Planes = NDArray[np.float32]
 
 SHARE = 0.9  # of tissue voxels whose error is within the interval
 NAMES = ("floor", "noise", "spread", "interval")
@@ -37,7 +36,7 @@ def key(name: str) -> str:
     return f"error_map.{name}"
 
 
-def figures(card: ModelCard) -> dict[str, float]:
+def calibration(card: ModelCard) -> dict[str, float]:
     """The card's weights and interval, by name. Raises RunError if it has none."""
     found = {name: card.quality[key(name)] for name in NAMES if key(name) in card.quality}
     if len(found) < len(NAMES):
@@ -52,7 +51,7 @@ def described(card: ModelCard) -> str:
     """The promise of an error map, as a sentence."""
     return (
         "Expected absolute error of each voxel, in the scan's units: of the tissue's voxels, "
-        f"{SHARE:.0%} are within {figures(card)['interval']:.2f} times it of a scan without noise"
+        f"{SHARE:.0%} are within {calibration(card)['interval']:.2f} times it of a scan without noise"
     )
 
 
@@ -63,7 +62,7 @@ def expect(errors: NDArray[np.float32], noise: float, unit: float, card: ModelCa
         then errors in the scan's units, of which `unit` becomes 1 in the network. noise: σ.
     Memory is that of some ten planes. Raises RunError if the card has no figures.
     """
-    weights = figures(card)
+    weights = calibration(card)
     known = np.float32(weights["floor"] ** 2 + (weights["noise"] * noise) ** 2)
     share = np.float32(weights["spread"] ** 2)
     squares = (np.square(errors[:, :, z]) for z in range(errors.shape[2]))

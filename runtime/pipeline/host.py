@@ -20,14 +20,13 @@ from numpy.typing import NDArray
 from ..errors import RunError
 from ..scan.intensity import LOST, IntensityError, Storage
 from ..scan.interpolation import linear
+from ..scan.voxels import Planes
 from ..system.progress import Progress
 from ..system.threads import ahead
 from ..system.trace import Stopwatch
 from .air import Air, Span, joined, occupied
+from .engine import Inference
 from .tiling import Axis, Tiling
-
-Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-Planes = NDArray[np.float32]
 
 # Windows per network call: activations of 64 channels then stay near 4 MB. Measured with 1, 2, 4, 8 and 16
 # windows of 64x64x3 on two cores, OpenVINO and ONNX Runtime: 4 takes at most 2 % more than the fastest.
@@ -79,7 +78,7 @@ class Pass:
 class HostPipeline:
     """Resolves volumes by an engine of the processor; one at a time."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Inference) -> None:
         self._network = network
 
     def slabs(self, given: Pass) -> Generator[tuple[int, NDArray[Any]]]:
@@ -94,7 +93,7 @@ class HostPipeline:
 
 def resolve_slabs(
     volume: LrVolume,
-    network: Network,
+    network: Inference,
     tiling: Tiling,
     batch: int | None = None,
     watch: Stopwatch | None = None,
@@ -238,7 +237,7 @@ def _gather(
 
 def _compute(
     batches: Generator[tuple[NDArray[np.float32], Span | None], None, None],
-    network: Network,
+    network: Inference,
     tiling: Tiling,
     watch: Stopwatch,
 ) -> Iterator[NDArray[np.float32]]:
@@ -258,7 +257,7 @@ def _compute(
 
 
 def _restored(
-    batch: NDArray[np.float32], span: Span | None, network: Network, tiling: Tiling
+    batch: NDArray[np.float32], span: Span | None, network: Inference, tiling: Tiling
 ) -> NDArray[np.float32]:
     """The network's output inside the span, blended into interpolation in the air around it."""
     axes = tiling.rows, tiling.columns

@@ -46,11 +46,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..models.card import Grid, Transfer
+from ..models.card import GridKind, Transfer
 from ..scan.interpolation import passed
+from ..scan.voxels import Planes
 from ..system.threads import cores
 
-Planes = NDArray[np.float32]
 Rings = tuple[bool, bool, bool]
 Taps = tuple[list[int], list[float]]  # slice numbers and their weights
 
@@ -95,7 +95,7 @@ def hold_measured(
     lr_plane: Callable[[int], Planes],
     shape: tuple[int, int, int],
     scale: tuple[int, int, int],
-    grid: Grid,
+    grid: GridKind,
     weigh: Weight,
     rings: Rings = (False, False, False),
     transfer: Transfer = (),
@@ -153,7 +153,7 @@ class Operators:
 def operators(
     shape: tuple[int, int, int],
     scale: tuple[int, int, int],
-    grid: Grid,
+    grid: GridKind,
     rings: Rings,
     transfer: Transfer = (),
     whole: int = WHOLE,
@@ -294,7 +294,7 @@ class _Across:
         self,
         count: int,
         scale: int,
-        grid: Grid,
+        grid: GridKind,
         ring: bool,
         exact: bool,
         transfer: tuple[float, ...] = (),
@@ -361,7 +361,7 @@ class _Plane:
         self,
         shape: tuple[int, int],
         factors: tuple[int, int],
-        grid: Grid,
+        grid: GridKind,
         rings: tuple[bool, bool],
         transfer: Transfer = (),
     ) -> None:
@@ -385,7 +385,7 @@ class _PlaneAxis:
     """One axis of a plane: by FFT, over the ring that the axis is or is extended to."""
 
     def __init__(
-        self, size: int, factor: int, grid: Grid, ring: bool, axis: int, transfer: tuple[float, ...] = ()
+        self, size: int, factor: int, grid: GridKind, ring: bool, axis: int, transfer: tuple[float, ...] = ()
     ) -> None:
         length = size if ring else _quick(size + MARGIN)
         self._lr, self._hr = _Ends(size, 1, grid, ring, length), _Ends(size, factor, grid, ring, length)
@@ -423,7 +423,7 @@ class _Ends:
     extended to; in the additional voxels the reflection at one end blends into that at the other.
     """
 
-    def __init__(self, size: int, factor: int, grid: Grid, ring: bool, length: int = 0) -> None:
+    def __init__(self, size: int, factor: int, grid: GridKind, ring: bool, length: int = 0) -> None:
         self._size, self._ring = size * factor, ring
         # Mirrors stand on the first and last LR voxel of the FFT grid, on the outer edges of the other one.
         first, last = (0, factor * (size - 1)) if grid == "fft" else (-0.5, size * factor - 0.5)

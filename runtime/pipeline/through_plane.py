@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,8 +33,7 @@ from ..scan.voxels import Volume
 from ..system.progress import Progress
 from ..system.trace import Stopwatch
 from . import texture
-
-Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+from .engine import Inference
 
 CHANNELS = 5  # three neighbouring planes, distance to the nearest slice's centre, deviation of the profile
 DISTANCE, DEVIATION = 4.0, 3.0  # fine voxels that equal 1 in the network's maps
@@ -109,7 +108,7 @@ class Findings:
 
 def restore(
     stack: ThickSlices,
-    network: Network,
+    network: Inference,
     watch: Stopwatch | None = None,
     progress: Progress | None = None,
     consistency: float = 1.0,
@@ -279,7 +278,7 @@ def trusted(
     noise: float,
     tissue: NDArray[np.bool_],
     alike: texture.Matrix | None,
-    network: Network,
+    network: Inference,
 ) -> tuple[float, float]:
     """The shares, 0 to 1, of the network's detail and of the texture's that are right on this scan.
 
@@ -350,7 +349,7 @@ def _detail(
     places: NDArray[np.float64],
     step: float,
     deviation: float,
-    network: Network,
+    network: Inference,
     watch: Stopwatch,
     progress: Progress | None,
 ) -> Volume:
@@ -396,7 +395,7 @@ def _neighbours(stacked: Volume) -> Iterator[tuple[int, Volume]]:
 
 
 def _call(
-    planes: Volume, places: NDArray[np.float64], step: float, deviation: float, network: Network
+    planes: Volume, places: NDArray[np.float64], step: float, deviation: float, network: Inference
 ) -> Volume:
     """The network's detail for the middle of three planes (N, 3, H, W), H across the slices."""
     height, width = planes.shape[2:]

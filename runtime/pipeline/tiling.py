@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RunError
-from ..models.card import Grid, ModelCard
+from ..models.card import GridKind, ModelCard
 from ..scan.geometry import lr_coordinate
 
 Weighting = Literal["gaussian", "hann", "constant"]
@@ -52,7 +52,7 @@ class Axis:
     scale: int
     starts: tuple[int, ...]
     shares: tuple[NDArray[np.float32], ...]
-    grid: Grid = "fft"
+    grid: GridKind = "fft"
 
     def source(self, n: int) -> NDArray[np.intp]:
         """The LR voxels (window,) that window n reads, reflected at the volume's ends."""
@@ -164,7 +164,9 @@ def tile_windows(
     return Tiling(*(tile_axis(size, length, s, card.grid, o, w) for size, length, s, o, w in axes))
 
 
-def tile_axis(size: int, window: int, scale: int, grid: Grid, overlap: float, weighting: Weighting) -> Axis:
+def tile_axis(
+    size: int, window: int, scale: int, grid: GridKind, overlap: float, weighting: Weighting
+) -> Axis:
     """The fewest windows with at least this overlap, evenly spaced to within one voxel."""
     if size <= window:
         starts = ((size - window) // 2,)
@@ -186,7 +188,7 @@ def tile_axis(size: int, window: int, scale: int, grid: Grid, overlap: float, we
     return Axis(size, window, scale, starts, tuple(shares), grid)
 
 
-def window_profile(window: int, scale: int, grid: Grid, weighting: Weighting) -> NDArray[np.float64]:
+def window_profile(window: int, scale: int, grid: GridKind, weighting: Weighting) -> NDArray[np.float64]:
     """The weight (window·scale,) > 0 of a window's HR voxels along one axis, 1 at the window's centre.
 
     The centre is that of the LR voxels, so on the "fft" grid the last HR voxels, which lie beyond the last

@@ -155,7 +155,7 @@ def _is_processed(path: Path, dataset: Path) -> bool:
     return Path(os.path.abspath(path)).relative_to(dataset).parts[0] in NOT_RAW
 
 
-def describe(root: Path, datasets: Iterable[Path]) -> None:
+def describe_dataset(root: Path, datasets: Iterable[Path]) -> None:
     """Make an output folder a derived dataset, or add these datasets to those that it links to.
 
     A raw dataset, or one that cannot be read, stays as it is. Raises RunError if it cannot be written.

@@ -388,7 +388,7 @@ def prepare(jobs: Sequence[Job]) -> None:
         make_folder(root)
         datasets = {job.dataset for job in jobs if job.root == root and job.dataset}
         if datasets:
-            bids.describe(root, datasets)
+            bids.describe_dataset(root, datasets)
     names: dict[Path, set[str]] = collections.defaultdict(set)
     for job in jobs:
         names[job.target.parent] |= job.written

@@ -244,7 +244,7 @@ def write_error_map_sidecar(path: Path, job: Job, card: ModelCard) -> dict[str, 
 
     It names no source, so that it vouches for no result.
     """
-    figures = error_map.figures(card)
+    figures = error_map.calibration(card)
     interval = {"share": error_map.SHARE, "times": figures["interval"]}
     content = {
         "Description": error_map.described(card),

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..models.card import Grid
+from ..models.card import GridKind
 
 Factors = tuple[int, int, int]
 Flips = tuple[bool, bool, bool]  # axes that the network sees reversed
@@ -47,14 +47,14 @@ def voxel_factors(scale: Factors, axis: int) -> Factors:
 
 
 def fine_affine(
-    affine: NDArray[np.floating], factors: Factors, grid: Grid, flipped: Flips = AS_STORED
+    affine: NDArray[np.floating], factors: Factors, grid: GridKind, flipped: Flips = AS_STORED
 ) -> NDArray[np.float64]:
     """The (4, 4) affine of the HR grid that belongs to the LR grid's affine. Inverse of `coarse_affine`."""
     return np.asarray(affine, np.float64) @ _fine_to_coarse(factors, grid, flipped)
 
 
 def coarse_affine(
-    affine: NDArray[np.floating], factors: Factors, grid: Grid, flipped: Flips = AS_STORED
+    affine: NDArray[np.floating], factors: Factors, grid: GridKind, flipped: Flips = AS_STORED
 ) -> NDArray[np.float64]:
     """The (4, 4) affine of the LR grid that belongs to an HR grid's affine."""
     return np.asarray(affine, np.float64) @ np.linalg.inv(_fine_to_coarse(factors, grid, flipped))
@@ -67,13 +67,13 @@ def flips_between(coarse: NDArray[np.floating], fine: NDArray[np.floating], fact
     return i, j, k
 
 
-def lead(factor: int, grid: Grid, flipped: bool = False) -> float:
+def lead(factor: int, grid: GridKind, flipped: bool = False) -> float:
     """HR voxels from the first of the `factor` that belong to an LR voxel to its centre."""
     return (factor - 1) / 2 if grid == "center" else float((factor - 1) * flipped)
 
 
 def lr_coordinate(
-    fine: NDArray[np.integer], factor: int, grid: Grid, flipped: bool = False
+    fine: NDArray[np.integer], factor: int, grid: GridKind, flipped: bool = False
 ) -> NDArray[np.float64]:
     """LR coordinates of HR voxels along an axis: p/s on the "fft" grid, (p + 1/2)/s - 1/2 on "center"."""
     return (fine - lead(factor, grid, flipped)) / factor
@@ -88,7 +88,7 @@ def is_singular(affine: NDArray[np.floating]) -> bool:
     return bool(abs(np.linalg.det(linear)) <= 1e-6 * volume)
 
 
-def _fine_to_coarse(factors: Factors, grid: Grid, flipped: Flips) -> NDArray[np.float64]:
+def _fine_to_coarse(factors: Factors, grid: GridKind, flipped: Flips) -> NDArray[np.float64]:
     """HR voxel coordinates to LR voxel coordinates, (4, 4)."""
     matrix = np.diag([*(1 / np.asarray(factors, np.float64)), 1.0])
     leads = [lead(f, grid, flip) for f, flip in zip(factors, flipped, strict=True)]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..models.card import Grid, Transfer
+from ..models.card import GridKind, Transfer
 from .geometry import AS_STORED, Factors, Flips, lead, lr_coordinate
 
 
@@ -23,7 +23,7 @@ def keys_cubic(distance: NDArray[np.floating]) -> NDArray[np.floating]:
     return np.where(t <= 1, near, np.where(t < 2, far, np.zeros_like(t)))
 
 
-def cubic_weights(size: int, factor: int, grid: Grid, flipped: bool = False) -> NDArray[np.float32]:
+def cubic_weights(size: int, factor: int, grid: GridKind, flipped: bool = False) -> NDArray[np.float32]:
     """Keys' cubic interpolation along one axis as a matrix (size·factor, size).
 
     Beyond its ends the volume repeats its last voxels.
@@ -52,7 +52,7 @@ def interpolated_plane(
     return first @ plane @ second.T
 
 
-def linear(windows: NDArray[np.float32], scale: int, grid: Grid, axis: int) -> NDArray[np.float32]:
+def linear(windows: NDArray[np.float32], scale: int, grid: GridKind, axis: int) -> NDArray[np.float32]:
     """Linear interpolation along one axis, `scale` HR voxels per LR voxel; end voxels are repeated."""
     if scale == 1:
         return windows
@@ -91,7 +91,7 @@ def passed(transfer: tuple[float, ...], frequency: NDArray[np.floating]) -> NDAr
 
 
 def acquired_again(
-    sr: NDArray[Any], factors: Factors, grid: Grid, transfer: Transfer = (), flipped: Flips = AS_STORED
+    sr: NDArray[Any], factors: Factors, grid: GridKind, transfer: Transfer = (), flipped: Flips = AS_STORED
 ) -> NDArray[np.float32]:
     """The LR volume from the centre of the SR volume's k-space: what the scanner would have seen.
 

@@ -80,12 +80,12 @@ def check_layout(scan: Scan, factors: Factors, labels: bool = False) -> None:
     """
     intent = int(scan.header["intent_code"])
     if (what := INTENTS.get(intent)) and not (labels and intent == LABELS):
-        raise RunError(f"{scan.name} holds {what}, by its header's intent, and no intensities: it is left.")
+        raise RunError(f"{scan.name} holds {what}, by its header's intent, not intensities: it is left.")
     single = [axis for axis in range(3) if scan.shape[axis] == 1]
     size = " x ".join(map(str, scan.shape))
     if len(single) > 1:
         raise RunError(
-            f"{scan.name} has {size} voxels: a list of values, such as a surface's overlay, and no volume."
+            f"{scan.name} has {size} voxels: a list of values, such as a surface's overlay, not a volume."
         )
     for axis in single:
         if factors[axis] > 1:

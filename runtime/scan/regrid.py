@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import RunError
-from ..models.card import Grid as ModelGrid
+from ..models.card import GridKind
 from .geometry import Factors, fine_affine
 
 SLACK = 1e-3  # of a voxel: what a field of view may lose, or be thought of as nothing
@@ -99,7 +99,7 @@ class Grid:
         )
 
     @classmethod
-    def of(cls, shape: Sequence[int], factors: Factors, grid: ModelGrid) -> Grid:
+    def of(cls, shape: Sequence[int], factors: Factors, grid: GridKind) -> Grid:
         """The grid of a slab model's own factors over a scan of this shape, both by (i, j, k)."""
         matrix = fine_affine(np.eye(4), factors, grid)
         (i, j, k), (x, y, z), (a, b, c) = (

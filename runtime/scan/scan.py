@@ -26,12 +26,12 @@ from nibabel.spatialimages import HeaderDataError, SpatialImage
 from numpy.typing import NDArray
 
 from ..errors import RunError
-from ..models.card import Grid
+from ..models.card import GridKind
 from ..system.files import atomic, check_file
 from .geometry import Factors, coarse_affine, fine_affine, is_singular
 from .gzip import CHUNK, INFLATION, inflate, is_gzip, packing, reading, unpacking
 from .nifti import Header, little_endian, mended, preamble, read_header, sform
-from .regrid import Grid as Regrid
+from .regrid import Grid
 
 SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
 FREESURFER = (".mgz", ".mgh")
@@ -160,7 +160,7 @@ class Scan:
         """This scan with its voxels read."""
         return dataclasses.replace(self, array=self.voxels())
 
-    def fine_header(self, factors: Factors, grid: Grid, dtype: np.dtype[Any]) -> Header:
+    def fine_header(self, factors: Factors, grid: GridKind, dtype: np.dtype[Any]) -> Header:
         """The header of the SR volume.
 
         Parameters
@@ -180,11 +180,11 @@ class Scan:
         shape = [n * f for n, f in zip(self.shape, factors, strict=True)]
         return self._regridded(shape, partial(fine_affine, factors=factors, grid=grid), dtype)
 
-    def header_on(self, grid: Regrid, dtype: np.dtype[Any]) -> Header:
+    def header_on(self, grid: Grid, dtype: np.dtype[Any]) -> Header:
         """The header of a volume on another grid over this scan's field of view; see `_regridded`."""
         return self._regridded(list(grid.shape), grid.affine, dtype)
 
-    def coarse_header(self, factors: Factors, grid: Grid, dtype: np.dtype[Any]) -> Header:
+    def coarse_header(self, factors: Factors, grid: GridKind, dtype: np.dtype[Any]) -> Header:
         """The header of an LR volume made from this scan; see `_regridded`."""
         shape = [n // f for n, f in zip(self.shape, factors, strict=True)]
         return self._regridded(shape, partial(coarse_affine, factors=factors, grid=grid), dtype)

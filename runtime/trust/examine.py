@@ -11,23 +11,25 @@ from typing import Any
 
 import numpy as np
 
-from ..models.card import Grid
+from ..models.card import GridKind
 from ..scan.geometry import Factors
 from ..scan.interpolation import acquired_again
 from ..scan.voxels import Restore, Volume
 from . import phantoms, scanner
-from .lesions import put_lesions, transfer
+from .lesions import contrast_kept, put_lesions
 from .low_contrast import spokes_seen
 from .resolution import edge_spread, two_points
 
-Figures = dict[str, dict[str, Any]]  # by method
+ByMethod = dict[str, dict[str, Any]]  # by method
 NOISE, MUCH = 0.02, 0.05  # share of bright tissue; the second is beyond what models are trained for
 ALLOWED = 0.02  # how far lesion transfer may be below sinc's
 OVERDRAWN = 0.8  # best factor for the added detail, below which too much of it is drawn
 SIDE, WHOLE_SIDE = 48, 72  # LR voxels along an axis of a phantom, and along an axis that is not restored
 
 
-def examine(resolve: Restore, factors: Factors, grid: Grid, hr: Volume | None = None) -> dict[str, Figures]:
+def examine(
+    resolve: Restore, factors: Factors, grid: GridKind, hr: Volume | None = None
+) -> dict[str, ByMethod]:
     """All figures by test and method. resolve: LR to SR volume. hr: the user's volume in place of the head
     phantom, its shape a multiple of the factors."""
     methods: dict[str, Restore] = {
@@ -46,7 +48,7 @@ def examine(resolve: Restore, factors: Factors, grid: Grid, hr: Volume | None = 
     points, pairs = phantoms.pairs(shape)
     faint, plain, disks = phantoms.low_contrast(shape)
     faint, plain = (scan(v, noise=NOISE * phantoms.BRIGHT, seed=n) for n, v in enumerate((faint, plain)))
-    tests: dict[str, Figures] = {}
+    tests: dict[str, ByMethod] = {}
 
     def note(test: str, method: str, figures: dict[str, Any]) -> None:
         tests.setdefault(test, {})[method] = figures
@@ -54,9 +56,10 @@ def examine(resolve: Restore, factors: Factors, grid: Grid, hr: Volume | None = 
     for name, method in methods.items():
         restored, dim = method(well), method(noisy)
         ill, spotted = method(scan(hr + added)), method(scan(hr + added, noise=NOISE * peak))
-        note("lesions", name, transfer(added, found, ill, restored))
-        note("lesions in noise", name, transfer(added, found, spotted, dim))
-        note("lesions at boundaries", name, transfer(cortical, placed, method(scan(hr + cortical)), restored))
+        note("lesions", name, contrast_kept(added, found, ill, restored))
+        note("lesions in noise", name, contrast_kept(added, found, spotted, dim))
+        rim = method(scan(hr + cortical))
+        note("lesions at boundaries", name, contrast_kept(cortical, placed, rim, restored))
         note("high band", name, high_band(restored, hr, factors, grid))
         note("edge", name, edge_spread(method(scan(edge)), depth))
         note("two points", name, two_points(method(scan(points)), pairs))
@@ -73,7 +76,7 @@ def phantom_shape(factors: Factors) -> tuple[int, ...]:
     return tuple((SIDE if f > 1 else WHOLE_SIDE) * f for f in factors)
 
 
-def against(tests: dict[str, Figures]) -> list[str]:
+def against(tests: dict[str, ByMethod]) -> list[str]:
     """One sentence for each objection to a model: lesions that lose more of their contrast than by sinc
     interpolation, and detail that is drawn too strongly."""
     sr, sinc = tests["lesions"]["sr"], tests["lesions"]["sinc"]
@@ -95,7 +98,7 @@ def against(tests: dict[str, Figures]) -> list[str]:
     return said
 
 
-def high_band(sr: Volume, hr: Volume, factors: Factors, grid: Grid) -> dict[str, float]:
+def high_band(sr: Volume, hr: Volume, factors: Factors, grid: GridKind) -> dict[str, float]:
     """For the detail that the LR scan cannot hold, in tissue: the factor by which it would be closest to the
     truth (1 is right, less: too much was drawn), and its correlation with the truth. Empty for a method that
     adds none."""
@@ -115,7 +118,7 @@ def noise_gain(noisy: Volume, clean: Volume, noisy_lr: Volume, clean_lr: Volume,
 
 
 def out_of_nothing(
-    method: Restore, scan: Callable[..., Volume], factors: Factors, grid: Grid
+    method: Restore, scan: Callable[..., Volume], factors: Factors, grid: GridKind
 ) -> dict[str, float]:
     """Structure drawn although nothing is there. noise: see `drawn_in_noise`; empty: the largest voxel of an
     empty scan; ramp: RMS error of a smooth ramp, as a share of it.
@@ -131,20 +134,25 @@ def out_of_nothing(
     }
 
 
-def drawn_in_noise(method: Restore, scan: Callable[..., Volume], factors: Factors, grid: Grid) -> float:
+def drawn_in_noise(method: Restore, scan: Callable[..., Volume], factors: Factors, grid: GridKind) -> float:
     """RMS of the detail that is drawn beyond what the scan of pure noise can hold, over the noise's own."""
     noise = scan(np.zeros(phantom_shape(factors), np.float32), noise=NOISE * phantoms.BRIGHT)
     drawn = detail(method(noise), factors, grid)
     return float(np.sqrt(np.mean(drawn**2)) / noise.std())
 
 
-def detail(volume: Volume, factors: Factors, grid: Grid) -> Volume:
+def detail(volume: Volume, factors: Factors, grid: GridKind) -> Volume:
     """The part of an HR volume beyond the band that its LR scan holds."""
     return volume - scanner.sinc(acquired_again(volume, factors, grid), factors, grid)
 
 
 def sensitivity(
-    method: Restore, scan: Callable[..., Volume], hr: Volume, restored: Volume, factors: Factors, grid: Grid
+    method: Restore,
+    scan: Callable[..., Volume],
+    hr: Volume,
+    restored: Volume,
+    factors: Factors,
+    grid: GridKind,
 ) -> dict[str, float]:
     """Effects of changes that should have none: RMS difference in tissue, as a share of the peak, after the
     LR scan is flipped along an axis and its SR volume flipped back, after the truth is moved by one HR voxel,

@@ -70,7 +70,7 @@ def put_lesions(hr: Volume, where: Where = "inside", seed: int = 0) -> tuple[Vol
     return added, found
 
 
-def transfer(
+def contrast_kept(
     added: Volume, lesions: list[Lesion], with_them: Volume, without: Volume
 ) -> dict[str, dict[str, float]]:
     """The share of contrast left, by radius ("1.5"): the median of "all", "bright" and "dark" lesions."""

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..models.card import Grid
+from ..models.card import GridKind
 from ..scan.geometry import Factors
 from ..scan.interpolation import acquired_again, cubic_weights
 from ..scan.voxels import Volume
 
 
-def acquire(hr: Volume, factors: Factors, grid: Grid, noise: float = 0.0, seed: int = 0) -> Volume:
+def acquire(hr: Volume, factors: Factors, grid: GridKind, noise: float = 0.0, seed: int = 0) -> Volume:
     """The magnitude LR volume of truncated k-space, float32. noise: standard deviation of a real channel, in
     the volume's units."""
     image = acquired_again(hr, factors, grid)
@@ -21,7 +21,7 @@ def acquire(hr: Volume, factors: Factors, grid: Grid, noise: float = 0.0, seed: 
     return np.abs(image + real + 1j * imaginary).astype(np.float32)
 
 
-def sinc(lr: Volume, factors: Factors, grid: Grid) -> Volume:
+def sinc(lr: Volume, factors: Factors, grid: GridKind) -> Volume:
     """Zero-filled interpolation onto the HR grid, float32."""
     for axis, factor in enumerate(factors):
         if factor == 1:
@@ -36,7 +36,7 @@ def sinc(lr: Volume, factors: Factors, grid: Grid) -> Volume:
     return lr.astype(np.float32)
 
 
-def tricubic(lr: Volume, factors: Factors, grid: Grid) -> Volume:
+def tricubic(lr: Volume, factors: Factors, grid: GridKind) -> Volume:
     """Keys' cubic interpolation onto the HR grid, float32."""
     for axis, factor in enumerate(factors):
         weights = cubic_weights(lr.shape[axis], factor, grid)

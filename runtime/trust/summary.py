@@ -6,14 +6,14 @@ from functools import partial
 
 import numpy as np
 
-from ..models.card import Grid
+from ..models.card import GridKind
 from ..scan.geometry import Factors
 from . import phantoms, scanner
-from .examine import NOISE, Figures, Restore, drawn_in_noise, high_band, noise_gain, phantom_shape
-from .lesions import put_lesions, transfer
+from .examine import NOISE, ByMethod, Restore, drawn_in_noise, high_band, noise_gain, phantom_shape
+from .lesions import contrast_kept, put_lesions
 
 
-def prove(resolve: Restore, factors: Factors, grid: Grid) -> dict[str, Figures]:
+def prove(resolve: Restore, factors: Factors, grid: GridKind) -> dict[str, ByMethod]:
     """The tests of `examine` that speak for or against a model, by method, on phantoms.
 
     resolve: LR to SR volume. Raises RunError if `resolve` does.
@@ -27,18 +27,18 @@ def prove(resolve: Restore, factors: Factors, grid: Grid) -> dict[str, Figures]:
     added, found = put_lesions(hr)
     well, ill = scan(hr), scan(hr + added)
     noisy = scan(hr, noise=NOISE * float(np.percentile(hr, 99.9)))
-    tests: dict[str, Figures] = {"lesions": {}, "high band": {}, "noise": {}, "nothing": {}}
+    tests: dict[str, ByMethod] = {"lesions": {}, "high band": {}, "noise": {}, "nothing": {}}
     for name, method in methods.items():
         restored = method(well)
-        tests["lesions"][name] = transfer(added, found, method(ill), restored)
+        tests["lesions"][name] = contrast_kept(added, found, method(ill), restored)
         tests["high band"][name] = high_band(restored, hr, factors, grid)
         tests["noise"][name] = {"gain": noise_gain(method(noisy), restored, noisy, well, hr)}
         tests["nothing"][name] = {"noise": drawn_in_noise(method, scan, factors, grid)}
     return tests
 
 
-def figures(tests: dict[str, Figures]) -> dict[str, float]:
-    """Figures for a card's `quality`: rounded, because the last digits depend on the processor."""
+def card_figures(tests: dict[str, ByMethod]) -> dict[str, float]:
+    """ByMethod for a card's `quality`: rounded, because the last digits depend on the processor."""
     sr, sinc = tests["lesions"]["sr"], tests["lesions"]["sinc"]
     found = {f"trust.lesions.{radius}": shares["all"] for radius, shares in sr.items()}
     found |= {f"trust.lesions.{radius}.sinc": shares["all"] for radius, shares in sinc.items()}

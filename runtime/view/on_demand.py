@@ -30,7 +30,7 @@ LARGEST = 32767  # voxels along an axis of NIfTI-1
 
 
 @dataclass(frozen=True)
-class Volume:
+class VolumeFile:
     """A NIfTI file to be sent: its size in bytes, and its bytes in pieces."""
 
     size: int
@@ -88,7 +88,7 @@ def _open(result: Result, number: int) -> Opened:
         return Opened(sr, None, errors, str(error))
 
 
-def volume(opened: Opened, kind: VolumeKind, number: int = 0) -> Volume:
+def volume(opened: Opened, kind: VolumeKind, number: int = 0) -> VolumeFile:
     """One of the volumes that are shown; `number` of a series. Raises RunError if there is none."""
     scan, planes = _planes(opened, kind, number)
     if kind == "consistency" and (found := opened.comparison):
@@ -145,11 +145,11 @@ def _planes(
 
 def _file(
     shape: tuple[int, int, int], affine: NDArray[np.float64], plane: Callable[[int], NDArray[np.float32]]
-) -> Volume:
+) -> VolumeFile:
     """A file on a grid, whose planes (i, j) are made one by one."""
     head = preamble(_header(shape, affine))
     pieces = (np.asfortranarray(plane(k), "<f4").tobytes("F") for k in range(shape[2]))
-    return Volume(len(head) + 4 * math.prod(shape), itertools.chain([head], pieces))
+    return VolumeFile(len(head) + 4 * math.prod(shape), itertools.chain([head], pieces))
 
 
 def _header(shape: tuple[int, int, int], affine: NDArray[np.float64]) -> Header:

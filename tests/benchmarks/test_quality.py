@@ -35,7 +35,7 @@ def test_every_degradation_is_one_that_physics_allows(piece):
 
 
 def test_in_tissue_every_method_is_measured_beside_the_others(piece):
-    table = tissue.measure(piece, {"sr": lambda lr: kspace.zero_fill(lr, (2, 2, 2))})
+    table = tissue.compare(piece, {"sr": lambda lr: kspace.zero_fill(lr, (2, 2, 2))})
     assert set(table) == set(tissue.NOISE)
     for rows in table.values():
         assert rows["sr"] == rows["sinc"] != rows["tricubic"] and tissue.gain(rows) <= 0

@@ -126,13 +126,13 @@ def test_best_weights_of_an_unpaired_training_are_chosen_without_truth(scans, tm
         run = tmp_path / truth
         with pytest.MonkeyPatch.context() as patch:
             if truth == "another":
-                gather = fit.batches.gather
+                material_of = fit.batches.material_of
 
-                def changed(*arguments, gather=gather):
-                    material = gather(*arguments)
+                def changed(*arguments, material_of=material_of):
+                    material = material_of(*arguments)
                     return dataclasses.replace(material, watched_hr=material.watched_hr.flip(0))
 
-                patch.setattr(fit.batches, "gather", changed)
+                patch.setattr(fit.batches, "material_of", changed)
             best.append(checkpoint.load_generator(fit.fit(chosen, run)))
     (network, card), (other, _) = best
     assert card.selection == "consistency" and "selection" in card.quality
@@ -446,7 +446,7 @@ def test_a_network_more_than_the_checkpoint_has_begins_as_it_would_without(scans
     saved = checkpoint.load(first)["deployed"]
     begun = cleaning.deployed().state_dict()
     assert all(torch.equal(value, begun[name]) for name, value in saved.items()) and len(begun) > len(saved)
-    card = fit.describe(config(scans, "pseudosr"), cleaning.deployed(), {})
+    card = fit.card_of(config(scans, "pseudosr"), cleaning.deployed(), {})
     checkpoint.save(tmp_path / "both.pt", card, config(scans).network, cleaning.deployed())
     plain = create("supervised", config(scans).network, 16, Weights())
     with pytest.raises(RunError, match="deploys different networks from those of supervised"):

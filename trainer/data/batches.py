@@ -49,7 +49,7 @@ class Material:
     noise: float = 0.0
 
 
-def gather(config: Config, prepared: Prepared | None = None) -> Material:
+def material_of(config: Config, prepared: Prepared | None = None) -> Material:
     """Find, check, prepare and cache the scans of a run; prepared(done, of how many) hears of each.
 
     Raises CohortError for scans or groups that cannot be used, ConfigError if a group is missing.

@@ -256,7 +256,7 @@ def _interpolated(
 def _by_name(groups: Sequence[Path]) -> list[dict[str, Path]]:
     """The scans of each group, by the name they are paired by."""
     found = [
-        # Error maps, which lie beside results, are no scans.
+        # Error maps, which lie beside results, are not scans.
         [path for path in scan_paths([group]) if group.is_file() or not is_error_map(path)]
         for group in groups
     ]

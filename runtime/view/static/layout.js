@@ -1,4 +1,4 @@
-// How the pictures lie: planes, side by side or by turns in one place, and which slice.
+// How the pictures lie: planes, side by side or alternately in one place, and which slice.
 
 import { $, element, press, state } from "./page.js";
 
@@ -8,8 +8,8 @@ const narrow = matchMedia("(max-width: 700px)");
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 
 let planes = narrow.matches ? "axial" : "all";
-let pair = ""; // with the SR scan: the picture that is shown by turns
-let front = "sr"; // the picture that is shown where there is one at a time
+let pair = ""; // with the SR scan: the picture that is shown alternately
+let front = "sr"; // the picture that is shown if there is one at a time
 let turning = 0;
 
 export function choosePlanes(name) {
@@ -17,7 +17,7 @@ export function choosePlanes(name) {
   lay();
 }
 
-// Side by side, or by turns with the SR scan.
+// Side by side, or alternately with the SR scan.
 export function compare(with_) {
   pair = with_;
   front = "sr";
@@ -25,7 +25,7 @@ export function compare(with_) {
   if (pair && !still.matches) start();
 }
 
-// The other one of a pair; of all where there is no pair.
+// The other one of a pair; of all if there is no pair.
 export function flip() {
   stop();
   turn();

@@ -77,7 +77,7 @@ def test_what_cannot_be_right_is_refused():
             SuperResolver(engine, error_map=True, **options)
     with pytest.raises(RunError, match="leave out --to"):
         SuperResolver(engine, error_map=True).to("1mm")
-    with pytest.raises(RunError, match="recipes.error_map"):
+    with pytest.raises(RunError, match=r"recipes\.error_map"):
         SuperResolver(FakeEngine(network, CARD), error_map=True)
     with pytest.raises(RunError, match="2x2x1: leave out --error-map"):
         SuperResolver(FakeEngine(network, card((2, 2, 1), 3, (8, 8))), error_map=True)

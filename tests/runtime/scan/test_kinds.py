@@ -43,7 +43,7 @@ def test_labels_and_masks_are_told_by_their_flat_regions(data, what):
 
 @pytest.mark.parametrize("intent", ["label", "neuroname", "vector", "z score"])
 def test_a_header_may_say_that_there_are_no_intensities(intent):
-    with pytest.raises(RunError, match="no intensities"):
+    with pytest.raises(RunError, match="not intensities"):
         restored((100 * ball() + RANDOM.random((16, 16, 12))).astype(np.float32), intent)
 
 

@@ -10,7 +10,7 @@ from udean.runtime.engines import choose as engines
 from udean.runtime.errors import RunError
 from udean.runtime.trust import phantoms, scanner
 from udean.runtime.trust.examine import against, high_band
-from udean.runtime.trust.lesions import put_lesions, transfer
+from udean.runtime.trust.lesions import contrast_kept, put_lesions
 from udean.runtime.trust.low_contrast import spokes_seen
 from udean.runtime.trust.page import page
 from udean.runtime.trust.resolution import edge_spread, two_points
@@ -26,10 +26,10 @@ def test_lesions_are_kept_by_the_truth_and_lost_by_the_blind(where):
     assert len(found) >= 8 and {lesion.sign for lesion in found} == {1, -1}
     uneven = np.median([hr[lesion.place].std() / hr[lesion.place].mean() for lesion in found])
     assert (uneven > 0.15) == (where == "boundary")
-    whole = transfer(added, found, hr + added, hr)
+    whole = contrast_kept(added, found, hr + added, hr)
     assert all(share == pytest.approx(1, abs=1e-5) for shares in whole.values() for share in shares.values())
-    assert all(shares["all"] == 0 for shares in transfer(added, found, hr, hr).values())
-    half = transfer(added, found, hr + 0.5 * added, hr)
+    assert all(shares["all"] == 0 for shares in contrast_kept(added, found, hr, hr).values())
+    half = contrast_kept(added, found, hr + 0.5 * added, hr)
     tests = {"lesions": {"sr": half, "sinc": whole}, "high band": {"sr": {"factor": 0.7}}}
     lost, drawn = against(tests)
     assert "radius 1, 1.5, 2, 3 voxels keep 0.50, 0.50, 0.50, 0.50 of" in lost and "1.00" in lost
@@ -44,8 +44,8 @@ def test_a_model_that_loses_dark_lesions_alone_is_told():
     added, found = put_lesions(hr)
     found = [lesion for lesion in found if lesion.sign > 0 or lesion.radius == 1][:-1]
     found += [lesion for lesion in put_lesions(hr)[1] if lesion.sign < 0 and lesion.radius == 3][:1]
-    whole = transfer(added, found, hr + added, hr)
-    bright = transfer(added, found, hr + np.maximum(added, 0), hr)
+    whole = contrast_kept(added, found, hr + added, hr)
+    bright = contrast_kept(added, found, hr + np.maximum(added, 0), hr)
     assert bright["3"]["all"] == pytest.approx(1, abs=1e-5)  # a median: there are more bright ones
     objections = against({"lesions": {"sr": bright, "sinc": whole}, "high band": {"sr": {}}})
     assert "Dark lesions of radius 3 voxels keep 0.00 of their contrast" in objections[-1], objections

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from udean.trainer import checkpoint
 from udean.trainer.config import Config
-from udean.trainer.fit import describe
+from udean.trainer.fit import card_of
 from udean.trainer.methods import METHODS, Weights, create
 from udean.trainer.methods.cyclegan import POOL, Pool
 from udean.trainer.methods.dasr import haar
@@ -96,7 +96,7 @@ def test_deployed_network_survives_the_checkpoint(name, batch, tmp_path):
     method = create(name, ARCH, 16, Weights())
     play(method, batch, 2, method.stages - 1)
     network = method.deployed().eval()
-    card = describe(Config(method=name, network=ARCH), network, {})
+    card = card_of(Config(method=name, network=ARCH), network, {})
     checkpoint.save(tmp_path / "c.pt", card, ARCH, network)
     loaded, card = checkpoint.load_generator(tmp_path / "c.pt")
     assert card.method == name and card.parameters == parameter_count(network)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import RunError
-
-Windows = NDArray[np.float32]
+from ..pipeline.engine import Inference, Windows
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class InputSize:
             "export it again."
         )
 
-    def run(self, network: Callable[[Windows], Windows], windows: Windows) -> Windows:
+    def run(self, network: Inference, windows: Windows) -> Windows:
         """The network's output for windows (N, slab, H, W); the last batch is filled up with zeros.
 
         Raises RunError if H or W differs from the graph's.
