@@ -50,11 +50,13 @@ ARCHITECTURES = {
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A network as a checkpoint and in ONNX, in float32 and in half precision."""
+    """A network as a checkpoint, in ONNX in float32 and in half precision, and the place of its plan."""
 
     checkpoint: Path
     full: Path
     half: Path
+    plan: Path
+    card: ModelCard
 
 
 def save_untrained(folder: Path, name: str, arch: generators.Architecture) -> Path:
@@ -94,7 +96,7 @@ def trained(file: Path, folder: Path) -> ModelFiles:
     full, half = stem.with_name(f"{stem.name}.onnx"), stem.with_name(f"{stem.name}.fp16.onnx")
     full.write_bytes(serialize(to_onnx(network, card.slab[0], half=False), card))
     half.write_bytes(serialize(to_onnx(network, card.slab[0], half=True), card.replace(precision="fp16")))
-    return ModelFiles(file, full, half)
+    return ModelFiles(file, full, half, stem.with_name(f"{stem.name}.plan"), card)
 
 
 def embedded(folder: Path) -> ModelFiles:

@@ -22,7 +22,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ...export.graph import read, to_onnx
+from ...export.graph import to_onnx
 from ...runtime.commands.common import command
 from ...runtime.commands.tables import show_table
 from ...runtime.cuda.device import Gpu, GpuError
@@ -33,7 +33,7 @@ from ...trainer import checkpoint
 from .. import common
 from ..child import in_child
 from . import table
-from .contest import PATH, WIDE, Contest, Entrant, Models, SpeedUp, agree, contenders, fitting, whole_command
+from .contest import PATH, WIDE, Contest, Entrant, SpeedUp, agree, contenders, fitting, whole_command
 from .pytorch import monai_starts
 from .roofline import Roofs, convolutions, measure_roofs
 
@@ -127,7 +127,6 @@ def bench(
         **common.circumstances([COMMAND, *sys.argv[1:]]),
         "device": gpu.name if gpu else "cpu",
         "threads": threads,
-        "mhz": {"processor": [round(min(mhz)), round(max(mhz))]} if (mhz := contest.mhz) else {},
         "load_before": round(load, 2),
         "model": {
             "name": models.card.name,
@@ -219,7 +218,7 @@ def _gpu(device: str) -> Gpu | None:
         raise
 
 
-def _models(model: str, folder: Path, gpu: Gpu | None) -> Models:
+def _models(model: str, folder: Path, gpu: Gpu | None) -> common.ModelFiles:
     if model == "embedded":
         files = common.embedded(folder)
     elif model in common.ARCHITECTURES:
@@ -228,21 +227,20 @@ def _models(model: str, folder: Path, gpu: Gpu | None) -> Models:
         files = common.trained(Path(model), folder)
     else:
         raise RunError(f"The model '{model}' is not embedded, paper, compact, or a checkpoint file.")
-    card, plan = read(files.full)[1], files.half.with_suffix(".plan")  # absent: its row will say so
     if gpu:
         from ...export.trt_build import BuildOptions
         from ...export.trt_plan import Sizes, build_plan, check_host
 
         try:
             check_host()
-            windows = card.window, card.window, card.window
-            plan = build_plan(files.half, folder, Sizes((1, 16, 64), windows), BuildOptions()).path
-        except RunError as error:
+            window = files.card.window
+            build_plan(files.half, folder, Sizes((1, 16, 64), (window, window, window)), BuildOptions())
+        except RunError as error:  # without the plan its row fails
             typer.echo(f"No TensorRT: {error}", err=True)
-    return Models(files.checkpoint, files.full, files.half, card, plan)
+    return files
 
 
-def _graphs(models: Models) -> dict[bool, onnx.ModelProto]:
+def _graphs(models: common.ModelFiles) -> dict[bool, onnx.ModelProto]:
     """The graph that the runtime runs (True), and the network as it was trained (False)."""
     network, card = checkpoint.load_generator(models.checkpoint)
     return {True: onnx.load(models.full), False: to_onnx(network, card.slab[0], half=False)}

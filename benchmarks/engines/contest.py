@@ -35,17 +35,6 @@ SESSION = f"{ContenderSession.__module__}:{ContenderSession.__qualname__}"
 
 
 @dataclass(frozen=True)
-class Models:
-    """One network as a checkpoint, in ONNX of both precisions, and as a TensorRT plan (a GPU's)."""
-
-    checkpoint: Path
-    full: Path
-    half: Path
-    card: ModelCard
-    plan: Path
-
-
-@dataclass(frozen=True)
 class SpeedUp:
     """Ratios, one per turn: their median, least and largest.
 
@@ -120,7 +109,7 @@ class Entrant:
         }
 
 
-def contenders(models: Models, cuda: bool, compiled: bool, **equal: Any) -> list[Contender]:
+def contenders(models: common.ModelFiles, cuda: bool, compiled: bool, **equal: Any) -> list[Contender]:
     """The rows, the baseline first. equal: fields that all have."""
     low = "fp16" if cuda else "bf16"
 
@@ -143,15 +132,6 @@ def contenders(models: Models, cuda: bool, compiled: bool, **equal: Any) -> list
         return [*rows, udean("tensorrt", "fp16", models.plan, "auto")]
     ways = itertools.product((False, True), ("fp32", "bf16"))
     return rows + [udean("openvino", p, models.full, "openvino", as_run) for as_run, p in ways]
-
-
-def clocks() -> list[float]:
-    """MHz of each core now, as far as the system reports it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return []
-    return [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
 
 
 def fitting(near: tuple[int, int, int], card: ModelCard, overlap: float) -> tuple[int, int, int]:
@@ -178,7 +158,6 @@ class Contest:
         self._volume = folder / "volume.npy"
         np.save(self._volume, volume)
         self._gpu, self._open = gpu, dict[str, Child]()
-        self.mhz: list[float] = []  # of the processor's cores, turn by turn
 
     def run(self, turns: int, tell: Callable[[str], None]) -> None:
         """tell: hears of progress, `turns` + 1 times per row. Raises Failed if the baseline does."""
@@ -190,7 +169,6 @@ class Contest:
                 for row in self.rows:
                     if row.name in self._open:
                         self._attempt(row, self._take_turn)
-                        self.mhz += clocks()
                     tell(f"Turn {turn + 1}: {row.name}")
             self._judge()
         finally:
@@ -272,7 +250,7 @@ def _deviation(found: NDArray[Any], wanted: NDArray[Any]) -> dict[str, float | N
     }
 
 
-def agree(models: Models, device: str, overlap: float) -> dict[str, Any]:
+def agree(models: common.ModelFiles, device: str, overlap: float) -> dict[str, Any]:
     """Do MONAI and the runtime agree, in float32, if windows coincide? Two windows along each axis.
 
     "own_weights": MONAI's gaussian. "same_weights": ours, through its `process_fn`: only rounding remains.

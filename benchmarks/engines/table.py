@@ -45,7 +45,6 @@ def caption(document: dict[str, Any]) -> str:
     """The circumstances of the figures, in words."""
     windows, roofs, agreement = (document[name] for name in ("windows", "roofs", "agreement"))
     peaks = ", ".join(f"{name} {value:.0f}" for name, value in roofs["gflops"].items())
-    clocks = ", ".join(f"{name} {low} to {high} MHz" for name, (low, high) in document["mhz"].items())
     versions = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
     places = "the same" if windows["same_places"] else "other"
     same, own = (_text(agreement[f"{of}_weights"]["psnr"], "{:.1f} dB", "equality") for of in ("same", "own"))
@@ -57,7 +56,7 @@ def caption(document: dict[str, Any]) -> str:
         f"{windows['monai']}, in {places} places; {trained} GFLOP a window as trained, {deployed} as "
         f"deployed; median of {document['repeats']} turns.\n"
         f"Measured roofs: {peaks} GFLOP/s, copy {roofs['copy_gb_per_s']} GB/s. "
-        f"Clocks: {clocks or 'not told'}; load before {document['load_before']}.\n"
+        f"Load before {document['load_before']}.\n"
         f"fp32 against MONAI where windows coincide: {same} with the same weights, {own} with MONAI's own "
         f"gaussian, which lies on the LR grid and is cut off from below.\n"
         f"{document['processor']}, {document['cores']} cores; Python {document['python']}, {versions}."

@@ -106,7 +106,10 @@ def test_the_benchmarks_page_shows_our_engines_against_the_pytorch_path(folder):
         **json.loads((folder / "quality.json").read_bytes()),
         **{"model": {"name": "m", "window": [64, 64], "gflop_a_window": 1.0}, "shape": [9, 9, 3]},
         **{"device": "cpu", "threads": 2, "overlap": 0.5},
-        **{"rows": [{**path, **figures, "psnr": None}, ours, gone], "warnings": ["Too busy."], "mhz": {}},
+        **{
+            "rows": [{**path, **figures, "psnr": None}, ours, gone],
+            "warnings": ["Too busy."],
+        },
         **{"windows": {"ours": 1, "monai": 1, "same_places": True}, "repeats": 5, "load_before": 0.0},
         **{"roofs": {"gflops": {"fp32": 18.0}, "copy_gb_per_s": 5.0}},
         **{"agreement": {"same_weights": {"psnr": 140.0}, "own_weights": {"psnr": 29.0}}},

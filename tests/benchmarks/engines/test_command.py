@@ -163,10 +163,8 @@ def test_the_embedded_model_is_exported_from_the_checkpoint_beside_it(tmp_path):
 
 
 def test_identical_windows_and_weights_give_identical_volumes(tiny):
-    from udean.benchmarks.engines.contest import Models
-
     _, card = checkpoint.load_generator(tiny)
-    models = Models(tiny, tiny, tiny, card, tiny)
+    models = common.ModelFiles(tiny, tiny, tiny, tiny, card)
     found = agree(models, "cpu", 0.25)
     assert found["windows"] == 8
     assert found["same_weights"]["psnr"] > 100  # what is left is float32 rounding
