@@ -53,10 +53,10 @@ def tune_to(
 
     Raises RunError for scans without thick slices, or with too few.
     """
-    choice = resolve.choice(scan)
+    choice = resolve.scans.choice(scan)
     if choice.kind != "through-plane" or choice.grid is None:
         raise RunError(f"{scan.name} has no thick slices: leave out --to.")
-    unit, turn = resolve.look(scan)[0].unit, Orientation.of(scan.affine, choice.axis)
+    unit, turn = resolve.scans.look(scan)[0].unit, Orientation.of(scan.affine, choice.axis)
     voxels = turn.turned(scan.voxels_in_units())
     planes, held_out = own_planes(stack_of(voxels / np.float32(unit), choice.grid.turned(turn.axes)))
     model, card = read(EMBEDDED)
