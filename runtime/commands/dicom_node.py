@@ -104,6 +104,13 @@ def serve(
     listening, sending = (both if given is None else given for given in (tls_listen, tls_send))
     if listening and not both:
         raise typer.BadParameter("TLS from senders needs a certificate.", param_hint="--tls-listen")
+    if (tls_certificate or tls_key or tls_authority) and not (listening or sending):
+        raise typer.BadParameter(
+            "TLS is off in both directions: give one, or --tls-send for the destination alone.",
+            param_hint="--tls-certificate",
+        )
+    if tls_key and not both:
+        raise typer.BadParameter("A key needs its certificate, --tls-certificate.", param_hint="--tls-key")
     settings = NodeSettings(
         me,
         Peer.parse(to),

@@ -9,16 +9,21 @@ Source: DICOM PS3.8, 9.3 (protocol data units), PS3.8, 9.3.4 (reasons of rejecti
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 import threading
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from socket import SHUT_RDWR, socket
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from ..system.extras import require
+from ..system.log import log
 from .frame import CLASSIC, ENHANCED, require_pydicom
 from .send import COMMITMENT, TIMEOUT, Peer
+from .tls import why
 
 VERIFICATION = "1.2.840.10008.1.1"
 DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -26,7 +31,7 @@ REQUEST_LIMIT = 1 << 20  # bytes of a message before there is an association: a 
 MESSAGE_LIMIT = 4 << 30  # bytes of one C-STORE: pixel data of defined length end there
 INFLATED = 1 << 30  # bytes of a deflated data set: a thousandth of them is enough to announce them
 CHUNK = 1 << 20
-STRANGERS = 256  # connections without association at once; more are closed
+STRANGERS = 256  # connections without association at once
 PERMANENT, TRANSIENT = 1, 2
 NOT_CALLED, NOT_KNOWN, TOO_MANY = (PERMANENT, 1, 7), (PERMANENT, 1, 3), (TRANSIENT, 3, 2)
 
@@ -56,7 +61,18 @@ def listen(
     """A server that runs in a thread, and is shut down by `shutdown`. Raises OSError if it cannot listen."""
     net, transport = require("pynetdicom", "dicom"), require("pynetdicom.transport", "dicom")
     here: set[Any] = set()
+    strangers: WeakKeyDictionary[Any, None] = WeakKeyDictionary()  # their sockets, in order
     turn = threading.Lock()
+
+    def enter(stranger: Any) -> None:
+        """Count a connection without association; beyond the limit the oldest is closed."""
+        with turn:
+            strangers[stranger] = None
+            while len(strangers) > STRANGERS:
+                oldest = next(iter(strangers))
+                del strangers[oldest]
+                with contextlib.suppress(OSError):
+                    socket.shutdown(oldest, SHUT_RDWR)  # its thread may be in a handshake
 
     def admit(event: Any) -> None:
         link = event.assoc
@@ -80,6 +96,8 @@ def listen(
                 reason = TOO_MANY
             if reason is None:
                 here.add(link)
+                if line := link.dul.socket.socket:
+                    strangers.pop(line, None)
                 return
         link.acse.send_reject(*reason)
         link.kill()
@@ -88,7 +106,14 @@ def listen(
         def handle(self) -> None:
             self.request.settimeout(TIMEOUT)  # of a peer that stops in the middle
             if tls is not None:
-                self.request = tls.wrap_socket(self.request, server_side=True)  # in this thread alone
+                self.request = tls.wrap_socket(self.request, server_side=True, do_handshake_on_connect=False)
+            enter(self.request)
+            try:
+                if tls is not None:
+                    self.request.do_handshake()  # in this thread alone
+            except OSError as error:
+                log("handshake", reason=f"A sender's TLS failed: {why(error)}.")
+                raise
             super().handle()
 
         def _create_association(self) -> Any:
@@ -111,11 +136,8 @@ def listen(
         daemon_threads = True
         request_queue_size = 128
 
-        def verify_request(self, *_: Any) -> bool:
-            return len(self.active_associations) < admission.associations + STRANGERS
-
         def handle_error(self, *_: Any) -> None:
-            pass  # a handshake that failed
+            pass  # of a handshake
 
     def kept(event: Any) -> int:
         event.assoc.unread = 0

@@ -36,6 +36,7 @@ from .listen import Admission, is_bomb, listen
 from .send import FOR_A_WHILE, SUCCESS, TIMEOUT, Commitments, Peer, Refused, Undelivered, instances, send
 from .series import find_series
 from .spool import NOTE, SENDING, Journal, Spool, folders, series_name
+from .tls import tls_context
 
 OUT_OF_RESOURCES, NO_MATCH = 0xA700, 0xA900
 FREE = 1 << 30  # bytes that stay free on the spool's disk
@@ -178,7 +179,7 @@ class Node:
             tls = self._tls(ssl.Purpose.CLIENT_AUTH) if settings.tls_in else None
             self._tls_out = self._tls(ssl.Purpose.SERVER_AUTH) if settings.tls_out else None
             self._server = listen(admission, tls, self._store, self._released, self._commitments.report)
-        except (OSError, ssl.SSLError) as error:
+        except OSError as error:
             raise RunError(f"The node cannot start: {error.strerror or error}.") from error
         self.address: tuple[str, int] = self._server.server_address[:2]
 
@@ -226,12 +227,7 @@ class Node:
 
     def _tls(self, purpose: ssl.Purpose) -> ssl.SSLContext:
         settings = self._settings
-        context = ssl.create_default_context(purpose, cafile=settings.authority)
-        if settings.certificate is not None:
-            context.load_cert_chain(settings.certificate, settings.key)
-        if settings.authority:
-            context.verify_mode = ssl.CERT_REQUIRED
-        return context
+        return tls_context(purpose, settings.certificate, settings.key, settings.authority)
 
     # --- slices arrive, in the associations' threads ------------------------------------------------------
 

@@ -7,6 +7,7 @@ reasons), PS3.7, C (status codes), PS3.5, 10.1 (implicit VR is what every archiv
 from __future__ import annotations
 
 import contextlib
+import socket
 import ssl
 import threading
 import uuid
@@ -18,6 +19,7 @@ from ..errors import RunError
 from ..system.extras import require
 from .frame import CLASSIC, require_pydicom
 from .spool import Journal
+from .tls import why
 
 SUCCESS = 0x0000
 WARNINGS = 0x0001, 0x0107, 0x0116  # and Bxxx: it is stored
@@ -29,6 +31,7 @@ REQUEST, ALL_COMMITTED = 1, 1  # N-ACTION type, N-EVENT-REPORT type
 NOT_OFFERED = 0x0118, 0x0123, 0x0211  # no such class, action, operation: from some that accept the context
 FOR_A_WHILE = 0x0110, 0x0213  # failure reasons: processing failure, lack of resources
 NO_MR = "The destination accepts no MR images in explicit or implicit VR little endian."
+SECOND_LOOK = 2.0  # seconds for a destination to refuse a certificate
 SAME_LINK = 3.0  # seconds for a report on the association that asked for it
 
 
@@ -157,12 +160,13 @@ def send(
         there.port,
         ae_title=there.title,
         tls_args=(tls, there.host) if tls else None,
-        evt_handlers=[(net.evt.EVT_N_EVENT_REPORT, commitments.report)],
+        evt_handlers=[
+            (net.evt.EVT_CONN_OPEN, _limit),
+            (net.evt.EVT_N_EVENT_REPORT, commitments.report),
+        ],
     )
     if not link.is_established:
-        if link.rejected_contexts:
-            raise Undelivered(NO_MR)
-        raise Undelivered("The destination does not answer, or accepts no association.")
+        raise Undelivered(NO_MR if link.rejected_contexts else _obstacle(link, there, tls))
     try:
         taken = {str(context.abstract_syntax) for context in link.accepted_contexts}
         if CLASSIC not in taken:
@@ -180,6 +184,27 @@ def send(
     finally:
         with contextlib.suppress(Exception):
             link.release()
+
+
+def _limit(event: Any) -> None:
+    """Or a destination that stops in the middle of a message would stop the node."""
+    event.assoc.dul.socket.socket.settimeout(TIMEOUT)
+
+
+def _obstacle(link: Any, there: Peer, tls: ssl.SSLContext | None) -> str:
+    """Why there is no association, as far as another connection shows it."""
+    if link.is_rejected:
+        return f"The destination rejects the association: {link.acceptor.primitive.reason_str}."
+    try:
+        with socket.create_connection((there.host, there.port), TIMEOUT) as line:
+            if tls:
+                with tls.wrap_socket(line, server_hostname=there.host) as safe:
+                    safe.settimeout(SECOND_LOOK)  # it refuses our certificate after its own is accepted
+                    with contextlib.suppress(TimeoutError):
+                        safe.recv(1)
+    except OSError as error:
+        return f"The destination cannot be reached{' by TLS' if tls else ''}: {why(error)}."
+    return "The destination does not answer, or accepts no association."
 
 
 def _store(link: Any, file: Path) -> None:
