@@ -133,7 +133,7 @@ def test_peak_memory_of_the_command(tmp_path, suffix):
     shape = (160, 128, 100)
     plan = tile_windows(shape, CARD)
     scan, output = np.prod(shape) * 2, np.prod(plan.fine_shape) * 2
-    # Scan and output once, the pipeline's buffers, and 16 MB for the library's arena of one batch and the
-    # pieces in which files are read and written. (52 MB were measured of these 72.)
-    budget = scan + output + buffer_nbytes(plan) + 16e6
+    # Scan and output once, the pipeline's buffers, and 20 MB for the library's arena of one batch, which the
+    # empty scan does not need, and the pieces in which files are read and written. (73 MB were measured of 76.)
+    budget = scan + output + buffer_nbytes(plan) + 20e6
     assert peak(shape) - peak((33, 33, 4)) <= budget

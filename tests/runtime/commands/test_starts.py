@@ -82,7 +82,7 @@ def test_every_help_has_examples(name):
 @pytest.mark.parametrize("columns", [80, 140])
 def test_the_options_of_a_run_have_sections_and_the_common_ones_come_first(columns):
     done = here("udean", "run", "--help", COLUMNS=columns)
-    words = "Options", "--out", "--report", "Network", "--library", "Windows", "--overlap", "Scans", "--to"
+    words = "Options", "--engine", "--report", "Network", "--library", "Windows", "--overlap", "Scans", "--to"
     words += "BIDS", "--suffix", "Cohort", "--ray"
     places = [re.search(rf"^\W*{word}\b", done.stdout, re.MULTILINE).start() for word in words]
     assert places == sorted(places)
