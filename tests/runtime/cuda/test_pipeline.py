@@ -116,9 +116,9 @@ def test_a_gpu_takes_the_processors_windows_unless_its_engine_takes_no_others(li
     host = SuperResolver(FakeEngine(smoothed, CARD))
     cuda = SuperResolver(driver.Engine(smoothed, CARD, gpu, window=None))
     np.testing.assert_array_equal(cuda(volume), host(volume))
-    assert cuda.tiling(shape).rows.window == shape[0] and cuda.timings.windows == host.timings.windows
+    assert cuda.stages.tiling(shape).rows.window == shape[0] and cuda.timings.windows == host.timings.windows
     fixed = SuperResolver(driver.Engine(smoothed, CARD, gpu))
-    assert fixed.tiling(shape).rows.window == CARD.window[0]
+    assert fixed.stages.tiling(shape).rows.window == CARD.window[0]
 
 
 def test_outputs_that_are_kept_take_bounded_memory_and_change_nothing(library, monkeypatch):
