@@ -114,9 +114,9 @@ def test_what_a_converter_writes_beside_a_file_says_that_it_holds_no_magnitudes(
     nib.save(nib.Nifti1Image((900 * ball()).astype(np.float32), np.eye(4)), path)
     (tmp_path / "a.json").write_text('{"ImageType": ["ORIGINAL", "PRIMARY", "P", "ND", "PHASE"]}')
     with pytest.raises(RunError, match="no magnitudes, by the ImageType"):
-        RESOLVE.look(open_scan(path))
+        RESOLVE.scans.look(open_scan(path))
     (tmp_path / "a.json").write_text('{"ImageType": ["ORIGINAL", "PRIMARY", "M", "ND"]}')
-    assert RESOLVE.look(open_scan(path))
+    assert RESOLVE.scans.look(open_scan(path))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_a_name_may_say_that_a_file_holds_no_magnitudes(tmp_path, name, word):
     nib.save(nib.Nifti1Image((900 * ball()).astype(np.float32), np.eye(4)), tmp_path / f"{name}.nii.gz")
     scan = open_scan(tmp_path / f"{name}.nii.gz")
     if word is None:
-        assert RESOLVE.look(scan)
+        assert RESOLVE.scans.look(scan)
         return
     with pytest.raises(RunError, match=f"{word}, by its name"):
-        RESOLVE.look(scan)
+        RESOLVE.scans.look(scan)

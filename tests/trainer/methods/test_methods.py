@@ -65,7 +65,7 @@ def test_overfitting_one_pair_brings_the_loss_down(name, batch):
     skip, stages, factor = FALLS[name]
     method = create(name, Architecture(8, 1, 1, 4, skip=skip), 16, Weights())
     for stage, names in enumerate(stages):
-        history = [sum(h[n] for n in names) for h in play(method, batch, 50, stage)]
+        history = [sum(h[n] for n in names) for h in play(method, batch, 100, stage)]
         assert sum(history[-5:]) / 5 < factor * history[0], (stage, history[0], history[-5:])
 
 
