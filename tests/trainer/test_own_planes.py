@@ -35,7 +35,7 @@ def test_a_network_that_knows_nothing_learns_the_scans_own_detail(monkeypatch):
     monkeypatch.setattr(module, "RATE", 2e-3)  # it is not the embedded one, which is nearly right
     train, held_out = own_planes(stack())
     network = ThroughPlane()  # begins as plain interpolation
-    tuned = tune(network, train, 60)
+    tuned = tune(network, train, 120)
     assert error(tuned, held_out) < 0.96 * error(network, held_out)
     assert error(tune(network, train, 25, seconds=0.0001), held_out) == error(network, held_out)
 
