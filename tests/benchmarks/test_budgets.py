@@ -111,7 +111,7 @@ def test_allocations_do_not_grow_with_the_slices():
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's high-water mark")
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 def test_peak_memory_of_the_command(tmp_path, suffix):
-    """`udean-run` on a scan of 4 MB becoming 33: the kernel's own high-water mark over an empty scan's."""
+    """`udean-run` on a scan of 4 MB becoming 33: the kernel's own high-water mark over a short scan's."""
 
     def peak(shape):
         source = tmp_path / f"{'x'.join(map(str, shape))}{suffix}"
@@ -133,7 +133,7 @@ def test_peak_memory_of_the_command(tmp_path, suffix):
     shape = (160, 128, 100)
     plan = tile_windows(shape, CARD)
     scan, output = np.prod(shape) * 2, np.prod(plan.fine_shape) * 2
-    # Scan and output once, the pipeline's buffers, and 20 MB for the library's arena of one batch, which the
-    # empty scan does not need, and the pieces in which files are read and written. (73 MB were measured of 76.)
-    budget = scan + output + buffer_nbytes(plan) + 20e6
-    assert peak(shape) - peak((33, 33, 4)) <= budget
+    # Scan and output once, the pipeline's buffers, and 16 MB for the pieces in which files are read and
+    # written. Eight slices hold the library's arena of one batch as well. (56 MB were measured of 72.)
+    budget = scan + output + buffer_nbytes(plan) + 16e6
+    assert peak(shape) - peak((*shape[:2], 8)) <= budget
