@@ -286,8 +286,8 @@ def _image(read: Read, limit: int, claim: Claim) -> Image:
     try:
         read_attributes(attributes)
     except RunError as error:
-        if announced != length:
-            raise Unknown(odd, head, attributes) from None
+        if announced != length:  # whichever is wrong of the two, pixels may not be what follows
+            raise Unknown(f"{odd}, and cannot be read", head, attributes) from None
         fault = str(error)
     try:
         pixels = np.frombuffer(read(size), dtype).reshape(shape)

@@ -297,9 +297,8 @@ class Session:
         except mrd.LeftOut as error:
             self._say("ERROR", str(error))
         except mrd.Unknown as error:
-            if (
-                self._doubted and not error.passed
-            ):  # what follows is the rest of that image: nothing comes between
+            rest_of_image = self._doubted and not error.passed
+            if rest_of_image:  # nothing comes between it and its image
                 self._connection.resynchronize(error.ahead, b"")
             else:
                 self._unread += bool(error.passed)
