@@ -64,8 +64,12 @@ default-model: install
 	$(BIN)/python -m udean.trainer.simulation.heads $(RUN)/hr --labels $(LABELS) --heads 20 --first 0 --spots 40000
 	$(BIN)/python -m udean.trainer.simulation.heads $(RUN)/hr --labels $(LABELS) --heads 8 --first 20 --spots 40000 --spacing 1.5
 	$(BIN)/python -m udean.trainer.simulation.heads $(RUN)/val --labels $(LABELS) --heads 2 --first 28
+	$(BIN)/python -m udean.trainer.simulation.heads $(RUN)/dense --labels $(LABELS) --heads 8 --first 40 --spots 300000
+	$(BIN)/python -m udean.trainer.simulation.heads $(RUN)/dense --labels $(LABELS) --heads 5 --first 48 --spots 300000 --spacing 1.5
+	$(BIN)/python -m udean.trainer.simulation.heads $(RUN)/dense --labels $(LABELS) --heads 5 --first 53 --spots 300000
 	cd $(RUN) && $(CURDIR)/$(BIN)/udean-train --preset compact --config $(CURDIR)/recipes/default_model.toml --out run
-	$(BIN)/python -m udean.recipes.default_model ship $(RUN)/run
+	cd $(RUN) && $(CURDIR)/$(BIN)/python -m udean.recipes.default_model widen wide
+	$(BIN)/python -m udean.recipes.default_model ship $(RUN)/wide
 	$(BIN)/python -m udean.trainer.simulation.heads $(RUN)/calibration --labels $(LABELS) --heads 6 --first 1000 --spacing 1.2
 	cp $(RUN)/hr/real-1mm.nii.gz $(RUN)/calibration
 	$(BIN)/python -m udean.recipes.error_map $(RUN)/calibration
@@ -99,7 +103,7 @@ vendor:
 
 # All that needs a GPU, in one call of at most 9 minutes (--minutes): a limit for each step, and results after each, with the
 # device's name. It needs no installation: for any Python that has what benchmarks/gpu_check.py names.
-# GPU_CHECK="--device cpu --minutes 60 --out bench" rehearses it on a processor.
+# GPU_CHECK="--device cpu --minutes 60 --out bench" rehearses it on a processor; --scans FOLDER trains at the end.
 GPU_PYTHON ?= python3
 gpu-check:
 	$(GPU_PYTHON) benchmarks/gpu_check.py $(GPU_CHECK)

@@ -1,8 +1,8 @@
-"""The embedded model's first and last step: check its training data; measure a run and ship it.
+"""The embedded model: check its training data; train on in wider windows; measure a run and ship it.
 
-`make default-model` makes the cohort and trains with the product's own commands in between. The ICBM152
+`make default-model` makes the cohort and trains the first part with the product's own commands. The ICBM152
 figures go into the model's card, the checkpoint and its exports into `runtime/models/`, and the training
-curve and the demo's picture into `docs/`.
+curves and the demo's picture into `docs/`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import csv
 import hashlib
 import json
 import shutil
+import tomllib
 from pathlib import Path
 from typing import Annotated
 
@@ -26,9 +27,12 @@ from ..export.trust import examined
 from ..runtime.errors import RunError
 from ..runtime.scan.scan import open_scan
 from ..trainer import checkpoint
+from ..trainer.config import load
 from ..trainer.evaluation import demo
+from ..trainer.fit import fit
 
-ROOT = Path(__file__).parents[1]
+RECIPES = Path(__file__).parent
+ROOT = RECIPES.parent
 MODELS = ROOT / "runtime" / "models"
 DOCS = ROOT / "docs"
 
@@ -43,7 +47,7 @@ def prepare(
     out: Annotated[Path, typer.Argument(help="Folder for HR scans.")],
 ) -> None:
     """Check LABELS and HEAD by their SHA-256, and put the head into OUT, unchanged and at 1 mm."""
-    for line in (Path(__file__).parent / "default_model.sha256").read_text().splitlines():
+    for line in (RECIPES / "default_model.sha256").read_text().splitlines():
         digest, name = line.split()
         file = head if name.startswith("t1w") else labels / name
         if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
@@ -71,6 +75,27 @@ def millimetre(image: NDArray[np.float32], zooms: tuple[float, ...]) -> NDArray[
         space = space * np.expand_dims(taper, [a for a in range(3) if a != axis])
     small = np.abs(fft.ifftn(fft.ifftshift(space)))
     return (small / np.percentile(small, 99.9)).astype(np.float32)
+
+
+@app.command()
+def widen(
+    run: Annotated[Path, typer.Argument(help="Folder of this part of the training.")],
+    steps: Annotated[int | None, typer.Option(help="In place of the recipe's.")] = None,
+) -> None:
+    """Train on from the first part, in wider windows and on more heads, or go on where that was cut off.
+
+    Folders are the recipe's, in the working folder: hr, dense, val and run.
+    """
+    options = tomllib.loads((RECIPES / "default_model_wide.toml").read_text())
+    if steps:
+        options["schedule"]["steps"] = steps
+
+    def report(step: int, last: int, losses: dict[str, float]) -> None:
+        if step % 100 == 0:
+            print(f"{step} of {last}: {losses['high_band']:.5f}", flush=True)
+
+    config = load("compact", RECIPES / "default_model.toml", options)
+    fit(config, run, (run / "checkpoint.pt").exists(), report)
 
 
 @app.command()

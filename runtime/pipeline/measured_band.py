@@ -9,8 +9,8 @@ measured:
 U(LR) is the zero-filled scan and U(D(SR)) the low band of SR. Both are separable. In a plane they are FFTs,
 axis by axis, each cropped before the next one, so that most of the work is never done. Across the slices they
 are windowed sincs of REACH LR slices to either side, so that planes go through as they come, and a volume
-never has to be held. If the slices form a ring, whose first one needs the last one, the sinc is exact, as far
-as memory allows.
+never has to be held. If the slices form a ring, whose first one needs the last one, they are FFTs as well, as
+far as memory allows.
 
 If the card knows the scanner's point spread as well (its `consistency` is "transfer"), D and U both pass what
 the point spread passes: frequencies that the scan has hardly seen hardly correct the network, and their noise
@@ -62,6 +62,8 @@ MARGIN = 8  # least number of LR voxels over which one end of a plane blends int
 HALF, POWER = 0.045, 6
 AIR, TISSUE = 0.05, 0.1  # shares of the unit below which a magnitude is air, and above which it is tissue
 WHOLE = 1 << 28  # largest ring of slices, in HR voxels, that is held in memory for its exact sinc
+TOGETHER = 4096  # lines of voxels across a ring of slices whose FFTs are one call
+SLAB = 16  # HR slices of such a ring that leave together
 NOISE_IN_AIR = 2.0  # a magnitude of pure noise has a mean of 1.25 times the noise
 
 
@@ -113,8 +115,11 @@ def hold_measured(
     """
     rows, columns, count = shape
     plane = _Plane((rows, columns), scale[:2], grid, rings[:2], transfer[:2])
-    exact = rings[2] and rows * columns * count * math.prod(scale) <= WHOLE
-    across = _Across(count, scale[2], grid, rings[2], exact, transfer[2] if transfer else ())
+    if rings[2] and scale[2] > 1 and rows * columns * count * math.prod(scale) <= WHOLE:
+        ring = _PlaneAxis(count, scale[2], grid, True, 0, transfer[2] if transfer else ())
+        yield from _hold_on_ring(slabs, lr_plane, count * scale[2], plane, ring, weigh)
+        return
+    across = _Across(count, scale[2], grid, rings[2], False, transfer[2] if transfer else ())
     downs = [across.down(k) for k in range(count)]
     ups = [across.up(z) for z in range(count * scale[2])]
     stage = _Passing(plane, downs, ups, weigh, not rings[2])
@@ -132,6 +137,48 @@ def hold_measured(
             for run in _runs(stage.ready()):
                 yield run[0], np.stack(list(pool.map(stage.corrected, run)))
             stage.forget()
+
+
+def _hold_on_ring(
+    slabs: Iterable[tuple[int, Planes]],
+    lr_plane: Callable[[int], Planes],
+    count: int,
+    plane: _Plane,
+    ring: _PlaneAxis,
+    weigh: Weight,
+) -> Generator[tuple[int, Planes]]:
+    """The same if the slices are a ring that fits into memory: by FFT across them, once all are there.
+
+    count: HR slices. ring: across the slices, for arrays (slices, voxels).
+    """
+    sr: list[Planes] = []
+    seen: list[Planes] = []  # as the scanner would see them, if it saw the HR slices
+    lr: list[Planes] = []
+
+    def across(apply: Callable[[Planes], Planes], planes: list[Planes]) -> list[Planes]:
+        shape = planes[0].shape
+        stack = np.stack(planes).reshape(len(planes), -1)
+        parts = range(0, stack.shape[1], TOGETHER)
+        done = pool.map(lambda part: apply(stack[:, part : part + TOGETHER]), parts)
+        return list(np.concatenate(list(done), 1).reshape(-1, *shape))
+
+    with ThreadPoolExecutor(cores(), "measured band") as pool:
+        for first, slab in slabs:
+            if first < len(sr):
+                del sr[:], seen[:], lr[:]
+            sr.extend(slab.copy())
+            seen += pool.map(plane.down, slab)
+            scale = count // ring.size
+            lr += [lr_plane(k) for k in range(len(lr), -(-len(sr) // scale))]
+        compared = functools.partial(_missing, weigh=weigh)
+        seen = across(ring.up, list(pool.map(compared, lr, across(ring.down, seen))))
+
+        def corrected(sr: Planes, missing: Planes) -> Planes:
+            return _corrected(sr, plane.up(missing), weigh)
+
+        for first in range(0, count, SLAB):
+            yield first, np.stack(list(pool.map(corrected, sr[:SLAB], seen[:SLAB])))
+            del sr[:SLAB], seen[:SLAB]
 
 
 @dataclass(frozen=True)
@@ -218,12 +265,7 @@ class _Passing:
         return [z for z in known if known[z]]
 
     def corrected(self, z: int) -> Planes:
-        sr = self._waiting[z]
-        added = self._plane.up(_sum(self._ups[z], self._missing))
-        if self._weigh.detail != 1:
-            added += np.float32(self._weigh.detail - 1) * sr
-        added *= _tissue(sr, self._weigh)
-        return sr + added
+        return _corrected(self._waiting[z], self._plane.up(_sum(self._ups[z], self._missing)), self._weigh)
 
     def forget(self) -> None:
         """Release planes that have been yielded, and those that nothing needs any more."""
@@ -256,6 +298,15 @@ def _missing(lr: Planes, seen: Planes, weigh: Weight) -> Planes:
     return found
 
 
+def _corrected(sr: Planes, added: Planes, weigh: Weight) -> Planes:
+    """An SR plane with the HR plane of what is missing from it, which is overwritten."""
+    if weigh.detail != 1:
+        added += np.float32(weigh.detail - 1) * sr
+    added *= _tissue(sr, weigh)
+    added += sr
+    return added
+
+
 def _tissue(plane: Planes, weigh: Weight) -> Planes:
     """How much each voxel counts as tissue, 0 to 1."""
     if weigh.tissue <= weigh.air:
@@ -270,9 +321,13 @@ def binomial(plane: Planes, axis: int) -> Planes:
     """A binomial filter (1, 2, 1) / 4 along one axis; beyond its ends the plane repeats its end voxels."""
     if plane.shape[axis] == 1:
         return plane
-    padded = np.pad(plane, [(1, 1) if a == axis else (0, 0) for a in range(2)], mode="edge")
-    before, after = (np.take(padded, range(i, i + plane.shape[axis]), axis) for i in (0, 2))
-    return (0.25 * before + 0.5 * plane + 0.25 * after).astype(np.float32)
+    quarter = np.float32(0.25) * np.moveaxis(plane, axis, 0)
+    total = 2 * quarter
+    total[1:] += quarter[:-1]
+    total[0] += quarter[0]
+    total[:-1] += quarter[1:]
+    total[-1] += quarter[-1]
+    return np.moveaxis(total, 0, axis)
 
 
 def _sum(taps: tuple[list[int], list[float]], planes: dict[int, Planes]) -> Planes:
@@ -389,7 +444,7 @@ class _PlaneAxis:
     ) -> None:
         length = size if ring else _quick(size + MARGIN)
         self._lr, self._hr = _Ends(size, 1, grid, ring, length), _Ends(size, factor, grid, ring, length)
-        self._length, self._factor, self.axis = length, factor, axis
+        self.size, self._length, self._factor, self.axis = size, length, factor, axis
         # The Nyquist frequency of an even size has one coefficient for both its signs: it is left out.
         self._kept = tuple(slice(0, (length + 1) // 2) if a == axis else slice(None) for a in (0, 1))
         shift = 0.0 if grid == "fft" else (factor - 1) / 2 / factor  # of LR voxel 0, in LR voxels

@@ -1,11 +1,15 @@
 """The call for a lent GPU: nothing is lost by a step that fails, hangs or does not fit into the time."""
 
 import json
+import os
 import re
 import sys
+from dataclasses import replace
 
+import nibabel as nib
+import numpy as np
 import pytest
-from udean.benchmarks import gpu_check
+from udean.benchmarks import common, gpu_check
 from udean.benchmarks.gpu_check import Check, CheckOutcome
 
 
@@ -39,6 +43,22 @@ def test_a_step_that_fails_or_hangs_keeps_no_other_from_running(check):
     assert [s["told"] for s in found["steps"]] == [["why 1"], ["begun 2"], ["psnr 42.0 dB"]]
     for text in ("why 1", "begun 2", "psnr 42.0 dB", "numpy"):
         assert text in said or text in found
+
+
+def test_a_training_takes_the_time_that_is_left_and_a_later_call_goes_on(tmp_path, check):
+    scans = tmp_path / "hr"
+    scans.mkdir()
+    for name in "ab":
+        nib.save(nib.Nifti1Image(common.textured((80, 72, 12)), np.eye(4)), scans / f"{name}.nii.gz")
+    (begun,) = gpu_check.training("compact", scans, tmp_path / "runs" / "one")
+    a_few = replace(begun, arguments=(*begun.arguments, "--steps", "2"))
+    outcome = gpu_check.run(a_few, 120.0, dict(os.environ))
+    assert outcome.state == "done", outcome.told
+    assert (tmp_path / "runs" / "one" / "checkpoint.pt").exists()
+    (later,) = gpu_check.training("compact", scans, tmp_path / "runs" / "one")
+    assert "--resume" in later.arguments and gpu_check.run(later, 120.0, dict(os.environ)).state == "done"
+    code, found, _ = check(replace(step("trains", "import time; time.sleep(60)"), goes_on=True), minutes=0.1)
+    assert code == 0 and found["steps"][0]["state"] == "to go on"
 
 
 def test_what_a_bare_machine_lacks_is_named(check, monkeypatch):

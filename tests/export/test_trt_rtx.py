@@ -221,11 +221,12 @@ def test_a_plan_for_every_rtx_card_says_that_it_has_run_on_none(
 
 NOISY = """
 import sys
-from udean.export import cli, trt_build
+from udean.export import trt_build
+from udean.runtime.commands.launch import main
 start = trt_build.Monitor.start
 trt_build.Monitor.start = lambda self, phase, *more: (print(phase, flush=True), start(self, phase, *more))
 sys.argv = ["udean-export", *sys.argv[1:]]
-cli.main()
+main()
 """
 
 

@@ -87,6 +87,12 @@ def test_ends_that_are_alike_meet_and_short_axes_are_not_judged():
     assert rings(np.ones((3, 30, 5))) == (False, True, False)
 
 
+def test_ends_that_differ_by_their_noise_alone_need_not_meet():
+    """As a head in the middle of its field: its slices can go on as they come."""
+    for sigma in (5, 50):
+        assert rings(noisy(np.pad(head((48, 48, 48)), 8), sigma)) == (False, False, False)
+
+
 def test_what_is_near_zero_in_an_image_with_signs_is_not_taken_for_air():
     volume = np.where(head() > 500, 900, -400) + RANDOM.normal(0, 10, (72, 64, 60))
     volume[:20] = RANDOM.normal(60, 25, (20, 64, 60))  # between inverted and upright tissue
