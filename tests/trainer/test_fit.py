@@ -19,7 +19,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import MixedPrecision
 from udean.runtime.errors import RunError
-from udean.trainer import checkpoint, fit
+from udean.trainer import checkpoint, fit, precision
 from udean.trainer.config import load
 from udean.trainer.methods import METHODS, Weights, create
 from udean.trainer.metrics_log import Alarm, MetricsLog
@@ -403,10 +403,19 @@ def test_auto_is_a_precision_that_the_machine_multiplies_itself(scans):
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     chosen = fit.resolved(config(scans, schedule={"precision": "auto"})).schedule.precision
     assert chosen in get_args(TrainingPrecision)
-    if not torch.cuda.is_available() and "avx512f" in flags:
-        assert (chosen == "bf16-mixed") == bool({"avx512_bf16", "amx_bf16"} & set(flags.split()))
+    if not torch.cuda.is_available() and not {"avx512_bf16", "amx_bf16"} & set(flags.split()):
+        assert chosen == "32-true" or "avx512f" not in flags
     explicit = config(scans, schedule={"precision": "bf16-mixed"})
     assert fit.resolved(explicit) == explicit
+
+
+@pytest.mark.parametrize(("seconds", "chosen"), [(0.5, "bf16-mixed"), (1.3, "32-true")])
+def test_a_processor_trains_in_bf16_only_if_that_is_faster_on_it(monkeypatch, seconds, chosen):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(precision, "processor_has_bf16", lambda: True)
+    assert 0 < precision.seconds_of_steps(bf16=False) < 60
+    monkeypatch.setattr(precision, "seconds_of_steps", lambda bf16: seconds if bf16 else 1.0)
+    assert precision.fastest_precision() == chosen
 
 
 def test_a_parametric_degradation_is_in_the_card_and_in_the_selection(scans, tmp_path):
