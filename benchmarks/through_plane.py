@@ -132,7 +132,7 @@ def case(head: tuple[Volume, Lesions], thick: Thick, resolve: SuperResolver) -> 
     inside = ndimage.gaussian_filter(truth, 2) > 0.05
     # A slice's noise is a step to the next one, which no method may leave out: it has been measured.
     clean, *_ = slices_of(volume, dataclasses.replace(thick, noise=0.0))
-    seen: Volume = truth + (slices - clean)[:, :, near]
+    seen = (truth + (slices - clean)[:, :, near]).astype(np.float32)
     out: dict[str, Any] = {}
     for name, result in results.items():
         assert result.shape == truth.shape
