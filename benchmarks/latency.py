@@ -34,7 +34,7 @@ from ..runtime.pipeline.engine import Precision
 from ..runtime.resolver import SuperResolver
 from . import common
 from .common import run_script
-from .mrd_scanner import ServerProcess, image, serving
+from .mrd_scanner import ServerProcess, image, received, serving
 
 
 def main(
@@ -133,16 +133,8 @@ def served(messages: list[mrd.Bytes], slices: int, server: ServerProcess) -> dic
     with socket.create_connection(server.address) as client, client.makefile("rb") as stream:
         arrived: list[float] = []
 
-        def read(size: int) -> bytearray:
-            data = bytearray(stream.read(size))
-            if len(data) < size:
-                raise mrd.EndOfStream
-            return data
-
         def receive() -> None:
-            while not isinstance(message := mrd.read_message(read, 1 << 30, lambda _: None), mrd.Close):
-                if isinstance(message, mrd.Image):
-                    arrived.append(time.perf_counter())
+            arrived.extend(time.perf_counter() for m in received(stream) if isinstance(m, mrd.Image))
 
         receiver = threading.Thread(target=receive)
         receiver.start()

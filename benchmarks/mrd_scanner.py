@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,19 @@ def image(plane: NDArray[np.uint16], place: int, series: int = 1) -> mrd.Image:
     header["image_type"], header["image_index"] = mrd.MAGNITUDE, place + 1
     header["image_series_index"] = series
     return mrd.Image(header, b"", plane[None, None])
+
+
+def received(stream: BinaryIO) -> Iterator[object]:
+    """The server's messages, to its close message. Raises RunError if one cannot be read."""
+
+    def read(size: int) -> bytearray:
+        data = bytearray(stream.read(size))
+        if len(data) < size:
+            raise mrd.EndOfStream
+        return data
+
+    while not isinstance(message := mrd.read_message(read, 1 << 30, lambda _: None), mrd.Close):
+        yield message
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ import numpy as np
 
 from ..runtime.errors import RunError
 from ..runtime.mrd import messages as mrd
-from .mrd_scanner import image, serving
+from .mrd_scanner import image, received, serving
 
 IMAGES = 40  # per stream, about
 SHAPE = 12, 10  # rows, columns
@@ -278,16 +278,9 @@ def lost(images: list[bytes], back: bytes) -> int:
 
 def _sr_images(back: bytes) -> list[bytes]:
     """The images of an intact stream's answer that belong to the SR series."""
-    source, found = io.BytesIO(back), []
-
-    def read(size: int) -> bytearray:
-        data = bytearray(source.read(size))
-        if len(data) < size:
-            raise mrd.EndOfStream
-        return data
-
+    found = []
     with contextlib.suppress(RunError):  # what is lost, others count
-        while not isinstance(message := mrd.read_message(read, 1 << 30, lambda _: None), mrd.Close):
+        for message in received(io.BytesIO(back)):
             if isinstance(message, mrd.Image) and message.header["image_series_index"] != 1:
                 found.append(b"".join(message.parts()))
     return found

@@ -2,18 +2,23 @@
 
     python -m udean.benchmarks.training_speed --preset compact --steps 100
 
-Every variant takes the same steps on the same slabs in a process of its own; the baseline is plain eager
-float32 with contiguous images. The losses of the last steps stand beside, so that a faster variant cannot
-hide a worse training.
+Every variant is a training as `udean-train` does it, of the same steps on the same slabs, in a process of its
+own; the baseline is plain eager float32 with contiguous images. The losses of the last steps stand beside, so
+that a faster variant cannot hide a worse training.
 """
 
 from __future__ import annotations
 
+import itertools
+import os
 import statistics
+import tempfile
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
+import nibabel as nib
+import numpy as np
 import typer
 
 from . import common
@@ -60,46 +65,47 @@ def main(
 
 
 def time_variant(
-    variant: tuple[str, bool, bool], preset: str, method_name: str, batch: int | None, steps: int, warmup: int
+    variant: tuple[str, bool, bool], preset: str, method: str, batch: int | None, steps: int, warmup: int
 ) -> dict[str, Any]:
-    """Time one variant in this process.
+    """Time one variant in this process: a training as `udean-train` does it, on volumes of noise.
 
     patches_per_second: LR patches, from the median step after the warm-up. peak_mb: of the process, or of the
     GPU's memory. losses: the sum of the generators' losses at each step.
     """
     import torch
-    from lightning_fabric import Fabric
 
     from ..trainer.config import load
-    from ..trainer.fit import Player, take_step, to_batch
-    from ..trainer.methods import create
+    from ..trainer.fit import fit
 
     precision, channels_last, compiled = variant
-    config = load(
-        preset,
-        options={
-            "method": method_name,
-            "data": {"pairing": "aligned"},  # so that there are slabs for any method
-            "schedule": {"precision": precision, "batch": batch},
-            "machine": {"channels_last": channels_last, "compile": compiled},
-        },
-    )
-    fabric = Fabric(accelerator="auto", devices=1, precision=config.schedule.precision)  # type: ignore[arg-type]
-    fabric.launch()
-    fabric.seed_everything(0, verbose=False)
-    method = create(config.method, config.network, config.schedule.patch, config.weights).to(fabric.device)
-    if channels_last:
-        method = method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    players = [Player.of(turn, config, fabric) for turn in method.turns(method.stages - 1)]
-    slabs = _slabs(config)
-    times, losses = [], []
-    for step in range(warmup + steps):
-        start = time.perf_counter()
-        drawn = to_batch(slabs, step, config, fabric)
-        values = take_step(fabric, method, players, drawn, config.schedule.learning_rate)
-        times.append(time.perf_counter() - start)  # reading the losses waited for the device
-        losses.append(sum(value for name, value in values.items() if not name.startswith("d_")))
-    cuda, median = fabric.device.type == "cuda", statistics.median(times[warmup:])
+    marks, losses, names = [time.perf_counter()], list[float](), set[str]()
+
+    def note(step: int, total: int, values: dict[str, float]) -> None:
+        marks.append(time.perf_counter())  # reading the losses has waited for the device
+        if step == 1:  # later ones have the figures of validations too
+            names.update(name for name in values if not name.startswith(("d_", "gradient")))
+        losses.append(sum(values[name] for name in names))
+
+    with tempfile.TemporaryDirectory() as name:
+        os.environ["XDG_CACHE_HOME"] = name
+        scans = [Path(name) / f"{number}.nii" for number in range(2)]
+        for scan in scans:
+            nib.save(nib.Nifti1Image(common.textured((160, 160, 48)), np.eye(4)), scan)
+        paths = list(map(str, scans))
+        data = {"source": paths, "target": paths, "target_simulated": True, "pairing": "aligned"}
+        length = {"steps": warmup + steps, "validate_every": 10**9, "checkpoint_every": 10**9}
+        config = load(
+            preset,
+            options={
+                "method": method,
+                "data": {**data, "slab_axes": [2]},
+                "schedule": {"precision": precision, "batch": batch, **length},
+                "machine": {"channels_last": channels_last, "compile": compiled},
+            },
+        )
+        fit(config, Path(name) / "run", report=note)
+    times = [after - before for before, after in itertools.pairwise(marks)]
+    cuda, median = torch.cuda.is_available(), statistics.median(times[warmup:])
     layout = "channels last" if channels_last else "contiguous"
     return {
         "variant": f"{precision}, {layout}, {'compiled' if compiled else 'eager'}",
@@ -110,25 +116,6 @@ def time_variant(
         "losses": losses,
         "device": torch.cuda.get_device_name() if cuda else "cpu",
     }
-
-
-def _slabs(config: Any) -> Any:
-    """hr, coarse and lr slabs of smooth noise, on the FFT grid."""
-    import numpy as np
-    import torch
-
-    from ..trainer.simulation import kspace
-
-    s, patch, count = config.network.scale, config.schedule.patch, config.schedule.batch
-    rng = np.random.default_rng(0)
-    fine, low = [], []
-    for _ in range(2 * count):
-        coarse = rng.random((patch // 2, patch // 2, 3), np.float32)
-        hr = kspace.zero_fill(coarse, (2 * s[0], 2 * s[1], s[2]))
-        low.append(np.moveaxis(kspace.acquire(hr, kspace.Acquisition(s)), 2, 0))
-        fine.append(np.moveaxis(hr, 2, 0))
-    hr, coarse = (torch.from_numpy(np.stack(volumes)) for volumes in (fine, low))
-    return hr[:count], coarse[:count], coarse[count:]
 
 
 if __name__ == "__main__":
