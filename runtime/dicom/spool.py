@@ -5,7 +5,9 @@
     work/SERIES        finished: restored below `sr`, until the destination has every SR slice; those that
                        it has are lines of `sending`
     quarantine/SERIES-TIME   set aside, with `reason.txt`
-    sent/SERIES.json   which slices a series had that has gone out: later ones make no series of their own
+    sent/SERIES.json   which slices a series had that has gone out: later ones make no series of their own,
+                       even if they say less, or more, of whose they are
+    layout             LAYOUT
     studies/STUDY.json numbers of a study's series, so that a result's is free
 
 SERIES and STUDY are hashes of identities: nothing that a peer says is a path. What changes a folder's place
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import threading
@@ -31,6 +34,7 @@ from .frame import identity, integer, may_be, require_pydicom
 DONE = ".done-"  # begins the name of what was sent and only needs to be removed
 MARKER, REFUSED = "open-", "refused-"
 NOTE, REASON, SENDING = "note.txt", "reason.txt", "sending"
+LAYOUT = b"1\n"  # of the folders and names here: a spool of another one is not touched
 HALF = 16  # characters of a series' folder
 REMEMBERED = 20_000  # series whose sent slices are remembered; a number, not a time, because clocks jump
 BROKEN_OFF = "The sender broke off, or did not repeat what was refused: slices may be missing."
@@ -75,7 +79,7 @@ class Journal:
 
 
 class Spool:
-    """The folders of a node. Raises DiskError if they cannot be made."""
+    """The folders of a node. Raises DiskError if they cannot be made, RunError for another version's."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -84,11 +88,21 @@ class Spool:
         )
         self._turn = threading.Lock()
         self._held = None
+        layout = root / "layout"
         try:
             for folder in (self.incoming, self.work, self.quarantine, self._sent, self._studies):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if not layout.exists() and not any(any(root.rglob(kind)) for kind in ("*.dcm", "*.json")):
+                with atomic(layout) as file:
+                    file.write(LAYOUT)
+            found = layout.read_bytes() if layout.exists() else b""
         except OSError as error:
             raise DiskError(f"Cannot use the spool {root}: {error.strerror or error}.") from error
+        if found != LAYOUT:
+            raise RunError(
+                f"The spool {root} is another version's: let that one finish what waits there, or give a new "
+                "folder and send again what lies in incoming, work and quarantine."
+            )
 
     def hold(self) -> None:
         """Become this spool's only node; clean up after a killed one. Raises RunError if another one runs."""
@@ -177,7 +191,7 @@ class Spool:
                 shutil.rmtree(folder)
                 return None
             here = _slices(folder)
-            mine = read_json(self._sent / f"{series}.json")
+            mine = _note(self._sent / f"{series}.json")
             for note in (mine, *self._related(folder, series)):
                 gone = set(note.get("slices", ()))
                 if gone and not gone <= here:
@@ -213,10 +227,13 @@ class Spool:
         write_json(self._sent / f"{folder.name}.json", note)
 
     def _related(self, folder: Path, series: str) -> list[dict[str, Any]]:
-        """What has gone out of slices of the same UID that told less, or more, of whose they are."""
+        """What has gone out of slices of the same UID that told less, or more, of whose they are.
+
+        Raises OSError or DiskError.
+        """
         notes = [file for file in self._sent.glob(f"{series[:HALF]}*.json") if file.stem != series]
         whose = _whose(folder) if notes else []
-        return [note for note in map(read_json, notes) if may_be(whose, note.get("whose", ()))]
+        return [note for note in map(_note, notes) if may_be(whose, note.get("whose", ()))]
 
     def set_aside(self, folder: Path, series: str, reason: str) -> None:
         """To quarantine, with the reason beside the slices. Raises OSError if the disk fails."""
@@ -275,8 +292,8 @@ class Spool:
         """Move a set-aside series back to its previous place. Raises RunError if there is none."""
         folder = self._entry(name)
         shutil.rmtree(folder / "sr", ignore_errors=True)
-        for name_ in (REASON, SENDING):
-            (folder / name_).unlink(missing_ok=True)
+        for note in (REASON, SENDING):
+            (folder / note).unlink(missing_ok=True)
         target = self.incoming / name.rpartition("-")[0]
         try:
             os.replace(folder, target)
@@ -314,12 +331,26 @@ def hashed(text: str) -> str:
 
 
 def _whose(folder: Path) -> list[str]:
-    """The identity that a folder's slices share, as hashes; "" for what they do not tell."""
+    """The identity that a folder's slices share, as hashes; "" for what they do not tell. Raises OSError."""
     try:
         head = require_pydicom().dcmread(next(folder.glob("*.dcm")), stop_before_pixels=True, force=True)
         return [hashed(text) if text else "" for text in identity(head)]
+    except OSError:
+        raise
     except Exception:  # a damaged file may raise anything
         return []
+
+
+def _note(path: Path) -> dict[str, Any]:
+    """What is noted of a series that has gone out, empty if none has. Raises DiskError if it is damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise DiskError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise DiskError(f"Cannot read {path}: it is damaged.") from error
 
 
 def _slices(folder: Path) -> set[str]:

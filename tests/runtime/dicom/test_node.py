@@ -278,6 +278,23 @@ def test_a_series_that_loses_its_identity_on_the_way_does_not_go_out_in_halves(t
     node.run()
 
 
+@pytest.mark.parametrize("lost", ["PatientID", "FrameOfReferenceUID"])
+def test_the_rest_of_a_series_whose_first_half_went_out_without_identity_is_late(model, tmp_path, lost):
+    files, spool = ordered(classic(tmp_path / "in", shape=(8, 12, 10))), tmp_path / "spool"
+    anonymous = [shutil.copy(file, tmp_path / f"{n}.dcm") for n, file in enumerate(files[:4])]
+    for file in anonymous:
+        change(file, **{lost: ""})
+    with archive() as (port, got), serving(model, spool, port) as (_, mine):
+        assert send(mine, anonymous) == [0] * 4
+        wait(lambda: len(got) == 8 and not list((spool / "work").iterdir()))
+        assert send(mine, files[4:]) == [0] * 4
+        wait(lambda: list((spool / "quarantine").glob("*/reason.txt")))
+        assert "had gone out" in next((spool / "quarantine").glob("*/reason.txt")).read_text()
+        assert send(mine, files) == [0] * 8  # the whole one, with the identity
+        wait(lambda: len(got) == 24)
+    assert sizes(got) == [8, 16] and not list((spool / "quarantine").iterdir())
+
+
 def test_a_slice_that_was_refused_is_waited_for(tmp_path, monkeypatch):
     """Its sender may release the association all the same, and try again later."""
     files = ordered(classic(tmp_path / "in", shape=(4, 12, 10)))

@@ -4,6 +4,7 @@ import pydicom
 import pytest
 from udean.runtime.dicom.frame import IDENTITY
 from udean.runtime.dicom.spool import Spool, series_name
+from udean.runtime.errors import DiskError, RunError
 
 
 @pytest.fixture
@@ -55,6 +56,29 @@ def test_the_oldest_of_what_is_set_aside_goes_first_and_only_on_request(spool):
     assert dropped.name.startswith("a-")
     assert [entry.name[0] for entry in spool.bound(0)] == ["b"]  # what came last always stays
     assert [entry.name[0] for entry in spool.aside()] == ["c"]
+
+
+def test_another_version_s_spool_is_refused_and_left_as_it_is(tmp_path):
+    waiting = tmp_path / "old" / "incoming" / "0123456789abcdef0123456789abcdef"
+    waiting.mkdir(parents=True)
+    (waiting / "1.dcm").write_bytes(b"head")
+    newer = Spool(tmp_path / "new").root
+    (newer / "layout").write_text("999\n")
+    for root in (tmp_path / "old", newer):
+        with pytest.raises(RunError, match="another version's"):
+            Spool(root)
+    assert (waiting / "1.dcm").read_bytes() == b"head"
+    (tmp_path / "empty" / "incoming").mkdir(parents=True)
+    assert Spool(tmp_path / "empty").waiting() == Spool(tmp_path / "empty").waiting()
+
+
+@pytest.mark.parametrize("note", ["", "{", "[" * 10_000])
+def test_a_series_waits_until_it_is_known_whether_it_has_gone_out(spool, note):
+    store(spool, ("1", b"head"))
+    (spool.root / "sent" / "series.json").write_text(note)
+    with pytest.raises(DiskError, match="damaged"):
+        spool.finish("series", False)
+    assert contents(spool.incoming / "series") == [b"head"]
 
 
 def test_slices_of_two_identities_never_share_a_folder():
