@@ -102,11 +102,11 @@ vendor:
 	node runtime/view/vendor/vendor.mjs
 
 # All that needs a GPU, in one call of at most 9 minutes (--minutes): a limit for each step, and results after each, with the
-# device's name. It needs no installation: for any Python that has what benchmarks/gpu_check.py names.
+# device's name. It needs no installation: for any Python that has what tests/gpu_check.py names.
 # GPU_CHECK="--device cpu --minutes 60 --out bench" rehearses it on a processor; --scans FOLDER trains at the end.
 GPU_PYTHON ?= python3
 gpu-check:
-	$(GPU_PYTHON) benchmarks/gpu_check.py $(GPU_CHECK)
+	$(GPU_PYTHON) tests/gpu_check.py $(GPU_CHECK)
 
 # Every engine against the PyTorch path, with the figures in bench/: minutes on two cores.
 bench: install

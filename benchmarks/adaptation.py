@@ -39,20 +39,19 @@ from scipy import stats
 from ..export.adapt import fine_tuning
 from ..runtime.commands.common import sentences
 from ..runtime.errors import RunError
-from ..runtime.resolver import Consistency, SuperResolver
+from ..runtime.resolver import SuperResolver
 from ..runtime.system.files import atomic, read_json
 from ..trainer import checkpoint
 from ..trainer.config import Config, load
 from ..trainer.evaluation.evaluate import INTERPOLATIONS
-from ..trainer.evaluation.tissue import PEAK, in_tissue, tissue_mask
 from ..trainer.methods import METHODS, Name
 from ..trainer.simulation.kspace import Acquisition, Degradation, acquire
 from . import common, tissue
+from .tissue import SCALE
 from .trainings import kept, train
 
 Volume = NDArray[Any]  # float32
 Options = dict[str, Any]
-SCALE = (2, 2, 2)
 TARGETS: dict[str, Degradation] = {
     "partial Fourier 6/8, elliptical, 2 % noise": Degradation(
         partial_fourier=0.75, elliptical=True, noise=0.02
@@ -291,24 +290,13 @@ def _config(cohort: Cohort, row: Row, name: str, letter: str, steps: int, seed: 
 
 
 def _measured(path: str, degradation: Degradation, row: str, model: Path | None) -> dict[str, float]:
-    """PSNR in dB in the tissue of a whole head, by how it was restored."""
-    hr = _head(path)
-    hr = hr * np.float32(tissue.RANGE / np.percentile(hr, PEAK))
-    lr = np.rint(acquire(hr, Acquisition(SCALE, **vars(degradation)), 1000))
-    mask = tissue_mask(hr)
-
-    def psnr(sr: Volume) -> float:
-        return round(in_tissue(sr, hr, mask=mask).psnr_tissue or 0.0, 3)
-
+    """PSNR in dB in the tissue of a whole head, by method: restored as by `udean-run`, or interpolated."""
+    hr = tissue.scaled(_head(path))
+    decibels = functools.partial(tissue.decibels, hr, degradation, seed=1000)
     if row == "interpolations":
-        return {name: psnr(method(lr, SCALE)) for name, method in INTERPOLATIONS.items()}
-    figures = {}
-    ways: dict[str, Consistency] = {"held": "auto", "network alone": "off"}
-    for way, asked in ways.items():
-        with SuperResolver(model, consistency=asked, threads=1) as resolve:
-            if way == "network alone" or resolve.card.consistency != "off":
-                figures[way] = psnr(resolve(lr))
-    return figures
+        return {name: decibels(lambda lr, method=m: method(lr, SCALE)) for name, m in INTERPOLATIONS.items()}
+    with SuperResolver(model, threads=1) as resolve:
+        return {"held": decibels(resolve)}
 
 
 def summary(out: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 import platform
 import re
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from ..export.graph import serialize, to_onnx
 from ..runtime.commands.common import sentences
+from ..runtime.errors import RunError
 from ..runtime.models.card import ModelCard
 from ..runtime.resolver import SuperResolver
 from ..runtime.system.files import write_json
@@ -127,21 +129,33 @@ def timed(resolve: SuperResolver, volume: NDArray[Any]) -> tuple[NDArray[Any], d
 
 
 def alternate(
-    runs: dict[str, Callable[[], dict[str, float]]], times: int = 5
+    runs: dict[str, Callable[[], dict[str, float]]], times: int = 5, warming: int = 1
 ) -> dict[str, dict[str, list[float]]]:
-    """Run each once to warm up, then all in turn; returns the figures of each, in order.
+    """Run all in turn, the first `warming` turns uncounted; returns the figures of each, in order.
 
     They alternate, so that a disturbance of the machine affects all of them equally.
     """
     figures: dict[str, dict[str, list[float]]] = {name: {} for name in runs}
-    for turn in range(times + 1):
+    for turn in range(1 - warming, times + 1):
         for name, run in runs.items():
             found = run()
-            print(f"{turn or 'warm-up'} {name}: {found}", file=sys.stderr, flush=True)
-            if turn:
+            print(f"{turn if turn > 0 else 'warm-up'} {name}: {found}", file=sys.stderr, flush=True)
+            if turn > 0:
                 for key, value in found.items():
-                    figures[name].setdefault(key, []).append(round(value, 4))
+                    figures[name].setdefault(key, []).append(round(value, 6))
     return figures
+
+
+def command_seconds(module: str, *arguments: object) -> float:
+    """Seconds of a whole command, interpreter and imports included. Raises RunError if it fails."""
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True
+    )
+    seconds = time.perf_counter() - start
+    if done.returncode:
+        raise RunError(f"{module} failed: {(done.stderr.strip().splitlines() or [''])[-1]}")
+    return seconds
 
 
 def medians(figures: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:

@@ -58,13 +58,15 @@ def by_stage(
     engine: Engine | CudaEngine, volume: NDArray[Any], options: dict[str, Any], repeats: int
 ) -> dict[str, Any]:
     """Seconds of each run, and of each stage in one more, traced run; digests: of the different results."""
-    runs, digests = [], set[str]()
+    digests = list[str]()
     with SuperResolver(engine, window=engine.card.window, **options) as resolve:
-        for turn in range(WARMING + repeats):
+
+        def run() -> dict[str, float]:
             sr, times = common.timed(resolve, volume)
-            if turn >= WARMING:
-                runs.append(times)
-                digests.add(hashlib.sha256(sr.tobytes()).hexdigest()[:16])
+            digests.append(hashlib.sha256(sr.tobytes()).hexdigest()[:16])
+            return times
+
+        runs = common.alternate({"volume": run}, repeats, WARMING)["volume"]
     trace = Trace()
     with SuperResolver(engine, window=engine.card.window, trace=trace, **options) as resolve:
         resolve(volume)
@@ -73,14 +75,13 @@ def by_stage(
     stages: dict[str, float] = collections.defaultdict(float)
     for span in trace.spans:
         stages[span.stage] += span.stop - span.start
-    totals, networks = ([run[name] for run in runs] for name in ("seconds", "network"))
     return {
-        "seconds": statistics.median(totals),
-        "network_seconds": statistics.median(networks),
-        "outside_network": round(1 - sum(networks) / sum(totals), 4),
-        "seconds_of_all": totals,
+        "seconds": statistics.median(runs["seconds"]),
+        "network_seconds": statistics.median(runs["network"]),
+        "outside_network": round(1 - sum(runs["network"]) / sum(runs["seconds"]), 4),
+        "seconds_of_all": runs["seconds"],
         "stages": {stage: round(seconds, 5) for stage, seconds in stages.items()},
-        "digests": sorted(digests),
+        "digests": sorted({*digests[WARMING:]}),
     }
 
 

@@ -83,9 +83,7 @@ def air(
     out: Path = common.RESULTS,
 ) -> None:
     """The saving from leaving noisy air to interpolation, and its effect in tissue. Writes air.json."""
-    found = tissue.read_head(head) if head else next(tissue.heads())[1]()
-    beyond = [max(0, size - n) for size, n in zip(common.numbers(field), found.shape, strict=True)]
-    hr = np.pad(found, [(n // 2, n - n // 2) for n in beyond])
+    hr = tissue.padded(tissue.read_head(head) if head else next(tissue.heads())[1](), common.numbers(field))
     lr = np.rint(kspace.acquire(hr, kspace.Acquisition(tissue.SCALE, noise=noise))).astype(np.int16)
     opened, decibels = choose_engine(None, device, "auto", None, "auto"), {}
 

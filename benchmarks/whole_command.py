@@ -10,10 +10,7 @@ was busy.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,12 +61,8 @@ def main(
 def one(source: Path, folder: Path, options: list[Any]) -> dict[str, float]:
     """Seconds of a command and of its network, what is left, and its share."""
     profile = folder / "profile.json"
-    command = [sys.executable, "-m", "udean", "run", source, "-o", folder / "out", "--overwrite"]
-    start = time.perf_counter()
-    subprocess.run(
-        list(map(str, [*command, "--profile", profile, *options])), check=True, capture_output=True
-    )
-    seconds = time.perf_counter() - start
+    command = ["udean", "run", source, "-o", folder / "out", "--overwrite", "--profile", profile]
+    seconds = common.command_seconds(*command, *options)
     events = json.loads(profile.read_bytes())["traceEvents"]
     network = sum(event["dur"] for event in events if event["name"] == "network") / 1e6
     outside = seconds - network
@@ -78,8 +71,7 @@ def one(source: Path, folder: Path, options: list[Any]) -> dict[str, float]:
 
 def in_air(head: NDArray[np.float32], field: list[int]) -> NDArray[np.uint16]:
     """A head in the middle of a field of view, with Rician noise everywhere, in 12 bits."""
-    beyond = [max(0, size - n) for size, n in zip(field, head.shape, strict=True)]
-    whole = np.pad(head, [(n // 2, n - n // 2) for n in beyond]).astype(np.float32)
+    whole = tissue.padded(head, field).astype(np.float32)
     rng, sigma = np.random.default_rng(0), np.float32(NOISE * tissue.RANGE)
     real, imaginary = (sigma * rng.standard_normal(whole.shape, np.float32) for _ in range(2))
     return np.rint(np.hypot(whole + real, imaginary)).clip(0, 4095).astype(np.uint16)

@@ -5,9 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +16,7 @@ from numpy.typing import NDArray
 
 from ...runtime.cuda.device import Gpu
 from ...runtime.engines.choose import choose_engine
+from ...runtime.errors import RunError
 from ...runtime.models.card import ModelCard
 from ...runtime.pipeline.tiling import tile_windows, window_profile
 from ...runtime.resolver import SuperResolver
@@ -292,11 +290,8 @@ def whole_command(row: Entrant, volume: NDArray[Any], folder: Path, times: int) 
     else:
         module, files = MonaiPath.__module__, [who.model, source, folder / "sr.nii.gz"]
         settings += ["--batch", row.batch, "--window", *row.window]
-    command, seconds = [sys.executable, "-m", module, *map(str, [*settings, *files])], []
-    for _ in range(times):
-        start = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True)
-        seconds.append(time.perf_counter() - start)
-        if done.returncode:
-            return {"command_failed": f"{module} failed: {done.stderr.strip().splitlines()[-1]}"}
+    try:
+        seconds = [common.command_seconds(module, *settings, *files) for _ in range(times)]
+    except RunError as error:
+        return {"command_failed": str(error)}
     return {"command_seconds": round(statistics.median(seconds), 3)}

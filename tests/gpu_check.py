@@ -1,6 +1,6 @@
 """Every check that needs a GPU, in one call that loses nothing if interrupted: for a short loan of a GPU.
 
-    python benchmarks/gpu_check.py [--minutes 9] [--only WORDS] [--device cuda] [--scans HR] [--out FOLDER]
+    python tests/gpu_check.py [--minutes 9] [--only WORDS] [--device cuda] [--scans HR] [--out FOLDER]
 
 It needs no installation of this package: a Python with the modules of NEEDED, besides the engines to measure.
 What a bare machine lacks of them is named; carry it as wheels (`pip install --no-deps --target FOLDER *.whl`,
@@ -97,7 +97,7 @@ def steps(device: str, out: Path) -> list[Check]:
     libraries += ("--json", str(out / "bench-libraries.json"))
     compiled = ("--engine", "compiled", "--compile-limit", "90", "--json", str(out / "bench-compiled.json"))
     planned = [
-        Check("device and versions", 60, ("-m", "udean.benchmarks.gpu_check", "--tell")),
+        Check("device and versions", 60, ("tests/gpu_check.py", "--tell")),
         Check(
             "kernels and engines against the processor",
             200,
