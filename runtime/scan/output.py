@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import DiskError, RunError
 from ..system.files import atomic
+from ..system.memory import of_machine
 from .nifti import Header, preamble
 from .scan import write_scan
 
@@ -116,7 +117,7 @@ def scratch(shape: tuple[int, ...], sr: NDArray[Any]) -> NDArray[np.float32]:
     """
     size = 4 * math.prod(shape)
     if not isinstance(sr, np.memmap) or sr.filename is None:
-        if size > _memory():
+        if size > of_machine():
             raise RunError(
                 f"This machine's memory does not hold the {size / 2**30:.0f} GiB of a volume along another "
                 "slab axis: leave out the mean over three axes, or give the scan as .nii."
@@ -139,17 +140,9 @@ def _allocate(handle: int, size: int) -> None:
     getattr(os, "posix_fallocate", lambda handle, _, size: os.truncate(handle, size))(handle, 0, size)
 
 
-def _memory() -> float:
-    """Bytes of this machine's memory; infinite if unknown."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return math.inf
-
-
 def check_memory(name: str, header: Header) -> None:
     """Raise RunError if the machine's memory cannot hold the volume of this SR header."""
-    memory = _memory()
+    memory = of_machine()
     shape, dtype = header.get_data_shape(), header.get_data_dtype()
     size = math.prod(shape) * dtype.itemsize
     if size > memory:

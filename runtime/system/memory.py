@@ -1,8 +1,10 @@
-"""Memory: whether an error says that there is too little of it, and what the user's limit allows."""
+"""Memory: how much there is, what the user's limit allows, whether an error says that there is too little."""
 
 from __future__ import annotations
 
 import errno
+import math
+import os
 from pathlib import Path
 
 from ..errors import RunError
@@ -23,6 +25,14 @@ def lacks_memory(error: BaseException) -> bool:
         return True
     # Libraries in C++ say all kinds of things when an allocation fails.
     return isinstance(error, RuntimeError) and not isinstance(error, RunError) and _at_the_limit()
+
+
+def of_machine() -> float:
+    """Bytes of this machine's memory; infinite if unknown."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return math.inf
 
 
 def limit() -> str:
