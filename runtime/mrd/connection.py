@@ -93,7 +93,7 @@ class Connection:
     """A client's socket, read in the calling thread and written in one of its own."""
 
     def __init__(self, sock: socket.socket, limits: Limits, budget: Budget) -> None:
-        self.received = self.sent = 0  # bytes
+        self.received = self.sent = self.unread = 0  # bytes; unread: while it was being closed
         self.patience = limits.idle  # seconds to wait for memory that others hold
         self._socket, self._limits, self._budget = sock, limits, budget
         self._end = time.monotonic() + limits.total
@@ -113,8 +113,14 @@ class Connection:
         """The client's next message. Raises RunError for a refused message, Gone if the client has left."""
         self._taken = 0
         message = mrd.read_message(self._read, self._limits.message, self._take)
-        self._whole = isinstance(message, mrd.Close)
+        self._whole = self._whole or isinstance(message, mrd.Close)
         return message
+
+    def has_more(self) -> bool:
+        """Whether anything is here to be received. Waits for nothing."""
+        with contextlib.suppress(OSError):  # BlockingIOError, if nothing is
+            return bool(self._ahead or self._socket.recv(1, socket.MSG_PEEK))
+        return False
 
     def resynchronize(self, passed: bytes, ahead: bytes) -> None:
         """Read on to the next image or the close message, however long it takes to come.
@@ -151,8 +157,8 @@ class Connection:
             if chunk:
                 self.received += len(chunk)
                 data += chunk
-            elif time.monotonic() - self._heard > self._limits.idle:
-                raise RunError(f"Nothing was received for {self._limits.idle:g} s.")
+            elif time.monotonic() - self._heard > self._idle:
+                raise RunError(f"Nothing was received for {self._idle:g} s.")
         self._ahead[:] = data[place:]
         if passed:
             self.send([bytes(data[:place])])
@@ -228,6 +234,11 @@ class Connection:
         self._socket.close()
         self._budget.forget(self)
 
+    @property
+    def _idle(self) -> float:
+        """Seconds to wait for the client's next byte; fewer if it has said that none comes."""
+        return min(LINGER, self._limits.idle) if self._whole else self._limits.idle
+
     def _read(self, size: int) -> bytearray:
         """Exactly so many bytes. What came before a RunError is read again."""
         data = bytearray()
@@ -238,7 +249,7 @@ class Connection:
             except TimeoutError:
                 self.check()
                 self._ahead += data
-                raise RunError(f"Nothing was received for {self._limits.idle:g} s.") from None
+                raise RunError(f"Nothing was received for {self._idle:g} s.") from None
             except OSError:
                 raise Gone from None
             if not chunk:
@@ -254,7 +265,7 @@ class Connection:
             chunk = bytes(self._ahead[:size])
             del self._ahead[:size]
             return chunk
-        self._wait(select.POLLIN, patience)
+        self._wait(select.POLLIN, self._idle if patience is None else patience)
         self._heard = time.monotonic()
         return self._socket.recv(min(size, CHUNK))
 
@@ -278,15 +289,14 @@ class Connection:
 
     def _send(self, data: memoryview) -> None:
         while data:
-            self._wait(select.POLLOUT)
+            self._wait(select.POLLOUT, self._limits.idle)
             count = self._socket.send(data[:CHUNK])
             self.sent += count
             data = data[count:]
 
-    def _wait(self, event: int, patience: float | None = None) -> None:
-        """Until the socket is ready. Raises TimeoutError after `patience`, by default the limits'."""
-        if patience is None:
-            patience = min(self._limits.idle, max(LINGER, self._end - time.monotonic()))
+    def _wait(self, event: int, patience: float) -> None:
+        """Until the socket is ready. Raises TimeoutError after so many seconds, or at the limit of all."""
+        patience = min(patience, max(LINGER, self._end - time.monotonic()))
         poll = select.poll()
         poll.register(self._socket, event)
         if not poll.poll(patience * 1000):
@@ -301,8 +311,9 @@ class Connection:
         patience = LINGER if silent else self._limits.idle
         while time.monotonic() < self._end + LINGER:
             try:
-                if not self._receive(CHUNK, patience):
+                if not (chunk := self._receive(CHUNK, patience)):
                     break
+                self.unread += len(chunk)
             except TimeoutError:
                 if not self._writer.is_alive():
                     break

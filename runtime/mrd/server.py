@@ -190,6 +190,10 @@ class Server:
             received=connection.received,
             sent=connection.sent,
         )
+        if connection.unread:
+            log(
+                "unread", connection=number, bytes=connection.unread, reason="The connection had been closed."
+            )
         self._forget(number)
 
 
@@ -243,15 +247,32 @@ class Session:
         finally:
             for image in self._owed:
                 self._connection.send(image.parts())
+        self._pass_on_rest()
 
     def pass_on(self, reason: str) -> None:
         """Send back all that comes, and restore nothing."""
         self._say("ERROR", f"{reason}: nothing is restored, and all images come back. Try again later.")
         self._connection.patience = 0.0
         while not isinstance(message := self._next(), mrd.Close):
-            if isinstance(message, mrd.Passed | Image):
-                self.images += isinstance(message, Image)
-                self._connection.pass_on(message.parts())
+            self._pass_on(message)
+        self._pass_on_rest()
+
+    def _pass_on(self, message: mrd.Message | None) -> bool:
+        """Send back a message, if it is one that goes back; returns whether it is."""
+        if not isinstance(message, mrd.Passed | Image):
+            return False
+        self.images += isinstance(message, Image)
+        self._connection.pass_on(message.parts())
+        return True
+
+    def _pass_on_rest(self) -> None:
+        """Send back what came after the close message, as far as it is here."""
+        self._connection.patience = 0.0
+        count = 0
+        while self._connection.has_more():
+            count += self._pass_on(self._next())
+        if count:
+            self._say("ERROR", f"{count} messages after the close message are passed on, and not restored.")
 
     def _receive(self) -> tuple[list[Image], list[Image]]:
         """Images to restore and others, all of them sent back as they came, until the close message."""

@@ -669,6 +669,39 @@ def test_a_stream_without_its_close_message_restores_nothing(address):
     assert len(images(got)) == len(messages) and "without a close message" in texts(got)[-1]
 
 
+@pytest.mark.parametrize("end", [b"", pack_close()])
+def test_images_behind_the_close_message_come_back_and_it_is_said(address, end):
+    messages, _ = slices("spec")
+    late = [*slices("spec", image_series_index=7)[0][:2], pack_waveform(np.zeros((2, 3)))]
+    got = talk(address, b"".join([*messages, pack_close(), *late, pack_text(5, "{}"), end]))
+    originals, sr = originals_and_sr([m for m in got if m.kind != 1022 or m.header.image_series_index != 7])
+    assert [m.raw for m in originals] == messages and len(sr) == 12
+    assert [m.raw for m in got if m.raw in late] == late and got[-1].text.startswith(
+        "ERROR   3 messages after"
+    )
+
+
+def test_half_a_message_behind_the_close_message_delays_nothing_for_long(address, monkeypatch):
+    monkeypatch.setattr("udean.runtime.mrd.connection.LINGER", 0.3)
+    messages, _ = slices("spec")
+    got = talk(address, b"".join([*messages, pack_close(), messages[0][:300]]))  # its limit is 600 s
+    assert len(images(got)) == 18 and "Nothing was received" in got[-1].text
+
+
+def test_what_comes_behind_the_servers_own_close_message_is_in_its_log(address, capsys):
+    messages, _ = slices("spec")
+    with Client(address) as client:
+        client.send(*messages, pack_close())
+        while client.receive().kind != 4:
+            pass
+        client.send(messages[0] + messages[1])
+    log, deadline = "", time.monotonic() + 30
+    while '"unread"' not in log and time.monotonic() < deadline:
+        log += capsys.readouterr().err
+        time.sleep(0.05)
+    assert f'"bytes": {len(messages[0] + messages[1])}' in log
+
+
 def test_parameters_hold_for_their_connection_only(address):
     messages, _ = slices("first-voxel", dtype=np.uint16)
     config = (
