@@ -13,6 +13,8 @@ from pynetdicom import AE
 from pynetdicom.sop_class import Verification
 from udean.runtime.commands import dicom_node
 from udean.runtime.dicom import listen
+from udean.runtime.dicom.tls import tls_context
+from udean.runtime.errors import RunError
 
 from .test_node import archive, arguments, send, serving, wait
 from .test_series import classic
@@ -42,19 +44,22 @@ def pki(tmp_path_factory):
         "[ca]\ndefault_ca=d\n[d]\ndatabase=index\nnew_certs_dir=.\nserial=serial\ndefault_md=sha256\n"
         "policy=p\n[p]\ncommonName=supplied\n"
     )
-    for name, authority, address, end in (
-        ("good", "authority", "IP:127.0.0.1,DNS:localhost", "20491231235959Z"),
-        ("elsewhere", "authority", "DNS:archive.example", "20491231235959Z"),
-        ("expired", "authority", "IP:127.0.0.1", "20210101000000Z"),
-        ("stranger", "other", "IP:127.0.0.1", "20491231235959Z"),
+    past, expired, later = "20200101000000Z", "20210101000000Z", "20491231235959Z"
+    for name, authority, extension, start, end in (
+        ("good", "authority", "subjectAltName=IP:127.0.0.1,DNS:localhost", past, later),
+        ("elsewhere", "authority", "subjectAltName=DNS:archive.example", past, later),
+        ("expired", "authority", "subjectAltName=IP:127.0.0.1", past, expired),
+        ("early", "authority", "subjectAltName=IP:127.0.0.1", "20480101000000Z", later),
+        ("stranger", "other", "subjectAltName=IP:127.0.0.1", past, later),
+        ("late", "authority", "basicConstraints=CA:TRUE", past, expired),
     ):
         request(name, "-out", f"{name}.csr")
-        (folder / "san").write_text(f"subjectAltName={address}\n")
+        (folder / "extension").write_text(extension)
         given = ["-cert", f"{authority}.pem", "-keyfile", f"{authority}.key", "-in", f"{name}.csr"]
-        dates = ["-startdate", "20200101000000Z", "-enddate", end]
+        dates = ["-startdate", start, "-enddate", end]
         openssl(
             *["ca", "-batch", "-config", "ca.cnf", "-notext", *given, *dates],
-            *["-extfile", "san", "-out", f"{name}.pem"],
+            *["-extfile", "extension", "-out", f"{name}.pem"],
         )
     openssl("rsa", "-in", "good.key", "-aes256", "-passout", "pass:secret", "-out", "secret.key")
     return folder
@@ -102,6 +107,8 @@ def echo(port, tls=None):
         ({"certificate": "good.pem", "key": "stranger.key"}, "key values mismatch"),
         ({"certificate": "good.pem", "key": "secret.key"}, "passphrase"),
         ({"certificate": "good.pem", "key": "good.key", "authority": "good.key"}, "authority"),
+        ({"certificate": "expired.pem", "key": "expired.key"}, "certificate has expired"),
+        ({"certificate": "good.pem", "key": "good.key", "authority": "late.pem"}, "not valid today"),
         ({"authority": "authority.pem"}, "off in both directions"),
         ({"key": "good.key"}, "off in both directions"),
     ],
@@ -114,6 +121,15 @@ def test_files_that_cannot_be_used_are_named(model, tmp_path, pki, capsys, files
     said = capsys.readouterr().err
     assert end.value.code == 2 and word in said and "Traceback" not in said
     assert any(file in said for file in files.values()) or "off" in word
+
+
+@pytest.mark.parametrize("purpose", [ssl.Purpose.CLIENT_AUTH, ssl.Purpose.SERVER_AUTH])
+def test_a_certificate_is_usable_in_its_time_whichever_side_shows_it(pki, purpose):
+    for name, reason in (("early", "certificate is not yet valid"), ("expired", "certificate has expired")):
+        with pytest.raises(RunError, match=reason):
+            tls_context(purpose, pki / f"{name}.pem", pki / f"{name}.key", None)
+    for name in ("good", "elsewhere", "stranger"):
+        tls_context(purpose, pki / f"{name}.pem", pki / f"{name}.key", pki / "authority.pem")
 
 
 def test_only_senders_with_a_certificate_of_the_authority_are_let_in(model, tmp_path, pki):
