@@ -69,7 +69,7 @@ default-model: install
 	$(BIN)/python -m udean.trainer.simulation.heads $(RUN)/dense --labels $(LABELS) --heads 5 --first 53 --spots 300000
 	cd $(RUN) && $(CURDIR)/$(BIN)/udean-train --preset compact --config $(CURDIR)/recipes/default_model.toml --out run
 	cd $(RUN) && $(CURDIR)/$(BIN)/python -m udean.recipes.default_model widen wide
-	$(BIN)/python -m udean.recipes.default_model ship $(RUN)/wide
+	$(BIN)/python -m udean.recipes.default_model ship $(RUN)/wide $(RUN)/run
 	$(BIN)/python -m udean.trainer.simulation.heads $(RUN)/calibration --labels $(LABELS) --heads 6 --first 1000 --spacing 1.2
 	cp $(RUN)/hr/real-1mm.nii.gz $(RUN)/calibration
 	$(BIN)/python -m udean.recipes.error_map $(RUN)/calibration

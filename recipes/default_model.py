@@ -2,7 +2,7 @@
 
 `make default-model` makes the cohort and trains the first part with the product's own commands. The ICBM152
 figures go into the model's card, the checkpoint and its exports into `runtime/models/`, and the training
-curves and the demo's picture into `docs/`.
+curve and the demo's picture into `docs/`.
 """
 
 from __future__ import annotations
@@ -100,9 +100,10 @@ def widen(
 
 @app.command()
 def ship(
-    run: Annotated[Path, typer.Argument(help="Folder of the training: checkpoint.pt, metrics.csv.")],
+    run: Annotated[Path, typer.Argument(help="Folder of the training's last part.")],
+    first: Annotated[Path, typer.Argument(help="Folder of its first part, whose curve is drawn.")],
 ) -> None:
-    """Measure RUN's last checkpoint and ship it, with its figures, to runtime/models/, its curve to docs/."""
+    """Measure RUN's last checkpoint; ship it with its figures to runtime/models/, the pictures to docs/."""
     contents = checkpoint.load(run / "checkpoint.pt")
     network, card = checkpoint.load_generator(run / "checkpoint.pt")
     (measured, *_) = export_onnx(run / "checkpoint.pt", run)
@@ -123,7 +124,7 @@ def ship(
     shutil.copy(model.path, MODELS)
     DOCS.mkdir(exist_ok=True)
     shutil.copy(out / "report.png", DOCS / "demo.png")
-    draw_curve(run / "metrics.csv", DOCS / "default-model.png")
+    draw_curve(first / "metrics.csv", DOCS / "default-model.png")
     print(f"{MODELS.relative_to(ROOT)}/{model.path.name}: {model.path.stat().st_size / 1e6:.1f} MB")
 
 
