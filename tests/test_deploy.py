@@ -60,9 +60,11 @@ def test_the_metadata_fit_the_label_schema():
         ("general.version", "1.0", "general.version is '1.0'"),
         ("general.vendor", "my_lab", "general.vendor"),
         ("general.name", "UDEAN", "general.name"),
+        ("general.name", {"en": "UDEAN"}, "general.name and general.id differ"),
         ("general.regulatory_information.udi", None, "missing or too many: udi"),
         ("reconstruction.port", 99999, "reconstruction.port"),
         ("reconstruction.can_use_gpu", 0, "can_use_gpu"),
+        ("reconstruction.min_count_required_cpu_cores", 0, "min_count_required_cpu_cores"),
         ("reconstruction.more", 1, "missing or too many: more"),
         ("parameters", [METADATA["parameters"][0]] * 15, "metadata.parameters"),
         ("parameters", [METADATA["parameters"][0]] * 2, "twice"),
@@ -146,7 +148,10 @@ def test_a_file_that_is_not_an_image_makes_no_archive(tmp_path):
 
 
 def test_the_metadata_say_what_the_server_takes():
-    assert METADATA["general"]["version"] == udean.__version__
+    general = METADATA["general"]
+    regulatory = general["regulatory_information"]
+    assert general["version"] == regulatory["production_identifier"] == udean.__version__
+    assert regulatory["material_number"] == f"{general['id']}_{udean.__version__}"
     defaults = dataclasses.asdict(Parameters())
     assert {p["id"]: p["default"] for p in METADATA["parameters"]} == defaults
     for parameter in METADATA["parameters"]:

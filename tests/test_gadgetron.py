@@ -22,7 +22,16 @@ pytest.importorskip("gadgetron", reason="gadgetron is not installed: pip install
 RECIPE = Path(udean.__file__).parent / "deploy" / "gadgetron"
 HEADER = (
     '<ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD"><experimentalConditions><H1resonanceFrequency_Hz>1'
-    "</H1resonanceFrequency_Hz></experimentalConditions></ismrmrdHeader>"
+    "</H1resonanceFrequency_Hz></experimentalConditions>{}</ismrmrdHeader>"
+)
+SPACE = (
+    "<matrixSize><x>10</x><y>12</y><z>1</z></matrixSize>"
+    "<fieldOfView_mm><x>10</x><y>12</y><z>2</z></fieldOfView_mm>"
+)
+EIGHT_SLICES = (
+    f"<encoding><encodedSpace>{SPACE}</encodedSpace><reconSpace>{SPACE}</reconSpace><encodingLimits><slice>"
+    "<minimum>0</minimum><maximum>7</maximum><center>4</center></slice></encodingLimits>"
+    "<trajectory>cartesian</trajectory></encoding>"
 )
 
 
@@ -42,7 +51,7 @@ def server(folder):
         process.communicate()
 
 
-def through_the_gadget(address, *messages):
+def through_the_gadget(address, *messages, encoding=""):
     """The module's messages if it is started as Gadgetron does it: it connects back to its parent's port."""
     with socket.create_server(("localhost", 0)) as parent:
         port = parent.getsockname()[1]
@@ -54,7 +63,12 @@ def through_the_gadget(address, *messages):
         client = Client.__new__(Client)
         client.socket, client.raw = link, b""
         with client:
-            client.send(pack_text(2, "<configuration/>"), pack_text(3, HEADER), *messages, pack_close())
+            client.send(
+                pack_text(2, "<configuration/>"),
+                pack_text(3, HEADER.format(encoding)),
+                *messages,
+                pack_close(),
+            )
             back = client.receive_all()
         return back, module.communicate(timeout=60)[1]
 
@@ -76,6 +90,12 @@ def test_originals_and_the_restored_series_reach_gadgetron(tmp_path):
     assert {(i.header.image_series_index, i.pixels.shape) for i in found[4:]} == {(2, (1, 1, 24, 20))}
     assert len(found) == 12 and "restored to 20 x 24 x 8 voxels" in log
     assert [m.kind for m in back].count(1026) == 1
+
+
+def test_slices_that_the_header_announces_and_that_did_not_come_are_told(tmp_path):
+    with server(tmp_path) as (_, address):
+        back, log = through_the_gadget(address, *stack(), encoding=EIGHT_SLICES)
+    assert len(images(back)) == 12 and "Series 1 has 4 of the 8 slices" in log
 
 
 @pytest.mark.parametrize("takes_a_client", [False, True], ids=["away", "breaks off"])

@@ -32,6 +32,8 @@ def super_resolve(connection: Connection) -> None:
         with socket.create_connection((host, int(port)), 30) as link, link.makefile("rwb") as server:
             link.settimeout(None)
             server.write(struct.pack("<H1024s", constants.GADGET_MESSAGE_FILENAME, b"udean"))
+            header = connection.raw_bytes.header  # how many slices and repetitions there are to be
+            server.write(struct.pack("<HI", constants.GADGET_MESSAGE_HEADER, len(header)) + header)
             for image in incoming:
                 images.append(image)
                 writers.write_image(server, image)

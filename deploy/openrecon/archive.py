@@ -47,6 +47,10 @@ def _count(value: Any) -> bool:
     return type(value) is int and value >= 0
 
 
+def _one_or_more(value: Any) -> bool:
+    return _count(value) and value > 0
+
+
 def _flag(value: Any) -> bool:
     return isinstance(value, bool)
 
@@ -93,7 +97,7 @@ SCHEMA = {
         "min_count_required_gpus": _count,
         "min_required_gpu_memory": _count,
         "min_required_memory": _count,
-        "min_count_required_cpu_cores": _count,
+        "min_count_required_cpu_cores": _one_or_more,
         "content_qualification_type": "RESEARCH".__eq__,
     },
     "parameters": lambda value: isinstance(value, list) and len(value) <= 14,
@@ -108,6 +112,11 @@ PARAMETERS = {
 def check_metadata(metadata: Any) -> None:
     """Raise Fault if the label's JSON is not what its schema asks for, the parameters of the UI included."""
     _check(metadata, SCHEMA, "metadata")
+    general = metadata["general"]
+    if general["name"]["en"] != general["id"]:
+        raise Fault(
+            "general.name and general.id differ, and some scripts name files by one, some by the other."
+        )
     known: set[str] = set()
     for parameter in metadata["parameters"]:
         kind = parameter.get("type") if isinstance(parameter, dict) else None
