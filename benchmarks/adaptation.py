@@ -17,7 +17,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
-import gzip
 import os
 import re
 import resource
@@ -29,7 +28,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import nibabel as nib
 import numpy as np
 import torch
 import typer
@@ -40,12 +38,13 @@ from ..export.adapt import fine_tuning
 from ..runtime.commands.common import sentences
 from ..runtime.errors import RunError
 from ..runtime.resolver import SuperResolver
-from ..runtime.system.files import atomic, read_json
+from ..runtime.system.files import read_json
 from ..trainer import checkpoint
 from ..trainer.config import Config, load
 from ..trainer.evaluation.evaluate import INTERPOLATIONS
 from ..trainer.methods import METHODS, Name
-from ..trainer.simulation.kspace import Acquisition, Degradation, acquire
+from ..trainer.simulation.files import simulate
+from ..trainer.simulation.kspace import Acquisition, Degradation
 from . import common, tissue
 from .tissue import SCALE
 from .trainings import kept, train
@@ -242,26 +241,10 @@ def _watched(run: Path) -> list[dict[str, float]]:
     return [{name: round(float(row[name]), 3) for name in names} for row in rows]
 
 
-def _head(path: str) -> Volume:
-    """HR voxels along the world's axes, sides multiples of 4."""
-    hr = np.maximum(np.asarray(_canonical(path).dataobj, np.float32), 0)
-    return hr[tuple(slice(n - n % 4) for n in hr.shape)]
-
-
-def _canonical(path: str) -> Any:
-    return nib.as_closest_canonical(nib.load(path))  # pyright: ignore[reportPrivateImportUsage]
-
-
 def _acquired(path: str, degradation: Degradation, folder: Path, seed: int) -> str:
-    """An LR scan of a head, in its units, as a file."""
-    file = folder / Path(path).name
-    if not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        lr = acquire(_head(path), Acquisition(SCALE, **vars(degradation)), seed)
-        affine = _canonical(path).affine @ np.diag([*SCALE, 1])
-        with atomic(file) as stream:
-            stream.write(gzip.compress(nib.Nifti1Image(lr, affine).to_bytes(), 1))
-    return str(file)
+    """An LR scan of a head, in its units, as `udean-simulate` writes it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(simulate(Path(path), folder, Acquisition(scale=SCALE, **vars(degradation)), seed))
 
 
 def _config(cohort: Cohort, row: Row, name: str, letter: str, steps: int, seed: int) -> Config:
@@ -291,7 +274,7 @@ def _config(cohort: Cohort, row: Row, name: str, letter: str, steps: int, seed: 
 
 def _measured(path: str, degradation: Degradation, row: str, model: Path | None) -> dict[str, float]:
     """PSNR in dB in the tissue of a whole head, by method: restored as by `udean-run`, or interpolated."""
-    hr = tissue.scaled(_head(path))
+    hr = tissue.read_head(Path(path))
     decibels = functools.partial(tissue.decibels, hr, degradation, seed=1000)
     if row == "interpolations":
         return {name: decibels(lambda lr, method=m: method(lr, SCALE)) for name, m in INTERPOLATIONS.items()}

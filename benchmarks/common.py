@@ -108,9 +108,15 @@ def embedded(folder: Path) -> ModelFiles:
     return trained(kept, folder)
 
 
-def numbers(text: str) -> list[int]:
-    """Voxels along each axis, as an option gives them: 160,160,128."""
-    return [int(part) for part in text.split(",")]
+def numbers(text: str, form: str = "160,160,128") -> Any:
+    """Voxels along each axis, a tuple, as an option gives them. Raises RunError for another form."""
+    try:
+        found = tuple(map(int, text.replace("x", ",").split(",")))
+    except ValueError:
+        found = ()
+    if len(found) != len(form.replace("x", ",").split(",")) or min(found) < 1:
+        raise RunError(f"'{text}' is not of the form {form}, with at least one voxel along each axis.")
+    return found
 
 
 def textured(shape: Sequence[int], dtype: str = "int16") -> NDArray[Any]:

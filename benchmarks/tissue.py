@@ -48,7 +48,7 @@ def heads(more: Path | None = None) -> Iterator[tuple[str, Callable[[], Volume]]
     for name, file in FILES.items():
         path = _templates() / file
         yield name, lambda path=path: read_head(path)
-    yield "ICBM152 T1", lambda: scaled(icbm152.cropped_t1(SCALE)[0])
+    yield "ICBM152 T1", lambda: _scaled(icbm152.cropped_t1(SCALE)[0])
     for path in scan_paths([more]) if more else []:
         yield path.name.partition(".")[0], lambda path=path: read_head(path)
 
@@ -106,9 +106,11 @@ def _templates() -> Path:
 
 
 def read_head(path: Path) -> Volume:
-    """An HR scan, float32, cropped so that it can be halved, in the range of scanners."""
-    image: Any = nib.load(path)  # pyright: ignore[reportPrivateImportUsage]
-    return scaled(np.maximum(np.asarray(image.dataobj, np.float32), 0))
+    """An HR scan along the world's axes (RAS+), float32, cropped so that it can be halved, as scanners store
+    it.
+    """
+    image: Any = nib.as_closest_canonical(nib.load(path))  # pyright: ignore[reportPrivateImportUsage]
+    return _scaled(np.maximum(np.asarray(image.dataobj, np.float32), 0))
 
 
 def padded(head: Volume, field: Sequence[int]) -> Volume:
@@ -117,7 +119,7 @@ def padded(head: Volume, field: Sequence[int]) -> Volume:
     return np.pad(head, [(n // 2, n - n // 2) for n in beyond])
 
 
-def scaled(hr: Volume) -> Volume:
+def _scaled(hr: Volume) -> Volume:
     """Sides that are multiples of 4, and a range as scanners store it."""
     hr = kspace.crop(hr, (4, 4, 4)).astype(np.float32)
     return hr * np.float32(RANGE / np.percentile(hr, PEAK))

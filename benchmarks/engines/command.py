@@ -80,7 +80,7 @@ def bench(
     if json_path and json_path.suffix:
         refuse_foreign(json_path, COMMAND)
     load, cores = os.getloadavg()[0], common.cores()
-    gpu, asked = _gpu(device), _numbers(shape, 3, "160,160,129") if shape else None
+    gpu, asked = _gpu(device), common.numbers(shape) if shape else None
     where, threads = f"cuda:{gpu.index}" if gpu else "cpu", threads or cores
     times = (1 if quick else 3) if commands is None else commands
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
@@ -91,7 +91,8 @@ def bench(
     ):
         folder, task = Path(name), bar.add_task("Exporting the model", total=None)
         models = _models(model, folder, gpu)
-        card = models.card if window is None else models.card.replace(window=_numbers(window, 2, "64x64"))
+        given = {} if window is None else {"window": common.numbers(window, "64x64")}
+        card = models.card.replace(**given)
         size = asked or fitting(QUICK if quick else FULL, card, overlap)
         tiling, volume = tile_windows(size, card, overlap, card.window), common.textured(size)
         equal: dict[str, Any] = {"device": where, "threads": threads, "overlap": overlap}
@@ -190,17 +191,6 @@ def warnings(rows: Sequence[Entrant], windows: dict[str, Any], load: float, repe
 
 def _wanted(name: str, engine: list[str] | None) -> bool:
     return not engine or any(part.lower() in name.lower() for part in engine)
-
-
-def _numbers(text: str, count: int, form: str) -> Any:
-    """Voxels along each axis."""
-    try:
-        found = tuple(map(int, text.replace("x", ",").split(",")))
-    except ValueError:
-        found = ()
-    if len(found) != count or min(found) < 1:
-        raise RunError(f"'{text}' is not of the form {form}, with at least one voxel along each axis.")
-    return found
 
 
 def _gpu(device: str) -> Gpu | None:
