@@ -26,7 +26,7 @@ PERIOD = 0.5  # seconds between looks at the parent
 
 
 class Failed(RunError):
-    """What was to be measured cannot be; the message says why."""
+    """Something could not be measured; the message says why."""
 
 
 class Child:
@@ -101,7 +101,7 @@ def forget_peak() -> None:
 
 
 def _end_with(parent: int) -> None:
-    """End this process soon after its parent, also amid a computation."""
+    """End this process soon after its parent has ended, even during a computation."""
     while os.getppid() == parent:
         time.sleep(PERIOD)
     os._exit(1)
@@ -121,7 +121,7 @@ def main() -> None:
                 if isinstance(target, type):
                     held, answer = answer, None
                 link.send((False, answer))
-            except Exception as error:  # whatever it is, it is reported to the parent
+            except Exception as error:  # any error at all is reported to the parent
                 name = "" if isinstance(error, RunError) else f"{type(error).__name__}: "
                 link.send((True, name + (str(error).strip().splitlines() or [""])[0]))
 

@@ -182,7 +182,7 @@ def record(
 ) -> None:
     """Write a result with its circumstances: machine, versions, command.
 
-    arguments: of the command, if those given hold what is nobody else's business, such as where scans are.
+    arguments: of the command, if the real ones are private, such as the paths of scans.
     """
     given = sys.argv[1:] if arguments is None else arguments
     command = ["python", "-m", f"udean.benchmarks.{Path(sys.argv[0]).stem}", *given]
@@ -192,9 +192,9 @@ def record(
 
 
 def run_script(script: Callable[..., None] | typer.Typer, extra: str = "bench") -> None:
-    """Run a benchmark's function, or its commands, on sys.argv; what a user can mend is said in a sentence.
+    """Run a benchmark's function, or its commands, on sys.argv; errors that a user can fix are one sentence.
 
-    extra: of this package, that brings a library which is not installed.
+    extra: of this package, to install if a library is missing.
     """
     with sentences(extra):
         script() if isinstance(script, typer.Typer) else typer.run(script)

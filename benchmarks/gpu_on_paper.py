@@ -4,8 +4,8 @@
 
 Every stage takes at least as long as its operations at the card's peak or its bytes at the memory's or the
 bus's rate, whichever is longer; in the network this holds for each convolution by itself, with everything
-between two of them fused. Real kernels reach only part of that: the figures are for comparison with a
-measurement, until one replaces them.
+between two of them fused. Real kernels reach only part of that: the figures are what a measurement is
+to be compared with.
 
 Source: NVIDIA, "H100 Tensor Core GPU", datasheet, 2024 (SXM): peaks without sparsity, memory, bus.
 """

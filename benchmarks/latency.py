@@ -11,7 +11,7 @@ needs for all of them: a faster scan would have to wait for the network in any c
 idle.
 
 `greedy`: all slices are available at once, so the latency is that of the last slab. `overhead` is the cost of
-streaming if nobody waits: its time as a multiple of the whole volume's.
+streaming if nobody waits: its time over that of the whole volume.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python -m udean.benchmarks.results
 
 In README.md and docs/ a figure stands between the marks `<!-- results:NAME -->` and `<!-- end -->`. NAME is
-one of `FIGURES`, or the path of what is shown as it is: "soak-node", "adaptation/targets/*/rows", where the
-asterisk stands for every key. The same JSON gives the same text, and a test fails if a page says otherwise.
+one of `FIGURES`, or the path of figures to show unchanged: "soak-node", "adaptation/targets/*/rows"; the
+asterisk means every key. The same JSON gives the same text, and a test fails if a page says otherwise.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def memory(shape: str = "160,160,128", suffix: str = ".nii.gz", preset: str = "p
         folder = Path(name)
         model, source = common.untrained(folder, preset).full, folder / f"lr{suffix}"
         nib.save(nib.Nifti1Image(volume, np.diag([1, 1, 2, 1])), source)
-        here = f"{__package__}.scaling:peak_of_scan"  # a process's peak never falls: in one of its own
+        here = f"{__package__}.scaling:peak_of_scan"  # a process of its own: a peak never falls
         before, peak, seconds = child.in_child(here, model, source, folder / "out")
     output = volume.nbytes * 8
     megabytes = {

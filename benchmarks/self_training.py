@@ -2,9 +2,9 @@
 
     python -m udean.benchmarks.self_training [SCANS] [--minutes 60]
 
-Heads and figures are those of `benchmarks.through_plane`, with 1 % of noise. The gain in planes held
-out, by which the command decides, stands beside the gain in truth. Few minutes on a slow machine make fewer
-steps; else no figure depends on its speed.
+Heads and figures are those of `benchmarks.through_plane`, with 1 % of noise. The gain on held-out
+planes, by which the command decides, is shown beside the true gain. If --minutes is short, a slow machine
+takes fewer steps; otherwise no figure depends on its speed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main(
     size: Annotated[int, typer.Option(min=48, help="Voxels along each edge of the part in the middle.")] = 96,
     minutes: Annotated[float, typer.Option(help="Time limit of each training.")] = 60.0,
 ) -> None:
-    """Measure; writes benchmarks/results/self-training.json."""
+    """Measure both models; writes benchmarks/results/self-training.json."""
     embedded = SuperResolver(None, "cpu", to=1.0)
     table: dict[str, dict[str, dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Benchmarks of trainings: each is trained and measured once, and goes on where it was interrupted."""
+"""Benchmarks of trainings: each is trained and measured once, and resumes after an interruption."""
 
 from __future__ import annotations
 

@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from ..trainer.data.orientation import AlongWorld
     from ..trainer.data.scans import Entry
 
-HEADS = 5  # drawn if the user has no HR scans; the last one serves to judge
+HEADS = 5  # drawn if the user has no HR scans; the last one is for judging
 TRAINS = 0.7  # share of the time spent on training; the rest goes to estimating, judging and drawing
 FEWEST, MOST = 20, 4000  # steps
 OFFERED = (2, 2, 2)  # the embedded model's scale
-# What lies in the folder beside the model while it is made.
+# What lies beside the model while it is being made.
 WORK = {"heads", "run", "before.nii.gz", "after.nii.gz"}
 WORK |= {f"{name}{kind}" for name in ("best", "checkpoint") for kind in (".onnx", ".fp16.onnx")}
 DRAWN = 1.0  # mm, of the heads that are drawn without label maps

@@ -29,13 +29,13 @@ from .graph import read, serialize, to_onnx, write
 
 EMBEDDED = Path(str(files("udean.runtime") / "models" / "through-plane.onnx"))
 STEPS = 150  # two to four minutes of a processor; other numbers were not tried
-# dB on planes that were held out, from which a model counts as better: a choice, not a measurement.
+# dB on held-out planes from which a model counts as better: a choice, not a measurement.
 LEAST = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
 class Tuned:
-    """A network tuned to a scan, its card, and its gain in dB over the embedded one in planes held out."""
+    """A network tuned to a scan, its card, and its gain over the embedded one, in dB on held-out planes."""
 
     network: ThroughPlane
     card: ModelCard
@@ -75,7 +75,7 @@ def tune_to(
 
 
 def adapt_thick(scans: list[str], to: str, out: Path, minutes: float, seed: int) -> None:
-    """Write OUT, the embedded through-plane model tuned to a scan, if planes held out are restored better.
+    """Write OUT, the embedded through-plane model tuned to a scan, if it restores held-out planes better.
 
     Raises RunError for what is not one scan of thick slices; exits with 1 if it is not better.
     """

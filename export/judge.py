@@ -18,8 +18,8 @@ from ..trainer.evaluation.tissue import PEAK, in_tissue, tissue_mask
 from ..trainer.simulation.kspace import Acquisition, acquire
 
 BLOCK = 96  # HR voxels along each side of the block that is judged, in a head's middle
-WORSE = 0.05  # dB in tissue, and share of a lesion's contrast, that is more than rounding
-UNEXPLAINED = 1.1  # times the noise: how much of a scan may stay unexplained
+WORSE = 0.05  # smallest differences that count: dB in tissue, share of a lesion's contrast
+UNEXPLAINED = 1.1  # multiple of the noise that may stay unexplained of a scan
 
 
 @dataclass(frozen=True)

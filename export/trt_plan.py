@@ -200,7 +200,7 @@ class Builder:
                 return None
             engine = deserialize(self.trt, self.log, contents, old, target, self.gpu.capability)
             refit(self.trt, self.log, engine, self.source.contents, target)
-        except RunError:  # there is no plan, or it does not accept the weights
+        except RunError:  # no plan, or one that does not accept the weights
             return None
         config = engine.create_serialization_config()
         config.set_flag(self.trt.SerializationFlag.INCLUDE_REFIT)

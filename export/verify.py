@@ -66,7 +66,7 @@ def verify(path: Path, against: Path | None = None) -> Iterator[tuple[str, dict[
 
 
 def _contract(path: Path) -> tuple[ModelCard, list[parity.Size], Path | None]:
-    """An artefact's card, the sizes to measure, and a file to compare with if there is no better one."""
+    """An artefact's card, the sizes to measure, and a file to compare with if no better one is found."""
     kind = model_kind(path)
     if kind == "plan":
         plan = read_card(path)

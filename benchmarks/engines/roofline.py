@@ -1,7 +1,7 @@
 """How close does a network come to the machine's limits?
 
-Two roofs, measured: arithmetic by a large matrix product in the same precision (the best of the libraries
-that are here), traffic by copying an array that no cache holds. They bound the network: each convolution
+Two roofs, measured: arithmetic by a large matrix product in the same precision (by the fastest
+installed library), traffic by copying an array that no cache holds. They bound the network: each convolution
 takes at least as long as its arithmetic at the one rate or its traffic at the other, whichever is longer.
 Williams, Waterman and Patterson, "Roofline", CACM 52(4), 2009.
 """
