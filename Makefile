@@ -32,11 +32,11 @@ coverage: test
 # By itself: in a stream beside other tests Chromium has lost its renderer.
 BROWSER := tests/runtime/view/test_page.py
 
-# While you work: what takes a minute and a half on two cores. It starts no other process and trains nothing.
+# While you work: at most a minute and a half on two cores; no training, no server.
 quick: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest $(QUICK)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(QUICK)
 
 QUICK := tests/test_architecture.py tests/test_docs.py tests/runtime/scan tests/runtime/pipeline tests/runtime/system \
 	tests/runtime/run/test_bids.py tests/runtime/run/test_find.py tests/runtime/run/test_manifest.py \
