@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # One environment for everything; versions are exactly those of constraints.txt.
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install test coverage installs quick lint docs demo default-model through-plane-model results kernels vendor gpu-check bench bench-full clean
+.PHONY: install test coverage installs quick lint docs demo default-model through-plane-model results kernels vendor gpu-check soak bench bench-full clean
 
 install: $(INSTALLED)
 
@@ -107,6 +107,10 @@ vendor:
 GPU_PYTHON ?= python3
 gpu-check:
 	$(GPU_PYTHON) tests/gpu_check.py $(GPU_CHECK)
+
+# DICOM node and MRD server while a lot goes wrong for long: most of an hour. SOAK="--messages 0 --studies 20" makes it less.
+soak: install
+	$(BIN)/python -m tests.soak.soak $(SOAK)
 
 # Every engine against the PyTorch path, with the figures in bench/: minutes on two cores.
 bench: install

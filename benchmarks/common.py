@@ -185,7 +185,8 @@ def record(
     arguments: of the command, if the real ones are private, such as the paths of scans.
     """
     given = sys.argv[1:] if arguments is None else arguments
-    command = ["python", "-m", f"udean.benchmarks.{Path(sys.argv[0]).stem}", *given]
+    module = getattr(sys.modules["__main__"].__spec__, "name", Path(sys.argv[0]).stem)
+    command = ["python", "-m", module, *given]
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{name}.json", {**circumstances(command), **result})
     print(json.dumps(result, indent=2))

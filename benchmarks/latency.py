@@ -34,7 +34,7 @@ from ..runtime.pipeline.engine import Precision
 from ..runtime.resolver import SuperResolver
 from . import common
 from .common import run_script
-from .mrd_scanner import ServerProcess, image, received, serving
+from .scanners import ServerProcess, image, received, serving
 
 
 def main(

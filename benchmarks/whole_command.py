@@ -19,8 +19,9 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from . import common, soak_dicom, tissue
+from . import common, tissue
 from .common import run_script
+from .scanners import write_slice
 
 NOISE = 0.02  # Rician, of the brightest voxels
 
@@ -93,7 +94,7 @@ def write_series(folder: Path, volume: NDArray[np.uint16]) -> None:
             "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
             "ImagePositionPatient": [0, 0, place],
         }
-        soak_dicom.write_slice(folder / f"{place:04}.dcm", volume[:, :, place], tags)
+        write_slice(folder / f"{place:04}.dcm", volume[:, :, place], tags)
 
 
 if __name__ == "__main__":

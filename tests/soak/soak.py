@@ -1,9 +1,9 @@
 """Does anything get lost or mixed up if a lot goes wrong for long? The DICOM node, then the MRD server.
 
-    python -m udean.benchmarks.soak --studies 200 --senders 20
+    python -m tests.soak.soak --studies 200 --senders 20
 
-`soak_dicom` and `soak_mrd` describe what is done to them and what is compared. Everything runs on loopback;
-CI runs a small size (tests/benchmarks/test_soak.py).
+`dicom_node` and `mrd_server` describe what is done to them and what is compared. Everything runs on loopback;
+CI runs a small size (test_soak.py).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from udean.benchmarks.common import record, run_script
 
-from . import soak_dicom, soak_mrd
-from .common import record, run_script
+from . import dicom_node, mrd_server
 
 
 def main(
@@ -38,9 +38,9 @@ def main(
     """Soak the DICOM node and the MRD server; writes soak-node.json and soak-mrd.json."""
     if studies:
         with tempfile.TemporaryDirectory() as folder:
-            record("soak-node", soak_dicom.soak(studies, senders, accidents, Path(folder), seed=seed))
+            record("soak-node", dicom_node.soak(studies, senders, accidents, Path(folder), seed=seed))
     if messages:
-        record("soak-mrd", soak_mrd.soak(messages, clients, 60 * minutes, seed))
+        record("soak-mrd", mrd_server.soak(messages, clients, 60 * minutes, seed))
 
 
 if __name__ == "__main__":

@@ -23,21 +23,20 @@ import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-
-from ..runtime.dicom.frame import CLASSIC, require_pydicom
-from ..runtime.dicom.jobs import dicom_jobs
-from ..runtime.dicom.node import FREE
-from ..runtime.errors import RunError
-from ..runtime.resolver import SuperResolver
-from ..runtime.system.extras import require
+from udean.benchmarks.scanners import write_slice
+from udean.runtime.dicom.frame import CLASSIC, require_pydicom
+from udean.runtime.dicom.jobs import dicom_jobs
+from udean.runtime.dicom.node import FREE
+from udean.runtime.errors import RunError
+from udean.runtime.resolver import SuperResolver
+from udean.runtime.system.extras import require
 
 ROOM = 192 << 20  # bytes of the spool's disk beyond those that the node keeps free
 ABANDONED = 120  # seconds: a node killed between its last response and the release waits that long
@@ -198,31 +197,6 @@ def _slice(folder: Path, study: int, series: int, uid: int, time_point: int, pla
     }
     write_slice(path, voxels, tags)
     return path
-
-
-def write_slice(path: Path, voxels: NDArray[np.uint16], tags: Mapping[str, Any]) -> None:
-    """Write a classic MR slice of 12 bits. tags: all that does not follow from its voxels (rows, columns)."""
-    pydicom = require_pydicom()
-    dataset = pydicom.Dataset()
-    follows = {
-        "SOPClassUID": CLASSIC,
-        "Modality": "MR",
-        "Rows": voxels.shape[0],
-        "Columns": voxels.shape[1],
-        "SamplesPerPixel": 1,
-        "PhotometricInterpretation": "MONOCHROME2",
-        "PixelRepresentation": 0,
-        "BitsAllocated": 16,
-        "BitsStored": 12,
-        "HighBit": 11,
-        "PixelData": voxels.astype("<u2").tobytes(),
-    }
-    for name, value in {**follows, **tags}.items():
-        setattr(dataset, name, value)
-    meta = dataset.file_meta = pydicom.dataset.FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CLASSIC, dataset.SOPInstanceUID
-    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    dataset.save_as(path, enforce_file_format=True)
 
 
 def undisturbed(folder: Path, out: Path) -> dict[str, str]:

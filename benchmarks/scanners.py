@@ -1,4 +1,4 @@
-"""A scanner that sends its images to `udean-serve`, for the benchmarks that need one."""
+"""What scanners make and `udean-serve` answers: MRD images, DICOM slices, the server as a process."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from ..runtime.dicom.frame import CLASSIC, require_pydicom
 from ..runtime.errors import RunError
 from ..runtime.mrd import messages as mrd
 
@@ -30,6 +31,31 @@ def image(plane: NDArray[np.uint16], place: int, series: int = 1) -> mrd.Image:
     header["image_type"], header["image_index"] = mrd.MAGNITUDE, place + 1
     header["image_series_index"] = series
     return mrd.Image(header, b"", plane[None, None])
+
+
+def write_slice(path: Path, voxels: NDArray[np.uint16], tags: Mapping[str, Any]) -> None:
+    """Write a classic MR slice of 12 bits. tags: all that does not follow from its voxels (rows, columns)."""
+    pydicom = require_pydicom()
+    dataset = pydicom.Dataset()
+    follows = {
+        "SOPClassUID": CLASSIC,
+        "Modality": "MR",
+        "Rows": voxels.shape[0],
+        "Columns": voxels.shape[1],
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "PixelRepresentation": 0,
+        "BitsAllocated": 16,
+        "BitsStored": 12,
+        "HighBit": 11,
+        "PixelData": voxels.astype("<u2").tobytes(),
+    }
+    for name, value in {**follows, **tags}.items():
+        setattr(dataset, name, value)
+    meta = dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CLASSIC, dataset.SOPInstanceUID
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    dataset.save_as(path, enforce_file_format=True)
 
 
 def received(stream: BinaryIO) -> Iterator[object]:

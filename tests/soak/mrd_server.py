@@ -24,10 +24,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-
-from ..runtime.errors import RunError
-from ..runtime.mrd import messages as mrd
-from .mrd_scanner import image, received, serving
+from udean.benchmarks.scanners import image, received, serving
+from udean.runtime.errors import RunError
+from udean.runtime.mrd import messages as mrd
 
 IMAGES = 40  # per stream, about
 SHAPE = 12, 10  # rows, columns
