@@ -21,8 +21,9 @@ from weakref import WeakKeyDictionary
 
 from ..system.extras import require
 from ..system.log import log
+from .commitment import COMMITMENT
 from .frame import CLASSIC, ENHANCED, require_pydicom
-from .send import COMMITMENT, TIMEOUT, Peer
+from .send import TIMEOUT, Peer
 from .tls import why
 
 VERIFICATION = "1.2.840.10008.1.1"

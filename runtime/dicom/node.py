@@ -30,10 +30,11 @@ from ..resolver import SuperResolver
 from ..system.log import log
 from ..system.memory import lacks_memory, limit
 from ..system.metrics import Metrics
+from .commitment import FOR_A_WHILE, SUCCESS, Commitments
 from .frame import Frame, require_pydicom
 from .jobs import dicom_jobs
 from .listen import Admission, is_bomb, listen
-from .send import FOR_A_WHILE, SUCCESS, TIMEOUT, Commitments, Peer, Refused, Undelivered, instances, send
+from .send import TIMEOUT, Peer, Refused, Undelivered, instances, send
 from .series import find_series
 from .spool import NOTE, SENDING, Journal, Spool, folders, series_name
 from .tls import tls_context

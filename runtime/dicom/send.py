@@ -1,7 +1,7 @@
 """SR slices to the archive: each stored once, and committed if the archive offers storage commitment.
 
-Source: DICOM PS3.4, B.2.3 (status codes of storage), J (storage commitment, push model), PS3.3, C.14 (failure
-reasons), PS3.7, C (status codes), PS3.5, 10.1 (implicit VR is what every archive has to take).
+Source: DICOM PS3.4, B.2.3 (status codes of storage), PS3.7, C (status codes), PS3.5, 10.1 (implicit VR is
+what every archive has to take).
 """
 
 from __future__ import annotations
@@ -9,27 +9,20 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
-import threading
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import RunError
 from ..system.extras import require
+from .commitment import COMMITMENT, NOT_OFFERED, SUCCESS, Commitments
 from .frame import CLASSIC, require_pydicom
 from .spool import Journal
 from .tls import why
 
-SUCCESS = 0x0000
 WARNINGS = 0x0001, 0x0107, 0x0116  # and Bxxx: it is stored
 FINAL = 0xA900, 0xC000  # A9xx: it does not match its SOP class; Cxxx: it cannot be understood
 TIMEOUT = 30  # seconds for a peer to answer
-COMMITMENT = "1.2.840.10008.1.20.1"  # storage commitment push model, and below it its one instance
-COMMITMENT_INSTANCE = f"{COMMITMENT}.1"
-REQUEST, ALL_COMMITTED = 1, 1  # N-ACTION type, N-EVENT-REPORT type
-NOT_OFFERED = 0x0118, 0x0123, 0x0211  # no such class, action, operation: from some that accept the context
-FOR_A_WHILE = 0x0110, 0x0213  # failure reasons: processing failure, lack of resources
 NO_MR = "The destination accepts no MR images in explicit or implicit VR little endian."
 SECOND_LOOK = 2.0  # seconds for a destination to refuse a certificate
 SAME_LINK = 3.0  # seconds for a report on the association that asked for it
@@ -62,68 +55,6 @@ class Peer:
 
     def __str__(self) -> str:
         return f"{self.title}@{self.host}:{self.port}"
-
-
-class Commitments:
-    """The archive's answers to storage commitment requests, by SOP instance.
-
-    They may come late, in parts, in any order, on any association. Those to unknown requests do not count.
-    """
-
-    def __init__(self) -> None:
-        self._asked: dict[str, set[str]] = {}  # instances by transaction
-        self._answers: dict[str, int] = {}  # failure reason, or 0, by instance
-        self._heard: set[str] = set()  # instances with news
-        self._change = threading.Condition()
-
-    def ask(self, instances: set[str]) -> str:
-        """A new transaction, whose reports are expected from now on."""
-        transaction = f"2.25.{uuid.uuid4().int}"
-        with self._change:
-            self._asked[transaction] = instances
-        return transaction
-
-    def report(self, event: Any) -> tuple[int, None]:
-        """Take an N-EVENT-REPORT, on whichever association it comes."""
-        with contextlib.suppress(Exception), self._change:  # an unreadable report is ignored
-            said = event.event_information
-            asked = self._asked[str(said.TransactionUID)]
-            committed, failed = (
-                {str(item.ReferencedSOPInstanceUID): item.get("FailureReason") for item in sequence or ()}
-                for sequence in (said.get("ReferencedSOPSequence"), said.get("FailedSOPSequence"))
-            )
-            if event.event_type == ALL_COMMITTED and not committed and not failed:
-                committed = dict.fromkeys(asked)
-            answers = dict.fromkeys(committed, 0) | {
-                name: why or FOR_A_WHILE[0] for name, why in failed.items()
-            }
-            self._answers |= {name: answers[name] for name in answers.keys() & asked}
-            self._heard |= asked
-            self._change.notify_all()
-        return SUCCESS, None
-
-    def heard(self) -> set[str]:
-        """The instances of transactions on which reports came since the last call."""
-        with self._change:
-            heard, self._heard = self._heard, set()
-        return heard
-
-    def wait(self, instances: set[str], seconds: float) -> None:
-        """Until a report comes on any of these instances, at most so long."""
-        with self._change:
-            self._change.wait_for(lambda: instances & self._heard, seconds)
-
-    def take(self, instances: set[str]) -> tuple[set[str], dict[str, int]]:
-        """Which of these instances are not committed; which of them failed, why, as is said once."""
-        with self._change:
-            lacking = {name for name in instances if self._answers.get(name) != 0}
-            return lacking, {name: self._answers.pop(name) for name in lacking & self._answers.keys()}
-
-    def forget(self, instances: set[str]) -> None:
-        """Expect no more reports on these instances."""
-        with self._change:
-            self._asked = {name: asked for name, asked in self._asked.items() if not asked & instances}
-            self._answers = {name: why for name, why in self._answers.items() if name not in instances}
 
 
 def instances(files: list[Path]) -> dict[str, Path]:
@@ -221,16 +152,7 @@ def _store(link: Any, file: Path) -> None:
 
 def _ask(link: Any, names: set[str], commitments: Commitments) -> bool:
     """Request storage commitment for instances; returns whether it is offered. Raises Undelivered."""
-    pydicom = require_pydicom()
-    request = pydicom.Dataset()
-    request.TransactionUID = commitments.ask(names)
-    request.ReferencedSOPSequence = []
-    for name in sorted(names):
-        reference = pydicom.Dataset()
-        reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = CLASSIC, name
-        request.ReferencedSOPSequence.append(reference)
-    status, _ = link.send_n_action(request, REQUEST, COMMITMENT, COMMITMENT_INSTANCE)
-    code = status.Status if "Status" in status else None
+    code = commitments.request(link, names)
     if code in NOT_OFFERED:
         return False
     if code != SUCCESS:

@@ -13,8 +13,8 @@ import pydicom
 import pytest
 from pynetdicom import AE, build_role, evt
 from pynetdicom.sop_class import MRImageStorage
+from udean.runtime.dicom.commitment import COMMITMENT
 from udean.runtime.dicom.node import ATTEMPTS
-from udean.runtime.dicom.send import COMMITMENT
 
 from .test_node import archive, running, send, serving, wait
 from .test_series import classic

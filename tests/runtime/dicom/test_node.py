@@ -27,8 +27,9 @@ from pynetdicom.sop_class import EnhancedMRImageStorage, MRImageStorage
 from udean.runtime import SuperResolver
 from udean.runtime.commands import dicom_node
 from udean.runtime.dicom import listen
+from udean.runtime.dicom.commitment import Commitments
 from udean.runtime.dicom.node import ATTEMPTS, Attempts, Node, NodeSettings
-from udean.runtime.dicom.send import Commitments, Peer, Undelivered
+from udean.runtime.dicom.send import Peer, Undelivered
 from udean.runtime.dicom.send import send as deliver
 from udean.runtime.dicom.spool import Journal, series_name
 
