@@ -151,12 +151,15 @@ def write_derived(
     files, now = _Files(series), datetime.datetime.now()
     note = " ".join(filter(None, (note, series.doubt)))
     templates: dict[Path, Dataset] = {}
+    extent = float(voxels.min()), float(voxels.max())  # of so many voxels once, and not for each source
     groups, slices = [], []
     with atomic_folder(folder) as partial:
         for number in range(voxels.shape[2]):
             frame = series.frames[nearest[number]]
             if frame.path not in templates:
-                templates[frame.path] = _template(series, files.of(frame), card, sizes, voxels, note, now)
+                templates[frame.path] = _template(
+                    series, files.of(frame), card, sizes, voxels, extent, note, now
+                )
             dataset = copy.deepcopy(templates[frame.path])
             dataset.SeriesInstanceUID = series_uid
             dataset.SOPInstanceUID = derived_uid(f"{uid} {number}")
@@ -363,10 +366,12 @@ def _template(
     card: ModelCard,
     sizes: NDArray[np.float64],
     voxels: NDArray[Any],
+    extent: tuple[float, float],
     note: str,
     now: datetime.datetime,
 ) -> Dataset:
-    """All that the SR slices have in common that lie nearest to frames of one file."""
+    """All that the SR slices have in common that lie nearest to frames of one file. extent: least and largest
+    voxel."""
     pydicom = require_pydicom()
     dataset = _public(head)
     for name, value in REQUIRED.items():
@@ -421,7 +426,7 @@ def _template(
         block = dataset.private_block(SCALE[0][1], PHILIPS, create=True)
         for (_, _, element), value in zip(SCALE, series.frames[0].scale, strict=False):
             block.add_new(element, "FL", value)
-    low, high = float(voxels.min()) * slope + inter, float(voxels.max()) * slope + inter
+    low, high = (end * slope + inter for end in extent)
     dataset.WindowCenter, dataset.WindowWidth = _decimal((low + high) / 2), _decimal(max(high - low, 1))
     return dataset
 
