@@ -27,6 +27,7 @@ from ..export.trust import examined
 from ..runtime.errors import RunError
 from ..runtime.scan.scan import open_scan
 from ..trainer import checkpoint
+from ..trainer.cli import Lines
 from ..trainer.config import load
 from ..trainer.evaluation import demo
 from ..trainer.fit import fit
@@ -80,19 +81,16 @@ def millimetre(image: NDArray[np.float32], zooms: tuple[float, ...]) -> NDArray[
 @app.command()
 def widen(
     run: Annotated[Path, typer.Argument(help="Folder of this part of the training.")],
-    steps: Annotated[int | None, typer.Option(help="In place of the recipe's.")] = None,
 ) -> None:
     """Train on from the first part, in wider windows and on more heads, or go on where that was cut off.
 
     Folders are the recipe's, in the working folder: hr, dense, val and run.
     """
     options = tomllib.loads((RECIPES / "default_model_wide.toml").read_text())
-    if steps:
-        options["schedule"]["steps"] = steps
+    lines = Lines("Training in wider windows")
 
-    def report(step: int, last: int, losses: dict[str, float]) -> None:
-        if step % 100 == 0:
-            print(f"{step} of {last}: {losses['high_band']:.5f}", flush=True)
+    def report(step: int, total: int, losses: dict[str, float]) -> None:
+        lines.tell(step, total, f"high_band {losses['high_band']:.5f}")
 
     config = load("compact", RECIPES / "default_model.toml", options)
     fit(config, run, (run / "checkpoint.pt").exists(), report)
